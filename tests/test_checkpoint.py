@@ -44,7 +44,9 @@ def steps(folder: Path) -> list[int]:
 def test_a_step_is_tensors_and_json_and_the_manifest_names_every_file(trained: Path) -> None:
     step = trained / "run" / "checkpoint" / "step-6"
     files = {str(path.relative_to(step)) for path in step.rglob("*") if path.is_file()}
-    assert files == {"manifest.json", "train.json", "data.json", "tensors/.metadata", "tensors/__0_0.distcp"}
+    texts = {"manifest.json", "train.json", "data.json", "config.toml"}
+    assert files == {*texts, "tensors/.metadata", "tensors/__0_0.distcp"}
+    assert (step / "config.toml").read_text() == (trained / "run" / "config.toml").read_text()
     manifest = read_json(step, "manifest")
     assert set(manifest["files"]) == files - {"manifest.json"} and manifest["step"] == 6
     train = read_json(step, "train")
@@ -239,7 +241,7 @@ def test_starting_weights(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     ("path", "flags", "words"),
     [
         ("nowhere", [], "no such folder"),
-        ("run/tb", [], "holds no step-N"),
+        ("run/tb", [], "holds neither a step-N nor a config.json"),
         ("run/checkpoint/step-6", ["--model.vocab_size", "512"], "model.vocab_size is 320 there and 512 here"),
         ("run/checkpoint/step-2", [], "not a whole checkpoint"),
     ],

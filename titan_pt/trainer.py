@@ -11,6 +11,7 @@ import torch
 
 from titan_pt.components.checkpoint import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint_steps import find_initial
+from titan_pt.components.hf_running import export_running
 from titan_pt.components.metrics import MetricsWriter, memory_gib
 from titan_pt.components.profiling import Profiler
 from titan_pt.components.run_state import load_run, load_weights, run_documents, run_tensors
@@ -174,6 +175,7 @@ class Trainer:
             self._log(validate=bool(validates))
         if self._saves(last):
             self._save(required=last)
+        self._export(last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
             tighten_timeouts(self.parts.world, config.comm.train_timeout_seconds)
@@ -193,6 +195,7 @@ class Trainer:
             self._write_row(validate=True)
         if self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
+        self._export(last=True)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
@@ -282,6 +285,14 @@ class Trainer:
             return False
         first = options.enable_first_step_checkpoint and self.state.step == 1
         return last or first or self.state.step % options.interval == 0
+
+    def _export(self, last: bool) -> None:
+        """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
+        interval = self.parts.config.checkpoint.export_hf_interval
+        if interval and (last or self.state.step % interval == 0):
+            paused = time.perf_counter()
+            export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
+            self._interval.paused_seconds += time.perf_counter() - paused
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""

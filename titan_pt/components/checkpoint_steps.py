@@ -55,16 +55,21 @@ def find_step(folder: Path, step: int = -1) -> Path | None:
     return None
 
 
-def find_initial(path: str) -> Path:
-    """The step that `checkpoint.initial_load_path` means: a run folder, its checkpoint folder, or one step-N.
+def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
+    """The weights that a path means: those of a run folder, its checkpoint folder, one step-N, a Hugging Face folder.
+
+    Args:
+        key: what gave the path, for messages.
 
     Raises:
-        ConfigError: there is no whole step.
+        ConfigError: there is no whole step, and no config.json of a Hugging Face folder.
     """
-    where = f"checkpoint.initial_load_path = {path!r}"
+    where = f"{key} = {path!r}"
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ConfigError(f"{where}: no such folder; train it first, or correct the path")
+    if is_hf_folder(root):  # first: an export may be named after its step too
+        return root
     if (root / MANIFEST).is_file() or re.fullmatch(r"step-\d+", root.name):
         damage = find_damage(root, REQUIRED)
         if damage is not None:
@@ -74,4 +79,12 @@ def find_initial(path: str) -> Path:
         found = find_step(folder)
         if found is not None:
             return found
-    raise ConfigError(f"{where}: holds no step-N; give a run folder, its checkpoint folder, or one step-N")
+    raise ConfigError(
+        f"{where}: holds neither a step-N nor a config.json; give a run folder, its checkpoint folder, one step-N, "
+        "or a Hugging Face folder"
+    )
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether it is a Hugging Face folder, whole or not."""
+    return (folder / "config.json").is_file()

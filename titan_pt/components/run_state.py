@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from titan_pt.components.checkpoint import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint_steps import is_hf_folder
+from titan_pt.components.hf_weights import load_hf_weights
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
+from titan_pt.config.manager import dump_toml
 from titan_pt.protocols.step import StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -52,7 +55,8 @@ def run_documents(
         "rng": world.gather(rng_state(world.device)),
         "owed_row": owed_row,
     }
-    return Documents(train, {"identity": parts.dataloader.identity(), "streams": streams})
+    data = {"identity": parts.dataloader.identity(), "streams": streams}
+    return Documents(train, data, dump_toml(parts.config))
 
 
 def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Resumed:
@@ -86,11 +90,14 @@ def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Res
 
 
 def load_weights(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take starting weights from a step of any run with the same model and tokenizer.
+    """Take starting weights from a step of any run, or a Hugging Face folder, with the same model and tokenizer.
 
     Raises:
-        ConfigError: the model or the tokenizer differs.
+        ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
+    if is_hf_folder(folder):
+        parts.world.together(lambda: load_hf_weights(parts.model, parts.config, parts.tokenizer, folder))
+        return
     check_model_identity(load_documents(folder).train["identity"], identity, folder)
     load_tensors(folder, run_tensors(parts, optimizer=False), parts.world)
 

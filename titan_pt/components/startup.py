@@ -105,7 +105,7 @@ def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | 
     total = sum(parameter.numel() for parameter in parts.model.parameters())
     embedding = getattr(args, "num_embedding_parameters", 0)
     logger.info(
-        f"{color.cyan}Model {config.model.name} {config.model.flavor}: {total:,} parameters, "
+        f"{color.cyan}Model {config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
         f"{total - embedding:,} without the embedding{color.reset}"
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {parts.tokenizer.vocab_size:,} tokens")

@@ -53,6 +53,12 @@ def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str],
             f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} ({size}); "
             f"leave it out for {padded_size(size)}",
         )
+    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
+        yield (
+            ["checkpoint.export_hf_interval"],
+            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
+            "Hugging Face layout",
+        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"

@@ -57,6 +57,8 @@ class Model(Section):
     """Registered model: "transformer" or a name brought by experimental.custom_import."""
     flavor: str = "debugmodel"
     """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
+    from_hf: Name | None = None
+    """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
     vocab_size: Annotated[Size, Field(gt=0)] | None = None
     """Rows of the embedding. Unset: the tokenizer's size rounded up to a multiple of 64."""
     attention: Literal["sdpa"] = "sdpa"
@@ -224,7 +226,8 @@ class Checkpoint(Section):
     interval: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
     initial_load_path: Name | None = None
-    """Starting weights when the run folder holds no checkpoint: a run folder, its checkpoint folder or one step-N."""
+    """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
+    folder."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Write in the background; training waits only for the copy to CPU memory."""
     keep_latest_k: Count = 10
@@ -237,6 +240,8 @@ class Checkpoint(Section):
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
     """Load, never save."""
+    export_hf_interval: Count = 0
+    """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""
 
 
 class Validation(Section):

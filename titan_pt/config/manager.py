@@ -1,7 +1,7 @@
 """From arguments to one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
 
-Precedence: command line > TOML file > the files it extends > default. Everything is checked once and all problems are
-reported together.
+Precedence: command line > TOML file > the files it extends > the folder of model.from_hf > default. Everything is
+checked once and all problems are reported together.
 """
 
 import functools
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
@@ -19,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from titan_pt.config import command_line
 from titan_pt.config.checks import DERIVED_ARGS, Problem, cross_check
-from titan_pt.config.errors import ConfigError, closest, nearest, one_of
+from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.foreign import drop_foreign
 from titan_pt.config.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.config.layers import Layer, Merged, merge, read_layers
@@ -28,6 +29,9 @@ from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_names, trainer_sections
 
 logger = logging.getLogger("titan_pt")
+
+# What has to be known before a config can be validated.
+_DECISIVE = ("job.trainer", "model.name", "model.from_hf", "experimental.custom_import")
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,17 @@ def resolve(argv: list[str]) -> Resolved:
     problems: list[str] = []
     flags = command_line.read_flags(argv)
     layers = _read_files(flags, problems)
-    config_type, model_spec = _choose_class([*layers, _peek(flags)], problems)
+    choices = merge([*layers, _peek(flags)], [])
+    config_type, model_spec = _choose_class(choices, problems)
+    layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
     if ("help", "true") in flags:
         print(command_line.help_text(config_type), end="")
         sys.exit(0)
     merged = merge([*layers, command_line.to_layer(flags, config_type, problems)], problems)
     notices = drop_foreign(merged, problems)
     config, invalid = validate(config_type, merged, problems)
+    if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
+        notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
         problems += [
             _with_origins(problem, merged)
@@ -88,18 +96,38 @@ def _read_files(flags: command_line.Flags, problems: list[str]) -> list[Layer]:
 
 
 def _peek(flags: command_line.Flags) -> Layer:
-    """The flags that decide which config class there is."""
+    """The flags that decide which config class there is, and which folder sets the architecture."""
     tables: dict[str, Any] = {}
     for name, text in flags:
-        if name in ("job.trainer", "model.name", "experimental.custom_import") and text is not None:
+        if name in _DECISIVE and text is not None:
             section, key = name.split(".")
             tables.setdefault(section, {})[key] = text
     return Layer(command_line.ORIGIN, tables)
 
 
-def _choose_class(layers: list[Layer], problems: list[str]) -> tuple[type[JobConfig], ModelSpec[Any]]:
+def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: list[str]) -> list[Layer]:
+    """The layer under all others that `model.from_hf` stands for: the folder's architecture and its tokenizer."""
+    path = _chosen(choices, "model.from_hf", "")
+    if not path:
+        return []
+    said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
+    if model_spec.hugging_face is None:
+        problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
+        return []
+    folder = Path(os.path.expanduser(path))
+    try:
+        args = model_spec.hugging_face.read_config(folder)
+    except ConfigError as error:
+        problems += [f"{said}: {problem}" for problem in error.problems]
+        return []
+    tables = {"model": args.model_dump(exclude_none=True, exclude=set(DERIVED_ARGS))}
+    if (folder / "tokenizer.json").is_file():
+        tables["tokenizer"] = {"name": path}
+    return [Layer(str(folder / "config.json"), tables)]
+
+
+def _choose_class(choices: Merged, problems: list[str]) -> tuple[type[JobConfig], ModelSpec[Any]]:
     """The config class of the chosen trainer and model; an unknown name joins `problems`, and the closest stands in."""
-    choices = merge(layers, [])
     module = _chosen(choices, "experimental.custom_import", Experimental().custom_import)
     if module:
         _import_custom(module, problems)
