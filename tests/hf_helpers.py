@@ -1,6 +1,7 @@
 """Small random models of transformers in folders, and comparisons with them."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from titan_pt.models.transformer import Transformer
+from titan_pt.tools.export import main
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -20,6 +22,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def export_here(arguments: list[str]) -> int:
+    """`python -m titan_pt.tools.export` in this process; its log is taken away again."""
+    log = logging.getLogger("titan_pt")
+    before = log.handlers, log.level, log.propagate
+    try:
+        return int(main(arguments))
+    finally:
+        log.handlers, log.level, log.propagate = before
 
 
 def write_tokenizer(folder: Path) -> None:

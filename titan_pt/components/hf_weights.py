@@ -1,7 +1,7 @@
 """Weights into a model that is there, from a checkpoint or a Hugging Face folder."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +42,24 @@ def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, f
     ours = model_args(config, spec, tokenizer.vocab_size)
     _check_args(ours.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
-    reader = SafetensorsFolder(folder, spec.hugging_face)
     parameters = model_tensors(model)
+    reader = SafetensorsFolder(folder, spec.hugging_face, tied_copies(theirs, spec.hugging_face.vocabulary, parameters))
     rows = dict.fromkeys(spec.hugging_face.vocabulary, tokenizer.vocab_size)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_fit(reader, expected, rows, tied_copies(theirs, spec.hugging_face.vocabulary, parameters))
+    check_fit(reader, expected, rows)
     fill(model, reader)
 
 
-def tied_copies(args: Any, vocabulary: tuple[str, ...], parameters: Mapping[str, Any]) -> set[str]:
-    """Tensors that a file may hold though the model has them under another name."""
-    return {name for name in vocabulary if name not in parameters} if args.tie_embeddings else set()
+def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> set[str]:
+    """Tensors that a folder may hold though the model has them under another name."""
+    return set(vocabulary) - set(parameters) if getattr(args, "tie_embeddings", False) else set()
 
 
 @torch.no_grad()
 def fill(model: nn.Module, reader: TensorReader) -> None:
     """Copy every tensor into the model, one at a time; missing rows are zero. They were checked to fit."""
     parameters = model_tensors(model)
-    for name in [name for name in reader.infos if name in parameters]:
+    for name in reader.infos:
         parameter, full = parameters[name], reader.read(name)
         missing = parameter.shape[0] - full.shape[0]
         if missing > 0:

@@ -102,8 +102,9 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and its config.json vocab_size = "
             f"{args.vocab_size}; they are of two models"
         )
-    tensors = SafetensorsFolder(folder, LAYOUT)
-    _check_shapes(tensors, args)
+    shapes = _shapes(args)
+    tensors = SafetensorsFolder(folder, LAYOUT, tied_copies(args, LAYOUT.vocabulary, shapes))
+    check_fit(tensors, shapes)
     return ModelSource(
         folder=folder,
         args=args.model_copy(update={"num_tokens": tokenizer.vocab_size}),
@@ -122,7 +123,7 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
     config = _saved_config(documents.config, folder)
     tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
     tensors = CheckpointTensors(folder)
-    _check_shapes(tensors, args)
+    check_fit(tensors, _shapes(args))
     return ModelSource(
         folder=folder,
         args=args,
@@ -178,8 +179,7 @@ def _saved_tokenizer(
     return tokenizer
 
 
-def _check_shapes(tensors: TensorReader, args: TransformerArgs) -> None:
+def _shapes(args: TransformerArgs) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        parameters = dict(Transformer(args).named_parameters())
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_fit(tensors, expected, ignored=tied_copies(args, LAYOUT.vocabulary, parameters))
+        parameters = Transformer(args).named_parameters()
+        return {name: tuple(parameter.shape) for name, parameter in parameters}

@@ -92,11 +92,14 @@ class CheckpointTensors:
 class SafetensorsFolder:
     """The weights of a Hugging Face folder.
 
+    Args:
+        ignored: tensors that are left out where the folder has them.
+
     Raises:
         ConfigError: a file is missing or damaged, or a tensor is not where the index says; names file and tensor.
     """
 
-    def __init__(self, folder: Path, layout: HuggingFaceLayout[Any]) -> None:
+    def __init__(self, folder: Path, layout: HuggingFaceLayout[Any], ignored: Collection[str] = ()) -> None:
         self._folder, self._layout = folder, layout
         self._files: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None
@@ -109,7 +112,7 @@ class SafetensorsFolder:
                 raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
             for there in held:
                 name = layout.from_name(there)
-                if name is not None:
+                if name is not None and name not in ignored:
                     infos[name], self._files[name] = _info(file, handle, there), (file, there)
         self.infos = infos
 
@@ -139,24 +142,20 @@ class SafetensorsFolder:
 
 
 def check_fit(
-    reader: TensorReader,
-    expected: Mapping[str, tuple[int, ...]],
-    least_rows: Mapping[str, int] | None = None,
-    ignored: Collection[str] = (),
+    reader: TensorReader, expected: Mapping[str, tuple[int, ...]], least_rows: Mapping[str, int] | None = None
 ) -> None:
     """Whether the weights are those of a model.
 
     Args:
         expected: shape of every tensor of the model.
         least_rows: tensors that may have another number of rows, but not fewer than this.
-        ignored: tensors that may be there besides.
 
     Raises:
         ConfigError: names every tensor that is missing, too many, or of another shape.
     """
     held, wanted = reader.infos.keys(), expected.keys()
     problems = [f"{reader.place(name)}: missing" for name in sorted(wanted - held)]
-    problems += [f"{reader.place(name)}: the model has no such tensor" for name in sorted(held - wanted - set(ignored))]
+    problems += [f"{reader.place(name)}: the model has no such tensor" for name in sorted(held - wanted)]
     for name in sorted(wanted & held):
         shape, least = reader.infos[name].shape, (least_rows or {}).get(name)
         if least is not None and shape and shape[1:] == expected[name][1:]:
