@@ -55,7 +55,7 @@ def build_step(parts: StepParts) -> Step:
     return step
 
 
-def build_validator(parts: StepParts) -> Validator | None:
+def build_validator(parts: StepParts, step: Step) -> Validator | None:
     fault: Fault = parts.config.fault  # type: ignore[attr-defined]
     now = {"validation": 0, "calls": 0}
 
@@ -65,7 +65,7 @@ def build_validator(parts: StepParts) -> Validator | None:
             happen(fault)
         parts.raise_if_preempted()
 
-    inner = pretrain.SPEC.build_validator(dataclasses.replace(parts, raise_if_preempted=before_micro_batch))
+    inner = pretrain.SPEC.build_validator(dataclasses.replace(parts, raise_if_preempted=before_micro_batch), step)
     if inner is None:
         return None
 

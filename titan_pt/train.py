@@ -95,9 +95,8 @@ def build_trainer(config: JobConfig) -> "Trainer":
     from titan_pt.components.identity import run_identity
     from titan_pt.components.preemption import raise_if_preempted
     from titan_pt.components.startup import describe, prepare_run_folder, set_determinism
-    from titan_pt.config.budget import plan_budget
     from titan_pt.config.checks import model_args
-    from titan_pt.distributed.fsdp import offloads
+    from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.protocols.model_spec import get_model_spec
     from titan_pt.protocols.step import StepParts
@@ -106,7 +105,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
 
     # What can be wrong without other ranks is checked before there are any.
     spec, model_spec = get_trainer_spec(config.job.trainer), get_model_spec(config.model.name)
-    budget = plan_budget(config, world_size())
+    budget = spec.plan_budget(config, world_size())
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)
@@ -114,12 +113,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
 
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
-    model.to_empty(device="cpu" if offloads(config, world) else world.device)
-    for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(world.device))
-    model.init_weights(config.debug.seed)  # type: ignore[operator]
-    model.train()
+    materialize(model, config, world)
     optimizer = spec.build_optimizers(model, config)
     parts = StepParts(
         config=config,
@@ -135,15 +129,19 @@ def build_trainer(config: JobConfig) -> "Trainer":
     args = model_args(config, model_spec, tokenizer.vocab_size)
     flops_per_token = model_spec.flops_per_token(args, config.training.seq_len)
     peak = peak_flops(world.device, getattr(torch, config.training.mixed_precision_param))
-    describe(parts, args, flops_per_token, peak, terminal_colors(config.metrics.disable_color_printing))
+    describe(parts, args, peak, terminal_colors(config.metrics.disable_color_printing))
+    if spec.describe:
+        spec.describe(parts, flops_per_token, peak)
+    step = spec.build_step(parts)
     return Trainer(
         parts,
-        spec.build_step(parts),
-        spec.build_validator(parts),
+        step,
+        spec.build_validator(parts, step),
         run_folder=run_folder,
         identity=run_identity(config, args, tokenizer),
         flops_per_token=flops_per_token,
         flops_per_second=peak * world.size if peak else None,
+        validates_first=spec.validates_first,
     )
 
 

@@ -55,6 +55,7 @@ class Trainer:
         identity: what a checkpoint must share with this run to be resumed.
         flops_per_second: peak of all ranks together, for the MFU; None where unknown.
         flops_per_token: of training.
+        validates_first: validate before step 1 too.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class Trainer:
         identity: Mapping[str, Any],
         flops_per_second: float | None,
         flops_per_token: float,
+        validates_first: bool = False,
     ) -> None:
         self.parts, self._step, self._validator = parts, step, validator
         self._identity = dict(identity)
         self._flops_per_second, self._flops_per_token = flops_per_second, flops_per_token
-        self._run_folder = run_folder
+        self._run_folder, self._validates_first = run_folder, validates_first
         self.state = TrainState()
         options = parts.config.checkpoint
         self._checkpointer = Checkpointer(run_folder / options.folder, options, parts.world) if options.enable else None
@@ -100,7 +102,7 @@ class Trainer:
         initial_path = parts.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         if self._checkpointer and found is not None:
-            resumed = load_run(parts, found, self._identity)
+            resumed = load_run(parts, self._step, found, self._identity)
             self.state, self._row, self._owed = resumed.state, resumed.owed_row or {}, resumed.owed_row is not None
             self._checkpointer.last_step = self.state.step
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
@@ -126,10 +128,13 @@ class Trainer:
             logger.info(f"Training starts at step {state.step + 1}")
         else:
             logger.info(f"The run has its {budget.steps:,} steps; raise training.steps to go on")
-        self._interval = Interval()
         try:
-            if self._owed:
+            if state.step == 0 and self._validates_first and self._validator:
+                self._row = {"step": 0}
+                self._write_row(validate=True)
+            elif self._owed:
                 self._write_row(validate=self._validator is not None)
+            self._interval = Interval()
             with self._garbage, self._profiler:
                 while state.step < budget.steps:
                     metrics = self._one_step()
@@ -231,6 +236,8 @@ class Trainer:
             **self._extras(metrics),
         }
         self._write_row(validate=validate)
+        if self._writer:
+            self._writer.write_texts(metrics.texts, state.step)
         self._interval = Interval()
         self._give_up_after_too_many()
 
@@ -290,9 +297,9 @@ class Trainer:
         self._count_skipped_steps()
         self._give_up_after_too_many()
         owed_row = self._row if self._owed else None
-        documents = run_documents(self.parts, self.state, self._identity, owed_row)
+        documents = run_documents(self.parts, self._step, self.state, self._identity, owed_row)
         try:
-            self._checkpointer.save(self.state.step, run_tensors(self.parts), documents)
+            self._checkpointer.save(self.state.step, run_tensors(self.parts, self._step), documents)
             if required:
                 self._checkpointer.wait()
         except CheckpointError as error:

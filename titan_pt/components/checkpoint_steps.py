@@ -64,7 +64,7 @@ def find_initial(path: str) -> Path:
     where = f"checkpoint.initial_load_path = {path!r}"
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{where}: no such folder; train it first, or correct the path")
+        raise ConfigError(f"{where}: no such folder; {_how_to_make(root)}, or correct the path")
     if (root / MANIFEST).is_file() or re.fullmatch(r"step-\d+", root.name):
         damage = find_damage(root, REQUIRED)
         if damage is not None:
@@ -75,3 +75,12 @@ def find_initial(path: str) -> Path:
         if found is not None:
             return found
     raise ConfigError(f"{where}: holds no step-N; give a run folder, its checkpoint folder, or one step-N")
+
+
+def _how_to_make(root: Path) -> str:
+    """Shipped experiments write to outputs/<file name>: the name of a folder tells which one makes it."""
+    for folder in (Path("train_configs"), Path(__file__).resolve().parents[2] / "train_configs"):
+        file = folder / f"{root.name}.toml"
+        if root.parent.name == "outputs" and file.is_file():
+            return f"make it with ./run_train.sh --job.config_file {file}"
+    return "train it first"

@@ -13,7 +13,7 @@ from titan_pt.components.checkpoint import Documents, load_documents, load_tenso
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
-from titan_pt.protocols.step import StepParts, TrainState
+from titan_pt.protocols.step import StatefulStep, Step, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
 
@@ -27,18 +27,20 @@ class Resumed:
     """The log row of this step, where a signal came between the step and its validation."""
 
 
-def run_tensors(parts: StepParts, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
-    """Model and optimizer, sharded as they are, by the names that checkpoints use."""
+def run_tensors(parts: StepParts, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
+    """Model, optimizer and the step function's own, sharded as they are, by the names that checkpoints use."""
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(parts.model).items()}
     if optimizer:
         state = optimizer_tensors(parts.model, parts.optimizer)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    if isinstance(step, StatefulStep):
+        tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
 
 
 def run_documents(
-    parts: StepParts, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
+    parts: StepParts, step: Step, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
 ) -> Documents:
     """Everything that is not a tensor, gathered from all ranks."""
     world = parts.world
@@ -51,11 +53,12 @@ def run_documents(
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
         "owed_row": owed_row,
+        "step": step.state_dict() if isinstance(step, StatefulStep) else {},
     }
     return Documents(train, {"identity": parts.dataloader.identity(), "streams": streams})
 
 
-def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Resumed:
+def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
     """Put a step back into the parts, without what checkpoint.exclude_from_loading names.
 
     Raises:
@@ -76,9 +79,11 @@ def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Res
             folder,
             way_out='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
         )
-    load_tensors(folder, run_tensors(parts, optimizer="optimizer" not in excluded), world)
+    load_tensors(folder, run_tensors(parts, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
         world.together(lambda: parts.dataloader.load_state_dict(documents.data["streams"]))
+    if isinstance(step, StatefulStep):
+        step.load_state_dict(documents.train["step"])
     states = documents.train["rng"]
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)

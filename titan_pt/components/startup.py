@@ -86,9 +86,9 @@ def set_determinism(options: Debug, device: torch.device) -> None:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | None, color: Color) -> None:
-    """Log what follows from the config: parameters, batch, steps, tokens, epochs, FLOPs, time."""
-    config, world, budget = parts.config, parts.world, parts.budget
+def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> None:
+    """Log what runs: versions, device, model, tokenizer."""
+    config, world = parts.config, parts.world
     logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
     if config.job.print_config:
         logger.info(f"Config:\n{dump_toml(config)}")
@@ -109,6 +109,11 @@ def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | 
         f"{total - embedding:,} without the embedding{color.reset}"
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {parts.tokenizer.vocab_size:,} tokens")
+
+
+def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
+    """Log what follows for a run over text: batch, steps, tokens, FLOPs, time, epochs."""
+    config, world, budget = parts.config, parts.world, parts.budget
     logger.info(
         f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
         f"{budget.rows}, gradient accumulation steps {budget.accumulation_steps}, sequence length "

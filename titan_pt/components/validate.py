@@ -15,7 +15,7 @@ from titan_pt.data.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.loader import data_seed, open_mixture
 from titan_pt.data.stream import Corpus, MixtureSource, Row, Stream, padding_row
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import StepParts
+from titan_pt.protocols.step import Step, StepParts
 
 logger = logging.getLogger("titan_pt")
 
@@ -65,7 +65,7 @@ class LossValidator:
         return self.model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
 
 
-def build_validator(parts: StepParts) -> Validator | None:
+def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | None:
     """The validator of `[validation]`, or None where it is off.
 
     Raises:

@@ -1,7 +1,8 @@
 """Rules between fields, checked before anything is built."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -24,13 +25,16 @@ class Problem(NamedTuple):
     text: str
 
 
-def cross_check(config: JobConfig, model_spec: ModelSpec[Any]) -> list[Problem]:
-    """All broken rules of a config whose single values are valid."""
-    return [
-        Problem(frozenset(fields), text)
-        for rule in (_model, _batch, _schedule, _data, _validation, _memory, _profiling)
-        for fields, text in rule(config, model_spec)
-    ]
+Broken = Iterator[tuple[list[str], str]]
+
+
+def cross_check(
+    config: JobConfig, model_spec: ModelSpec[Any], own: Callable[[JobConfig], Broken] | None = None
+) -> list[Problem]:
+    """All broken rules of a config whose single values are valid; `own` are the trainer's."""
+    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _memory, _profiling))
+    broken = itertools.chain(*common, own(config) if own else ())
+    return [Problem(frozenset(fields), text) for fields, text in broken]
 
 
 def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
@@ -115,7 +119,9 @@ def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str
         where = f"{table}[{i}] ({source.name!r})"
         if source.path is not None and source.dataset is not None:
             yield [table], f"{where}: path and dataset are both given; give one"
-        remote = [key for key in ("subset", "split", "revision") if getattr(source, key) is not None]
+        # A source without files, built in or registered, says itself what its subsets are.
+        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
+        remote = [key for key in keys if getattr(source, key) is not None]
         if remote and source.dataset is None:
             yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
 

@@ -223,8 +223,9 @@ class Checkpoint(Section):
     """Folder inside the run folder."""
     interval: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    initial_load_path: Name | None = None
-    """Starting weights when the run folder holds no checkpoint: a run folder, its checkpoint folder or one step-N."""
+    initial_load_path: str | None = None
+    """Starting weights when the run folder holds no checkpoint: a run folder, its checkpoint folder or one step-N.
+    Empty text: none, whatever a file below says."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Write in the background; training waits only for the copy to CPU memory."""
     keep_latest_k: Count = 10

@@ -67,6 +67,12 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        """The largest of each element over ranks, on the device, in place."""
+        if self.size > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
+
     def together(self, action: Callable[[], T]) -> T:
         """The action's value on this rank; a ConfigError of any rank is raised on all, so that none waits for it."""
         value: T | None = None

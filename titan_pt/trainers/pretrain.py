@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_chunk
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.components.optimizer import build_optimizers
+from titan_pt.components.startup import describe_budget
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.components.validate import build_validator
 from titan_pt.config.budget import plan_budget
@@ -148,6 +149,7 @@ SPEC = register_trainer_spec(
         build_optimizers=build_optimizers,
         build_lr_schedulers=build_lr_schedulers,
         build_dataloader=build_loader,
+        describe=describe_budget,
         build_step=build_step,
         build_validator=build_validator,
     )
