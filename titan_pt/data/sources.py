@@ -15,6 +15,7 @@ import pyarrow.compute
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
+from titan_pt.data.arithmetic import LEVELS, make_problem, num_problems, problem
 from titan_pt.data.files import check_kinds, checked_text, read_texts
 
 logger = logging.getLogger("titan_pt")
@@ -131,8 +132,21 @@ class Arithmetic:
         operation = rng.choice("+-*")
         if operation == "*":
             a, b = a % 100, b % 10
-        result = {"+": a + b, "-": a - b, "*": a * b}[operation]
-        return f"Question: What is {a} {operation} {b}?\nAnswer: {a} {operation} {b} = {result}\n#### {result}\n"
+        return make_problem(a, operation, b).document
+
+
+class ArithmeticLevel:
+    """All problems of one level of difficulty, each once."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self.fingerprint = f"arithmetic-1-level-{level}"
+
+    def __len__(self) -> int:
+        return num_problems(self._level)
+
+    def __getitem__(self, index: int) -> str:
+        return problem(self._level, index).document
 
 
 class ArrowColumn:
@@ -233,5 +247,24 @@ def _digest(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-register_source("python_stdlib", lambda _source, _seed: PythonStdlib())
-register_source("arithmetic", lambda _source, seed: Arithmetic(seed))
+def _python_stdlib(source: Source, _seed: int) -> Documents:
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return PythonStdlib()
+
+
+def _arithmetic(source: Source, seed: int) -> Documents:
+    if source.subset is None:
+        return Arithmetic(seed)
+    levels = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
+            "leave it out for endless problems of all kinds"
+        )
+    return ArithmeticLevel(levels[source.subset])
+
+
+register_source("python_stdlib", _python_stdlib)
+register_source("arithmetic", _arithmetic)

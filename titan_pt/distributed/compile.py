@@ -17,8 +17,12 @@ def compile_blocks(blocks: nn.ModuleList, config: Compile, device: torch.device)
         block.compile(backend=config.backend, fullgraph=True)
 
 
-def check_compiler(config: Compile, device: torch.device) -> None:
-    """Raise a ConfigError where compile cannot work: an unknown backend, or no C++ compiler on a CPU."""
+def check_compiler(config: Compile, device: torch.device, switch: str = "compile.enable") -> None:
+    """Raise a ConfigError where compile cannot work: an unknown backend, or no C++ compiler on a CPU.
+
+    Args:
+        switch: the option that asked for it.
+    """
     backends = torch.compiler.list_backends(exclude_tags=())
     if config.backend not in backends:
         raise ConfigError(f"compile.backend = {config.backend!r}: torch has {', '.join(sorted(backends))}")
@@ -26,6 +30,6 @@ def check_compiler(config: Compile, device: torch.device) -> None:
     found = shutil.which(compiler) or shutil.which("clang++")
     if config.backend == "inductor" and device.type == "cpu" and not found:
         raise ConfigError(
-            f"compile.enable = true: needs a C++ compiler on a CPU and {compiler} is not on the PATH; "
-            "install one (Debian: apt-get install g++), name it in CXX, or set compile.enable = false"
+            f"{switch} = true: needs a C++ compiler on a CPU and {compiler} is not on the PATH; "
+            f"install one (Debian: apt-get install g++), name it in CXX, or set {switch} = false"
         )
