@@ -6,15 +6,14 @@
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from titan_pt.components.log import init_logging, logger, quiet_libraries, terminal_colors
+from titan_pt.components.log import init_logging, logger, print_once, quiet_libraries, terminal_colors
 from titan_pt.components.preemption import ignore_signals, install_handlers
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
-from titan_pt.launch import record_exit_code
-from titan_pt.outcome import ExitCode, GaveUp, Preempted
+from titan_pt.outcome import ExitCode, GaveUp, Preempted, record_exit_code
 
 if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
@@ -27,23 +26,21 @@ def main(argv: list[str] | None = None) -> int:
     install_handlers()
     init_logging()
     quiet_libraries()
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # of what all ranks have to report alike
+    reason = ""
     try:
         code = run(load_config(argv))
     except ConfigError as error:
-        code = ExitCode.USAGE
-        if speaks:
-            print(error.report(), file=sys.stderr)
+        code, reason = ExitCode.USAGE, error.report()
     except GaveUp as error:
-        code = ExitCode.GAVE_UP
-        if speaks:
-            print(f"gave up: {error}", file=sys.stderr)
+        code, reason = ExitCode.GAVE_UP, f"gave up: {error}"
     except Exception as error:
         code = ExitCode.FAILED
         traceback.print_exc()
         print(f"failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)  # one line
     ignore_signals()
-    record_exit_code(code)
+    told = record_exit_code(code, reason)
+    if reason and not told:
+        print_once(reason)
     return code
 
 
@@ -55,10 +52,18 @@ def record_failure(error: Exception) -> None:
         get_error_handler().record_exception(error)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. A rank that failed does not wait: threads and process groups would, for ranks that are gone."""
+    if code in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.GAVE_UP) and not _is_alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def run(config: JobConfig) -> ExitCode:
     """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED."""
     from titan_pt.components.startup import write_config
-    from titan_pt.distributed.world import stop_world
 
     trainer = None
     try:
@@ -67,22 +72,35 @@ def run(config: JobConfig) -> ExitCode:
         if trainer.parts.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
         trainer.train()
-        return ExitCode.DONE
+        code = ExitCode.DONE
     except Preempted:
         if trainer is not None and trainer.has_checkpoint:
             logger.warning("Stopped by a signal; the same command goes on from the checkpoint")
-            return ExitCode.PREEMPTED
-        logger.warning("Stopped by a signal before there was a checkpoint")
-        return ExitCode.TERMINATED
-    except (ConfigError, GaveUp):
-        raise
+            code = ExitCode.PREEMPTED
+        else:
+            logger.warning("Stopped by a signal before there was a checkpoint")
+            code = ExitCode.TERMINATED
     except Exception as error:
-        record_failure(error)  # before this rank leaves, which makes the others fail too
+        if not isinstance(error, ConfigError | GaveUp):
+            record_failure(error)  # before this rank leaves, which makes the others fail too
+        _close(trainer, wait=_is_alone())
         raise
-    finally:
-        if trainer is not None:
-            trainer.close()
+    _close(trainer, wait=True)
+    return code
+
+
+def _close(trainer: "Trainer | None", *, wait: bool) -> None:
+    """Flush the records; with `wait`, meet the other ranks for the end of a save and of the process groups."""
+    from titan_pt.distributed.world import stop_world
+
+    if trainer is not None:
+        trainer.close(wait=wait)
+    if wait:
         stop_world()
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def build_trainer(config: JobConfig) -> "Trainer":
@@ -148,4 +166,4 @@ def build_trainer(config: JobConfig) -> "Trainer":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,6 +12,7 @@ import torch
 from titan_pt.components.checkpoint import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint_steps import find_initial
 from titan_pt.components.metrics import MetricsWriter, memory_gib
+from titan_pt.components.preemption import protect_progress
 from titan_pt.components.profiling import Profiler
 from titan_pt.components.run_state import load_run, load_weights, run_documents, run_tensors
 from titan_pt.components.startup import lock_run_folder
@@ -103,6 +104,7 @@ class Trainer:
             resumed = load_run(parts, found, self._identity)
             self.state, self._row, self._owed = resumed.state, resumed.owed_row or {}, resumed.owed_row is not None
             self._checkpointer.last_step = self.state.step
+            protect_progress()
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
             initial = parts.world.on_main(lambda: find_initial(initial_path))
@@ -149,9 +151,9 @@ class Trainer:
         """Whether the last finished step is whole on disk, so that the same command goes on from it."""
         return self._checkpointer is not None and self._checkpointer.has(self.state.step)
 
-    def close(self) -> None:
-        """Let a save under way end, and flush the records."""
-        if self._checkpointer:
+    def close(self, *, wait: bool = True) -> None:
+        """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
+        if self._checkpointer and wait:
             self._checkpointer.close()
         self._close_records()
         if self._lock:
@@ -176,6 +178,7 @@ class Trainer:
             self._save(required=last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
+            protect_progress()
             tighten_timeouts(self.parts.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         self._profiler.step()
@@ -237,6 +240,8 @@ class Trainer:
     def _give_up_after_too_many(self) -> None:
         limit, skipped = self.parts.config.training.max_skipped_steps, self.state.skipped_steps
         if skipped > limit:
+            if self._checkpointer:
+                self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
             raise GaveUp(
                 f"{skipped} steps had a non-finite loss or gradient, more than "
                 f"training.max_skipped_steps = {limit}; lower optimizer.lr, lengthen lr_scheduler.warmup_steps, or "
@@ -247,7 +252,8 @@ class Trainer:
         """Validate if asked, and write the row. Where a signal ends the validation, the next start owes both."""
         self._owed = True
         if validate and self._validator:
-            self._row |= self._validator()
+            with self.parts.world.patient():  # the first one compiles, and ranks may evaluate at their own pace
+                self._row |= self._validator()
         self._owed, self._validated = False, validate
         if self._writer:
             self._writer.write({**self._row, "time": time.time()}, self.parts.budget.steps)

@@ -131,6 +131,7 @@ def _describe_sources(parts: StepParts) -> None:
     sources = parts.dataloader.corpus.sources
     weights = sum(source.weight for source in sources)
     for source in sources:
+        parts.raise_if_preempted()  # to read and tokenise a sample may take long
         share = source.weight / weights
         count = len(source.documents)
         sample = [source.documents[i * count // 16] for i in range(min(16, count))]

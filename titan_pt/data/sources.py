@@ -16,6 +16,7 @@ import pyarrow.compute
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
 from titan_pt.data.files import check_kinds, checked_text, read_texts
+from titan_pt.outcome import Preempted
 
 logger = logging.getLogger("titan_pt")
 
@@ -52,6 +53,7 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
 
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
+        Preempted: this process was asked to stop while files were converted.
     """
     where = f"data source {source.name!r}"
     if source.path is not None or source.dataset is not None:
@@ -73,6 +75,8 @@ def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
         return (_local_files if source.path else _hub_dataset)(source, where, cache_dir)
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
+        if isinstance(cause, Preempted):
+            raise cause from None
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
         raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}") from error
