@@ -230,9 +230,9 @@ class Checkpoint(Section):
     keep_latest_k: Count = 10
     """Whole checkpoints kept; 0 keeps all."""
     load_step: AllOrCount = -1
-    """Step to resume from; -1: the newest whole one."""
-    exclude_from_loading: list[Literal["optimizer", "lr_scheduler", "data"]] = []
-    """State that a resume leaves at its start: the way out when the optimizer or the data of a run has to change."""
+    """Step to go back to, once: the same command then goes on from its own steps. -1: the newest whole one."""
+    exclude_from_loading: list[Literal["optimizer", "data"]] = []
+    """State that a resume leaves at its start, once: the way out when optimizer or data of a run have to change."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
