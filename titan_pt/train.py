@@ -115,6 +115,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
     from titan_pt.components.startup import describe, prepare_run_folder, set_determinism
     from titan_pt.config.budget import plan_budget
     from titan_pt.config.checks import model_args
+    from titan_pt.data.sources import check_sources
     from titan_pt.distributed.fsdp import offloads
     from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.protocols.model_spec import get_model_spec
@@ -124,6 +125,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
 
     # What can be wrong without other ranks is checked before there are any.
     spec, model_spec = get_trainer_spec(config.job.trainer), get_model_spec(config.model.name)
+    check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     budget = plan_budget(config, world_size())
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)

@@ -105,6 +105,15 @@ def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "cannot be written to" in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(("place", "folder"), [("metrics.jsonl", True), (".lock", True), ("tb", False)])
+def test_a_file_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, folder: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / place).mkdir() if folder else (tmp_path / "run" / place).touch()
+    assert train_here(write_toml(tmp_path), "--metrics.enable_tensorboard") == 2
+    error = capsys.readouterr().err
+    assert f"{place} is a {'folder' if folder else 'file'}; move it away" in error and "Traceback" not in error
+
+
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     """Files end at 200 KB: the small ones fit, the tensors do not."""
     config = write_toml(tmp_path, checkpoint={"interval": 2}, training={"steps": 5})

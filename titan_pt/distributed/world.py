@@ -134,11 +134,21 @@ def world_size() -> int:
 
 
 def find_device() -> torch.device:
-    """This rank's accelerator, or the CPU."""
+    """This rank's accelerator, or the CPU.
+
+    Raises:
+        ConfigError: there are more ranks here than accelerators.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or accelerator.type == "mps":  # FSDP2 does not run on Apple's GPUs
         return torch.device("cpu")
-    device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    num_workers = max(index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if num_workers > count:
+        raise ConfigError(
+            f"NGPU or --nproc_per_node = {num_workers}: above the number of accelerators here, {count}; leave it out"
+        )
+    device = torch.device(accelerator.type, index)
     torch.accelerator.set_device_index(device.index)
     return device
 
