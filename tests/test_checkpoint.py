@@ -183,6 +183,8 @@ def test_a_failed_save_is_an_error_line_and_training_goes_on(
     [
         (["--model.num_layers", "3"], "model.num_layers is 2 there and 3 here"),
         (["--model.tie_embeddings", "false"], "model.tie_embeddings"),
+        (["--model.rope_theta", "5e5"], "model.rope_theta is 10000.0 there and 500000.0 here"),
+        (["--model.norm_eps", "1e-5"], "model.norm_eps"),
         (["--tokenizer.name", "TOKENIZER"], "tokenizer.fingerprint"),
         (["--debug.seed", "7"], "data.seed is 42 there and 7 here"),
         (["--training.seq_len", "64"], "data.seq_len"),
@@ -233,9 +235,11 @@ def optimizer_steps(step: Path) -> set[float]:
 def test_settings_that_a_run_may_change(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--optimizer.lr", "1e-4", "--training.local_batch_size", "8", "--training.steps", "7")
     more = ("--validation.enable", "--validation.steps", "1", '--checkpoint.exclude_from_loading=["lr_scheduler"]')
-    assert train_here(copy / "run.toml", *flags, *more) == 0
+    model = ("--model.init_std", "0.1", "--model.max_seq_len", "4096")
+    assert train_here(copy / "run.toml", *flags, *more, *model) == 0
     notice = "have no effect in titan_pt: 'lr_scheduler' in checkpoint.exclude_from_loading (command line)"
-    assert notice in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert notice in error and "model.max_seq_len is 32768 there and 4096 here; the weights fit" in error
 
 
 def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +287,17 @@ def test_starting_weights_that_do_not_fit(
     config = write_toml(tmp_path / "new", checkpoint={"initial_load_path": str(copy / path)})
     assert train_here(config, *flags) == 2
     assert words in capsys.readouterr().err
+
+
+def test_starting_weights_for_a_model_that_reads_them_otherwise(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_toml(tmp_path, checkpoint={"initial_load_path": str(trained / "run")}, training={"steps": 1})
+    model = ("--model.rope_theta", "5e5", "--model.max_seq_len", "256", "--model.norm_eps", "1e-5")
+    assert train_here(config, *model, "--model.init_std", "0.1") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "the weights fit, but results may" in line]
+    assert len(warnings) == 3
+    assert {"rope_theta", "norm_eps", "max_seq_len"} == {line.split("model.")[1].split()[0] for line in warnings}
 
 
 def test_find_initial_names_the_key(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ BROKEN_RULES = [
     ("[validation]\nenable = true\nsteps = 0", "validation.steps = 0: must be positive, or -1"),
     ("[validation]\nenable = true\nholdout_fraction = 0", "leaves no documents to validate on"),
     ("[validation]\nholdout_fraction = 1.0", "leaves no documents to train on"),
-    ('[activation_checkpoint]\nselective_ac_option = "0"', 'must be "op" or a positive integer as text'),
+    ('[activation_checkpoint]\nselective_ac_option = "0"', 'must be "op" or a positive integer'),
     (
         "[profiling]\nenable_profiling = true\nprofile_freq = 3",
         "must be at least profiler_warmup + profiler_active = 4",

@@ -102,7 +102,11 @@ def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str],
 
 def _data(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "python_stdlib"'
+        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        yield (
+            ["data.sources"],
+            f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
+        )
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
 
@@ -143,7 +147,7 @@ def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], s
     if config.activation_checkpoint.mode == "selective" and not valid:
         yield (
             ["activation_checkpoint.selective_ac_option"],
-            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer as text',
+            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer',
         )
 
 

@@ -132,6 +132,12 @@ UNUSED_TABLES: dict[str, str] = {
     "memory_estimation": "leave it out",
 }
 
+# TorchTitan's models that are one of titan_pt's.
+MODELS: dict[str, str] = {
+    "llama3": 'name = "transformer" with qk_norm = false',
+    "qwen3": 'name = "transformer"',
+}
+
 RENAMED: dict[str, str] = {
     "training.dataset": "[[data.sources]] (name, or path)",
     "training.dataset_path": "[[data.sources]] path",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from titan_pt.config.values import Seconds, Size, check_storable
+from titan_pt.config.values import CountText, Seconds, Size, check_storable
 
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -199,7 +199,7 @@ class ActivationCheckpoint(Section):
 
     mode: Literal["selective", "full", "none"] = "selective"
     """"full": every block; "selective": as selective_ac_option says; "none"."""
-    selective_ac_option: str = "2"
+    selective_ac_option: CountText = "2"
     """"op": save the outputs of matrix products and attention, recompute the rest; an integer n: every n-th block."""
 
 
