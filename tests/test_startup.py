@@ -52,6 +52,14 @@ def test_a_cpu_is_measured() -> None:
     assert flops.peak_flops(CPU, torch.float32)
 
 
+def test_emulated_bfloat16_is_bounded_by_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.bfloat16: 1e9, torch.float32: 1e11}
+    monkeypatch.setattr(flops, "measure_matmul", lambda _device, dtype: rates[dtype])
+    assert peak_flops(CPU, torch.bfloat16) == 1e11
+    rates[torch.bfloat16] = 1e12
+    assert peak_flops(CPU, torch.bfloat16) == 1e12
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "00:00"), (61.4, "01:01"), (3600, "01:00:00"), (90061, "1d 01:01:01"), (float("inf"), "?")],

@@ -219,6 +219,8 @@ class Trainer:
         seconds = time.perf_counter() - interval.start - interval.paused_seconds
         tokens_per_second = interval.tokens / seconds
         mfu = tokens_per_second * self._flops_per_token / self._flops_per_second if self._flops_per_second else None
+        if mfu is not None and mfu > 1:  # the peak was measured on a busy machine: no figure rather than a wrong one
+            mfu = None
         self._row = {
             "step": state.step,
             "loss": loss,

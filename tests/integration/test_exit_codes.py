@@ -76,6 +76,33 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
     assert losses(tmp_path / "run").keys() == {1, 2}, "the rows are there"
 
 
+# Rank 1 hangs in its part of a save in the background.
+HANGING_SAVE = """
+import time
+import faults
+from titan_pt.components import checkpoint
+from titan_pt.components.preemption import stop_requested
+
+write = checkpoint.Checkpointer._write_tensors
+
+def write_or_hang(self, *arguments):
+    while self._world.rank == 1 and not stop_requested():
+        time.sleep(0.1)
+    return write(self, *arguments)
+
+checkpoint.Checkpointer._write_tensors = write_or_hang
+"""
+
+
+def test_a_failed_rank_does_not_wait_for_a_save_of_one_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING_SAVE)
+    checkpoint = {"interval": 2, "async_mode": "async"}
+    config = write_faulty(tmp_path, {"kind": "raise", "steps": [3], "rank": 0}, checkpoint=checkpoint)
+    done = train(config, "--experimental.custom_import", "hanging", ranks=2, cwd=tmp_path, timeout=60)
+    assert done.code == 1, done.stderr
+    assert done.last_line == "failed: rank 0: RuntimeError: the fault has two lines"
+
+
 def test_a_rank_that_is_slow_in_a_validation_is_waited_for(tmp_path: Path) -> None:
     config = write_faulty(
         tmp_path,
@@ -153,13 +180,17 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("module", "numbers"), [(ENDLESS, ["SIGTERM"]), (DEAF, ["SIGINT", "SIGINT"])])
-@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("module", "numbers", "ranks"),
+    [
+        pytest.param(ENDLESS, ["SIGTERM"], 0, id="once"),
+        pytest.param(DEAF, ["SIGINT", "SIGINT"], 0, id="twice"),
+        pytest.param(ENDLESS, ["SIGTERM"], 2, id="two ranks", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_files_are_converted(tmp_path: Path, module: str, numbers: list[str], ranks: int) -> None:
     (tmp_path / "slow_start.py").write_text(module)
     (tmp_path / "few.jsonl").write_text(SPENT)
-    if module == DEAF and ranks:
-        pytest.skip("the launcher reads the config, and with it the module, itself")
     data = {"sources": [{"name": "few", "path": "few.jsonl"}], "cache_dir": "cache"}
     config = write_toml(tmp_path, data=data, experimental={"custom_import": "slow_start"})
     process = subprocess.Popen(command(config, ranks=ranks), cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -12,6 +12,7 @@ import titan_pt
 from titan_pt.components.flops import FORMULA
 from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
+from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.components.metrics import FILE as METRICS_FILE
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
@@ -113,7 +114,7 @@ def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | 
     logger.info(
         f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
         f"{budget.rows}, gradient accumulation steps {budget.accumulation_steps}, sequence length "
-        f"{config.training.seq_len}, total steps {budget.steps} (warmup {config.lr_scheduler.warmup_steps})"
+        f"{config.training.seq_len}, total steps {budget.steps} (warmup {warmup_steps(config, budget.steps)})"
     )
     flops = budget.tokens * flops_per_token
     hours = ""
