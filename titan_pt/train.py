@@ -116,7 +116,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
     from titan_pt.config.budget import plan_budget
     from titan_pt.config.checks import model_args
     from titan_pt.data.sources import check_sources
-    from titan_pt.distributed.fsdp import offloads
+    from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.protocols.model_spec import get_model_spec
     from titan_pt.protocols.step import StepParts
@@ -134,12 +134,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
 
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
-    model.to_empty(device="cpu" if offloads(config, world) else world.device)
-    for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(world.device))
-    model.init_weights(config.debug.seed)  # type: ignore[operator]
-    model.train()
+    materialize(model, config, world)
     optimizer = spec.build_optimizers(model, config)
     parts = StepParts(
         config=config,
@@ -149,7 +144,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
         model=model,
         optimizer=optimizer,
         schedule=spec.build_lr_schedulers(config, budget.steps),
-        dataloader=spec.build_dataloader(config, tokenizer, world),
+        dataloader=spec.build_dataloader(config, tokenizer, world, budget),
         raise_if_preempted=functools.partial(raise_if_preempted, world),
     )
     args = model_args(config, model_spec, tokenizer.vocab_size)

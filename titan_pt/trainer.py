@@ -98,6 +98,8 @@ class Trainer:
         parts = self.parts
         if parts.world.is_main:
             self._lock = lock_run_folder(self._run_folder)
+        if self._checkpointer:
+            self._checkpointer.remove_leftovers()
         initial_path = parts.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         if self._checkpointer and found is not None:

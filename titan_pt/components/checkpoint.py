@@ -76,17 +76,18 @@ class Checkpointer:
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed save left. Only for the one run that may write to the folder."""
+        if self._world.is_main and not self._options.load_only:
+            for leftover in self._folder.glob("step-*.tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
     def find(self) -> Path | None:
         """The step to resume from, see `find_resume`; None where there is no step at all.
-
-        What a killed save left is removed.
 
         Raises:
             ConfigError: load_step is missing or damaged, or steps exist and none is whole.
         """
-        if self._world.is_main and not self._options.load_only:
-            for leftover in self._folder.glob("step-*.tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
         return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
 
     def save(self, step: int, tensors: Tensors, documents: Documents) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.components.validate import Validator
+    from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
     from titan_pt.data.loader import DataLoader
     from titan_pt.distributed.world import World
@@ -34,7 +35,7 @@ class TrainerSpec:
     build_optimizers: "Callable[[nn.Module, JobConfig], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[JobConfig, Tokenizer, World], DataLoader]"
+    build_dataloader: "Callable[[JobConfig, Tokenizer, World, Budget], DataLoader]"
     build_step: "Callable[[StepParts], Step]"
     """What one optimizer step does."""
     build_validator: "Callable[[StepParts], Validator | None]"
