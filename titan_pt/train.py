@@ -16,6 +16,8 @@ from titan_pt.config.manager import load_config
 from titan_pt.outcome import ExitCode, GaveUp, Preempted, record_exit_code
 
 if TYPE_CHECKING:
+    from titan_pt.protocols.step import StepParts
+    from titan_pt.protocols.trainer_spec import TrainerSpec
     from titan_pt.trainer import Trainer
 
 
@@ -105,26 +107,47 @@ def _is_alone() -> bool:
 
 def build_trainer(config: JobConfig) -> "Trainer":
     """The decisions of a run, in order."""
-    import functools
-
     import torch
 
     from titan_pt.components.flops import peak_flops
     from titan_pt.components.identity import run_identity
-    from titan_pt.components.preemption import raise_if_preempted
-    from titan_pt.components.startup import describe, prepare_run_folder, set_determinism
-    from titan_pt.config.budget import plan_budget
+    from titan_pt.components.startup import describe, run_folder
     from titan_pt.config.checks import model_args
-    from titan_pt.data.sources import check_sources
-    from titan_pt.distributed.fsdp import materialize
-    from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.protocols.model_spec import get_model_spec
-    from titan_pt.protocols.step import StepParts
     from titan_pt.protocols.trainer_spec import get_trainer_spec
     from titan_pt.trainer import Trainer
 
-    # What can be wrong without other ranks is checked before there are any.
     spec, model_spec = get_trainer_spec(config.job.trainer), get_model_spec(config.model.name)
+    parts = build_parts(config, spec)
+    world = parts.world
+    args = model_args(config, model_spec, parts.tokenizer.vocab_size)
+    flops_per_token = model_spec.flops_per_token(args, config.training.seq_len)
+    peak = peak_flops(world.device, getattr(torch, config.training.mixed_precision_param))
+    describe(parts, args, flops_per_token, peak, terminal_colors(config.metrics.disable_color_printing))
+    return Trainer(
+        parts,
+        spec.build_step(parts),
+        spec.build_validator(parts),
+        run_folder=run_folder(config),
+        identity=run_identity(config, args, parts.tokenizer),
+        flops_per_token=flops_per_token,
+        flops_per_second=peak * world.size if peak else None,
+    )
+
+
+def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
+    """What the step function is given: checked on this rank alone, then built together with the others."""
+    import functools
+
+    from titan_pt.components.preemption import raise_if_preempted
+    from titan_pt.components.startup import prepare_run_folder, set_determinism
+    from titan_pt.config.budget import plan_budget
+    from titan_pt.data.sources import check_sources
+    from titan_pt.distributed.fsdp import materialize
+    from titan_pt.distributed.world import find_device, start_world, world_size
+    from titan_pt.protocols.step import StepParts
+
+    # What can be wrong without other ranks is checked before there are any.
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     budget = plan_budget(config, world_size())
     tokenizer = spec.build_tokenizer(config)
@@ -135,30 +158,16 @@ def build_trainer(config: JobConfig) -> "Trainer":
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
     materialize(model, config, world)
-    optimizer = spec.build_optimizers(model, config)
-    parts = StepParts(
+    return StepParts(
         config=config,
         world=world,
         budget=budget,
         tokenizer=tokenizer,
         model=model,
-        optimizer=optimizer,
+        optimizer=spec.build_optimizers(model, config),
         schedule=spec.build_lr_schedulers(config, budget.steps),
         dataloader=spec.build_dataloader(config, tokenizer, world, budget),
         raise_if_preempted=functools.partial(raise_if_preempted, world),
-    )
-    args = model_args(config, model_spec, tokenizer.vocab_size)
-    flops_per_token = model_spec.flops_per_token(args, config.training.seq_len)
-    peak = peak_flops(world.device, getattr(torch, config.training.mixed_precision_param))
-    describe(parts, args, flops_per_token, peak, terminal_colors(config.metrics.disable_color_printing))
-    return Trainer(
-        parts,
-        spec.build_step(parts),
-        spec.build_validator(parts),
-        run_folder=run_folder,
-        identity=run_identity(config, args, tokenizer),
-        flops_per_token=flops_per_token,
-        flops_per_second=peak * world.size if peak else None,
     )
 
 
