@@ -71,9 +71,7 @@ def differing(engine: NativeEngine, other: Qwen3ForCausalLM, prompts: Prompts, n
     """Greedy tokens that are not the same: the two are the same model."""
     ours = engine.generate(prompts, Sampling(new_tokens, temperature=0.0), 1)
     theirs = generate_theirs(other, prompts, 1, new_tokens, sampled=False)
-    return sum(
-        a != b for one, row in zip(ours, theirs, strict=True) for a, b in zip(one.token_ids, row, strict=True)
-    )
+    return sum(a != b for one, row in zip(ours, theirs, strict=True) for a, b in zip(one.token_ids, row, strict=True))
 
 
 def read_options() -> argparse.Namespace:

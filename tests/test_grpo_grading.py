@@ -11,7 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from titan_pt.trainers.grpo.grading import RULES, find_letter, find_number, find_text, gold_number, grade_gsm8k, grade_medqa
+from titan_pt.trainers.grpo.grading import (
+    RULES,
+    find_letter,
+    find_number,
+    find_text,
+    gold_number,
+    grade_gsm8k,
+    grade_medqa,
+)
 
 MEGABYTE = 1_000_000
 

@@ -162,7 +162,7 @@ def test_two_ranks_sample_the_same_and_learn_the_same(whole: Path, tmp_path: Pat
     assert [sample["completion"] for sample in one] == [sample["completion"] for sample in two]
     assert [sample["advantage"] for sample in one] == [sample["advantage"] for sample in two]
     for ours, theirs in zip(read_rows(tmp_path / "run")[:2], read_rows(whole / "run")[:2], strict=True):
-        for key in ("loss", "grad_norm", "entropy", "kl", "reward_mean", "eval/coin/accuracy"):
+        for key in ("loss", "grad_norm", "entropy", "kl", "reward_mean", "eval/coin/accuracy", "source/coin/tokens"):
             if key in theirs:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), key
     final = [read_rows(folder / "run")[-1]["reward_mean"] for folder in (whole, tmp_path)]

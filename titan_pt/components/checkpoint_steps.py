@@ -1,9 +1,11 @@
 """The step-N folders of a checkpoint folder: which there are, which are whole, which one a run starts from."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from titan_pt.components.manifest import MANIFEST, find_damage
 from titan_pt.config.errors import ConfigError
@@ -53,6 +55,48 @@ def find_step(folder: Path, step: int = -1) -> Path | None:
             f"{folder}: no step is whole ({'; '.join(damages)}); restore one, or move the folder away to start anew"
         )
     return None
+
+
+def find_resume(folder: Path, load_step: int) -> Path | None:
+    """The step that a start resumes from: the newest whole one, or `load_step`, once.
+
+    What was saved after `load_step` was honoured says so: the same command then goes on from the step saved last.
+
+    Raises:
+        ConfigError: as `find_step`.
+    """
+    for path in _latest_saved(folder) if load_step >= 0 else ():
+        if honoured(_read_json(path / "train.json")).get("load_step") != load_step:
+            break
+        damage = find_damage(path, REQUIRED)
+        if damage is None:
+            logger.info(
+                f"checkpoint.load_step = {load_step} was honoured at an earlier start, after which {path.name} was "
+                f"saved; to go back to it again, move the steps after step-{load_step} away"
+            )
+            return path
+        logger.warning(f"{path} is not whole: {damage}; it is passed over")
+    return find_step(folder, load_step)
+
+
+def honoured(train: dict[str, Any]) -> dict[str, Any]:
+    """The load_step and exclude_from_loading of the command that saved this train.json, or of none."""
+    return train.get("honoured", {"load_step": -1, "exclude_from_loading": []})
+
+
+def _latest_saved(folder: Path) -> list[Path]:
+    """All `step-N`, the one saved last first: after a `load_step` that is not the highest number."""
+    times = {path: _read_json(path / MANIFEST).get("time", 0.0) for _, path in iter_steps(folder)}
+    return sorted(times, key=lambda path: times[path], reverse=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content, or nothing where it cannot be read: the step is then found to be damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def find_initial(path: str) -> Path:

@@ -158,5 +158,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def _json_number(value: Any) -> Any:
-    """JSON has no NaN or infinity; a row with them must still be read by every parser."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has no NaN or infinity: null stands for them, which plots leave out."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from titan_pt.components.checkpoint import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint_steps import honoured
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
@@ -54,6 +55,7 @@ def run_documents(
         "rng": world.gather(rng_state(world.device)),
         "owed_row": owed_row,
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
+        "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     return Documents(train, {"identity": parts.dataloader.identity(), "streams": streams})
 
@@ -65,12 +67,7 @@ def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, 
         ConfigError: it is of another run, or the data read differently now; on all ranks.
     """
     world, documents = parts.world, load_documents(folder)
-    excluded = parts.config.checkpoint.exclude_from_loading
-    if "lr_scheduler" in excluded:
-        logger.warning(
-            "checkpoint.exclude_from_loading: lr_scheduler has no effect; the learning rate follows from the step "
-            "and [lr_scheduler] alone"
-        )
+    excluded = _excluded(parts, documents, identity)
     check_identity(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
     if "data" not in excluded:
         check_identity(
@@ -118,5 +115,24 @@ def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def _without(identity: Mapping[str, Any], excluded: list[Any]) -> dict[str, Any]:
+def _excluded(parts: StepParts, documents: Documents, identity: Mapping[str, Any]) -> list[str]:
+    """What checkpoint.exclude_from_loading leaves out of this step.
+
+    That is done once: not again by the same command, unless the optimizer or the data have changed once more.
+    """
+    options, before = parts.config.checkpoint, honoured(documents.train)
+    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}
+    current = {"optimizer": identity["optimizer"], "data": parts.dataloader.identity()}
+    goes_on = options.load_step in (-1, before["load_step"])
+    done = [
+        name
+        for name in options.exclude_from_loading
+        if goes_on and name in before["exclude_from_loading"] and saved[name] == current[name]
+    ]
+    if done:
+        logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
+    return [name for name in options.exclude_from_loading if name not in done]
+
+
+def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in excluded}

@@ -1,12 +1,12 @@
 """Rules between fields, checked before anything is built."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from titan_pt.config.budget import batch_problems, global_rows
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.protocols.model_spec import ModelSpec
@@ -49,14 +49,10 @@ def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str],
     except ConfigError as error:
         for problem in error.problems:
             named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
+            if "tokenizer" in problem:
+                named.append("tokenizer.name")
             yield ["model.flavor", *named], problem
         return
-    if size and model.vocab_size and model.vocab_size < size:
-        yield (
-            ["model.vocab_size", "tokenizer.name"],
-            f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} ({size}); "
-            f"leave it out for {padded_size(size)}",
-        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
@@ -78,21 +74,8 @@ def _batch(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], st
             f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
             f"the nearest are {near}",
         )
-        return
-    rows = global_rows(config)
-    if rows and rows % training.local_batch_size:
-        yield (
-            ["training.global_batch_size", "training.global_batch_tokens", "training.local_batch_size"],
-            f"{batch_name(config)}: {rows} rows are not a multiple of training.local_batch_size = "
-            f"{training.local_batch_size}",
-        )
-    streams = config.data.num_streams
-    if rows and streams and rows % streams:
-        yield (
-            ["data.num_streams", "training.global_batch_size", "training.global_batch_tokens"],
-            f"data.num_streams = {streams}: must divide the global batch of {rows} rows; "
-            f"allowed are {one_of_numbers(divisors(rows))}",
-        )
+    elif global_rows(config):  # else it follows from the ranks, which are not known yet
+        yield from batch_problems(config, 1)
 
 
 def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
@@ -106,7 +89,11 @@ def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str],
 
 def _data(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "python_stdlib"'
+        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        yield (
+            ["data.sources"],
+            f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
+        )
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
 
@@ -149,7 +136,7 @@ def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], s
     if config.activation_checkpoint.mode == "selective" and not valid:
         yield (
             ["activation_checkpoint.selective_ac_option"],
-            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer as text',
+            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer',
         )
 
 
@@ -168,16 +155,21 @@ def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> 
     """The model's arguments: the flavor, then the overrides of `[model]`, then the vocabulary.
 
     Raises:
-        ConfigError: the combination is not a model.
+        ConfigError: the combination is not a model, or its vocabulary is smaller than the tokenizer's.
     """
     model = config.model
+    if model.vocab_size is not None and model.vocab_size < tokenizer_size:
+        raise ConfigError(
+            f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} "
+            f"({tokenizer_size}); leave it out for {padded_size(tokenizer_size)}"
+        )
     fields = spec.args_type.model_fields
     overrides = {name: value for name in fields if (value := getattr(model, name, None)) is not None}
     values = {**spec.flavors[model.flavor].model_dump(), **overrides}
     if "vocab_size" in fields:
         values["vocab_size"] = model.vocab_size or padded_size(tokenizer_size)
     if "num_tokens" in fields:
-        values["num_tokens"] = min(tokenizer_size, values["vocab_size"])
+        values["num_tokens"] = tokenizer_size
     try:
         return spec.args_type.model_validate(values)
     except ValidationError as error:
@@ -194,28 +186,3 @@ def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> 
 def padded_size(tokenizer_size: int) -> int:
     """The tokenizer's size rounded up to a multiple of 64, which matrix units like."""
     return -(-tokenizer_size // 64) * 64
-
-
-def global_rows(config: JobConfig) -> int | None:
-    """Rows of one optimizer step, or None where it follows from the number of ranks."""
-    training = config.training
-    if training.global_batch_tokens:
-        return training.global_batch_tokens // training.seq_len
-    return training.global_batch_size if training.global_batch_size > 0 else None
-
-
-def batch_name(config: JobConfig) -> str:
-    """The key and value that set the global batch."""
-    key = "global_batch_tokens" if config.training.global_batch_tokens else "global_batch_size"
-    return f"training.{key} = {getattr(config.training, key)}"
-
-
-def divisors(n: int) -> list[int]:
-    """All divisors, ascending."""
-    low = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return low + [n // d for d in reversed(low) if d * d != n]
-
-
-def one_of_numbers(numbers: list[int]) -> str:
-    """A readable list."""
-    return ", ".join(str(number) for number in numbers)

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from titan_pt.config import command_line
 from titan_pt.config.checks import DERIVED_ARGS, Problem, cross_check
 from titan_pt.config.errors import ConfigError, closest, nearest, one_of
-from titan_pt.config.foreign import drop_foreign
+from titan_pt.config.foreign import MODELS, drop_foreign
 from titan_pt.config.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.config.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.validate import validate
@@ -126,7 +126,8 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
     if value in known:
         return value
     origin = choices.origin(*name.split("."))
-    problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{nearest(value, known)}")
+    hint = f"; in titan_pt it is {MODELS[value]}" if name == "model.name" and value in MODELS else nearest(value, known)
+    problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{hint}")
     return closest(value, known) or default
 
 

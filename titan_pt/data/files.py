@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pyarrow.parquet
 
+from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError, one_of, shown
 
 logger = logging.getLogger("titan_pt")
@@ -33,12 +34,13 @@ def read_texts(files: Sequence[str], column: str, **_cache_key: Any) -> Iterator
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises; there are no rows.
+        Preempted: this process was asked to stop.
     """
     size = sum(Path(path).stat().st_size for path in files)
     logger.info(f"Converting {len(files)} files, {size / 1e6:,.1f} MB: {files[0]}{' ...' * (len(files) > 1)}")
     some = False
     for path in files:
-        texts = _texts(path, column)
+        texts = until_stopped(_texts(path, column))
         first = next(texts, None)
         if first is None:
             logger.warning(f"{path}: holds no documents")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.components.validate import Validator
+    from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
     from titan_pt.distributed.world import World
     from titan_pt.protocols.step import Data, Step, StepParts
@@ -49,7 +50,7 @@ class TrainerSpec(TrainerOptions):
     build_optimizers: "Callable[[nn.Module, JobConfig], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[JobConfig, Tokenizer, World], Data]"
+    build_dataloader: "Callable[[JobConfig, Tokenizer, World, Budget], Data]"
     build_step: "Callable[[StepParts], Step]"
     """What one optimizer step does."""
     build_validator: "Callable[[StepParts, Step], Validator | None]"

@@ -58,7 +58,7 @@ def document_mask(positions_BL: torch.Tensor) -> Mask:
     """
     documents_BL = (positions_BL == 0).cumsum(dim=1)
     batch, length = positions_BL.shape
-    if positions_BL.device.type == "cuda":
+    if uses_flex(positions_BL.device):
 
         def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
@@ -66,6 +66,11 @@ def document_mask(positions_BL: torch.Tensor) -> Mask:
         return create_block_mask(same_document, batch, None, length, length, device=positions_BL.device, _compile=True)
     same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
     return same_BLL.tril()[:, None]
+
+
+def uses_flex(device: torch.device) -> bool:
+    """Whether documents are kept apart by FlexAttention, and not by scaled_dot_product_attention."""
+    return device.type == "cuda"
 
 
 @functools.cache

@@ -70,12 +70,18 @@ class PromptLoader:
 
     Prompts are taken for one step at a time; `give_back` puts those that were not needed before all others, and
     `commit` ends the step. `state_dict` is that of the last committed step.
+
+    Args:
+        weights: of the tasks, in any unit.
+        speaks: whether this rank tells the progress, which is the same on all.
     """
 
-    def __init__(self, tasks: Sequence[Task], weights: Sequence[float], rules: PromptRules, seed: int) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], weights: Sequence[float], rules: PromptRules, seed: int, *, speaks: bool = True
+    ) -> None:
         self.tasks = list(tasks)
         self._weights = [weight / sum(weights) for weight in weights]
-        self._rules, self._seed = rules, seed
+        self._rules, self._seed, self._speaks = rules, seed, speaks
         self.too_long = 0
         """Prompts since the last start that were too long, and left out or cut."""
         self._draws = [0] * len(tasks)
@@ -128,7 +134,9 @@ class PromptLoader:
         }
 
     def progress(self) -> dict[str, list[float]]:
-        """[trained tokens, visits] of each task; all ranks have the same, so this is of all of them."""
+        """[trained tokens, visits] of each task, by one rank for all."""
+        if not self._speaks:
+            return {}
         draws, tokens = self._committed["draws"], self._committed["tokens"]
         return {task.name: [tokens[t], draws[t] / len(task.train)] for t, task in enumerate(self.tasks)}
 
@@ -202,7 +210,7 @@ class PromptLoader:
         self._carry = [(t, draw) for t, draw in state["carry"]]
 
 
-def build_prompts(config: JobConfig, tokenizer: Tokenizer) -> PromptLoader:
+def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
     """The prompts of [[grpo.tasks]].
 
     Raises:
@@ -220,7 +228,7 @@ def build_prompts(config: JobConfig, tokenizer: Tokenizer) -> PromptLoader:
     if problems:
         raise ConfigError(*problems)
     rules = PromptRules(tokenizer, config.training.seq_len - rollout.max_new_tokens, rollout.overlong_prompts)
-    loader = PromptLoader(tasks, [row.weight for row in grpo.tasks], rules, seed)
+    loader = PromptLoader(tasks, [row.weight for row in grpo.tasks], rules, seed, speaks=speaks)
     loader.check()
     return loader
 

@@ -51,10 +51,10 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
     return pretrain.build_model(for_rollouts(config), tokenizer)
 
 
-def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World) -> PromptLoader:
+def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _budget: Budget) -> PromptLoader:
     """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
-    first = world.together(lambda: build_prompts(config, tokenizer) if world.is_main else None)
-    prompts = world.together(lambda: first or build_prompts(config, tokenizer))
+    first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
+    prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
     if len({str(identity) for identity in world.gather(prompts.identity())}) > 1:
         raise ConfigError("grpo.tasks: ranks find different problems; give all machines the same files")
     return prompts

@@ -154,8 +154,7 @@ class GrpoStep:
         parts = min(self._grpo.num_minibatches, len(samples))
         bounds = [len(samples) * i // parts for i in range(parts + 1)]
         return [
-            [sample for group in samples[start:end] for sample in group]
-            for start, end in itertools.pairwise(bounds)
+            [sample for group in samples[start:end] for sample in group] for start, end in itertools.pairwise(bounds)
         ]
 
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
