@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
-from titan_pt.components.checkpoint_steps import REQUIRED, find_step, iter_steps
+from titan_pt.components.checkpoint_steps import REQUIRED, find_resume, iter_steps
 from titan_pt.components.manifest import FORMAT, MANIFEST, file_entry, find_damage, sync_folder, write_json, write_text
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Checkpoint as CheckpointSection
@@ -79,18 +79,19 @@ class Checkpointer:
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
 
-    def find(self) -> Path | None:
-        """The step to resume from: `load_step`, or the newest whole one; None where there is no step at all.
+    def remove_leftovers(self) -> None:
+        """Remove what a killed save left. Only for the one run that may write to the folder."""
+        if self._world.is_main and not self._options.load_only:
+            for leftover in self._folder.glob("step-*.tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
-        What a killed save left is removed.
+    def find(self) -> Path | None:
+        """The step to resume from, see `find_resume`; None where there is no step at all.
 
         Raises:
             ConfigError: load_step is missing or damaged, or steps exist and none is whole.
         """
-        if self._world.is_main and not self._options.load_only:
-            for leftover in self._folder.glob("step-*.tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        return self._world.on_main(lambda: find_step(self._folder, self._options.load_step))
+        return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
 
     def save(self, step: int, tensors: Tensors, documents: Documents) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
@@ -190,7 +191,7 @@ class Checkpointer:
         write_text(temporary / "config.toml", documents.config)
         for name in ("train.json", "data.json", "config.toml"):
             files[name] = file_entry(temporary / name)
-        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
         sync_folder(temporary / "tensors")
         sync_folder(temporary)
         target = self._folder / f"step-{step}"
@@ -201,7 +202,7 @@ class Checkpointer:
         self._prune(step)
 
     def _prune(self, step: int) -> None:
-        """Keep the newest whole steps up to this one, and `load_step`, from which the same command starts again.
+        """Keep the newest whole steps up to this one, and `load_step`, which the user named.
 
         Damaged steps do not count and later ones are of a branch that was left (`load_step`, or a fallback from
         damage): neither may push out the steps to go on from.

@@ -14,6 +14,7 @@ from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
 
+from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import Budget
 from titan_pt.config.errors import ConfigError
@@ -180,6 +181,7 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> 
 
     Raises:
         ConfigError: on every rank, with every rank's reasons; also where a rank finds other documents than rank 0.
+        Preempted: on every rank, when one was asked to stop.
     """
     open_all = functools.partial(_open_all, sources, config)
     first = world.together(lambda: open_all() if world.is_main else [])
@@ -199,7 +201,7 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> 
 def _open_all(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:
     opened: list[MixtureSource] = []
     problems: list[str] = []
-    for source in sources:
+    for source in until_stopped(sources):
         try:
             documents = open_source(source, seed=data_seed(config), cache_dir=config.data.cache_dir)
             opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs))

@@ -1,5 +1,6 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -7,15 +8,18 @@ import logging
 import os
 import random
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow.compute
 
+from titan_pt.components.folders import make_writable
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
+from titan_pt.data.arithmetic import LEVELS, make_problem, num_problems, problem
 from titan_pt.data.files import check_kinds, checked_text, read_texts
+from titan_pt.outcome import Preempted
 
 logger = logging.getLogger("titan_pt")
 
@@ -52,30 +56,70 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
 
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
+        Preempted: this process was asked to stop while files were converted.
     """
     where = f"data source {source.name!r}"
+    check_source(source)
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir)
-    elif source.name in _SOURCES:
-        documents = _Checked(_SOURCES[source.name](source, seed), where)
     else:
-        raise ConfigError(
-            f"{where}: not built in{nearest(source.name, _SOURCES)}; built in are {one_of(_SOURCES)}; "
-            "for documents of your own give path (local files) or dataset (the hub)"
-        )
+        documents = _Checked(_SOURCES[source.name](source, seed), where)
     if len(documents) == 0:
         raise ConfigError(f"{where}: holds no documents")
     return documents
 
 
+def check_sources(sources: Iterable[Source]) -> None:
+    """Raise a ConfigError with all that can be told without opening a file or asking the hub: names, globs, kinds."""
+    problems: list[str] = []
+    for source in sources:
+        try:
+            check_source(source)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+
+
+def check_source(source: Source) -> None:
+    """The same for one source."""
+    where = f"data source {source.name!r}"
+    if source.path is not None:
+        try:
+            _matches(source.path)
+        except ConfigError as error:
+            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    elif source.dataset is None and source.name not in _SOURCES:
+        raise ConfigError(
+            f"{where}: not built in{nearest(source.name, _SOURCES)}; built in are {one_of(_SOURCES)}; "
+            "for documents of your own give path (local files) or dataset (the hub)"
+        )
+
+
 def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
+    _check_cache(cache_dir)
     try:
         return (_local_files if source.path else _hub_dataset)(source, where, cache_dir)
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
+        if isinstance(cause, Preempted):
+            raise cause from None
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
-        raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}") from error
+        way_out = "; set data.cache_dir and HF_HOME to folders with space to write" if _cannot_write(cause) else ""
+        raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}{way_out}") from error
+
+
+def _check_cache(cache_dir: str | None) -> None:
+    """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
+    own = _datasets().config.HF_DATASETS_CACHE
+    name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
+    make_writable(Path(cache_dir or own).expanduser(), name)
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether the library's own files are in the way: a source's would have been named by a ConfigError."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class _Checked:
@@ -131,8 +175,21 @@ class Arithmetic:
         operation = rng.choice("+-*")
         if operation == "*":
             a, b = a % 100, b % 10
-        result = {"+": a + b, "-": a - b, "*": a * b}[operation]
-        return f"Question: What is {a} {operation} {b}?\nAnswer: {a} {operation} {b} = {result}\n#### {result}\n"
+        return make_problem(a, operation, b).document
+
+
+class ArithmeticLevel:
+    """All problems of one level of difficulty, each once."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self.fingerprint = f"arithmetic-1-level-{level}"
+
+    def __len__(self) -> int:
+        return num_problems(self._level)
+
+    def __getitem__(self, index: int) -> str:
+        return problem(self._level, index).document
 
 
 class ArrowColumn:
@@ -233,5 +290,24 @@ def _digest(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-register_source("python_stdlib", lambda _source, _seed: PythonStdlib())
-register_source("arithmetic", lambda _source, seed: Arithmetic(seed))
+def _python_stdlib(source: Source, _seed: int) -> Documents:
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return PythonStdlib()
+
+
+def _arithmetic(source: Source, seed: int) -> Documents:
+    if source.subset is None:
+        return Arithmetic(seed)
+    levels = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
+            "leave it out for endless problems of all kinds"
+        )
+    return ArithmeticLevel(levels[source.subset])
+
+
+register_source("python_stdlib", _python_stdlib)
+register_source("arithmetic", _arithmetic)

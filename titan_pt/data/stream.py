@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import keyed_hash, permute
@@ -55,7 +56,7 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        texts = (source.documents[number] for number in range(len(source.documents)))
+        texts = until_stopped(source.documents[number] for number in range(len(source.documents)))
         if not any(text and self.is_mine(text) for text in texts):
             side = "in" if self.held_out else "outside"
             raise ConfigError(

@@ -17,7 +17,7 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
-from titan_pt.models.transformer.cache import KVCache
+from titan_pt.models.transformer.cache import Cache
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -160,19 +160,19 @@ class Transformer(nn.Module):
         return (head or self.logits)(x_BLD, self.output_weight)
 
     def forward_cached(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: KVCache, head: Head | None = None
+        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: Cache, head: Head | None = None
     ) -> Any:
         """The same for tokens that follow those in the cache, which then holds these too.
 
         Args:
             tokens_BL: the new tokens of each row.
-            positions_BL: their positions, below `cache.span`.
+            positions_BL: their positions, which the cache has room for.
             cache: keys and values of the tokens before; changed in place.
         """
         x_BLD = self.embed_tokens(tokens_BL)
         rope, mask = self._rope(tokens_BL.shape[1], positions_BL), cache.mask(positions_BL)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            update = functools.partial(layer_cache.update, positions_RL=positions_BL, span=cache.span)
+            update = functools.partial(layer_cache.update, positions_RL=positions_BL)
             x_BLD = layer(x_BLD, rope, mask, update)
         return (head or self.logits)(self.norm(x_BLD), self.output_weight)
 
@@ -211,5 +211,5 @@ class Transformer(nn.Module):
         self.init_buffers()
 
     def init_buffers(self) -> None:
-        """Fill the rotary tables, which are in float32 whatever the parameters are."""
+        """Fill the buffers alone, where the weights come from elsewhere; in float32 whatever the parameters are."""
         self.rope_cos, self.rope_sin = rope_table(self.args, self.rope_cos.device)
