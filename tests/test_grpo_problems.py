@@ -75,9 +75,9 @@ HF_CASE = {"id": "t-1", "sent1": "Which?", "sent2": "", **{f"ending{i}": f"d{i}"
         ("gsm8k", {**GOOD_SUM, "question": "\ud800"}, "'question' is not UTF-8: surrogates not allowed"),
         ("gsm8k", {"question": "x"}, "no 'answer'; it has question"),
         ("gsm8k", {**GOOD_SUM, "answer": 18}, "'answer' is 18; want text"),
-        ("gsm8k", {**GOOD_SUM, "answer": "It is 18."}, "gold = 'It is 18.': want a number"),
-        ("gsm8k", {**GOOD_SUM, "answer": "#### eighteen"}, "gold = '#### eighteen': want a number"),
-        ("gsm8k", {**GOOD_SUM, "answer": "#### 18%"}, "gold = '#### 18%': want a number"),
+        ("gsm8k", {**GOOD_SUM, "answer": "It is 18."}, "'answer': gold = 'It is 18.': want a number"),
+        ("gsm8k", {**GOOD_SUM, "answer": "#### eighteen"}, "'answer': gold = '#### eighteen': want a number"),
+        ("gsm8k", {**GOOD_SUM, "answer": "#### 18%"}, "'answer': gold = '#### 18%': want a number"),
         ("gsm8k", ["question"], "is list, not an object"),
         ("medqa", {**GOOD_CASE, "answer_idx": "E"}, "'answer_idx' is 'E'; want one of A, B, C, D"),
         ("medqa", {**GOOD_CASE, "answer_idx": "AB"}, "'answer_idx' is 'AB'; want one of A, B, C, D"),
@@ -249,7 +249,7 @@ def test_gsm8k_of_the_hub(hub: dict[Any, Any], tmp_path: Path) -> None:
     opened = open_row("gsm8k", eval_path=write_rows(tmp_path / "x.jsonl", SUMS[:5]))
     assert (len(opened.train), opened.evaluation.get(0, 0).id) == (25, "gsm8k/x.jsonl:1")
     hub["openai/gsm8k", "main", "test"] = [{"question": "x", "answer": "y"}]
-    assert problem_of("gsm8k").startswith("openai/gsm8k (main), test, row 0: gold = 'y': want a number")
+    assert problem_of("gsm8k").startswith("openai/gsm8k (main), test, row 0: 'answer': gold = 'y': want a number")
 
 
 def test_medqa_of_the_hub(hub: dict[Any, Any]) -> None:

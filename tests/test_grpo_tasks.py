@@ -182,7 +182,10 @@ def test_a_question_that_looks_like_a_template() -> None:
         ({"name": "medqa", "level": 2}, "level = 2 has no effect on medqa; leave it out"),
     ],
 )
-def test_wrong_rows_of_the_config(fields: dict[str, Any], message: str) -> None:
+def test_wrong_rows_of_the_config(fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "_TASKS", {})  # without what other tests registered
+    built_in = {name: rewards._REWARDS[name] for name in ("correct", "format", "length")}
+    monkeypatch.setattr(rewards, "_REWARDS", built_in)
     fields = {"name": "arithmetic", **fields}
     assert problem_of(**fields).startswith(message)
 

@@ -1,7 +1,6 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
 import errno
-import glob
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ from titan_pt.components.folders import make_writable
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
 from titan_pt.data.arithmetic import LEVELS, make_problem, num_problems, problem
-from titan_pt.data.files import check_kinds, checked_text, read_texts
+from titan_pt.data.files import checked_text, matching_files, quiet_datasets, read_texts
 from titan_pt.outcome import Preempted
 
 logger = logging.getLogger("titan_pt")
@@ -86,7 +85,7 @@ def check_source(source: Source) -> None:
     where = f"data source {source.name!r}"
     if source.path is not None:
         try:
-            _matches(source.path)
+            matching_files(source.path)
         except ConfigError as error:
             raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
     elif source.dataset is None and source.name not in _SOURCES:
@@ -112,7 +111,7 @@ def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
 
 def _check_cache(cache_dir: str | None) -> None:
     """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
-    own = _datasets().config.HF_DATASETS_CACHE
+    own = quiet_datasets().config.HF_DATASETS_CACHE
     name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
     make_writable(Path(cache_dir or own).expanduser(), name)
 
@@ -225,20 +224,11 @@ class ArrowColumn:
             logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
 
 
-def _datasets() -> Any:
-    """The library, quiet: what goes wrong in it is reported once, as a ConfigError."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    return datasets
-
-
 def _local_files(source: Source, where: str, cache_dir: str | None) -> Documents:
     column = source.text_field or "text"
-    files = _matches(source.path or "")
+    files = matching_files(source.path or "")
     identities = [_file_identity(path) for path in files]
-    library = _datasets()
+    library = quiet_datasets()
     dataset = library.Dataset.from_generator(
         read_texts,
         features=library.Features(text=library.Value("large_string")),
@@ -256,23 +246,9 @@ def _local_files(source: Source, where: str, cache_dir: str | None) -> Documents
     return ArrowColumn(dataset, "text", where, _digest([column, *identities]))
 
 
-def _matches(pattern: str) -> list[str]:
-    """The files of a glob, or the one whose name it is; all of one kind."""
-    path = os.path.expanduser(pattern)
-    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    if os.path.isdir(path):
-        raise ConfigError(
-            f"path = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
-        )
-    if not files:
-        raise ConfigError(f"path = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
-    check_kinds(files)
-    return files
-
-
 def _hub_dataset(source: Source, where: str, cache_dir: str | None) -> Documents:
     split, column = source.split or "train", source.text_field or "text"
-    dataset = _datasets().load_dataset(
+    dataset = quiet_datasets().load_dataset(
         source.dataset, name=source.subset, split=split, revision=source.revision, cache_dir=cache_dir
     )
     origin = [str(len(dataset)), column, str(source.dataset), str(source.subset), split, str(source.revision)]

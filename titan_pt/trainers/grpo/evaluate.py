@@ -92,7 +92,7 @@ def pass_rates(groups: Sequence[Group], k: int) -> dict[str, float]:
 
 
 def letter_accuracy(parts: StepParts, task: Task, prompts: Sequence[Prompt]) -> float:
-    """Share of problems whose right letter is the likeliest after `task.letter_prefix`, lm-evaluation-harness's rule."""
+    """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness."""
     samples = []
     for prompt in prompts:
         question = (*prompt.token_ids, *parts.tokenizer.encode(task.letter_prefix))

@@ -12,7 +12,7 @@ from titan_pt.trainers.grpo.tasks.problems import Entry, hold_out, plain_problem
 from titan_pt.trainers.grpo.tasks.task import Task, refuse_unused
 
 # Of a larger level this many are used, always the same.
-_MOST_PROBLEMS = 100_000
+_MOST_PROBLEMS = 20_000
 
 
 def build(row: GrpoTask, _seed: int) -> Task:

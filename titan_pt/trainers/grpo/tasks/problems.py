@@ -103,8 +103,10 @@ def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], li
     Raises:
         ConfigError: one of the two is empty.
     """
-    train = [entry for entry in entries if not is_held_out(entry.question, fraction)]
-    evaluation = [entry for entry in entries if is_held_out(entry.question, fraction)]
+    train: list[Entry] = []
+    evaluation: list[Entry] = []
+    for entry in entries:
+        (evaluation if is_held_out(entry.question, fraction) else train).append(entry)
     for part, purpose, change in ((train, "train", "lower"), (evaluation, "evaluate", "raise")):
         if not part:
             raise ConfigError(
