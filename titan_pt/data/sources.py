@@ -178,17 +178,22 @@ class Arithmetic:
 
 
 class ArithmeticLevel:
-    """All problems of one level of difficulty, each once."""
+    """All problems of one level of difficulty, each once.
 
-    def __init__(self, level: int) -> None:
-        self._level = level
-        self.fingerprint = f"arithmetic-1-level-{level}"
+    Args:
+        plain: without the marker `#### <number>`.
+    """
+
+    def __init__(self, level: int, *, plain: bool) -> None:
+        self._level, self._plain = level, plain
+        self.fingerprint = f"arithmetic-1-level-{level}{'-plain' if plain else ''}"
 
     def __len__(self) -> int:
         return num_problems(self._level)
 
     def __getitem__(self, index: int) -> str:
-        return problem(self._level, index).document
+        made = problem(self._level, index)
+        return made.plain_document if self._plain else made.document
 
 
 class ArrowColumn:
@@ -282,8 +287,16 @@ def _arithmetic(source: Source, seed: int) -> Documents:
             f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
             "leave it out for endless problems of all kinds"
         )
-    return ArithmeticLevel(levels[source.subset])
+    return ArithmeticLevel(levels[source.subset], plain=False)
+
+
+def _arithmetic_plain(source: Source, seed: int) -> Documents:
+    names = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in names:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {one_of(names)}")
+    return ArithmeticLevel(names[source.subset], plain=True)
 
 
 register_source("python_stdlib", _python_stdlib)
 register_source("arithmetic", _arithmetic)
+register_source("arithmetic_plain", _arithmetic_plain)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from titan_pt.trainers.grpo.rollouts import Group, Sampler
 from titan_pt.trainers.grpo.sampling import Sampling
 
 logger = logging.getLogger("titan_pt")
+
+# A step that samples for longer says how far it is, so that nobody takes it for hung.
+HEARTBEAT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
     refill = options.dynamic_sampling == "refill"
     groups: list[Group] = []
     chosen: list[int] = []
+    last_line = time.monotonic()
     for number in range(1, (options.max_gen_batches if refill else 1) + 1):
         missing = options.prompts_per_step - len(chosen)
         count = math.ceil(missing * options.oversample) if refill else missing
@@ -52,10 +57,12 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
         chosen += [i for i in range(first, len(groups)) if groups[i].has_signal or not refill]
         if len(chosen) >= options.prompts_per_step:
             break
-        logger.info(
-            f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling {len(chosen)} of "
-            f"{len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
-        )
+        if time.monotonic() - last_line >= HEARTBEAT_SECONDS:
+            last_line = time.monotonic()
+            logger.info(
+                f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling "
+                f"{len(chosen)} of {len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
+            )
     if not chosen:
         raise GaveUp(
             f"step {sampling.step}: none of {len(groups)} groups has different rewards after "
