@@ -78,21 +78,25 @@ class Source(Section):
     """[[data.sources]] one set of documents."""
 
     name: Name
-    """Name in logs. Without `path` or `dataset`: a built-in source (python_stdlib, arithmetic) or a registered one."""
+    """Name in logs. Without `path` or `dataset`: a built-in source (fineweb_edu, medqa, gsm8k, python_stdlib,
+    arithmetic) or a registered one."""
     path: Name | None = None
-    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt."""
+    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; or the http(s) address of a .parquet file."""
     dataset: Name | None = None
-    """Dataset of the Hugging Face hub (or a local dataset folder), downloaded whole by `datasets`."""
+    """Dataset of the Hugging Face hub (or a local dataset folder). Parquet is streamed, else it is downloaded whole."""
     subset: Name | None = None
     """Configuration of `dataset`, such as "sample-10BT"."""
     split: Name | None = None
     """Split of `dataset`. Unset: "train"."""
     revision: Name | None = None
-    """Commit, tag or branch of `dataset`. Pin a commit to repeat a run."""
+    """Commit, tag or branch of `dataset`. A run keeps to the commit that it found at its first start."""
     text_field: Name | None = None
     """Column that holds the text of `path` or `dataset`. Unset: "text"."""
+    formatter: Name | None = None
+    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name. Unset: that of
+    a built-in name, else "text"."""
     weight: Positive = 1.0
-    """Share of the training tokens, relative to the other sources' weights."""
+    """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None
     """Most passes over this source; a spent source's share goes to the others. Unset: no limit."""
 

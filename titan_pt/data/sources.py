@@ -1,28 +1,17 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
-import glob
-import hashlib
-import json
 import logging
-import os
-import random
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import pyarrow.compute
-
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
+from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.files import check_kinds, checked_text, read_texts
+from titan_pt.data.arrow import downloaded_dataset, local_files, matching_files
+from titan_pt.data.embedded import Arithmetic, PythonStdlib
+from titan_pt.data.files import checked_text
 
 logger = logging.getLogger("titan_pt")
-
-# Part of what names a converted file in the cache: raise it when titan_pt/data/files.py cuts or reads differently.
-_CONVERSION = 1
-# Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
-_TAIL_BYTES = 1 << 16
 
 
 class Documents(Protocol):
@@ -36,13 +25,19 @@ class Documents(Protocol):
     def __getitem__(self, index: int) -> str: ...
 
 
+def sample_numbers(documents: Documents, count: int) -> list[int]:
+    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from its first unit."""
+    size = getattr(documents, "first_unit_rows", len(documents))
+    return [i * size // count for i in range(count)] if size > count else list(range(size))
+
+
 SourceFactory = Callable[[Source, int], Documents]
 _SOURCES: dict[str, SourceFactory] = {}
 
 
 def register_source(name: str, factory: SourceFactory) -> None:
     """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents."""
-    if name in _SOURCES:
+    if name in _SOURCES or name in BUILTIN_DATASETS:
         raise ValueError(f"source {name!r} is registered already")
     _SOURCES[name] = factory
 
@@ -53,14 +48,15 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
     """
-    where = f"data source {source.name!r}"
+    where, source = f"data source {source.name!r}", complete(source)
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir)
     elif source.name in _SOURCES:
         documents = _Checked(_SOURCES[source.name](source, seed), where)
     else:
+        known = [*_SOURCES, *BUILTIN_DATASETS]
         raise ConfigError(
-            f"{where}: not built in{nearest(source.name, _SOURCES)}; built in are {one_of(_SOURCES)}; "
+            f"{where}: not built in{nearest(source.name, known)}; built in are {one_of(known)}; "
             "for documents of your own give path (local files) or dataset (the hub)"
         )
     if len(documents) == 0:
@@ -70,7 +66,9 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
 
 def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
     try:
-        return (_local_files if source.path else _hub_dataset)(source, where, cache_dir)
+        if source.path:
+            return local_files(source, matching_files(source.path), where, cache_dir)
+        return downloaded_dataset(source, where, cache_dir)
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
         if isinstance(cause, ConfigError):
@@ -90,147 +88,6 @@ class _Checked:
 
     def __getitem__(self, index: int) -> str:
         return checked_text(self._documents[index], f"{self._where}: document {index}")
-
-
-class PythonStdlib:
-    """The Python standard library's source files, without its tests: text that every machine has."""
-
-    def __init__(self) -> None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
-        files = sorted(path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts))
-        # A distribution may leave links to nowhere.
-        self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
-        listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
-        self.fingerprint = _digest(listing)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> str:
-        return self._files[index].read_text(encoding="utf-8", errors="replace")
-
-
-class Arithmetic:
-    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers."""
-
-    size = 1_000_000
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self.fingerprint = f"arithmetic-1-{seed}"
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        rng = random.Random(f"{self._seed}/{index}")
-        a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
-        operation = rng.choice("+-*")
-        if operation == "*":
-            a, b = a % 100, b % 10
-        result = {"+": a + b, "-": a - b, "*": a * b}[operation]
-        return f"Question: What is {a} {operation} {b}?\nAnswer: {a} {operation} {b} = {result}\n#### {result}\n"
-
-
-class ArrowColumn:
-    """The text column of a `datasets.Dataset`: memory-mapped, so that its size does not matter."""
-
-    def __init__(self, dataset: Any, column: str, where: str, fingerprint: str) -> None:
-        if column not in dataset.column_names:
-            raise ConfigError(f"no column {column!r}; it has {one_of(dataset.column_names)}; set text_field")
-        kind = getattr(dataset.features[column], "dtype", None)
-        if kind not in ("string", "large_string"):
-            raise ConfigError(f"column {column!r} holds {kind or 'nested values'}, not text; set text_field")
-        self._rows, self._column = dataset.select_columns([column]), column
-        self.fingerprint = fingerprint
-        self._check_rows(where)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> str:
-        return self._rows[index][self._column]
-
-    def _check_rows(self, where: str) -> None:
-        """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
-        num_rows = num_empty = 0
-        for chunk in self._rows.data.column(self._column).chunks:
-            if chunk.null_count:
-                checked_text(None, f"row {num_rows + chunk.is_null().index(True).as_py()}: {self._column!r}")
-            num_rows += len(chunk)
-            num_empty += pyarrow.compute.equal(pyarrow.compute.binary_length(chunk), 0).sum().as_py() or 0
-        if num_empty == num_rows:
-            raise ConfigError(f"column {self._column!r} holds no text in any of {num_rows:,} rows; set text_field")
-        if num_empty:
-            logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
-
-
-def _datasets() -> Any:
-    """The library, quiet: what goes wrong in it is reported once, as a ConfigError."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    return datasets
-
-
-def _local_files(source: Source, where: str, cache_dir: str | None) -> Documents:
-    column = source.text_field or "text"
-    files = _matches(source.path or "")
-    identities = [_file_identity(path) for path in files]
-    library = _datasets()
-    dataset = library.Dataset.from_generator(
-        read_texts,
-        features=library.Features(text=library.Value("large_string")),
-        cache_dir=cache_dir,
-        writer_batch_size=256,  # documents held in memory; one may be a whole book
-        gen_kwargs={  # no lists: the library would make a call of each of their items
-            "files": tuple(files),
-            "column": column,
-            # From here on only to convert again when a file or the conversion has changed.
-            "identities": tuple(identities),
-            "changed": tuple(os.stat(path).st_mtime_ns for path in files),
-            "version": _CONVERSION,
-        },
-    )
-    return ArrowColumn(dataset, "text", where, _digest([column, *identities]))
-
-
-def _matches(pattern: str) -> list[str]:
-    """The files of a glob, or the one whose name it is; all of one kind."""
-    path = os.path.expanduser(pattern)
-    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    if os.path.isdir(path):
-        raise ConfigError(
-            f"path = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
-        )
-    if not files:
-        raise ConfigError(f"path = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
-    check_kinds(files)
-    return files
-
-
-def _hub_dataset(source: Source, where: str, cache_dir: str | None) -> Documents:
-    split, column = source.split or "train", source.text_field or "text"
-    dataset = _datasets().load_dataset(
-        source.dataset, name=source.subset, split=split, revision=source.revision, cache_dir=cache_dir
-    )
-    origin = [str(len(dataset)), column, str(source.dataset), str(source.subset), split, str(source.revision)]
-    return ArrowColumn(dataset, column, where, _digest(origin))
-
-
-def _file_identity(path: str) -> str:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        return f"{Path(path).name}:{size}:{hashlib.sha256(file.read()).hexdigest()}"
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 register_source("python_stdlib", lambda _source, _seed: PythonStdlib())
