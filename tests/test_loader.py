@@ -18,9 +18,10 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Data, JobConfig, Source, Validation
-from titan_pt.data import loader as loader_module
+from titan_pt.data import mixture as mixture_module
 from titan_pt.data.batch import IGNORED, StepBatch
-from titan_pt.data.loader import DataLoader, build_dataloader, open_mixture
+from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Corpus, MixtureSource, Stream
 from titan_pt.distributed.world import World
 
@@ -283,7 +284,8 @@ def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.M
         except ConfigError as error:
             return error.problems
 
-    monkeypatch.setattr(loader_module, "open_source", open_source)
+    monkeypatch.setattr(mixture_module, "open_source", open_source)
+    monkeypatch.setattr(mixture_module, "list_units", lambda *_, **__: None)
     assert on_ranks(2, run) == [["mine", "yours"]] * 2
     for rank in (0, 1):
         prints[rank] = "gone"

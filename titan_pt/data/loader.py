@@ -8,7 +8,7 @@ import atexit
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,11 @@ from torchdata.nodes import IterableWrapper, Prefetcher
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import Budget
-from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
-from titan_pt.data.sources import open_source
-from titan_pt.data.stream import Corpus, MixtureSource, Stream, padding_row
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.mixture import data_folder, data_seed, open_mixture
+from titan_pt.data.stream import Corpus, Stream, padding_row
 from titan_pt.distributed.world import World
 
 logger = logging.getLogger("titan_pt")
@@ -175,51 +175,13 @@ def _batch_or_raise(item: StepBatch | BaseException) -> StepBatch:
     return item
 
 
-def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> list[MixtureSource]:
-    """Open the sources; rank 0 first, so that files are converted and downloaded once.
-
-    Raises:
-        ConfigError: on every rank, with every rank's reasons; also where a rank finds other documents than rank 0.
-    """
-    open_all = functools.partial(_open_all, sources, config)
-    first = world.together(lambda: open_all() if world.is_main else [])
-    opened = world.together(lambda: first if world.is_main else open_all())
-    found = world.gather({source.name: source.documents.fingerprint for source in opened})
-    differing = {
-        f"data source {name!r}: rank {rank} finds other documents than rank 0; give all machines the same files"
-        for rank, fingerprints in enumerate(found)
-        for name in fingerprints
-        if fingerprints[name] != found[0][name]
-    }
-    if differing:
-        raise ConfigError(*sorted(differing))
-    return opened
-
-
-def _open_all(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:
-    opened: list[MixtureSource] = []
-    problems: list[str] = []
-    for source in sources:
-        try:
-            documents = open_source(source, seed=data_seed(config), cache_dir=config.data.cache_dir)
-            opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(*problems)
-    return opened
-
-
-def data_seed(config: JobConfig) -> int:
-    """Seed of the document order."""
-    return config.debug.seed if config.data.seed is None else config.data.seed
-
-
 def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget) -> DataLoader:
     """The training data of `[data]`."""
     fraction = 0.0 if config.validation.sources else config.validation.holdout_fraction
     mixture = open_mixture(config.data.sources, config, world)
-    corpus = Corpus(mixture, tokenizer, data_seed(config), fraction)
+    substitute_after = config.data.substitute_after_seconds if config.data.stall_policy == "substitute" else None
+    ledger = Ledger(data_folder(config), f"rank{world.rank}")
+    corpus = Corpus(mixture, tokenizer, data_seed(config), fraction, ledger=ledger, substitute_after=substitute_after)
     for source in mixture:
         world.together(functools.partial(corpus.require_documents, source))
     return DataLoader(corpus, budget, world, config)

@@ -1,17 +1,23 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
-import logging
+import os
 from collections.abc import Callable
 from typing import Protocol
+
+import pyarrow
 
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Source
 from titan_pt.data.arrow import downloaded_dataset, local_files, matching_files
 from titan_pt.data.embedded import Arithmetic, PythonStdlib
+from titan_pt.data.fetch import Stopped, Unreachable
 from titan_pt.data.files import checked_text
-
-logger = logging.getLogger("titan_pt")
+from titan_pt.data.formatters import find_formatter
+from titan_pt.data.listing import list_addresses, list_dataset, list_local
+from titan_pt.data.parquet import is_remote
+from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, Reading, UnitDocuments
+from titan_pt.data.units import Listing
 
 
 class Documents(Protocol):
@@ -42,15 +48,50 @@ def register_source(name: str, factory: SourceFactory) -> None:
     _SOURCES[name] = factory
 
 
-def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Documents:
+def list_units(source: Source, *, reading: Reading, num_streams: int) -> Listing | None:
+    """The parquet units of a source that is read by them; None of one that `open_source` reads in another way.
+
+    Raises:
+        ConfigError: missing files, dataset, subset or split.
+    """
+    where, source = f"data source {source.name!r}", complete(source)
+    try:
+        if source.path is not None and is_remote(source.path):
+            return list_addresses(source.path, reading.store)
+        if source.path is not None:
+            files = matching_files(source.path)
+            listing = list_local(files, reading.store) if all(file.endswith(".parquet") for file in files) else None
+            large = listing is not None and len(listing) >= SMALL_UNITS_PER_STREAM * num_streams
+            return listing if large else None  # a few row groups are converted, checked, and read in any order
+        if source.dataset is not None and not os.path.isdir(source.dataset) and not _is_offline():
+            return list_dataset(source, reading.patience, reading.store, reading.stop)
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
+    return None
+
+
+def open_source(
+    source: Source,
+    *,
+    seed: int,
+    cache_dir: str | None,
+    listing: Listing | None = None,
+    reading: Reading | None = None,
+    num_streams: int = 1,
+) -> Documents:
     """The documents of one `[[data.sources]]` table.
+
+    Args:
+        listing: of `list_units`; with `reading`.
 
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
     """
     where, source = f"data source {source.name!r}", complete(source)
     if source.path is not None or source.dataset is not None:
-        documents: Documents = _read(source, where, cache_dir)
+        documents = _read(source, where, cache_dir, listing, reading, num_streams)
     elif source.name in _SOURCES:
         documents = _Checked(_SOURCES[source.name](source, seed), where)
     else:
@@ -64,16 +105,47 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
     return documents
 
 
-def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
+def _read(
+    source: Source,
+    where: str,
+    cache_dir: str | None,
+    listing: Listing | None,
+    reading: Reading | None,
+    num_streams: int,
+) -> Documents:
     try:
+        if listing is not None and reading is not None:
+            return _open_units(source, where, listing, reading, num_streams)
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
         return downloaded_dataset(source, where, cache_dir)
+    except (Unreachable, Stopped):
+        raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
+        cause = error if isinstance(error, ConfigError) else cause
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
         raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}") from error
+
+
+def _open_units(source: Source, where: str, listing: Listing, reading: Reading, num_streams: int) -> Documents:
+    for file in listing.files:
+        if not is_remote(file.location) and (
+            not os.path.isfile(file.location) or os.path.getsize(file.location) != file.size
+        ):
+            raise ConfigError(f"{file.location}: is not the file that rank 0 found; give all machines the same files")
+    by_unit = len(listing) >= SMALL_UNITS_PER_STREAM * num_streams
+    documents = UnitDocuments(listing, find_formatter(source), reading, where, by_unit=by_unit)
+    if len(documents):
+        documents.check()
+    return documents
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 class _Checked:

@@ -1,8 +1,7 @@
 """One logical stream: an endless, resumable sequence of packed rows.
 
-A run has a fixed number of streams whatever its number of ranks. Draw m of stream s from a source of N documents is
-number g = m S + s of that source: epoch g // N, document permute(g mod N). So the streams share out every epoch, no
-document is lost or repeated, and the position is one number a source.
+A run has a fixed number of streams whatever its number of ranks. Which document comes next is a function of a few
+numbers (`order.py`), so that the streams share out every epoch, no document is lost or repeated, and a state is small.
 
 A row is cut from one source's documents, laid end to end; which source comes next is decided row by row, so that the
 shares of the mixture hold from the first steps on, however long the documents are.
@@ -10,15 +9,18 @@ shares of the mixture hold from the first steps on, however long the documents a
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.permutation import keyed_hash, permute
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.order import BlockOrder, Order, RowOrder
+from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.sources import Documents
+from titan_pt.data.unit_documents import UnitDocuments
 
 _HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not train on what was held out
 
@@ -32,12 +34,18 @@ class MixtureSource:
     weight: float
     max_epochs: float | None = None
 
+    @property
+    def by_unit(self) -> bool:
+        """Whether it is read, and split, unit by unit."""
+        return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
+
 
 @dataclass(frozen=True)
 class Corpus:
     """What a stream reads: the mixture, and which side of the held-out split.
 
-    `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side.
+    `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side. Of a
+    source that is read unit by unit whole units are held out: to find single texts all would have to be read.
     """
 
     sources: Sequence[MixtureSource]
@@ -45,6 +53,16 @@ class Corpus:
     seed: int
     holdout_fraction: float = 0.0
     held_out: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    substitute_after: float | None = None
+
+    def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
+        """Stream `index`'s way through a source."""
+        documents, options = source.documents, (source.max_epochs, self.seed, index, num_streams)
+        if isinstance(documents, UnitDocuments) and documents.by_unit:
+            units = documents.listing.side(self.holdout_fraction, self.held_out)
+            return BlockOrder(source.name, documents, units, *options, self.ledger, self.substitute_after)
+        return RowOrder(source.name, documents, *options)
 
     def is_mine(self, text: str) -> bool:
         """Whether this side of the split has the document."""
@@ -56,7 +74,7 @@ class Corpus:
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
         texts = (source.documents[number] for number in range(len(source.documents)))
-        if not any(text and self.is_mine(text) for text in texts):
+        if not any(text and (source.by_unit or self.is_mine(text)) for text in texts):
             side = "in" if self.held_out else "outside"
             raise ConfigError(
                 f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
@@ -69,7 +87,7 @@ class Piece:
     """Tokens of one document that are not in a row yet."""
 
     source: int
-    draw: int
+    place: int
     document: str
     tokens: np.ndarray
     bytes_per_token: float
@@ -77,9 +95,9 @@ class Piece:
     """Of all its tokens."""
     start: int = 0
 
-    def place(self) -> list[int]:
+    def state(self) -> list[int]:
         """What finds it again, and how far it is read."""
-        return [self.source, self.draw, self.start, len(self.tokens)]
+        return [self.source, self.place, self.start, len(self.tokens)]
 
 
 @dataclass(frozen=True)
@@ -120,8 +138,7 @@ class Stream:
         count = len(self.corpus.sources)
         self.tokens = [0] * count
         """Tokens in rows so far, by source."""
-        self.draws = [0] * count
-        """Documents drawn so far, by source, those of the other side of the split included."""
+        self.orders = [self.corpus.order(source, self.index, self.num_streams) for source in self.corpus.sources]
         self.carry: list[list[Piece]] = [[] for _ in range(count)]
         """Documents under way, by the source whose rows they go to."""
         self.digest = ""
@@ -154,8 +171,9 @@ class Stream:
         """JSON: positions in the sources, the documents begun but not used up, a hash of all rows so far."""
         return {
             "tokens": list(self.tokens),
-            "draws": list(self.draws),
-            "carry": [[piece.place() for piece in pieces] for pieces in self.carry],
+            "draws": [order.draws for order in self.orders],
+            "orders": [order.state_dict() for order in self.orders],
+            "carry": [[piece.state() for piece in pieces] for pieces in self.carry],
             "carry_hash": self._carry_hash(),
             "digest": self.digest,
         }
@@ -166,7 +184,9 @@ class Stream:
         Raises:
             ConfigError: the documents under way read differently now.
         """
-        self.tokens, self.draws, self.digest = list(state["tokens"]), list(state["draws"]), state["digest"]
+        self.tokens, self.digest = list(state["tokens"]), state["digest"]
+        for order, draws, order_state in zip(self.orders, state["draws"], state["orders"], strict=True):
+            order.load_state_dict(draws, order_state)
         self.carry = [[self._reread(*place) for place in places] for places in state["carry"]]
         if self._carry_hash() != state["carry_hash"]:
             names = ", ".join(piece.document for pieces in self.carry for piece in pieces)
@@ -175,8 +195,8 @@ class Stream:
                 'tokenizer, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
             )
 
-    def _reread(self, source: int, draw: int, start: int, _length: int) -> Piece:
-        piece = self._read(source, draw)
+    def _reread(self, source: int, place: int, start: int, _length: int) -> Piece:
+        piece = self._read(source, place)
         if piece is None:
             name = self.corpus.sources[source].name
             raise ConfigError(f"data: a document of {name!r} that the checkpoint was in is gone; restore the files")
@@ -207,35 +227,25 @@ class Stream:
 
     def _next_document(self, d: int) -> Piece | None:
         source, misses = self.corpus.sources[d], 0
-        while not self._is_spent(d):
+        while (place := self.orders[d].next()) is not None:
             if misses == len(source.documents):  # bad luck, or does it have none?
                 self.corpus.require_documents(source)
-            draw = self.draws[d]
-            self.draws[d] += 1
-            piece = self._read(d, draw)
+            piece = self._read(d, place)
             if piece is not None:
                 return piece
             misses += 1
         return None
 
-    def _is_spent(self, d: int) -> bool:
-        source = self.corpus.sources[d]
-        number = self.draws[d] * self.num_streams + self.index
-        return source.max_epochs is not None and number >= source.max_epochs * len(source.documents)
-
-    def _read(self, d: int, draw: int) -> Piece | None:
-        """The document of a draw, tokenised; None where it is empty or not on this side of the split."""
-        source = self.corpus.sources[d]
-        epoch, offset = divmod(draw * self.num_streams + self.index, len(source.documents))
-        key = f"{self.corpus.seed}/{epoch}/{source.name}".encode()
-        number = permute(offset, len(source.documents), key if len(key) <= 64 else hashlib.sha256(key).digest())
-        text = source.documents[number]
-        if not text or not self.corpus.is_mine(text):
+    def _read(self, d: int, place: int) -> Piece | None:
+        """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split."""
+        source, order = self.corpus.sources[d], self.orders[d]
+        number, text = order.read(place)
+        if not text or not (source.by_unit or self.corpus.is_mine(text)):
             return None
         ids = self.corpus.tokenizer.encode(text)
         ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(ids))
         tokens = np.asarray([*ids, self.corpus.tokenizer.eos_id], dtype=np.int32)  # a document may be a whole library
-        return Piece(d, draw, f"{source.name}:{number}", tokens, ratio, _hash("", tokens))
+        return Piece(d, place, f"{source.name}:{number}", tokens, ratio, _hash("", tokens))
 
     def _cut(self, d: int, size: int) -> Row:
         """Take `size` tokens off the documents of a source; pad with end-of-document where they run out."""
