@@ -1,24 +1,21 @@
 """Units: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
 import json
-import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import ThreadWorld, on_ranks, texts
-from hub_server import COMMIT, HubServer, serving, write_shards
+from data_helpers import ThreadWorld, on_ranks
+from hub_server import COMMIT, HubServer, write_shards
+from unit_helpers import TEXTS, config_of, hub, open_units, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Data, Job, JobConfig, Source, Training, Validation
+from titan_pt.config.job_config import Source, Training
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Patience
 from titan_pt.data.listing import expand
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
@@ -26,49 +23,7 @@ from titan_pt.data.stream import Corpus, MixtureSource, Stream
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.data.units import Listing, UnitFile
 
-QUICK = Patience(attempt_seconds=0.5, first_pause_seconds=0.01, longest_pause_seconds=0.05, start_seconds=20)
-TEXTS = list(texts(*[random.Random(i).randrange(5, 60) for i in range(1000)], name="d"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titan_pt.data.mixture.Patience", lambda **_: QUICK)
-    monkeypatch.setattr("titan_pt.data.order.BLOCK_ROWS", 50)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    write_shards(tmp_path / "repo" / "sample" / "10BT", TEXTS, 3, 10)
-    with serving(tmp_path / "repo") as server:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        yield server
-
-
-def config_of(folder: Path, *sources: Source, streams: int = 4, **data: Any) -> JobConfig:
-    return JobConfig(
-        job=Job(dump_folder=str(folder / "run")),
-        training=Training(seq_len=64, global_batch_size=8, local_batch_size=1),
-        data=Data(
-            sources=list(sources),
-            num_streams=streams,
-            prefetch_steps=0,
-            cache_dir=str(folder / "cache"),
-            seed=1,
-            **data,
-        ),
-        validation=Validation(holdout_fraction=0.0),
-    )
-
-
-def open_units(config: JobConfig) -> UnitDocuments:
-    (source,) = open_mixture(config.data.sources, config, ThreadWorld())
-    assert isinstance(source.documents, UnitDocuments)
-    return source.documents
+__all__ = ["hub", "quick"]  # fixtures
 
 
 def documents_of(stream: Stream, count: int | None = None) -> list[str]:

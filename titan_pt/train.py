@@ -14,7 +14,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
 from titan_pt.launch import record_exit_code
-from titan_pt.outcome import ExitCode, GaveUp, Preempted
+from titan_pt.outcome import ExitCode, GaveUp, Preempted, Stalled
 
 if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
@@ -68,6 +68,12 @@ def run(config: JobConfig) -> ExitCode:
             write_config(config)
         trainer.train()
         return ExitCode.DONE
+    except Stalled as error:
+        if trainer is None or not trainer.has_checkpoint:
+            record_failure(error)
+            raise
+        logger.error(f"{error}; the same command goes on from the checkpoint")
+        return ExitCode.PREEMPTED
     except Preempted:
         if trainer is not None and trainer.has_checkpoint:
             logger.warning("Stopped by a signal; the same command goes on from the checkpoint")

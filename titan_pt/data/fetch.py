@@ -1,6 +1,7 @@
 """Bytes over HTTP, and the one layer that retries: time-outs, dropped connections, 429, 5xx, short answers."""
 
 import logging
+import math
 import random
 import re
 import threading
@@ -121,43 +122,58 @@ class Http:
         return session
 
 
-def persist(
-    action: Callable[[], T],
-    what: str,
-    patience: Patience,
-    stop: threading.Event,
-    limit_seconds: float = float("inf"),
-) -> T:
-    """The action's value, after as many attempts as it takes; stalls are logged with their length.
+class Attempts:
+    """The history of one thing that is tried until it succeeds: pauses, limits, a log of stalls."""
+
+    def __init__(self, what: str, patience: Patience, limit_seconds: float = math.inf) -> None:
+        self._what, self._patience, self._limit = what, patience, limit_seconds
+        self._started = time.monotonic()
+        self._count = self._refusals = 0
+
+    def failed(self, error: Transient | Refused) -> float:
+        """Seconds until the next attempt.
+
+        Raises:
+            Unreadable: the server keeps answering wrongly.
+            Unreachable: it does not answer within the limit.
+        """
+        self._count += 1
+        self._refusals = self._refusals + 1 if isinstance(error, Refused) else 0
+        waited = time.monotonic() - self._started
+        if self._refusals >= self._patience.refusals:
+            raise Unreadable(f"{self._what}: {error} ({self._refusals} times)") from error
+        if waited > self._limit:
+            raise Unreachable(f"{self._what}: {error}; no answer for {waited:.0f} s, {self._count} attempts") from error
+        pause = max(getattr(error, "retry_after", 0.0), _pause(self._count, self._patience))
+        if self._count == 1 or self._count % 10 == 0:
+            logger.warning(
+                f"{self._what}: {error}; attempt {self._count}, {waited:.0f} s so far; again in {pause:.1f} s"
+            )
+        return pause
+
+    def succeeded(self) -> None:
+        """Say how long it took, where it did not work at once."""
+        if self._count:
+            stall = time.monotonic() - self._started
+            logger.warning(f"{self._what}: read after a stall of {stall:.1f} s and {self._count} failed attempts")
+
+
+def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) -> T:
+    """The action's value, after as many attempts as it takes.
 
     Raises:
-        Unreadable: the server keeps answering wrongly.
-        Unreachable: it does not answer within the limit.
+        Unreadable, Unreachable: see `Attempts.failed`.
         Stopped: `stop` was set meanwhile.
     """
-    started, attempts, refusals = time.monotonic(), 0, 0
     while True:
         try:
             value = action()
         except (Transient, Refused) as error:
-            attempts += 1
-            refusals = refusals + 1 if isinstance(error, Refused) else 0
-            if refusals >= patience.refusals:
-                raise Unreadable(f"{what}: {error} ({refusals} times)") from error
-            retry_after = getattr(error, "retry_after", 0.0)
-            pause = max(retry_after, _pause(attempts, patience))
-            waited = time.monotonic() - started
-            if waited > limit_seconds:
-                raise Unreachable(f"{what}: {error}; no answer for {waited:.0f} s, {attempts} attempts") from error
-            if attempts == 1 or attempts % 10 == 0:
-                logger.warning(f"{what}: {error}; attempt {attempts}, {waited:.0f} s so far; again in {pause:.1f} s")
+            if stop.wait(attempts.failed(error)):
+                raise Stopped from None
         else:
-            if attempts:
-                stall = time.monotonic() - started
-                logger.warning(f"{what}: read after a stall of {stall:.1f} s and {attempts} failed attempts")
+            attempts.succeeded()
             return value
-        if stop.wait(pause):
-            raise Stopped
 
 
 def _pause(attempts: int, patience: Patience) -> float:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.fetch import Patience, Refused, Transient, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unreadable, persist
 from titan_pt.data.parquet import ParquetStore
 from titan_pt.data.units import Listing, UnitFile, rows_of_groups
 
@@ -52,16 +52,13 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
 
     assert source.dataset is not None
     repository, api = source.dataset, HfApi()
+    timeout = patience.attempt_seconds
     info = persist(
         lambda: _attempt(
-            lambda: api.dataset_info(
-                repository, revision=source.revision, files_metadata=True, timeout=patience.attempt_seconds
-            )
+            lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
         ),
-        f"dataset {repository}: listing",
-        patience,
+        Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
         stop,
-        patience.start_seconds,
     )
     found = {file.rfilename: file for file in info.siblings or []}
     patterns = _patterns(source, info.card_data or {})

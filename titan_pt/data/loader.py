@@ -7,23 +7,33 @@ of a step do not depend on the number of ranks, nor on the split into micro-batc
 import atexit
 import functools
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
 
+from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import Budget
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
+from titan_pt.data.feed import End, Feed
+from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import data_folder, data_seed, open_mixture
 from titan_pt.data.stream import Corpus, Stream, padding_row
+from titan_pt.data.unit_documents import Reading, UnitDocuments
 from titan_pt.distributed.world import World
+from titan_pt.outcome import Preempted, Stalled
 
 logger = logging.getLogger("titan_pt")
+
+_POLL_SECONDS = 1.0
+_FIRST_STALL_SECONDS = 10.0
 
 
 class DataLoader:
@@ -40,29 +50,58 @@ class DataLoader:
         self._budget, self._seq_len = budget, config.training.seq_len
         self._local_batch_size = config.training.local_batch_size
         self._prefetch_steps, self._pin = config.data.prefetch_steps, world.device.type == "cuda"
+        self._max_stall_seconds = config.data.max_stall_seconds
         self._world, self.corpus = world, corpus
         owned = budget.num_streams // world.size
         first = world.rank * owned
         self._streams = {s: Stream(corpus, s, budget.num_streams, self._seq_len) for s in range(first, first + owned)}
         self._committed = self._snapshot()
-        self._batches: Iterator[StepBatch | BaseException] | None = None
+        self._feed: Feed[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
     def next_batch(self) -> StepBatch | None:
         """The next batch; None, on all ranks, when the sources are spent. Call it on all ranks.
 
+        While one rank waits for its data all of them exchange a few flags every second, so that none of them is inside
+        a collective of the device, which has a time limit.
+
         Raises:
             ConfigError: on all ranks, when a document cannot be read on one.
+            Preempted: on all ranks, when one was asked to stop while they waited.
+            Stalled: on all ranks, when one had no data for data.max_stall_seconds.
         """
-        if self._batches is None:
-            self._batches = self._start()
-        batch = next(self._batches, None)
-        assert batch is not None, "it has failed before"
-        failed = isinstance(batch, BaseException)
-        failures, num_targets = self._world.add(failed, 0 if isinstance(batch, BaseException) else batch.num_targets)
-        if failures:
-            batch = self._world.together(functools.partial(_batch_or_raise, batch))
-        return replace(_batch_or_raise(batch), num_targets=num_targets) if num_targets else None
+        if self._feed is None:
+            self._feed = self._start()
+        started = time.monotonic()
+        item: StepBatch | BaseException | End | None = None
+        told = _FIRST_STALL_SECONDS
+        while True:
+            item = item or self._feed.poll(_POLL_SECONDS)
+            assert not isinstance(item, End), "it has failed before"
+            waited = time.monotonic() - started
+            waiting, stops, late, failures, num_targets = self._world.add(
+                item is None,
+                item is None and stop_requested(),
+                item is None and waited > self._max_stall_seconds,
+                isinstance(item, BaseException),
+                item.num_targets if isinstance(item, StepBatch) else 0,
+            )
+            if failures:
+                self._world.together(functools.partial(_raise_if_failed, item))
+            if not waiting:
+                break
+            if stops:
+                raise Preempted
+            if late:
+                raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
+            if waited > told:
+                logger.warning(f"{waiting} of {self._world.size} ranks have been waiting for data for {waited:.0f} s")
+                told *= 2
+        _raise_if_failed(item)
+        assert isinstance(item, StepBatch)
+        if waited > _FIRST_STALL_SECONDS:
+            logger.warning(f"The data went on after a stall of {waited:.0f} s")
+        return replace(item, num_targets=num_targets) if num_targets else None
 
     def close(self) -> None:
         """Stop preparing batches; only `load_state_dict` starts again where it should.
@@ -70,9 +109,9 @@ class DataLoader:
         Also called at exit: a thread that is still busy when the interpreter ends could crash it.
         """
         self._stop.set()
-        for _ in self._batches or ():
-            pass  # what is prepared is thrown away; the end comes after the row under way
-        self._batches = None
+        if self._feed is not None:
+            self._feed.close(self._interrupt)
+        self._feed = None
         atexit.unregister(self.close)
 
     def commit(self, batch: StepBatch) -> None:
@@ -119,15 +158,25 @@ class DataLoader:
             source.name: [tokens[d], passed[d] / len(source.documents)] for d, source in enumerate(self.corpus.sources)
         }
 
-    def _start(self) -> Iterator[StepBatch | BaseException]:
+    def _start(self) -> Feed[StepBatch | BaseException]:
         self._stop.clear()
+        for reading in self._readings():
+            reading.limit_seconds = math.inf  # from here on max_stall_seconds is the limit, of all ranks together
         batches = _with_errors(self._produce())
+        atexit.register(self.close)
         if self._prefetch_steps == 0:
-            return batches
+            return Feed(batches)
         ahead = Prefetcher(IterableWrapper(batches), prefetch_factor=self._prefetch_steps)
         ahead.reset()
-        atexit.register(self.close)
-        return ahead
+        return Feed(ahead)
+
+    def _readings(self) -> list[Reading]:
+        documents = [source.documents for source in self.corpus.sources]
+        return list({id(d.reading): d.reading for d in documents if isinstance(d, UnitDocuments)}.values())
+
+    def _interrupt(self) -> None:
+        for reading in self._readings():
+            reading.interrupt()
 
     def _produce(self) -> Iterator[StepBatch]:
         numbers = [
@@ -161,7 +210,7 @@ def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseExcep
     while True:
         try:
             batch = next(batches)
-        except StopIteration:
+        except (StopIteration, Stopped):
             return
         except BaseException as error:
             yield error
@@ -169,10 +218,9 @@ def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseExcep
         yield batch
 
 
-def _batch_or_raise(item: StepBatch | BaseException) -> StepBatch:
+def _raise_if_failed(item: Any) -> None:
     if isinstance(item, BaseException):
         raise item
-    return item
 
 
 def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget) -> DataLoader:

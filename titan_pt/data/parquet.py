@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Http, Patience, Refused, persist
+from titan_pt.data.fetch import Attempts, Http, Patience, Refused, persist
 from titan_pt.data.units import Unit, UnitFile, byte_ranges
 
 _MAGIC = b"PAR1"
@@ -39,13 +39,7 @@ class ParquetStore:
                 file.seek(max(0, size - _END_BYTES))
                 end = file.read()
         else:
-            footer, size = persist(
-                lambda: self._fetch_footer(location),
-                f"{name}, footer",
-                self._patience,
-                self._stop,
-                self._patience.start_seconds,
-            )
+            footer, size = persist(lambda: self._fetch_footer(location), self._attempts(name), self._stop)
             metadata, end = parse_footer(footer), footer
             identity = identity or hashlib.sha256(footer).hexdigest()[:32]
             with contextlib.suppress(OSError):  # without a cache it is fetched again
@@ -54,13 +48,7 @@ class ParquetStore:
 
     def column_names(self, file: UnitFile) -> list[str]:
         """Of a file's table."""
-        schema = persist(
-            lambda: self._footers(file),
-            f"{file.name}, footer",
-            self._patience,
-            self._stop,
-            self._patience.start_seconds,
-        ).schema
+        schema = persist(lambda: self._footers(file), self._attempts(file.name), self._stop).schema
         return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
 
     def read(self, unit: Unit, columns: Sequence[str]) -> pa.Table:
@@ -90,6 +78,9 @@ class ParquetStore:
         if table.num_rows != unit.num_rows:
             raise Refused(f"holds {table.num_rows:,} rows, not the {unit.num_rows:,} of the listing")
         return table
+
+    def _attempts(self, name: str) -> Attempts:
+        return Attempts(f"{name}, footer", self._patience, self._patience.start_seconds)
 
     def _read_footer(self, file: UnitFile) -> Any:
         if not is_remote(file.location):

@@ -8,20 +8,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Http, Patience, Refused, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Http, Patience, Refused, Transient, Unreachable, Unreadable, persist
 from titan_pt.data.files import check_columns, format_row
 from titan_pt.data.formatters import Formatter
 from titan_pt.data.parquet import ParquetStore
 from titan_pt.data.units import Listing, Unit
 
 logger = logging.getLogger("titan_pt")
+
+T = TypeVar("T")
 
 # A source with fewer units than this for every stream is small: it is read whole at the start and has random access.
 SMALL_UNITS_PER_STREAM = 8
@@ -38,7 +40,8 @@ class Reading:
     def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
         self.patience = patience
         self.cache = SpillCache(cache_folder, cache_bytes)
-        self.bad_in_a_row = 0
+        self._bad_in_a_row = 0
+        self._lock = threading.Lock()
         self.limit_seconds = patience.start_seconds
         """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
         self._start()
@@ -49,9 +52,10 @@ class Reading:
         Threads end with their request, of which the socket's time-out is the limit.
         """
         self.stop.set()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._start()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+            self._start()
 
     def _start(self) -> None:
         # A new event: what still waits for a dead connection on an old thread must find the old one set.
@@ -59,11 +63,65 @@ class Reading:
         self.store = ParquetStore(Http(self.patience), self.patience, self.cache, self.stop)
         self._pool: ThreadPoolExecutor | None = None
 
-    def submit(self, action: Callable[[], Any]) -> "Future[Any]":
-        """Run it on a reader thread."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reader")
-        return self._pool.submit(action)
+    def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":
+        """Try it on a reader thread until it succeeds. No thread is held in between: others go on meanwhile."""
+        found: Future[T] = Future()
+        attempts, stop = self.attempts(what), self.stop
+
+        def run() -> None:
+            if stop.is_set():
+                found.cancel()
+                return
+            try:
+                value = attempt()
+            except (Transient, Refused) as error:
+                try:
+                    later = threading.Timer(attempts.failed(error), lambda: None if stop.is_set() else self._run(run))
+                    later.daemon = True
+                    later.start()
+                except (Unreadable, Unreachable) as final:
+                    found.set_exception(self.judged(final))
+            except BaseException as error:
+                found.set_exception(error)
+            else:
+                attempts.succeeded()
+                self._bad_in_a_row = 0
+                found.set_result(value)
+
+        self._run(run)
+        return found
+
+    def read(self, attempt: Callable[[], T], what: str) -> T:
+        """The same on this thread.
+
+        Raises:
+            Unreadable, Unreachable, Stopped.
+        """
+        try:
+            value = persist(attempt, self.attempts(what), self.stop)
+        except (Unreadable, Unreachable) as error:
+            raise self.judged(error) from error
+        self._bad_in_a_row = 0
+        return value
+
+    def attempts(self, what: str) -> Attempts:
+        """Of one unit."""
+        return Attempts(what, self.patience, self.limit_seconds)
+
+    def judged(self, error: Exception) -> Exception:
+        """The error of a unit, or where there were too many of them the error of all."""
+        if not isinstance(error, Unreadable):
+            return error
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < _MOST_BAD_UNITS:
+            return error
+        return RuntimeError(f"{_MOST_BAD_UNITS} units in a row cannot be read; the last: {error}")
+
+    def _run(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reader")
+            self._pool.submit(action)
 
 
 class UnitDocuments:
@@ -125,30 +183,37 @@ class UnitDocuments:
             if number in self._open:
                 self._open.move_to_end(number)
                 return self._open[number]
-        texts = self._load(self.listing[number])
+        unit = self.listing[number]
+        return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
+
+    def request(self, number: int) -> "Future[Any]":
+        """`texts`, read ahead on other threads."""
+        unit = self.listing[number]
+        return self.reading.read_ahead(lambda: self._load(unit), self._what(unit))
+
+    def _what(self, unit: Unit) -> str:
+        return f"{self._where}, {unit}"
+
+    def _keep(self, number: int, texts: Any) -> Any:
         with self._lock:
             self._open[number] = texts
             while len(self._open) > _OPEN_UNITS:
                 self._open.popitem(last=False)
         return texts
 
-    def request(self, number: int) -> "Future[Any]":
-        """`texts`, read ahead on another thread."""
-        return self.reading.submit(lambda: self.texts(number))
-
     def _load(self, unit: Unit) -> Any:
+        """One attempt."""
         identity = f"{_VERSION}/{unit.file.name}/{unit.file.size}/{unit.file.identity}/{unit.group}"
         key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
-        stop = self.reading.stop
         content: list[bytes] = []
 
         def make() -> bytes:
-            content.append(self._fetch(unit))
+            content.append(self._attempt(unit))
             return content[0]
 
         for _ in range(3):
             try:
-                path = self.reading.cache.path(key, make, stop)
+                path = self.reading.cache.path(key, make, self.reading.stop)
                 return _read_ipc(pa.memory_map(str(path)), unit.num_rows)
             except FileNotFoundError:
                 continue  # another process made room in this very moment
@@ -157,26 +222,9 @@ class UnitDocuments:
             except OSError as error:
                 logger.warning(f"the cache of units cannot be written: {error}; going on without")
                 break
-        return _read_ipc(pa.BufferReader(content[0] if content else self._fetch(unit)), unit.num_rows)
+        return _read_ipc(pa.BufferReader(content[0] if content else make()), unit.num_rows)
 
-    def _fetch(self, unit: Unit) -> bytes:
-        what = f"{self._where}, {unit}"
-        patience = self.reading.patience
-        try:
-            content = persist(
-                lambda: self._attempt(unit, what), what, patience, self.reading.stop, self.reading.limit_seconds
-            )
-        except Unreadable as error:
-            self.reading.bad_in_a_row += 1
-            if self.reading.bad_in_a_row >= _MOST_BAD_UNITS:
-                raise RuntimeError(
-                    f"{self.reading.bad_in_a_row} units in a row cannot be read; last {error}"
-                ) from error
-            raise
-        self.reading.bad_in_a_row = 0
-        return content
-
-    def _attempt(self, unit: Unit, what: str) -> bytes:
+    def _attempt(self, unit: Unit) -> bytes:
         try:
             table = self.reading.store.read(unit, self._formatter.columns)
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
