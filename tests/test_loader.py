@@ -22,7 +22,7 @@ from titan_pt.data import mixture as mixture_module
 from titan_pt.data.batch import IGNORED, StepBatch
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Stream
+from titan_pt.data.stream import Corpus, MixtureSource, Stream, token_hash
 from titan_pt.distributed.world import World
 
 MIXTURE = [
@@ -162,6 +162,24 @@ def test_more_streams_than_documents_train_to_the_end() -> None:
     steps, _ = train(source, data_config(rows=ROWS, streams=8), 1, 1000, {})
     assert len(steps) == 2
     assert sum(target != IGNORED for rows in steps for row in rows for target in row[1]) == 16
+
+
+def test_a_load_verifies_the_hash_of_the_tokens() -> None:
+    """The last row of every stream is made again and must be the one that was trained on."""
+    documents = corpus(texts(*[30] * 50))
+    data = loader(documents, data_config())
+    data.commit(batches_of(data, 4)[-1])
+    state = json.loads(json.dumps(data.state_dict()))
+    data.close()
+    assert all(part["before"] is not None and part["digest"] != part["before"]["digest"] for part in state.values())
+    loader(documents, data_config()).load_state_dict(state)
+    changed = {s: {**part, "digest": "0" * 16} for s, part in state.items()}
+    with pytest.raises(ConfigError, match="stream 0 reads other tokens"):
+        loader(documents, data_config()).load_state_dict(changed)
+    assert token_hash(state) != token_hash(changed)
+    other = corpus(Texts(text.replace("a", "b") for text in texts(*[30] * 50)))
+    with pytest.raises(ConfigError, match="restore the files"):
+        loader(other, data_config()).load_state_dict(state)
 
 
 def test_progress_counts_tokens_and_passes() -> None:

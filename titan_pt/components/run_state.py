@@ -13,6 +13,8 @@ from titan_pt.components.checkpoint import Documents, load_documents, load_tenso
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
+from titan_pt.config.errors import ConfigError
+from titan_pt.data.stream import token_hash
 from titan_pt.protocols.step import StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -52,7 +54,8 @@ def run_documents(
         "rng": world.gather(rng_state(world.device)),
         "owed_row": owed_row,
     }
-    return Documents(train, {"identity": parts.dataloader.identity(), "streams": streams})
+    data = {"identity": parts.dataloader.identity(), "token_hash": token_hash(streams), "streams": streams}
+    return Documents(train, data)
 
 
 def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Resumed:
@@ -78,7 +81,10 @@ def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Res
         )
     load_tensors(folder, run_tensors(parts, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
-        world.together(lambda: parts.dataloader.load_state_dict(documents.data["streams"]))
+        streams = documents.data["streams"]
+        if token_hash(streams) != documents.data["token_hash"]:
+            raise ConfigError(f"{folder}: the states of its data streams do not belong to its token hash; restore it")
+        world.together(lambda: parts.dataloader.load_state_dict(streams))
     states = documents.train["rng"]
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)

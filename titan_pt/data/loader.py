@@ -55,7 +55,9 @@ class DataLoader:
         owned = budget.num_streams // world.size
         first = world.rank * owned
         self._streams = {s: Stream(corpus, s, budget.num_streams, self._seq_len) for s in range(first, first + owned)}
-        self._committed = self._snapshot()
+        self._committed: dict[str, Any] = {
+            str(s): {**stream.state_dict(), "before": None} for s, stream in self._streams.items()
+        }
         self._feed: Feed[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -119,15 +121,25 @@ class DataLoader:
         self._committed = batch.state
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON: the state of each of this rank's streams, by number."""
+        """JSON: the state of each of this rank's streams, by number, and from before its last row.
+
+        Each has the rolling hash of all tokens that the stream gave, so that a load can tell whether it goes on as it
+        would have done.
+        """
         return self._committed
 
     def load_state_dict(self, streams: dict[str, Any]) -> None:
-        """Go on where the state of all streams, gathered from all ranks, was taken."""
+        """Go on where the state of all streams, gathered from all ranks, was taken.
+
+        The last row of each stream is made again: its hash must be the one in the state.
+
+        Raises:
+            ConfigError: the documents read differently now.
+        """
         self.close()
         for s, stream in self._streams.items():
-            stream.load_state_dict(streams[str(s)])
-        self._committed = self._snapshot()
+            stream.repeat_last_row(streams[str(s)])
+        self._committed = {str(s): streams[str(s)] for s in self._streams}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a state to mean the same documents."""
@@ -187,10 +199,12 @@ class DataLoader:
         padding = padding_row(self._seq_len + 1, self.corpus.tokenizer.eos_id)
         padded = False
         while True:
-            rows = []
-            for s in numbers:
+            rows, before = [], {}
+            for r, s in enumerate(numbers):
                 if self._stop.is_set():
                     return
+                if r >= len(numbers) - len(self._streams):  # every stream's last row of the batch
+                    before[s] = self._streams[s].state_dict()
                 rows.append(self._streams[s].next_row(partial=True) or padding)
             num_targets = sum(row.num_targets for row in rows)
             if num_targets and not padded and any(row is padding for row in rows):
@@ -199,10 +213,8 @@ class DataLoader:
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            yield StepBatch(batches, num_targets, documents, self._snapshot())
-
-    def _snapshot(self) -> dict[str, Any]:
-        return {str(s): stream.state_dict() for s, stream in self._streams.items()}
+            state = {str(s): {**stream.state_dict(), "before": before[s]} for s, stream in self._streams.items()}
+            yield StepBatch(batches, num_targets, documents, state)
 
 
 def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseException]:

@@ -8,7 +8,7 @@ shares of the mixture hold from the first steps on, however long the documents a
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,12 @@ class Row:
         return max(0, self.num_tokens - 1)
 
 
+def token_hash(states: Mapping[str, Any]) -> str:
+    """One hash of all tokens that all streams gave, in their order."""
+    digests = "".join(states[s]["digest"] for s in sorted(states, key=int))
+    return hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()
+
+
 def padding_row(size: int, eos_id: int) -> Row:
     """A row of `size` tokens that predicts nothing."""
     zeros = np.zeros(size, dtype=np.int64)
@@ -193,6 +199,26 @@ class Stream:
             raise ConfigError(
                 f"data: {names} read differently than when the checkpoint was written; restore the files and the "
                 'tokenizer, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
+            )
+
+    def repeat_last_row(self, state: dict[str, Any]) -> None:
+        """Load a state that has the one `before` its last row, and check that the row comes out as it did.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        before = state["before"]
+        after = {key: value for key, value in state.items() if key != "before"}
+        if before is None:
+            self.load_state_dict(after)
+            return
+        self.load_state_dict(before)
+        self.next_row(partial=True)
+        if self.state_dict() != after:
+            raise ConfigError(
+                f"data: stream {self.index} reads other tokens (hash {self.digest}) than when the checkpoint was "
+                f"written ({state['digest']}); restore the files and the tokenizer, or start the data anew with "
+                'checkpoint.exclude_from_loading = ["data"]'
             )
 
     def _reread(self, source: int, place: int, start: int, _length: int) -> Piece:
