@@ -111,7 +111,9 @@ class Data(Section):
     seed: int | None = None
     """Seed of the document order. Unset: debug.seed."""
     prefetch_steps: Count = 2
-    """Global batches prepared ahead on a background thread; 0 prepares them in the training thread."""
+    """Global batches prepared ahead; 0 prepares each when it is asked for."""
+    num_workers: Count = 0
+    """Processes that read and tokenise for one rank; 0: a thread does. Neither changes the order of the documents."""
     cache_dir: Name | None = None
     """Folder of what was read once. Unset: ~/.cache/titan_pt for row groups of parquet files, and for the Arrow files
     that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""

@@ -7,7 +7,6 @@ of a step do not depend on the number of ranks, nor on the split into micro-batc
 import atexit
 import functools
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -24,9 +23,10 @@ from titan_pt.data.batch import StepBatch, collate
 from titan_pt.data.feed import End, Feed
 from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
-from titan_pt.data.mixture import data_folder, data_seed, open_mixture
+from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.stream import Corpus, Stream, padding_row
 from titan_pt.data.unit_documents import Reading, UnitDocuments
+from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled
 
@@ -51,7 +51,7 @@ class DataLoader:
         self._local_batch_size = config.training.local_batch_size
         self._prefetch_steps, self._pin = config.data.prefetch_steps, world.device.type == "cuda"
         self._max_stall_seconds = config.data.max_stall_seconds
-        self._world, self.corpus = world, corpus
+        self._world, self._config, self.corpus = world, config, corpus
         owned = budget.num_streams // world.size
         first = world.rank * owned
         self._streams = {s: Stream(corpus, s, budget.num_streams, self._seq_len) for s in range(first, first + owned)}
@@ -172,8 +172,8 @@ class DataLoader:
 
     def _start(self) -> Feed[StepBatch | BaseException]:
         self._stop.clear()
-        for reading in self._readings():
-            reading.limit_seconds = math.inf  # from here on max_stall_seconds is the limit, of all ranks together
+        for source in self.corpus.sources:
+            source.wait_for_ever()
         batches = _with_errors(self._produce())
         atexit.register(self.close)
         if self._prefetch_steps == 0:
@@ -181,6 +181,29 @@ class DataLoader:
         ahead = Prefetcher(IterableWrapper(batches), prefetch_factor=self._prefetch_steps)
         ahead.reset()
         return Feed(ahead)
+
+    def _start_workers(self, numbers: list[int]) -> WorkerPool:
+        """Each of some streams, all with the states of the last committed batch."""
+        config, count = self._config, min(self._config.data.num_workers, len(self._streams))
+        documents = {source.name: source.documents for source in self.corpus.sources}
+        listings = {
+            name: found.listing.to_json() if isinstance(found, UnitDocuments) else None
+            for name, found in documents.items()
+        }
+        owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
+        jobs = [
+            WorkerJob(
+                config=sendable(config),
+                listings=listings,
+                num_streams=self._budget.num_streams,
+                states={str(s): self._committed[str(s)] for s in own},
+                numbers=[s for s in numbers if s in own],
+                writer=f"rank{self._world.rank}-worker{w}",
+                fingerprints={name: found.fingerprint for name, found in documents.items()},
+            )
+            for w, own in enumerate(owned)
+        ]
+        return WorkerPool(jobs, self._prefetch_steps)
 
     def _readings(self) -> list[Reading]:
         documents = [source.documents for source in self.corpus.sources]
@@ -190,6 +213,16 @@ class DataLoader:
         for reading in self._readings():
             reading.interrupt()
 
+    def _steps(self, numbers: list[int]) -> Iterator[Step]:
+        if self._config.data.num_workers == 0:
+            yield from make_steps(self._streams, numbers, self._stop)
+            return
+        pool = self._start_workers(numbers)
+        try:
+            yield from pool.steps(numbers, self._stop)
+        finally:
+            pool.close()
+
     def _produce(self) -> Iterator[StepBatch]:
         numbers = [
             r % self._budget.num_streams
@@ -198,22 +231,15 @@ class DataLoader:
         ]
         padding = padding_row(self._seq_len + 1, self.corpus.tokenizer.eos_id)
         padded = False
-        while True:
-            rows, before = [], {}
-            for r, s in enumerate(numbers):
-                if self._stop.is_set():
-                    return
-                if r >= len(numbers) - len(self._streams):  # every stream's last row of the batch
-                    before[s] = self._streams[s].state_dict()
-                rows.append(self._streams[s].next_row(partial=True) or padding)
+        for found, state in self._steps(numbers):
+            rows = [row or padding for row in found]
             num_targets = sum(row.num_targets for row in rows)
-            if num_targets and not padded and any(row is padding for row in rows):
+            if num_targets and not padded and None in found:
                 padded = True
                 logger.warning("The documents of a data stream are spent: from here on batches are smaller")
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            state = {str(s): {**stream.state_dict(), "before": before[s]} for s, stream in self._streams.items()}
             yield StepBatch(batches, num_targets, documents, state)
 
 
@@ -237,11 +263,8 @@ def _raise_if_failed(item: Any) -> None:
 
 def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget) -> DataLoader:
     """The training data of `[data]`."""
-    fraction = 0.0 if config.validation.sources else config.validation.holdout_fraction
     mixture = open_mixture(config.data.sources, config, world)
-    substitute_after = config.data.substitute_after_seconds if config.data.stall_policy == "substitute" else None
-    ledger = Ledger(data_folder(config), f"rank{world.rank}")
-    corpus = Corpus(mixture, tokenizer, data_seed(config), fraction, ledger=ledger, substitute_after=substitute_after)
+    corpus = as_corpus(mixture, config, tokenizer, Ledger(data_folder(config), f"rank{world.rank}"))
     for source in mixture:
         world.together(functools.partial(corpus.require_documents, source))
     return DataLoader(corpus, budget, world, config)

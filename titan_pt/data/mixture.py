@@ -5,24 +5,28 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.builtin_sources import complete
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data.fetch import Patience
+from titan_pt.data.ledger import Ledger
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.sources import list_units, open_source
-from titan_pt.data.stream import MixtureSource
+from titan_pt.data.stream import Corpus, MixtureSource
 from titan_pt.data.unit_documents import Reading
 from titan_pt.data.units import Listing
-from titan_pt.distributed.world import World
+
+if TYPE_CHECKING:  # worker processes do not need torch
+    from titan_pt.distributed.world import World
 
 _MANIFEST = "units.json"
 
 
-def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> list[MixtureSource]:
+def open_mixture(sources: Sequence[Source], config: JobConfig, world: "World") -> list[MixtureSource]:
     """Open the sources; rank 0 first, so that files are listed, converted and downloaded once.
 
     Raises:
@@ -44,6 +48,42 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> 
     if differing:
         raise ConfigError(*sorted(differing))
     return opened
+
+
+def sendable(config: JobConfig) -> JobConfig:
+    """What the data need of a config. Its other sections may be of types that are made at run time."""
+    needed = ("job", "tokenizer", "data", "training", "parallelism", "validation", "debug", "experimental")
+    return JobConfig(**{name: getattr(config, name) for name in needed})
+
+
+def train_fraction(config: JobConfig) -> float:
+    """The share of the training sources that is held out."""
+    return 0.0 if config.validation.sources else config.validation.holdout_fraction
+
+
+def as_corpus(mixture: list[MixtureSource], config: JobConfig, tokenizer: Tokenizer, ledger: Ledger) -> Corpus:
+    """The opened sources as what streams train on."""
+    data = config.data
+    return Corpus(
+        mixture,
+        tokenizer,
+        data_seed(config),
+        train_fraction(config),
+        ledger=ledger,
+        substitute_after=data.substitute_after_seconds if data.stall_policy == "substitute" else None,
+    )
+
+
+def build_corpus(
+    config: JobConfig,
+    listings: dict[str, dict[str, Any] | None],
+    tokenizer: Tokenizer,
+    num_streams: int,
+    ledger: Ledger,
+) -> Corpus:
+    """The training documents in another process, which takes the word of the first for what there is."""
+    mixture = _open_all(config.data.sources, listings, config, open_reading(config), num_streams)
+    return as_corpus(mixture, config, tokenizer, ledger)
 
 
 def open_reading(config: JobConfig) -> Reading:

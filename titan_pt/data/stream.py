@@ -8,6 +8,7 @@ shares of the mixture hold from the first steps on, however long the documents a
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class MixtureSource:
     def by_unit(self) -> bool:
         """Whether it is read, and split, unit by unit."""
         return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
+
+    def wait_for_ever(self) -> None:
+        """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
+        if isinstance(self.documents, UnitDocuments):
+            self.documents.reading.limit_seconds = math.inf
 
 
 @dataclass(frozen=True)
