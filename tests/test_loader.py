@@ -20,9 +20,10 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Data, JobConfig, Source, Validation
 from titan_pt.data import mixture as mixture_module
 from titan_pt.data.batch import IGNORED, StepBatch
+from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Stream, token_hash
+from titan_pt.data.stream import Stream, token_hash
 from titan_pt.distributed.world import World
 
 MIXTURE = [

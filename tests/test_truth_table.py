@@ -3,7 +3,7 @@
 import pytest
 from data_helpers import corpus, texts
 
-from titan_pt.data.stream import MixtureSource
+from titan_pt.data.corpus import MixtureSource
 from titan_pt.data.truth_table import lines, plan_mixture, share_out, warnings
 
 

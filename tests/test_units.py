@@ -16,10 +16,11 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Source, Training
 from titan_pt.data.cache import SpillCache
+from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.listing import expand
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Stream
+from titan_pt.data.stream import Stream
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.data.units import Listing, UnitFile
 

@@ -15,9 +15,9 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source, Training
+from titan_pt.data.corpus import Corpus
 from titan_pt.data.loader import DataLoader
 from titan_pt.data.mixture import open_mixture
-from titan_pt.data.stream import Corpus
 from titan_pt.distributed.world import World
 
 __all__ = ["quick"]  # a fixture

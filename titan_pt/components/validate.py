@@ -12,8 +12,9 @@ from torch import nn
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
+from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.mixture import data_seed, open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Row, Stream, padding_row
+from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import StepParts
 

@@ -81,7 +81,8 @@ class Source(Section):
     """Name in logs. Without `path` or `dataset`: a built-in source (fineweb_edu, medqa, gsm8k, python_stdlib,
     arithmetic) or a registered one."""
     path: Name | None = None
-    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; or the http(s) address of a .parquet file."""
+    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; a folder of titan_pt.tools.prepare; or the http(s)
+    address of a .parquet file, in which {00..13} stands for each of these numbers."""
     dataset: Name | None = None
     """Dataset of the Hugging Face hub (or a local dataset folder). Parquet is streamed, else it is downloaded whole."""
     subset: Name | None = None

@@ -20,11 +20,12 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import Budget
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
+from titan_pt.data.corpus import Corpus
 from titan_pt.data.feed import End, Feed
 from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
-from titan_pt.data.stream import Corpus, Stream, padding_row
+from titan_pt.data.stream import Stream, padding_row
 from titan_pt.data.unit_documents import Reading, UnitDocuments
 from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World

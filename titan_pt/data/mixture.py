@@ -12,11 +12,12 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.builtin_sources import complete
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.parquet import is_remote
+from titan_pt.data.prepared import PreparedDocuments
 from titan_pt.data.sources import list_units, open_source
-from titan_pt.data.stream import Corpus, MixtureSource
 from titan_pt.data.unit_documents import Reading
 from titan_pt.data.units import Listing
 
@@ -62,7 +63,17 @@ def train_fraction(config: JobConfig) -> float:
 
 
 def as_corpus(mixture: list[MixtureSource], config: JobConfig, tokenizer: Tokenizer, ledger: Ledger) -> Corpus:
-    """The opened sources as what streams train on."""
+    """The opened sources as what streams train on.
+
+    Raises:
+        ConfigError: token shards were made by another tokenizer.
+    """
+    for source in mixture:
+        if isinstance(source.documents, PreparedDocuments) and source.documents.tokenizer != tokenizer.fingerprint:
+            raise ConfigError(
+                f"data source {source.name!r}: its token shards were made by another tokenizer "
+                f"({source.documents.tokenizer}) than [tokenizer] has ({tokenizer.fingerprint}); prepare them anew"
+            )
     data = config.data
     return Corpus(
         mixture,
@@ -84,6 +95,14 @@ def build_corpus(
     """The training documents in another process, which takes the word of the first for what there is."""
     mixture = _open_all(config.data.sources, listings, config, open_reading(config), num_streams)
     return as_corpus(mixture, config, tokenizer, ledger)
+
+
+def open_alone(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:
+    """The same in one process, for tools."""
+    num_streams, reading = plan_budget(config, 1).num_streams, open_reading(config)
+    return _open_all(
+        sources, _list_all(sources, data_folder(config), reading, num_streams), config, reading, num_streams
+    )
 
 
 def open_reading(config: JobConfig) -> Reading:

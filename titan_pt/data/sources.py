@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow
@@ -16,6 +17,7 @@ from titan_pt.data.files import checked_text
 from titan_pt.data.formatters import find_formatter
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
+from titan_pt.data.prepared import PreparedDocuments, is_prepared
 from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, Reading, UnitDocuments
 from titan_pt.data.units import Listing
 
@@ -58,7 +60,7 @@ def list_units(source: Source, *, reading: Reading, num_streams: int) -> Listing
     try:
         if source.path is not None and is_remote(source.path):
             return list_addresses(source.path, reading.store)
-        if source.path is not None:
+        if source.path is not None and not is_prepared(source.path):
             files = matching_files(source.path)
             listing = list_local(files, reading.store) if all(file.endswith(".parquet") for file in files) else None
             large = listing is not None and len(listing) >= SMALL_UNITS_PER_STREAM * num_streams
@@ -116,6 +118,8 @@ def _read(
     try:
         if listing is not None and reading is not None:
             return _open_units(source, where, listing, reading, num_streams)
+        if source.path and is_prepared(source.path):
+            return PreparedDocuments(Path(source.path).expanduser())
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
         return downloaded_dataset(source, where, cache_dir)

@@ -8,84 +8,18 @@ shares of the mixture hold from the first steps on, however long the documents a
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.ledger import Ledger
-from titan_pt.data.order import BlockOrder, Order, RowOrder
+from titan_pt.data.corpus import Corpus
+from titan_pt.data.order import RowOrder
 from titan_pt.data.permutation import keyed_hash
-from titan_pt.data.sources import Documents
-from titan_pt.data.unit_documents import UnitDocuments
-
-_HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not train on what was held out
-
-
-@dataclass(frozen=True)
-class MixtureSource:
-    """A source with its place in the mixture."""
-
-    name: str
-    documents: Documents
-    weight: float
-    max_epochs: float | None = None
-
-    @property
-    def by_unit(self) -> bool:
-        """Whether it is read, and split, unit by unit."""
-        return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
-
-    def wait_for_ever(self) -> None:
-        """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
-        if isinstance(self.documents, UnitDocuments):
-            self.documents.reading.limit_seconds = math.inf
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What a stream reads: the mixture, and which side of the held-out split.
-
-    `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side. Of a
-    source that is read unit by unit whole units are held out: to find single texts all would have to be read.
-    """
-
-    sources: Sequence[MixtureSource]
-    tokenizer: Tokenizer
-    seed: int
-    holdout_fraction: float = 0.0
-    held_out: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
-    substitute_after: float | None = None
-
-    def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
-        """Stream `index`'s way through a source."""
-        documents, options = source.documents, (source.max_epochs, self.seed, index, num_streams)
-        if isinstance(documents, UnitDocuments) and documents.by_unit:
-            units = documents.listing.side(self.holdout_fraction, self.held_out)
-            return BlockOrder(source.name, documents, units, *options, self.ledger, self.substitute_after)
-        return RowOrder(source.name, documents, *options)
-
-    def is_mine(self, text: str) -> bool:
-        """Whether this side of the split has the document."""
-        if self.holdout_fraction == 0.0:
-            return not self.held_out
-        share = keyed_hash(_HOLDOUT_KEY, text.encode("utf-8", "surrogatepass")) / 2**64
-        return (share < self.holdout_fraction) == self.held_out
-
-    def require_documents(self, source: MixtureSource) -> None:
-        """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        texts = (source.documents[number] for number in range(len(source.documents)))
-        if not any(text and (source.by_unit or self.is_mine(text)) for text in texts):
-            side = "in" if self.held_out else "outside"
-            raise ConfigError(
-                f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
-                "add documents or change validation.holdout_fraction"
-            )
+from titan_pt.data.prepared import PreparedDocuments
 
 
 @dataclass
@@ -97,9 +31,12 @@ class Piece:
     document: str
     tokens: np.ndarray
     bytes_per_token: float
-    digest: str
-    """Of all its tokens."""
     start: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all its tokens."""
+        return _hash("", self.tokens)
 
     def state(self) -> list[int]:
         """What finds it again, and how far it is read."""
@@ -271,13 +208,24 @@ class Stream:
     def _read(self, d: int, place: int) -> Piece | None:
         """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split."""
         source, order = self.corpus.sources[d], self.orders[d]
+        if isinstance(source.documents, PreparedDocuments):
+            assert isinstance(order, RowOrder)
+            return self._read_prepared(d, place, order.number(place), source.documents)
         number, text = order.read(place)
         if not text or not (source.by_unit or self.corpus.is_mine(text)):
             return None
         ids = self.corpus.tokenizer.encode(text)
-        ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(ids))
-        tokens = np.asarray([*ids, self.corpus.tokenizer.eos_id], dtype=np.int32)  # a document may be a whole library
-        return Piece(d, place, f"{source.name}:{number}", tokens, ratio, _hash("", tokens))
+        tokens = np.empty(len(ids) + 1, dtype=np.int32)  # not a list: a document may be a whole library
+        tokens[:-1], tokens[-1] = ids, self.corpus.tokenizer.eos_id
+        ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(tokens) - 1)
+        return Piece(d, place, f"{source.name}:{number}", tokens, ratio)
+
+    def _read_prepared(self, d: int, place: int, number: int, documents: PreparedDocuments) -> Piece | None:
+        tokens = documents.tokens(number)
+        if not len(tokens) or not self.corpus.has_hash(documents.holdout_hash(number)):
+            return None
+        ratio = documents.num_bytes(number) / max(1, len(tokens) - 1)
+        return Piece(d, place, f"{self.corpus.sources[d].name}:{number}", tokens, ratio)
 
     def _cut(self, d: int, size: int) -> Row:
         """Take `size` tokens off the documents of a source; pad with end-of-document where they run out."""
@@ -310,4 +258,4 @@ def _length(pieces: list[Piece]) -> int:
 
 
 def _hash(before: str, tokens: np.ndarray) -> str:
-    return hashlib.blake2b(before.encode() + tokens.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(before.encode() + tokens.astype("<i4").tobytes(), digest_size=8).hexdigest()

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.prepared import PreparedDocuments
 from titan_pt.data.sources import sample_numbers
-from titan_pt.data.stream import Corpus, MixtureSource
 
 # Beyond this many passes over the same text a language model learns little that is new (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
@@ -113,6 +114,8 @@ def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
 
 
 def _tokens_per_epoch(corpus: Corpus, source: MixtureSource) -> float:
+    if isinstance(source.documents, PreparedDocuments):
+        return float(source.documents.num_tokens)
     numbers = sample_numbers(source.documents, _SAMPLE)
     lengths = [len(corpus.tokenizer.encode(source.documents[number])) + 1 for number in numbers]
     return len(source.documents) * sum(lengths) / len(lengths)

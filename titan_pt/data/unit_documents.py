@@ -5,7 +5,7 @@ import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,6 +185,18 @@ class UnitDocuments:
                 return self._open[number]
         unit = self.listing[number]
         return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
+
+    def iterate(self) -> Iterator[str]:
+        """All texts in order, some units read ahead.
+
+        Raises:
+            Unreadable: given up.
+        """
+        ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
+        for number in range(len(self.listing)):
+            yield from ahead.pop(0).result().to_pylist()
+            if number + _THREADS < len(self.listing):
+                ahead.append(self.request(number + _THREADS))
 
     def request(self, number: int) -> "Future[Any]":
         """`texts`, read ahead on other threads."""
