@@ -46,7 +46,9 @@ def test_workers_give_the_same_rows_and_states(tmp_path: Path) -> None:
     data = build(tmp_path, 3)  # 4 streams: one worker has two
     found = rows_of(data, 5)
     state = json.loads(json.dumps(data.state_dict()))
+    started = time.monotonic()
     data.close()
+    assert time.monotonic() - started < 5, "workers that never rest are ended all the same"
     other = build(tmp_path, 2, prefetch=0)
     other.load_state_dict(state)
     found += rows_of(other, 7)

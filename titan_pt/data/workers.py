@@ -82,7 +82,7 @@ class WorkerPool:
             ConfigError: of a worker.
             RuntimeError: a worker died.
         """
-        while True:
+        while not stop.is_set():
             waiting: dict[int, list[Row | None]] = {}
             states: dict[str, Any] = {}
             for job, connection in zip(self._jobs, self._connections, strict=True):
