@@ -111,6 +111,8 @@ class Data(Section):
     """Logical streams; divides the global batch in rows, the data ranks divide it. Unset: its largest divisor <= 64."""
     seed: int | None = None
     """Seed of the document order. Unset: debug.seed."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """"concat" lays documents end to end and cuts rows; "best_fit" cuts none that fits a row, and pads instead."""
     prefetch_steps: Count = 2
     """Global batches prepared ahead; 0 prepares each when it is asked for."""
     num_workers: Count = 0

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
@@ -51,6 +52,7 @@ class Corpus:
     held_out: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     substitute_after: float | None = None
+    packing: Literal["concat", "best_fit"] = "concat"
 
     def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
         """Stream `index`'s way through a source."""
