@@ -110,6 +110,7 @@ class Stream:
             if self._fill(chosen, needed):
                 return self._cut(chosen, needed)
             live.remove(chosen)
+            self.corpus.tell_spent(chosen)
             if live:  # the rest of a spent source goes before another's documents
                 self.carry[min(live)][:0] = self.carry[chosen]
                 self.carry[chosen] = []
