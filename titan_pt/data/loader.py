@@ -25,6 +25,7 @@ from titan_pt.data.feed import End, Feed
 from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
+from titan_pt.data.order import BLOCK_ROWS
 from titan_pt.data.stream import Stream, padding_row
 from titan_pt.data.unit_documents import Reading, UnitDocuments
 from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
@@ -152,6 +153,7 @@ class DataLoader:
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "holdout_fraction": self.corpus.holdout_fraction,
             "packing": self.corpus.packing,
+            "block_rows": BLOCK_ROWS,
             "order": [source.name for source in self.corpus.sources],
             "sources": {
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
