@@ -107,7 +107,8 @@ def validation_rows(parts: StepParts) -> list[Row]:
         mixture = list(parts.dataloader.corpus.sources)
         fraction, held_out = config.validation.holdout_fraction, True
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
-    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out)
+    known = {source.name for source in once}  # that they end is what they are for
+    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out, spent=known)
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(stream, limit)))
