@@ -191,15 +191,11 @@ class DataLoader:
         """Each of some streams, all with the states of the last committed batch."""
         config, count = self._config, min(self._config.data.num_workers, len(self._streams))
         documents = {source.name: source.documents for source in self.corpus.sources}
-        listings = {
-            name: found.listing.to_json() if isinstance(found, UnitDocuments) else None
-            for name, found in documents.items()
-        }
         owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
         jobs = [
             WorkerJob(
                 config=sendable(config),
-                listings=listings,
+                listings={source.name: source.listing for source in self.corpus.sources},
                 num_streams=self._budget.num_streams,
                 states={str(s): self._committed[str(s)] for s in own},
                 numbers=[s for s in numbers if s in own],

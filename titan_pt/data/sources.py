@@ -51,7 +51,7 @@ def register_source(name: str, factory: SourceFactory) -> None:
 
 
 def list_units(source: Source, *, reading: Reading, num_streams: int) -> Listing | None:
-    """The parquet units of a source that is read by them; None of one that `open_source` reads in another way.
+    """The parquet units of a source that is read by them; None of one that is not and has no commit to keep to.
 
     Raises:
         ConfigError: missing files, dataset, subset or split.
@@ -116,6 +116,8 @@ def _read(
     num_streams: int,
 ) -> Documents:
     try:
+        if listing is not None and not listing.files:
+            return downloaded_dataset(source.model_copy(update={"revision": listing.commit}), where, cache_dir)
         if listing is not None and reading is not None:
             return _open_units(source, where, listing, reading, num_streams)
         if source.path and is_prepared(source.path):

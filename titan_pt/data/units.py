@@ -49,6 +49,12 @@ class Listing:
     origin: str
     """Of a dataset its name and commit."""
     files: tuple[UnitFile, ...]
+    """None of a dataset that is not read by unit; of such a one only the commit is kept."""
+
+    @property
+    def commit(self) -> str:
+        """Of a dataset of the hub."""
+        return self.origin.rpartition("@")[2]
 
     @cached_property
     def starts(self) -> list[int]:
