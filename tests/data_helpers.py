@@ -65,7 +65,7 @@ class ThreadWorld(World):
     meeting: Meeting
 
     def __init__(self, rank: int = 0, size: int = 1, meeting: Meeting | None = None) -> None:
-        super().__init__(rank, size, torch.device("cpu"), mesh=None, control=None, background=None)
+        super().__init__(rank, size, torch.device("cpu"), mesh=None, flags=None, control=None, background=None)
         object.__setattr__(self, "meeting", meeting or Meeting(1))
 
     def gather(self, value: T, group: Any = None) -> list[T]:

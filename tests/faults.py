@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,8 +11,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from titan_pt.components.preemption import stop_requested
 from titan_pt.components.validate import Validator
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Section
+from titan_pt.outcome import GaveUp
 from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
@@ -20,7 +24,7 @@ from titan_pt.trainers import pretrain
 class Fault(Section):
     """[fault]"""
 
-    kind: Literal["none", "signal", "nan_loss", "nan_gradient", "raise"] = "none"
+    kind: Literal["none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep"] = "none"
     """What goes wrong."""
     steps: list[int] = Field(default_factory=list)
     """At which steps; with `during_validation`, at which validations of this process."""
@@ -30,6 +34,8 @@ class Fault(Section):
     """Sent one after another."""
     to_parent: bool = False
     """Send them to the launcher."""
+    seconds: float = 600.0
+    """Length of a sleep."""
     during_validation: bool = False
     """In the second micro-batch of a validation, not of a step."""
 
@@ -55,7 +61,7 @@ def build_step(parts: StepParts) -> Step:
     return step
 
 
-def build_validator(parts: StepParts) -> Validator | None:
+def build_validator(parts: StepParts, step: Step) -> Validator | None:
     fault: Fault = parts.config.fault  # type: ignore[attr-defined]
     now = {"validation": 0, "calls": 0}
 
@@ -65,7 +71,7 @@ def build_validator(parts: StepParts) -> Validator | None:
             happen(fault)
         parts.raise_if_preempted()
 
-    inner = pretrain.SPEC.build_validator(dataclasses.replace(parts, raise_if_preempted=before_micro_batch))
+    inner = pretrain.SPEC.build_validator(dataclasses.replace(parts, raise_if_preempted=before_micro_batch), step)
     if inner is None:
         return None
 
@@ -83,6 +89,14 @@ def is_here(fault: Fault, parts: StepParts, step: int) -> bool:
 def happen(fault: Fault) -> None:
     if fault.kind == "raise":
         raise RuntimeError("the fault\nhas two lines")
+    if fault.kind == "mistake":
+        raise ConfigError("fault.kind: a mistake that one rank found")
+    if fault.kind == "give_up":
+        raise GaveUp("one rank had enough")
+    if fault.kind == "sleep":
+        end = time.monotonic() + fault.seconds
+        while time.monotonic() < end and not stop_requested():  # deaf to signals, it would be killed 30 s later
+            time.sleep(0.1)
     if fault.kind == "signal":
         for name in fault.signals:
             os.kill(os.getppid() if fault.to_parent else os.getpid(), getattr(signal, name))

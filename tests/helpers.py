@@ -76,6 +76,7 @@ def write_faulty(folder: Path, fault: dict[str, Any], **tables: dict[str, Any]) 
 
 def train_here(config: Path, *flags: str) -> int:
     """`python -m titan_pt.train` in this process, one rank; its signal handlers and log are taken away again."""
+    from titan_pt.components.preemption import install_handlers
     from titan_pt.train import main
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -84,6 +85,7 @@ def train_here(config: Path, *flags: str) -> int:
     try:
         return int(main(["--job.config_file", str(config), *flags]))
     finally:
+        install_handlers()  # forgets the signals of this run
         log.handlers, log.level, log.propagate = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -98,8 +100,7 @@ def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:
 
 def run(arguments: list[str], timeout: float = 120, **options: Any) -> Result:
     """Run a command to its end; `env` is added to this process's environment. `faults` can be imported."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # this tree, also where another one is installed
-    env = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **options.pop("env", {})}
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, env=env, check=False, **options)
     return Result(done.returncode, done.stdout, done.stderr)
 

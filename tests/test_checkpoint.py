@@ -44,7 +44,9 @@ def steps(folder: Path) -> list[int]:
 def test_a_step_is_tensors_and_json_and_the_manifest_names_every_file(trained: Path) -> None:
     step = trained / "run" / "checkpoint" / "step-6"
     files = {str(path.relative_to(step)) for path in step.rglob("*") if path.is_file()}
-    assert files == {"manifest.json", "train.json", "data.json", "tensors/.metadata", "tensors/__0_0.distcp"}
+    texts = {"manifest.json", "train.json", "data.json", "config.toml"}
+    assert files == {*texts, "tensors/.metadata", "tensors/__0_0.distcp"}
+    assert (step / "config.toml").read_text() == (trained / "run" / "config.toml").read_text()
     manifest = read_json(step, "manifest")
     assert set(manifest["files"]) == files - {"manifest.json"} and manifest["step"] == 6
     train = read_json(step, "train")
@@ -85,6 +87,25 @@ def test_load_step_goes_back_and_its_new_steps_are_not_pruned_for_the_old(copy: 
     assert train_here(copy / "run.toml", *flags, "--training.steps", "6") == 0, "the same command again"
     new = read_tensors(copy / "run" / "checkpoint" / "step-6")
     assert any(not torch.equal(old[name], new[name]) for name in old), "an old step-6 is replaced"
+
+
+def test_the_same_command_with_load_step_goes_on(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    back = ("--checkpoint.load_step", "2", '--checkpoint.exclude_from_loading=["optimizer"]', "--optimizer.lr", "1e-3")
+    for last, resumed in ((3, 2), (4, 3), (5, 4)):  # below and above the numbers of the branch that was left
+        assert train_here(copy / "run.toml", *back, "--training.steps", str(last)) == 0
+        error = capsys.readouterr().err
+        assert f"step-{resumed}: step {resumed}," in error
+        assert ("load_step = 2 was honoured at an earlier start" in error) == (resumed > 2)
+        assert ("optimizer was left out at an earlier start, now loaded" in error) == (resumed > 2)
+    assert optimizer_steps(copy / "run" / "checkpoint" / "step-5") == {3.0}, "the optimizer started anew once"
+    (copy / "run" / "checkpoint" / "step-5" / "data.json").write_text("{}")
+    assert train_here(copy / "run.toml", *back, "--training.steps", "5") == 0
+    assert "step-4: step 4," in capsys.readouterr().err, "a damaged one is passed over for the one before"
+    other = [flag.replace("2", "4") for flag in back]
+    assert train_here(copy / "run.toml", *other, "--training.steps", "5") == 0
+    assert optimizer_steps(copy / "run" / "checkpoint" / "step-5") == {1.0}, "another command honours its own"
+    assert train_here(copy / "run.toml", *back, "--training.steps", "3") == 0
+    assert "step-2: step 2," in capsys.readouterr().err, "a command that was left starts again"
 
 
 def test_load_only_loads_and_never_saves(copy: Path) -> None:
@@ -164,6 +185,8 @@ def test_a_failed_save_is_an_error_line_and_training_goes_on(
     [
         (["--model.num_layers", "3"], "model.num_layers is 2 there and 3 here"),
         (["--model.tie_embeddings", "false"], "model.tie_embeddings"),
+        (["--model.rope_theta", "5e5"], "model.rope_theta is 10000.0 there and 500000.0 here"),
+        (["--model.norm_eps", "1e-5"], "model.norm_eps"),
         (["--tokenizer.name", "TOKENIZER"], "tokenizer.fingerprint"),
         (["--debug.seed", "7"], "data.seed is 42 there and 7 here"),
         (["--training.seq_len", "64"], "data.seq_len"),
@@ -195,16 +218,30 @@ def test_the_data_and_the_optimizer_can_be_left_out(copy: Path) -> None:
     flags = ("--debug.seed", "7", '--checkpoint.exclude_from_loading=["data", "optimizer"]', "--training.steps", "7")
     assert train_here(copy / "run.toml", *flags) == 0
     last = copy / "run" / "checkpoint" / "step-7"
-    counts = {float(value) for name, value in read_tensors(last).items() if name.endswith(".step")}
-    assert counts == {1.0}, "the optimizer started anew"
+    assert optimizer_steps(last) == {1.0}, "the optimizer started anew"
     assert {sum(stream["tokens"]) for stream in read_json(last, "data")["streams"].values()} == {129}
+    assert train_here(copy / "run.toml", *flags[:-1], "8") == 0
+    last = copy / "run" / "checkpoint" / "step-8"
+    assert optimizer_steps(last) == {2.0}, "the same command goes on"
+    assert {sum(stream["tokens"]) for stream in read_json(last, "data")["streams"].values()} == {258}
+    assert train_here(copy / "run.toml", "--debug.seed", "8", *flags[2:-1], "9") == 0
+    last = copy / "run" / "checkpoint" / "step-9"
+    assert optimizer_steps(last) == {3.0}, "only the data have changed once more"
+    assert {sum(stream["tokens"]) for stream in read_json(last, "data")["streams"].values()} == {129}
+
+
+def optimizer_steps(step: Path) -> set[float]:
+    return {float(value) for name, value in read_tensors(step).items() if name.endswith(".step")}
 
 
 def test_settings_that_a_run_may_change(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--optimizer.lr", "1e-4", "--training.local_batch_size", "8", "--training.steps", "7")
     more = ("--validation.enable", "--validation.steps", "1", '--checkpoint.exclude_from_loading=["lr_scheduler"]')
-    assert train_here(copy / "run.toml", *flags, *more) == 0
-    assert "lr_scheduler has no effect" in capsys.readouterr().err
+    model = ("--model.init_std", "0.1", "--model.max_seq_len", "4096")
+    assert train_here(copy / "run.toml", *flags, *more, *model) == 0
+    notice = "have no effect in titan_pt: 'lr_scheduler' in checkpoint.exclude_from_loading (command line)"
+    error = capsys.readouterr().err
+    assert notice in error and "model.max_seq_len is 32768 there and 4096 here; the weights fit" in error
 
 
 def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +276,7 @@ def test_starting_weights(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     ("path", "flags", "words"),
     [
         ("nowhere", [], "no such folder"),
-        ("run/tb", [], "holds no step-N"),
+        ("run/tb", [], "holds neither a step-N nor a config.json"),
         ("run/checkpoint/step-6", ["--model.vocab_size", "512"], "model.vocab_size is 320 there and 512 here"),
         ("run/checkpoint/step-2", [], "not a whole checkpoint"),
     ],
@@ -252,6 +289,17 @@ def test_starting_weights_that_do_not_fit(
     config = write_toml(tmp_path / "new", checkpoint={"initial_load_path": str(copy / path)})
     assert train_here(config, *flags) == 2
     assert words in capsys.readouterr().err
+
+
+def test_starting_weights_for_a_model_that_reads_them_otherwise(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_toml(tmp_path, checkpoint={"initial_load_path": str(trained / "run")}, training={"steps": 1})
+    model = ("--model.rope_theta", "5e5", "--model.max_seq_len", "256", "--model.norm_eps", "1e-5")
+    assert train_here(config, *model, "--model.init_std", "0.1") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "the weights fit, but results may" in line]
+    assert len(warnings) == 3
+    assert {"rope_theta", "norm_eps", "max_seq_len"} == {line.split("model.")[1].split()[0] for line in warnings}
 
 
 def test_find_initial_names_the_key(tmp_path: Path) -> None:

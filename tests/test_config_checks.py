@@ -7,8 +7,8 @@ import tomli_w
 from config_helpers import SOURCE, config_of, problem_of, problems_of
 
 from titan_pt.config import ConfigError, JobConfig, load_config
-from titan_pt.config.budget import plan_budget
-from titan_pt.config.checks import divisors, model_args, padded_size
+from titan_pt.config.budget import divisors, plan_budget
+from titan_pt.config.checks import model_args, padded_size
 from titan_pt.models.transformer import FLAVORS
 from titan_pt.protocols.model_spec import get_model_spec
 
@@ -54,7 +54,7 @@ BROKEN_RULES = [
     ("[validation]\nenable = true\nsteps = 0", "validation.steps = 0: must be positive, or -1"),
     ("[validation]\nenable = true\nholdout_fraction = 0", "leaves no documents to validate on"),
     ("[validation]\nholdout_fraction = 1.0", "leaves no documents to train on"),
-    ('[activation_checkpoint]\nselective_ac_option = "0"', 'must be "op" or a positive integer as text'),
+    ('[activation_checkpoint]\nselective_ac_option = "0"', 'must be "op" or a positive integer'),
     (
         "[profiling]\nenable_profiling = true\nprofile_freq = 3",
         "must be at least profiler_warmup + profiler_active = 4",
@@ -140,6 +140,9 @@ def test_the_budget_of_a_run() -> None:
             4,
             "must make 4, the number of ranks; allowed replicate degrees are 1, 2",
         ),
+        # The same list whatever fails first: with the 16 streams of 48 rows, 3 ranks that share the rows do not fit.
+        ({"global_batch_size": 48, "local_batch_size": 4, "num_streams": 16}, 3, "that fit are 1, 2, 4"),
+        ({"global_batch_size": 48, "local_batch_size": 4, "num_streams": 16}, 8, "that fit are 1, 2, 4"),
         ({"data_parallel_shard_degree": 2}, 4, "must make 4, the number of ranks"),
     ],
 )

@@ -32,7 +32,7 @@ from titan_pt.config.manager import main
         ("[list]\na = 1", "list (x.toml): unknown table or key"),
         ('[job]\n"ключ" = 1', 'job."ключ" (x.toml): unknown key'),
         ('[[data.sources]]\nname = "a"\npth = "b"', "data.sources[0].pth (x.toml): unknown key; did you mean path?"),
-        ('[job]\ntrainer = "pretrian"', "job.trainer = 'pretrian' (x.toml): unknown; known are pretrain"),
+        ('[job]\ntrainer = "pretrian"', "job.trainer = 'pretrian' (x.toml): unknown; known are grpo, pretrain"),
         ('[model]\nname = "transfomer"', "did you mean transformer?"),
         ('[model]\nflavor = "meduim"', "model.flavor = 'meduim': transformer has debugmodel, medium"),
     ],

@@ -22,7 +22,7 @@ CONFIG_TYPE, _ = config_class("pretrain", "transformer")
 KEYS = keys(CONFIG_TYPE)
 
 # Which specs there are and where the data is: a random text is never one of them. Their own tests choose them.
-CHOSEN = ("job.config_file", "job.trainer", "model.name", "model.flavor", "experimental.custom_import")
+CHOSEN = ("job.config_file", "job.trainer", "model.name", "model.flavor", "model.from_hf", "experimental.custom_import")
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 

@@ -14,7 +14,7 @@ from titan_pt.config import ConfigError, Section
 from titan_pt.config.manager import dump_toml, explain
 from titan_pt.protocols import model_spec, trainer_spec
 from titan_pt.protocols.model_spec import get_model_spec, register_model_spec
-from titan_pt.protocols.trainer_spec import BuiltinTrainer, register_trainer_spec
+from titan_pt.protocols.trainer_spec import BuiltinTrainer, TrainerOptions, register_trainer_spec
 
 # A user's module: a trainer "{name}" with a section of its own and a model "{name}_model" with arguments of its own.
 MODULE = '''
@@ -122,7 +122,9 @@ def test_a_section_of_another_trainer_says_whose_it_is(
     class Own(Section):
         key: int = 1
 
-    monkeypatch.setitem(trainer_spec.BUILTIN_TRAINERS, "builtin2", BuiltinTrainer("no.module", {"own2": Own}))
+    monkeypatch.setitem(
+        trainer_spec.BUILTIN_TRAINERS, "builtin2", BuiltinTrainer("no.module", TrainerOptions(sections={"own2": Own}))
+    )
     assert problem_of(tmp_path, "[own2]\nkey = 3") == (
         'own2 (x.toml): unknown table: it belongs to job.trainer = "builtin2"'
     )

@@ -31,6 +31,24 @@ def test_sizes_are_decimal_and_exact(text: Any, size: int) -> None:
     assert parse_size(text) == size
 
 
+@pytest.mark.parametrize("literal", ["2", '"2"'])
+def test_a_number_of_blocks_may_be_written_as_a_number(tmp_path: Path, literal: str) -> None:
+    config = config_of(tmp_path, f"[activation_checkpoint]\nselective_ac_option = {literal}")
+    assert config.activation_checkpoint.selective_ac_option == "2"
+    assert "should be a valid string" in problem_of(tmp_path, "[activation_checkpoint]\nselective_ac_option = true")
+
+
+def test_a_start_without_arguments_names_the_flag_of_the_experiment(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name an experiment with --job\.config_file FILE"):
+        load_config([])
+    assert "--job.config_file" not in problem_of(tmp_path, "[data]\nsources = []")
+
+
+def test_a_model_of_torchtitan_is_known_by_its_name_here(tmp_path: Path) -> None:
+    hint = 'known are transformer; in titan_pt it is name = "transformer" with qk_norm = false'
+    assert problem_of(tmp_path, '[model]\nname = "llama3"').endswith(hint)
+
+
 @pytest.mark.parametrize(
     "text", ["-3", "1e9", "1.5", "0.0001K", "", "B", "50 GB", "1,000", "50BB", "None", "9" * 5000, 1e9]
 )

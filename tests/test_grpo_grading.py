@@ -11,7 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from titan_pt.trainers.grpo.grading import RULES, grade_gsm8k, grade_medqa
+from titan_pt.trainers.grpo.grading import (
+    RULES,
+    find_letter,
+    find_number,
+    find_text,
+    gold_number,
+    grade_gsm8k,
+    grade_medqa,
+)
 
 MEGABYTE = 1_000_000
 
@@ -404,3 +412,44 @@ def test_quoting_an_option_is_not_naming_it(realdata: Path) -> None:
     assert total == 17195
     assert len(read_as_letter) == 113
     assert all(re.match(r"[A-E][ .]|[A-E]$", text) for text in read_as_letter), read_as_letter
+
+
+@pytest.mark.parametrize(
+    ("completion", "number", "letter", "text", "lenient_text"),
+    [
+        ("2 + 2 = 4\n#### 1,004.", "1004", None, None, "1,004."),
+        ("#### $-3\n", "-3", None, None, "$-3"),
+        ("#### 4\n#### 5", None, None, None, "5"),
+        ("So.\nAnswer: C, for sure", None, "C", "C, for sure", "C, for sure"),
+        ("Answer: Cough", None, None, "Cough", "Cough"),
+        ("Answer:\n1 2\n3 4\n", None, None, "1 2\n3 4", "1 2\n3 4"),
+        (" Answer: A\nAnswer: B", None, "B", None, "B"),
+        ("The Answer: B\n\n", None, None, None, "B"),
+        ("Answer: 1\n#### 2", "2", None, "1\n#### 2", "1\n#### 2"),
+        ("#### 1 and the Answer: 2", None, None, None, "2"),
+        ("First.\n last line \n", None, None, None, "last line"),
+        ("Answer:", None, None, None, None),
+        ("", None, None, None, None),
+    ],
+)
+def test_answers_that_are_found(
+    completion: str, number: str | None, letter: str | None, text: str | None, lenient_text: str | None
+) -> None:
+    assert (find_number(completion), find_letter(completion)) == (number, letter)
+    assert find_text(completion) == find_text(completion, "official") == text
+    assert find_text(completion, "lenient") == lenient_text
+
+
+def test_gold_numbers() -> None:
+    assert [gold_number(gold) for gold in ("18", "so\n#### 1,000", " -3 ")] == ["18", "1000", "-3"]
+    with pytest.raises(ValueError, match="rule = 'exact': allowed are official, strict, lenient"):
+        find_text("x", "exact")
+
+
+@pytest.mark.parametrize("text", ["Answer:", "\nAnswer: ", " ", "\n", "####", "Answer: x ####\n"])
+def test_texts_are_found_in_linear_time(text: str) -> None:
+    completion = text * (MEGABYTE // len(text))
+    start = time.perf_counter()
+    for rule in RULES:
+        find_text(completion, rule)
+    assert time.perf_counter() - start < 2.0

@@ -135,8 +135,19 @@ def test_a_row_is_there_when_written_and_is_json_to_every_parser(tmp_path: Path)
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     writer.write(ROW, 10)
     row = json.loads((tmp_path / FILE).read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert (row["loss"], row["grad_norm"], row["mfu"]) == ("nan", "inf", None)
+    assert (row["loss"], row["grad_norm"], row["mfu"]) == (None, None, None)
     writer.close()
+
+
+def test_a_rate_above_the_peak_is_no_utilisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titan_pt.components.flops.measure_matmul", lambda *_arguments: 1.0)
+    assert train_here(write_toml(tmp_path, training={"steps": 1})) == 0
+    assert read_rows(tmp_path / "run")[0]["mfu"] is None
+
+
+def test_the_start_tells_the_warm_up_that_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_here(write_toml(tmp_path, training={"steps": 2}, lr_scheduler={"warmup_steps": 30})) == 0
+    assert "total steps 2 (warmup 1)" in capsys.readouterr().err
 
 
 def test_a_full_disk_costs_rows_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,10 @@
 """Sizes, initial weights and attention kernels of the transformer."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from helpers import train_here, write_toml
 
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.checks import model_args
@@ -100,6 +103,18 @@ def test_every_kernel_of_this_device_gives_the_same() -> None:
 def test_a_kernel_the_device_lacks_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"sdpa_backend = 'cudnn': .* has flash, math"):
         check_backend("cudnn", "cpu", torch.float32, 16)
+
+
+def test_a_kernel_that_document_masks_do_not_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("titan_pt.models.transformer.parallelize.uses_flex", lambda _device: True)
+    config = write_toml(tmp_path, training={"steps": 1})
+    for flags in (["--model.sdpa_backend=math"], ["--training.document_mask"]):
+        assert train_here(config, *flags) == 0
+        assert "has no effect" not in capsys.readouterr().err
+    assert train_here(config, "--model.sdpa_backend=math", "--training.document_mask", "--training.steps=2") == 0
+    assert capsys.readouterr().err.count("model.sdpa_backend = 'math': has no effect on training with") == 1
 
 
 def test_document_mask_by_hand() -> None:

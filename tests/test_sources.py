@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from titan_pt.config.job_config import Source
 from titan_pt.data import files
 from titan_pt.data.arrow import ArrowColumn
 from titan_pt.data.files import TEXT_DOCUMENT_CHARACTERS, cut_text
-from titan_pt.data.sources import _SOURCES, Documents, open_source, register_source
+from titan_pt.data.sources import _SOURCES, Documents, check_sources, open_source, register_source
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 
@@ -183,7 +184,41 @@ def test_paths_that_match_nothing(tmp_path: Path) -> None:
 def test_an_unusable_cache_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines({"text": "a"}))
     (tmp_path / "cache").write_text("a file")
-    assert "FileExistsError" in problem(tmp_path, "a.jsonl") or "NotADirectory" in problem(tmp_path, "a.jsonl")
+    with pytest.raises(ConfigError, match=r"^data\.cache_dir = .*/cache': cannot be written to: .*; name another"):
+        open_path(tmp_path, "a.jsonl")
+
+
+def test_an_unusable_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines({"text": "a"}))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/no-home/datasets")
+    source = Source(name="mine", path=str(tmp_path / "a.jsonl"))
+    with pytest.raises(ConfigError, match=r"^data\.cache_dir, unset, so /proc/no-home/datasets of HF_HOME: cannot be"):
+        open_source(source, seed=1, cache_dir=None)
+
+
+def test_a_cache_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets.Dataset, "from_generator", full)
+    (tmp_path / "a.jsonl").write_bytes(lines({"text": "a"}))
+    assert "No space left on device; set data.cache_dir and HF_HOME to folders with space" in problem(
+        tmp_path, "a.jsonl"
+    )
+
+
+def test_all_names_and_paths_are_checked_without_opening_a_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("not JSON")
+    (tmp_path / "a.csv").touch()
+    paths = {"none": "none-*.txt", "kind": "a.csv", "fine": "bad.jsonl"}
+    sources = [Source(name=name, path=str(tmp_path / path)) for name, path in paths.items()]
+    with pytest.raises(ConfigError) as caught:
+        check_sources(
+            [*sources, Source(name="arithmetic"), Source(name="python_stdlb"), Source(name="h", dataset="x/y")]
+        )
+    words = ("data source 'none'", "a.csv: unknown kind", "did you mean python_stdlib?")
+    assert len(caught.value.problems) == 3
+    assert all(word in problem for word, problem in zip(words, caught.value.problems, strict=True))
 
 
 def test_what_is_passed_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import Compile, Training
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.distributed.world import stop_world
+from titan_pt.distributed.world import find_device, stop_world
 from titan_pt.train import build_trainer
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -49,6 +50,14 @@ def test_a_cpu_is_measured() -> None:
     rate = measure_matmul(CPU, torch.float32, size=256, seconds=0.05)
     assert 1e8 < rate < 1e14
     assert flops.peak_flops(CPU, torch.float32)
+
+
+def test_emulated_bfloat16_is_bounded_by_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.bfloat16: 1e9, torch.float32: 1e11}
+    monkeypatch.setattr(flops, "measure_matmul", lambda _device, dtype: rates[dtype])
+    assert peak_flops(CPU, torch.bfloat16) == 1e11
+    rates[torch.bfloat16] = 1e12
+    assert peak_flops(CPU, torch.bfloat16) == 1e12
 
 
 @pytest.mark.parametrize(
@@ -85,10 +94,37 @@ def test_tokens_are_rounded_up_to_whole_steps() -> None:
 def test_compile_needs_a_known_backend_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"compile.backend = 'inductr': torch has .*inductor"):
         check_compiler(Compile(backend="inductr"), CPU)
+    monkeypatch.setenv("CXX", "ccache clang++ -O2")
+    for found in ("clang++", "g++"):
+        monkeypatch.setattr("shutil.which", lambda name, found=found: name == found)
+        check_compiler(Compile(), CPU)
+        assert torch._inductor.config.cpp.cxx == (None, found)
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
         check_compiler(Compile(), CPU)
     check_compiler(Compile(backend="eager"), CPU)
+
+
+def test_more_ranks_than_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _index: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert find_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # rank 0 has a device, and leaves with the others all the same
+    with pytest.raises(ConfigError, match="NGPU or --nproc_per_node = 3: above the number of accelerators here, 2"):
+        find_device()
+
+
+def test_paths_are_checked_before_there_are_other_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def too_late(*_arguments: Any) -> None:
+        pytest.fail("joined the other ranks first")
+
+    monkeypatch.setattr("titan_pt.distributed.world.start_world", too_late)
+    config = load_config(['--data.sources=[{name="mine", path="none-*.txt"}]', f"--job.dump_folder={tmp_path / 'run'}"])
+    with pytest.raises(ConfigError, match=r"data source 'mine': .* matches no file"):
+        build_trainer(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_collector_runs_when_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,13 @@ def test_budgets(name: str, flavor: str, tokens: float, tokens_per_step: int, ra
     assert args.num_parameters == FLAVORS[flavor].num_parameters
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_fits_a_machine_of_1_to_8(file: Path, ranks: int) -> None:
+    budget = plan_budget(load_config(["--job.config_file", str(file)]), ranks)
+    assert budget.rows_per_rank * ranks == budget.rows and budget.num_streams % ranks == 0
+
+
 def test_medium_3day_is_the_run_of_the_readme() -> None:
     config = load_config(["--job.config_file", str(FOLDER / "medium_3day.toml")])
     assert (config.optimizer.lr, config.lr_scheduler.decay_type) == (3e-4, "cosine")

@@ -5,7 +5,6 @@ Kubernetes Job, Slurm) reads the codes of `titan_pt.outcome`. Processes per node
 the number of accelerators, else 1.
 """
 
-import contextlib
 import logging
 import os
 import signal
@@ -18,10 +17,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
-from titan_pt.outcome import ExitCode
-
-# Where each worker writes the exit code it is about to leave with: the agent loses it when it was signalled itself.
-EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
+from titan_pt.outcome import EXIT_CODES_VARIABLE, ExitCode, read_exit_codes, read_reasons
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,15 +79,17 @@ def _run(run: Any, args: Any, folder: Path) -> int:
         return ExitCode.DONE
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
-        code = pick([failure.exitcode for failure in error.failures.values()] + list(read_exit_codes(folder)))
-        if code == ExitCode.FAILED:
-            print(f"failed: rank {rank}: {_reason(first)}", file=sys.stderr)
-        return code
+        code = pick([failure.exitcode for failure in error.failures.values()] + read_exit_codes(folder))
+        reasons = [f"failed: rank {rank}: {_reason(first)}"] if code == ExitCode.FAILED else read_reasons(folder, code)
     except SignalException:
-        codes = list(read_exit_codes(folder))
-        return pick(codes) if codes else ExitCode.TERMINATED
+        codes = read_exit_codes(folder)
+        code = pick(codes) if codes else ExitCode.TERMINATED
+        reasons = read_reasons(folder, code)
     finally:
         _set_handlers(numbers, signal.SIG_IGN)  # the code is decided
+    for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
+        print(reason, file=sys.stderr)
+    return code
 
 
 def pick(codes: Iterable[int]) -> int:
@@ -107,19 +105,6 @@ def pick(codes: Iterable[int]) -> int:
         return ExitCode.DONE
     stopped = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # before the worker could handle it
     return ExitCode.TERMINATED if found and found <= {0, *stopped} else ExitCode.FAILED
-
-
-def record_exit_code(code: int) -> None:
-    """A worker tells its launcher, if it has one, how it is about to leave."""
-    folder = os.environ.get(EXIT_CODES_VARIABLE)
-    if folder:
-        with contextlib.suppress(OSError):  # the launcher may be gone; the code itself still says it
-            (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(str(int(code)))
-
-
-def read_exit_codes(folder: Path) -> Iterable[int]:
-    """The codes that workers recorded."""
-    return [int(text) for path in sorted(folder.glob("rank-*")) if (text := path.read_text())]
 
 
 def count_accelerators() -> int:

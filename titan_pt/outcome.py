@@ -1,6 +1,12 @@
-"""How a run ends: exit codes, and the exceptions that lead to them."""
+"""How a run ends: exit codes, the exceptions that lead to them, and how a worker tells its launcher."""
 
+import os
+from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
+
+# The folder where each worker writes how it is about to leave: the agent loses it when it was signalled itself.
+EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
 
 
 class ExitCode(IntEnum):
@@ -30,3 +36,32 @@ class Stalled(Preempted):
 
 class GaveUp(Exception):
     """The run cannot get better by itself."""
+
+
+def record_exit_code(code: int, reason: str = "") -> bool:
+    """A worker tells its launcher how it is about to leave and why; False where there is no launcher to tell it to."""
+    folder = os.environ.get(EXIT_CODES_VARIABLE)
+    if not folder:
+        return False
+    try:
+        (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(f"{int(code)}\n{reason}")
+    except OSError:  # the launcher may be gone; the code itself still says it
+        return False
+    return True
+
+
+def read_exit_codes(folder: Path) -> list[int]:
+    """The codes that workers recorded."""
+    return [code for code, _ in _records(folder)]
+
+
+def read_reasons(folder: Path, code: int) -> list[str]:
+    """The reasons of the workers that left with this code, each once."""
+    return list(dict.fromkeys(reason for recorded, reason in _records(folder) if recorded == code and reason))
+
+
+def _records(folder: Path) -> Iterator[tuple[int, str]]:
+    for path in sorted(folder.glob("rank-*")):
+        code, _, reason = path.read_text().partition("\n")
+        if code:  # empty: killed while it wrote
+            yield int(code), reason

@@ -3,16 +3,15 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from titan_pt.components.checkpoint import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint_steps import find_initial
-from titan_pt.components.metrics import MetricsWriter, memory_gib
+from titan_pt.components.hf_running import export_running
+from titan_pt.components.preemption import protect_progress
 from titan_pt.components.profiling import Profiler
+from titan_pt.components.records import Interval, Records
 from titan_pt.components.run_state import load_run, load_weights, run_documents, run_tensors
 from titan_pt.components.startup import lock_run_folder
 from titan_pt.components.validate import Validator
@@ -25,28 +24,6 @@ from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
 logger = logging.getLogger("titan_pt")
 
 
-@dataclass
-class Interval:
-    """The steps since the last logged one. Their tensors are read together, when they are logged or saved."""
-
-    start: float = field(default_factory=time.perf_counter)
-    paused_seconds: float = 0.0
-    tokens: int = 0
-    data_seconds: float = 0.0
-    num_steps: int = 0
-    last: StepMetrics = field(init=False)
-    unread: list[tuple[int, StepMetrics]] = field(default_factory=list)
-    """Steps whose `skipped` was not looked at yet."""
-
-    def add(self, step: int, metrics: StepMetrics) -> None:
-        """A finished step."""
-        self.tokens += metrics.tokens
-        self.data_seconds += metrics.data_seconds
-        self.num_steps += 1
-        self.last = metrics
-        self.unread.append((step, metrics))
-
-
 class Trainer:
     """Runs a step function from the state it finds in the run folder to the last step.
 
@@ -55,6 +32,7 @@ class Trainer:
         identity: what a checkpoint must share with this run to be resumed.
         flops_per_second: peak of all ranks together, for the MFU; None where unknown.
         flops_per_token: of training.
+        validates_first: validate before step 1 too.
     """
 
     def __init__(
@@ -67,22 +45,18 @@ class Trainer:
         identity: Mapping[str, Any],
         flops_per_second: float | None,
         flops_per_token: float,
+        validates_first: bool = False,
     ) -> None:
         self.parts, self._step, self._validator = parts, step, validator
         self._identity = dict(identity)
-        self._flops_per_second, self._flops_per_token = flops_per_second, flops_per_token
-        self._run_folder = run_folder
+        self._run_folder, self._validates_first = run_folder, validates_first
         self.state = TrainState()
         options = parts.config.checkpoint
         self._checkpointer = Checkpointer(run_folder / options.folder, options, parts.world) if options.enable else None
         self._garbage = GarbageCollection(parts.config.training)
         self._profiler = Profiler(parts.config.profiling, run_folder, parts.world)
-        self._writer: MetricsWriter | None = None
+        self._records = Records(parts, run_folder, flops_per_second=flops_per_second, flops_per_token=flops_per_token)
         self._lock: IO[str] | None = None
-        self._interval = Interval()
-        self._row: dict[str, Any] = {}
-        """The last row of the log; `_owed` while it is not written, `_validated` where it has a validation."""
-        self._owed = self._validated = False
         self._warm = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -97,12 +71,16 @@ class Trainer:
         parts = self.parts
         if parts.world.is_main:
             self._lock = lock_run_folder(self._run_folder)
+        if self._checkpointer:
+            self._checkpointer.remove_leftovers()
         initial_path = parts.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         if self._checkpointer and found is not None:
-            resumed = load_run(parts, found, self._identity)
-            self.state, self._row, self._owed = resumed.state, resumed.owed_row or {}, resumed.owed_row is not None
+            resumed = load_run(parts, self._step, found, self._identity)
+            self.state = resumed.state
+            self._records.row, self._records.owed = resumed.owed_row or {}, resumed.owed_row is not None
             self._checkpointer.last_step = self.state.step
+            protect_progress()
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
             initial = parts.world.on_main(lambda: find_initial(initial_path))
@@ -112,7 +90,8 @@ class Trainer:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
         # A row that is still to be written must not be there twice; nor the row of step 0, before any training.
-        self._open_records(self.state.step - 1 if self._owed or self.state.step == 0 else self.state.step)
+        rewrites = self._records.owed or self.state.step == 0
+        self._records.open(self.state.step - 1 if rewrites else self.state.step)
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -126,10 +105,13 @@ class Trainer:
             logger.info(f"Training starts at step {state.step + 1}")
         else:
             logger.info(f"The run has its {budget.steps:,} steps; raise training.steps to go on")
-        self._interval = Interval()
         try:
-            if self._owed:
+            if state.step == 0 and self._validates_first and self._validator:
+                self._records.row = {"step": 0}
+                self._write_row(validate=True)
+            elif self._records.owed:
                 self._write_row(validate=self._validator is not None)
+            self._records.interval = Interval()
             with self._garbage, self._profiler:
                 while state.step < budget.steps:
                     metrics = self._one_step()
@@ -149,11 +131,11 @@ class Trainer:
         """Whether the last finished step is whole on disk, so that the same command goes on from it."""
         return self._checkpointer is not None and self._checkpointer.has(self.state.step)
 
-    def close(self) -> None:
-        """Let a save under way end, and flush the records."""
-        if self._checkpointer:
+    def close(self, *, wait: bool = True) -> None:
+        """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
+        if self._checkpointer and wait:
             self._checkpointer.close()
-        self._close_records()
+        self._records.close()
         if self._lock:
             self._lock.close()
 
@@ -167,15 +149,17 @@ class Trainer:
             return None
         state.step += 1
         state.tokens_seen += metrics.tokens
-        self._interval.add(state.step, metrics)
+        self._records.interval.add(state.step, metrics)
         last = state.step == budget.steps
         validates = self._validator and (state.step == 1 or last or state.step % config.validation.freq == 0)
         if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
             self._log(validate=bool(validates))
         if self._saves(last):
             self._save(required=last)
+        self._export(last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
+            protect_progress()
             tighten_timeouts(self.parts.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         self._profiler.step()
@@ -186,57 +170,31 @@ class Trainer:
         state, validates = self.state, self._validator is not None
         if state.step == 0:
             raise ConfigError("data.sources: spent before the first step; add documents or raise their max_epochs")
-        if self._interval.num_steps:
+        records = self._records
+        if records.interval.num_steps:
             self._log(validate=validates)
-        elif validates and self._row and not self._validated:
-            self._open_records(state.step - 1)  # its row was written before it was known to be the last
+        elif validates and records.row and not records.validated:
+            records.open(state.step - 1)  # its row was written before it was known to be the last
             self._write_row(validate=True)
         if self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
+        self._export(last=True)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
-    def _open_records(self, last_step: int) -> None:
-        """Rank 0 writes the records, from the step after this one on."""
-        self._close_records()
-        if self.parts.world.is_main:
-            options = self.parts.config.metrics
-            self._writer = MetricsWriter(self._run_folder, options, last_step, self.parts.world.size)
-
-    def _close_records(self) -> None:
-        if self._writer:
-            self._writer.close()
-
     def _log(self, *, validate: bool) -> None:
         """Read the interval's numbers from the device, validate if asked, and write one row."""
-        interval, state, world = self._interval, self.state, self.parts.world
-        metrics = interval.last
-        self._count_skipped_steps()
-        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)  # waits for the device: time is whole here
-        seconds = time.perf_counter() - interval.start - interval.paused_seconds
-        tokens_per_second = interval.tokens / seconds
-        mfu = tokens_per_second * self._flops_per_token / self._flops_per_second if self._flops_per_second else None
-        self._row = {
-            "step": state.step,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": metrics.lr,
-            "tokens_seen": state.tokens_seen,
-            "tokens_per_second": tokens_per_second,
-            "mfu": mfu,
-            "step_seconds": seconds / interval.num_steps,
-            "data_seconds": interval.data_seconds / interval.num_steps,
-            "memory_gib": memory_gib(world.device),
-            "skipped_steps": state.skipped_steps,
-            **self._extras(metrics),
-        }
+        self._records.make_row(self.state)
         self._write_row(validate=validate)
-        self._interval = Interval()
+        self._records.write_texts(self.state.step)
+        self._records.interval = Interval()
         self._give_up_after_too_many()
 
     def _give_up_after_too_many(self) -> None:
         limit, skipped = self.parts.config.training.max_skipped_steps, self.state.skipped_steps
         if skipped > limit:
+            if self._checkpointer:
+                self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
             raise GaveUp(
                 f"{skipped} steps had a non-finite loss or gradient, more than "
                 f"training.max_skipped_steps = {limit}; lower optimizer.lr, lengthen lr_scheduler.warmup_steps, or "
@@ -245,34 +203,13 @@ class Trainer:
 
     def _write_row(self, *, validate: bool) -> None:
         """Validate if asked, and write the row. Where a signal ends the validation, the next start owes both."""
-        self._owed = True
+        records = self._records
+        records.owed = True
         if validate and self._validator:
-            self._row |= self._validator()
-        self._owed, self._validated = False, validate
-        if self._writer:
-            self._writer.write({**self._row, "time": time.time()}, self.parts.budget.steps)
-
-    def _extras(self, metrics: StepMetrics) -> dict[str, float]:
-        """The step's own values, and each source's tokens and passes over all ranks; NaN means there was none."""
-        values = {key: float(value) for key, value in metrics.extra.items()}
-        values = {key: value for key, value in values.items() if value == value}
-        for progress in self.parts.world.gather(self.parts.dataloader.progress()):
-            for name, (tokens, epochs) in progress.items():
-                values[f"source/{name}/tokens"] = values.get(f"source/{name}/tokens", 0) + tokens
-                values[f"source/{name}/epochs"] = values.get(f"source/{name}/epochs", 0.0) + epochs
-        return values
-
-    def _count_skipped_steps(self) -> None:
-        """Count and report the steps that were not applied since this was last asked."""
-        unread, self._interval.unread = self._interval.unread, []
-        flags = torch.stack([metrics.skipped for _, metrics in unread]).tolist() if unread else []
-        for (step, metrics), flag in zip(unread, flags, strict=True):
-            if flag:
-                self.state.skipped_steps += 1
-                logger.error(
-                    f"step {step}: loss or gradient is not finite; weights are unchanged; its documents on this rank: "
-                    f"{', '.join(metrics.documents) or 'unknown'}"
-                )
+            with self.parts.world.patient():  # the first one compiles, and ranks may evaluate at their own pace
+                records.row |= self._validator()
+        records.validated = validate
+        records.write()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -283,16 +220,24 @@ class Trainer:
         first = options.enable_first_step_checkpoint and self.state.step == 1
         return last or first or self.state.step % options.interval == 0
 
+    def _export(self, last: bool) -> None:
+        """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
+        interval = self.parts.config.checkpoint.export_hf_interval
+        if interval and (last or self.state.step % interval == 0):
+            paused = time.perf_counter()
+            export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
+            self._records.interval.paused_seconds += time.perf_counter() - paused
+
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
         paused = time.perf_counter()
-        self._count_skipped_steps()
+        self._records.count_skipped(self.state)
         self._give_up_after_too_many()
-        owed_row = self._row if self._owed else None
-        documents = run_documents(self.parts, self.state, self._identity, owed_row)
+        owed_row = self._records.row if self._records.owed else None
+        documents = run_documents(self.parts, self._step, self.state, self._identity, owed_row)
         try:
-            self._checkpointer.save(self.state.step, run_tensors(self.parts), documents)
+            self._checkpointer.save(self.state.step, run_tensors(self.parts, self._step), documents)
             if required:
                 self._checkpointer.wait()
         except CheckpointError as error:
@@ -300,4 +245,4 @@ class Trainer:
                 raise
             if self.parts.world.is_main:
                 logger.error(f"{error}; training goes on")
-        self._interval.paused_seconds += time.perf_counter() - paused
+        self._records.interval.paused_seconds += time.perf_counter() - paused

@@ -2,11 +2,14 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import read_rows, train, train_here, write_faulty, write_toml
+from helpers import command, losses, read_rows, run, train, train_here, write_faulty, write_toml
 
 SPENT = json.dumps({"text": "abcdefgh " * 20}) + "\n"
 
@@ -43,6 +46,74 @@ def test_the_rank_that_failed_is_named_and_not_those_that_lost_it(tmp_path: Path
     assert done.last_line == "failed: rank 1: RuntimeError: the fault has two lines"
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "reason"),
+    [
+        ("mistake", 2, "config error: fault.kind: a mistake that one rank found"),
+        pytest.param("give_up", 70, "gave up: one rank had enough", marks=pytest.mark.slow),
+    ],
+)
+def test_the_reason_of_one_rank_is_told_once_and_last(tmp_path: Path, kind: str, code: int, reason: str) -> None:
+    done = train(write_faulty(tmp_path, {"kind": kind, "steps": [2], "rank": 1}), ranks=2)
+    assert (done.code, done.last_line, done.stderr.count(reason)) == (code, reason, 1), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, -1], ids=["one rank", "all ranks"])
+def test_plain_torchrun_tells_the_reason_once(tmp_path: Path, rank: int) -> None:
+    config = write_faulty(tmp_path, {"kind": "mistake", "steps": [2], "rank": rank})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+    done = run([*torchrun, "--nproc_per_node", "2", "-m", "titan_pt.train", "--job.config_file", str(config)])
+    assert done.code == 1 and done.stderr.count("a mistake that one rank found") == 1, done.stderr
+
+
+def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
+    limits = {"train_timeout_seconds": 3, "grace_seconds": 1}
+    config = write_faulty(tmp_path, {"kind": "sleep", "steps": [3], "rank": 1}, comm=limits)
+    done = train(config, ranks=2)
+    assert done.code == 1, done.stderr
+    assert "rank 0: RuntimeError: another rank has left, or hangs for longer than comm.train" in done.last_line
+    assert losses(tmp_path / "run").keys() == {1, 2}, "the rows are there"
+
+
+# Rank 1 hangs in its part of a save in the background.
+HANGING_SAVE = """
+import time
+import faults
+from titan_pt.components import checkpoint
+from titan_pt.components.preemption import stop_requested
+
+write = checkpoint.Checkpointer._write_tensors
+
+def write_or_hang(self, *arguments):
+    while self._world.rank == 1 and not stop_requested():
+        time.sleep(0.1)
+    return write(self, *arguments)
+
+checkpoint.Checkpointer._write_tensors = write_or_hang
+"""
+
+
+def test_a_failed_rank_does_not_wait_for_a_save_of_one_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING_SAVE)
+    checkpoint = {"interval": 2, "async_mode": "async"}
+    config = write_faulty(tmp_path, {"kind": "raise", "steps": [3], "rank": 0}, checkpoint=checkpoint)
+    done = train(config, "--experimental.custom_import", "hanging", ranks=2, cwd=tmp_path, timeout=60)
+    assert done.code == 1, done.stderr
+    assert done.last_line == "failed: rank 0: RuntimeError: the fault has two lines"
+
+
+def test_a_rank_that_is_slow_in_a_validation_is_waited_for(tmp_path: Path) -> None:
+    config = write_faulty(
+        tmp_path,
+        {"kind": "sleep", "seconds": 4.0, "steps": [2], "rank": 1, "during_validation": True},
+        comm={"train_timeout_seconds": 2, "grace_seconds": 1},
+        validation={"enable": True, "freq": 2, "steps": 1, "local_batch_size": 4},
+    )
+    done = train(config, ranks=2)
+    assert done.code == 0, done.stderr
+
+
 def test_spent_data_are_an_end_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text(SPENT * 40)
     sources = [{"name": "few", "path": str(tmp_path / "few.jsonl"), "max_epochs": 1.0}]
@@ -61,6 +132,15 @@ def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "cannot be written to" in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(("place", "folder"), [("metrics.jsonl", True), (".lock", True), ("tb", False)])
+def test_a_file_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, folder: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / place).mkdir() if folder else (tmp_path / "run" / place).touch()
+    assert train_here(write_toml(tmp_path), "--metrics.enable_tensorboard") == 2
+    error = capsys.readouterr().err
+    assert f"{place} is a {'folder' if folder else 'file'}; move it away" in error and "Traceback" not in error
+
+
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     """Files end at 200 KB: the small ones fit, the tensors do not."""
     config = write_toml(tmp_path, checkpoint={"interval": 2}, training={"steps": 5})
@@ -74,6 +154,56 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert ["step 2" in errors[0], "step 4" in errors[1], len(errors)] == [True, True, 2]
     assert len(read_rows(tmp_path / "run")) == 5, "training went on to its end"
     assert not list((tmp_path / "run" / "checkpoint").iterdir())
+
+
+# Shows that it converts, then gives documents until it is told to stop.
+ENDLESS = """
+from pathlib import Path
+from titan_pt.data import files
+
+def endless(path, column):
+    Path("converting").touch()
+    while True:
+        yield "line 1", "text"
+
+files._READERS[".jsonl"] = endless
+"""
+
+# Deaf: a library that does not look at signals.
+DEAF = """
+import time
+from pathlib import Path
+
+Path("converting").touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "numbers", "ranks"),
+    [
+        pytest.param(ENDLESS, ["SIGTERM"], 0, id="once"),
+        pytest.param(DEAF, ["SIGINT", "SIGINT"], 0, id="twice"),
+        pytest.param(ENDLESS, ["SIGTERM"], 2, id="two ranks", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_while_files_are_converted(tmp_path: Path, module: str, numbers: list[str], ranks: int) -> None:
+    (tmp_path / "slow_start.py").write_text(module)
+    (tmp_path / "few.jsonl").write_text(SPENT)
+    data = {"sources": [{"name": "few", "path": "few.jsonl"}], "cache_dir": "cache"}
+    config = write_toml(tmp_path, data=data, experimental={"custom_import": "slow_start"})
+    process = subprocess.Popen(command(config, ranks=ranks), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "converting").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    for number in numbers:
+        process.send_signal(getattr(signal, number))
+        time.sleep(0.2)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 143, error
+    assert "Traceback" not in error and "before there was a" in error
 
 
 def test_a_signal_while_it_starts(

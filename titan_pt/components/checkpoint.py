@@ -1,8 +1,9 @@
-"""Whole, verified checkpoints: tensors by torch.distributed.checkpoint, everything else as JSON beside them.
+"""Whole, verified checkpoints: tensors by torch.distributed.checkpoint, everything else as text beside them.
 
     checkpoint/step-N/tensors/     one file a rank, and DCP's .metadata
     checkpoint/step-N/train.json   counters, identity, random states, learning-rate position
     checkpoint/step-N/data.json    position of every data stream
+    checkpoint/step-N/config.toml  the run's resolved config, for the tools that open a step
     checkpoint/step-N/manifest.json  size and sha256 of every file; a folder counts only if it holds
 
 A step is written to `step-N.tmp-*` and renamed when whole. DCP has no checksums, overwrites in place, reads pickles
@@ -28,8 +29,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
-from titan_pt.components.checkpoint_steps import REQUIRED, find_step, iter_steps
-from titan_pt.components.manifest import FORMAT, MANIFEST, file_entry, find_damage, sync_folder, write_json
+from titan_pt.components.checkpoint_steps import REQUIRED, find_resume, iter_steps
+from titan_pt.components.manifest import FORMAT, MANIFEST, file_entry, find_damage, sync_folder, write_json, write_text
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
@@ -46,10 +47,12 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Documents:
-    """The JSON side of a checkpoint, whole, as it is on rank 0."""
+    """All but the tensors of a checkpoint, whole, as it is on rank 0."""
 
     train: dict[str, Any]
     data: dict[str, Any]
+    config: str
+    """TOML; empty in steps of versions that did not save it."""
 
 
 class _Writer(FileSystemWriter):
@@ -76,18 +79,19 @@ class Checkpointer:
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
 
-    def find(self) -> Path | None:
-        """The step to resume from: `load_step`, or the newest whole one; None where there is no step at all.
+    def remove_leftovers(self) -> None:
+        """Remove what a killed save left. Only for the one run that may write to the folder."""
+        if self._world.is_main and not self._options.load_only:
+            for leftover in self._folder.glob("step-*.tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
-        What a killed save left is removed.
+    def find(self) -> Path | None:
+        """The step to resume from, see `find_resume`; None where there is no step at all.
 
         Raises:
             ConfigError: load_step is missing or damaged, or steps exist and none is whole.
         """
-        if self._world.is_main and not self._options.load_only:
-            for leftover in self._folder.glob("step-*.tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        return self._world.on_main(lambda: find_step(self._folder, self._options.load_step))
+        return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
 
     def save(self, step: int, tensors: Tensors, documents: Documents) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
@@ -182,10 +186,12 @@ class Checkpointer:
 
     def _commit(self, step: int, temporary: Path, files: dict[str, Any], documents: Documents) -> None:
         """Rank 0: the JSON files, the manifest, then the rename that makes the step exist."""
-        for name, content in (("train.json", documents.train), ("data.json", documents.data)):
-            write_json(temporary / name, content)
+        write_json(temporary / "train.json", documents.train)
+        write_json(temporary / "data.json", documents.data)
+        write_text(temporary / "config.toml", documents.config)
+        for name in ("train.json", "data.json", "config.toml"):
             files[name] = file_entry(temporary / name)
-        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
         sync_folder(temporary / "tensors")
         sync_folder(temporary)
         target = self._folder / f"step-{step}"
@@ -196,7 +202,7 @@ class Checkpointer:
         self._prune(step)
 
     def _prune(self, step: int) -> None:
-        """Keep the newest whole steps up to this one, and `load_step`, from which the same command starts again.
+        """Keep the newest whole steps up to this one, and `load_step`, which the user named.
 
         Damaged steps do not count and later ones are of a branch that was left (`load_step`, or a fallback from
         damage): neither may push out the steps to go on from.
@@ -234,10 +240,12 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
 
 
 def load_documents(step_folder: Path) -> Documents:
-    """The JSON side of a step."""
+    """All but the tensors of a step."""
+    config = step_folder / "config.toml"
     return Documents(
         train=json.loads((step_folder / "train.json").read_text()),
         data=json.loads((step_folder / "data.json").read_text()),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 

@@ -35,10 +35,11 @@ PEAK_FLOPS = {
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations a second of one device: from the table, measured on a CPU, or None where it is not known.
 
-    The table is for bfloat16; in float32 a GPU's rate depends on its TF32 settings, so there it is not known.
+    The table is for bfloat16; in float32 a GPU's rate depends on its TF32 settings, so there it is not known. A CPU
+    without bfloat16 units emulates it: its float32 rate bounds what it can do.
     """
     if device.type == "cpu":
-        return measure_matmul(device, dtype)
+        return max(measure_matmul(device, kind) for kind in {dtype, torch.float32})
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device).replace("-", " ").lower()

@@ -16,9 +16,8 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
     """The schedule of `[lr_scheduler]` over a run of `steps` optimizer steps."""
     section = config.lr_scheduler
     total = section.total_steps or steps
-    warmup = section.warmup_steps
-    if warmup >= total:
-        warmup = total - 1
+    warmup = warmup_steps(config, steps)
+    if warmup < section.warmup_steps:
         logger.warning(
             f"lr_scheduler.warmup_steps = {section.warmup_steps}: not below the {total} steps of the run; "
             f"shortened to {warmup}"
@@ -29,6 +28,11 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
         return config.optimizer.lr * lr_factor(step, total, warmup, decay, section.decay_type, section.min_lr_factor)
 
     return schedule
+
+
+def warmup_steps(config: JobConfig, steps: int) -> int:
+    """The warm-up of a run of `steps` steps: it leaves at least one for the rest of the schedule."""
+    return min(config.lr_scheduler.warmup_steps, (config.lr_scheduler.total_steps or steps) - 1)
 
 
 def lr_factor(step: int, total: int, warmup: int, decay: int, decay_type: str, min_lr_factor: float) -> float:

@@ -57,10 +57,15 @@ def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str |
     return None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write and flush to the disk."""
-    with path.open("w") as file:
-        json.dump(content, file)
+    write_text(path, json.dumps(content, indent=indent))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and flush to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

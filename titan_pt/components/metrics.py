@@ -60,12 +60,24 @@ class MetricsWriter:
             self._record(row)
         except OSError as error:
             logger.error(f"the row of step {row['step']} could not be written: {error}; training goes on")
-        logger.info(self._line(row, total_steps))
+        if "loss" in row:
+            logger.info(self._line(row, total_steps))
         if "val_loss" in row:
             logger.info(
                 f"validate step: {row['step']}  loss: {row['val_loss']:.4f}  "
                 f"perplexity: {row['val_perplexity']:.2f}  bits per byte: {row['val_bpb']:.4f}"
             )
+
+        evaluated = "  ".join(f"{key[5:]}: {value:.4g}" for key, value in row.items() if key.startswith("eval/"))
+        if evaluated:
+            logger.info(f"evaluate step: {row['step']}  {evaluated}")
+
+    def write_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Show texts, such as samples, in the console and in TensorBoard."""
+        for tag, text in texts.items():
+            logger.info(f"{tag}:\n{text}")
+            if self._board is not None:
+                self._board.add_text(tag, f"```\n{text}\n```", step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -86,10 +98,11 @@ class MetricsWriter:
     def _plot(self, row: Mapping[str, Any]) -> None:
         step = row["step"]
         values = {TENSORBOARD_TAGS.get(key, key): value for key, value in row.items() if key not in _NOT_PLOTTED}
-        if row["mfu"] is not None:
+        if row.get("mfu") is not None:
             values["mfu(%)"] = 100 * row["mfu"]
-        values["throughput(tps)"] = row["tokens_per_second"] / self._world_size
-        values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
+        if "loss" in row:  # not the row before training
+            values["throughput(tps)"] = row["tokens_per_second"] / self._world_size
+            values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
         for tag, value in values.items():
             if value is not None:
                 self._board.add_scalar(tag, value, step)
@@ -145,5 +158,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def _json_number(value: Any) -> Any:
-    """JSON has no NaN or infinity; a row with them must still be read by every parser."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has no NaN or infinity: null stands for them, which plots leave out."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from titan_pt.outcome import Preempted
+from titan_pt.outcome import ExitCode, Preempted, record_exit_code
 
 if TYPE_CHECKING:  # the handlers are installed before torch is imported
     from titan_pt.distributed.world import World
@@ -18,12 +19,18 @@ logger = logging.getLogger("titan_pt")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
-_requested = threading.Event()
+_requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
+
+T = TypeVar("T")
 
 
 def install_handlers() -> None:
-    """From now on these signals only set the flag; a second one changes nothing."""
-    _requested.clear()
+    """From now on these signals only set the flag; a second one changes nothing.
+
+    Only a second SIGINT ends the process at once, as long as there is nothing to save (see `protect_progress`).
+    """
+    for event in (_requested, _interrupted, _progress):
+        event.clear()
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
     for number in _SIGNALS[:-1] if nohup else _SIGNALS:
         signal.signal(number, _request)
@@ -38,6 +45,11 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def protect_progress() -> None:
+    """There is a finished step now: no signal ends the process before it is saved."""
+    _progress.set()
+
+
 def stop_requested() -> bool:
     """Whether this process was asked to stop."""
     return _requested.is_set()
@@ -49,5 +61,20 @@ def raise_if_preempted(world: "World") -> None:
         raise Preempted
 
 
-def _request(_number: int, _frame: FrameType | None) -> None:
-    _requested.set()  # nothing else: a handler may run in the middle of anything
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    """The items, until this process is asked to stop: then Preempted. For one rank's slow work in `World.together`."""
+    for item in items:
+        if stop_requested():
+            raise Preempted
+        yield item
+
+
+def _request(number: int, _frame: FrameType | None) -> None:
+    # Nothing but flags: a handler may run in the middle of anything, and what a finished step left must be saved.
+    if number == signal.SIGINT and _interrupted.is_set() and not _progress.is_set():
+        record_exit_code(ExitCode.TERMINATED)
+        os.write(sys.stderr.fileno(), b"Stopped by a second SIGINT before there was a finished step\n")
+        os._exit(ExitCode.TERMINATED)
+    if number == signal.SIGINT:
+        _interrupted.set()
+    _requested.set()

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from titan_pt.components.checkpoint import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint_steps import honoured, is_hf_folder
+from titan_pt.components.hf_weights import load_hf_weights
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.manager import dump_toml
 from titan_pt.data.stream import token_hash
-from titan_pt.protocols.step import StepParts, TrainState
+from titan_pt.protocols.step import StatefulStep, Step, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
 
@@ -29,18 +32,20 @@ class Resumed:
     """The log row of this step, where a signal came between the step and its validation."""
 
 
-def run_tensors(parts: StepParts, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
-    """Model and optimizer, sharded as they are, by the names that checkpoints use."""
+def run_tensors(parts: StepParts, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
+    """Model, optimizer and the step function's own, sharded as they are, by the names that checkpoints use."""
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(parts.model).items()}
     if optimizer:
         state = optimizer_tensors(parts.model, parts.optimizer)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    if isinstance(step, StatefulStep):
+        tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
 
 
 def run_documents(
-    parts: StepParts, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
+    parts: StepParts, step: Step, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
 ) -> Documents:
     """Everything that is not a tensor, gathered from all ranks."""
     world = parts.world
@@ -53,24 +58,21 @@ def run_documents(
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
         "owed_row": owed_row,
+        "step": step.state_dict() if isinstance(step, StatefulStep) else {},
+        "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": parts.dataloader.identity(), "token_hash": token_hash(streams), "streams": streams}
-    return Documents(train, data)
+    return Documents(train, data, dump_toml(parts.config))
 
 
-def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Resumed:
+def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
     """Put a step back into the parts, without what checkpoint.exclude_from_loading names.
 
     Raises:
         ConfigError: it is of another run, or the data read differently now; on all ranks.
     """
     world, documents = parts.world, load_documents(folder)
-    excluded = parts.config.checkpoint.exclude_from_loading
-    if "lr_scheduler" in excluded:
-        logger.warning(
-            "checkpoint.exclude_from_loading: lr_scheduler has no effect; the learning rate follows from the step "
-            "and [lr_scheduler] alone"
-        )
+    excluded = _excluded(parts, documents, identity)
     check_identity(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
     if "data" not in excluded:
         check_identity(
@@ -79,12 +81,14 @@ def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Res
             folder,
             way_out='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
         )
-    load_tensors(folder, run_tensors(parts, optimizer="optimizer" not in excluded), world)
+    load_tensors(folder, run_tensors(parts, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
         streams = documents.data["streams"]
         if token_hash(streams) != documents.data["token_hash"]:
             raise ConfigError(f"{folder}: the states of its data streams do not belong to its token hash; restore it")
         world.together(lambda: parts.dataloader.load_state_dict(streams))
+    if isinstance(step, StatefulStep):
+        step.load_state_dict(documents.train["step"])
     states = documents.train["rng"]
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
@@ -92,11 +96,14 @@ def load_run(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> Res
 
 
 def load_weights(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take starting weights from a step of any run with the same model and tokenizer.
+    """Take starting weights from a step of any run, or a Hugging Face folder, with the same model and tokenizer.
 
     Raises:
-        ConfigError: the model or the tokenizer differs.
+        ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
+    if is_hf_folder(folder):
+        parts.world.together(lambda: load_hf_weights(parts.model, parts.config, parts.tokenizer, folder))
+        return
     check_model_identity(load_documents(folder).train["identity"], identity, folder)
     load_tensors(folder, run_tensors(parts, optimizer=False), parts.world)
 
@@ -119,5 +126,24 @@ def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def _without(identity: Mapping[str, Any], excluded: list[Any]) -> dict[str, Any]:
+def _excluded(parts: StepParts, documents: Documents, identity: Mapping[str, Any]) -> list[str]:
+    """What checkpoint.exclude_from_loading leaves out of this step.
+
+    That is done once: not again by the same command, unless the optimizer or the data have changed once more.
+    """
+    options, before = parts.config.checkpoint, honoured(documents.train)
+    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}
+    current = {"optimizer": identity["optimizer"], "data": parts.dataloader.identity()}
+    goes_on = options.load_step in (-1, before["load_step"])
+    done = [
+        name
+        for name in options.exclude_from_loading
+        if goes_on and name in before["exclude_from_loading"] and saved[name] == current[name]
+    ]
+    if done:
+        logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
+    return [name for name in options.exclude_from_loading if name not in done]
+
+
+def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in excluded}

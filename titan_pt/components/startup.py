@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +10,10 @@ import torch
 
 import titan_pt
 from titan_pt.components.flops import FORMULA
+from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
+from titan_pt.components.lr_scheduler import warmup_steps
+from titan_pt.components.metrics import FILE as METRICS_FILE
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Debug, JobConfig
@@ -22,19 +24,28 @@ from titan_pt.protocols.step import StepParts
 logger = logging.getLogger("titan_pt")
 
 ASSUMED_MFU = 0.5
+CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
 
 
 def prepare_run_folder(config: JobConfig) -> Path:
     """Make job.dump_folder and its checkpoint folder.
 
     Raises:
-        ConfigError: one of them cannot be written to.
+        ConfigError: one of them cannot be written to, or holds a folder where a file belongs or the reverse.
     """
     options = config.checkpoint
     folder = run_folder(config)
-    _make_writable(folder, f"job.dump_folder = {config.job.dump_folder!r}")
+    make_writable(folder, f"job.dump_folder = {config.job.dump_folder!r}")
     if options.enable and not options.load_only:
-        _make_writable(folder / options.folder, f"checkpoint.folder = {options.folder!r}")
+        make_writable(folder / options.folder, f"checkpoint.folder = {options.folder!r}")
+    events = folder / config.metrics.save_tb_folder
+    if config.metrics.enable_tensorboard and events.exists() and not events.is_dir():
+        raise ConfigError(
+            f"metrics.save_tb_folder = {config.metrics.save_tb_folder!r}: {events} is a file; move it away"
+        )
+    for name in (METRICS_FILE, CONFIG_FILE, LOCK_FILE):
+        if (folder / name).is_dir():
+            raise ConfigError(f"job.dump_folder = {config.job.dump_folder!r}: its {name} is a folder; move it away")
     return folder
 
 
@@ -49,7 +60,7 @@ def lock_run_folder(folder: Path) -> IO[str]:
     Raises:
         RuntimeError: another process holds it.
     """
-    file = (folder / ".lock").open("a")
+    file = (folder / LOCK_FILE).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -62,19 +73,10 @@ def lock_run_folder(folder: Path) -> IO[str]:
 
 def write_config(config: JobConfig) -> None:
     """Write the resolved config into the run folder; at no time is it half there."""
-    path = run_folder(config) / "config.toml"
+    path = run_folder(config) / CONFIG_FILE
     temporary = path.with_suffix(".toml.tmp")
     temporary.write_text(dump_toml(config))
     os.replace(temporary, path)
-
-
-def _make_writable(folder: Path, name: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be written to: {error.strerror or error}") from None
 
 
 def set_determinism(options: Debug, device: torch.device) -> None:
@@ -87,9 +89,9 @@ def set_determinism(options: Debug, device: torch.device) -> None:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | None, color: Color) -> None:
-    """Log what follows from the config: parameters, batch, steps, tokens, epochs, FLOPs, time."""
-    config, world, budget = parts.config, parts.world, parts.budget
+def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> None:
+    """Log what runs: versions, device, model, tokenizer."""
+    config, world = parts.config, parts.world
     logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
     if config.job.print_config:
         logger.info(f"Config:\n{dump_toml(config)}")
@@ -106,14 +108,19 @@ def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | 
     total = sum(parameter.numel() for parameter in parts.model.parameters())
     embedding = getattr(args, "num_embedding_parameters", 0)
     logger.info(
-        f"{color.cyan}Model {config.model.name} {config.model.flavor}: {total:,} parameters, "
+        f"{color.cyan}Model {config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
         f"{total - embedding:,} without the embedding{color.reset}"
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {parts.tokenizer.vocab_size:,} tokens")
+
+
+def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
+    """Log what follows for a run over text: batch, steps, tokens, FLOPs, time, epochs."""
+    config, world, budget = parts.config, parts.world, parts.budget
     logger.info(
         f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
         f"{budget.rows}, gradient accumulation steps {budget.accumulation_steps}, sequence length "
-        f"{config.training.seq_len}, total steps {budget.steps} (warmup {config.lr_scheduler.warmup_steps})"
+        f"{config.training.seq_len}, total steps {budget.steps} (warmup {warmup_steps(config, budget.steps)})"
     )
     flops = budget.tokens * flops_per_token
     hours = ""
@@ -129,6 +136,7 @@ def describe(parts: StepParts, args: Any, flops_per_token: float, peak: float | 
 
 def _describe_sources(parts: StepParts) -> None:
     """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
+    parts.raise_if_preempted()  # to read and tokenise a sample may take long
     tokens = parts.budget.tokens
     budgets = plan_mixture(parts.dataloader.corpus, tokens)
     logger.info(f"Data in {parts.budget.num_streams} streams, weights by tokens (estimates):")

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,6 +51,8 @@ class Tokenizer(Protocol):
     """Tokens that text never becomes, by name."""
     fingerprint: str
     """Equal for tokenizers that give equal ids; a checkpoint remembers it."""
+    chat_template: str | None
+    """Jinja that writes a conversation, as transformers takes it; None where the tokenizer came without one."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text; special tokens in it are text like any other."""
@@ -68,6 +70,7 @@ class ByteTokenizer:
     vocab_size = BUILTIN_TOKENIZER_SIZES["byte"]
     eos_id = 256
     fingerprint = "byte-259"
+    chat_template: str | None = None
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", errors="surrogatepass"))
@@ -81,13 +84,16 @@ class ByteTokenizer:
 class TiktokenTokenizer:
     """A tiktoken encoding."""
 
+    chat_template: str | None = None
+
     def __init__(self, encoding: "tiktoken.Encoding") -> None:
         self._encoding = encoding
+        self.pattern, self.ranks = encoding._pat_str, encoding._mergeable_ranks
         self.vocab_size = encoding.n_vocab
         self.special_ids = dict(encoding._special_tokens)
         self.eos_id = self.special_ids[END_OF_TEXT]
-        digest = hashlib.sha256(encoding._pat_str.encode())
-        for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+        digest = hashlib.sha256(self.pattern.encode())
+        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(rank.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
         digest.update(json.dumps(self.special_ids, sort_keys=True).encode())
         self.fingerprint = f"tiktoken-{digest.hexdigest()[:16]}"
@@ -100,25 +106,35 @@ class TiktokenTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json."""
+    """A tokenizer.json.
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer", eos_id: int) -> None:
+    Args:
+        roles: what its tokenizer_config.json calls other tokens than the end of a document, such as bos_token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "tokenizers.Tokenizer",
+        eos_id: int,
+        chat_template: str | None = None,
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # "<|im_end|>" in a document is text, not the end of a turn
-        self._tokenizer = tokenizer
+        self.rules = tokenizer
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
-        self.eos_id = eos_id
+        self.eos_id, self.chat_template, self.roles = eos_id, chat_template, dict(roles or {})
         digest = hashlib.sha256(f"{eos_id}\n{tokenizer.to_str()}".encode())
         self.fingerprint = f"huggingface-{digest.hexdigest()[:16]}"
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.rules.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([i for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=False)
+        return self.rules.decode([i for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=False)
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:
@@ -207,7 +223,8 @@ def _tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"tokenizer.name = '{file}': not a usable tokenizer.json: {error}") from None
-    eos = eos_token or _configured_eos(file.parent / "tokenizer_config.json")
+    config = _tokenizer_config(file.parent / "tokenizer_config.json")
+    eos = eos_token or _role(config, "eos_token")
     candidates = (eos,) if eos else COMMON_EOS
     found = [i for token in candidates if (i := tokenizer.token_to_id(token)) is not None]
     if not found:
@@ -218,16 +235,33 @@ def _tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokenizer:
     dropped = "".join(character for character in string.printable.strip() if not tokenizer.encode(character).ids)
     if dropped:
         logger.warning(f"tokenizer.name = '{file}': leaves {dropped} out of every text: it has no tokens for them")
-    return HuggingFaceTokenizer(tokenizer, found[0])
+    template = _chat_template(file.parent / "chat_template.jinja", config)
+    roles = {name: token for name in ("bos_token", "unk_token", "pad_token") if (token := _role(config, name))}
+    return HuggingFaceTokenizer(tokenizer, found[0], template, roles)
 
 
-def _configured_eos(file: Path) -> str | None:
+def _tokenizer_config(file: Path) -> dict[str, Any]:
     if not os.path.isfile(file):
-        return None
+        return {}
     try:
         config = json.loads(_contents(file))
     except ValueError as error:
         raise ConfigError(f"tokenizer.name = '{file.parent}': {file.name} cannot be read: {error}") from None
-    eos: Any = config.get("eos_token") if isinstance(config, dict) else None
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    return eos if isinstance(eos, str) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _role(config: dict[str, Any], name: str) -> str | None:
+    token: Any = config.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _chat_template(file: Path, config: dict[str, Any]) -> str | None:
+    """A file of its own, or in older folders a value of tokenizer_config.json: a text, or several with names."""
+    if os.path.isfile(file):
+        return _contents(file).decode("utf-8", "replace")
+    template: Any = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
+from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.mixture import data_seed, open_mixture
 from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import StepParts
+from titan_pt.protocols.step import Step, StepParts
 
 logger = logging.getLogger("titan_pt")
 
@@ -66,7 +67,7 @@ class LossValidator:
         return self.model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
 
 
-def build_validator(parts: StepParts) -> Validator | None:
+def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | None:
     """The validator of `[validation]`, or None where it is off.
 
     Raises:
@@ -98,6 +99,7 @@ def validation_rows(parts: StepParts) -> list[Row]:
 
     Raises:
         ConfigError: on all ranks, when there are none or a document cannot be read.
+        Preempted: on all ranks, when one was asked to stop.
     """
     config, own = parts.config, parts.config.validation.sources
     if own:
@@ -111,7 +113,7 @@ def validation_rows(parts: StepParts) -> list[Row]:
     corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out, spent=known)
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
-    rows = parts.world.together(lambda: list(itertools.islice(stream, limit)))
+    rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))
     if not any(row.num_bytes for row in rows):
         where = "validation.sources" if own else f"validation.holdout_fraction = {fraction}"
         raise ConfigError(

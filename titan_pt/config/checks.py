@@ -1,11 +1,12 @@
 """Rules between fields, checked before anything is built."""
 
-import math
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from titan_pt.config.budget import batch_problems, global_rows
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig, Source
@@ -25,13 +26,16 @@ class Problem(NamedTuple):
     text: str
 
 
-def cross_check(config: JobConfig, model_spec: ModelSpec[Any]) -> list[Problem]:
-    """All broken rules of a config whose single values are valid."""
-    return [
-        Problem(frozenset(fields), text)
-        for rule in (_model, _batch, _schedule, _data, _validation, _memory, _profiling)
-        for fields, text in rule(config, model_spec)
-    ]
+Broken = Iterator[tuple[list[str], str]]
+
+
+def cross_check(
+    config: JobConfig, model_spec: ModelSpec[Any], own: Callable[[JobConfig], Broken] | None = None
+) -> list[Problem]:
+    """All broken rules of a config whose single values are valid; `own` are the trainer's."""
+    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _memory, _profiling))
+    broken = itertools.chain(*common, own(config) if own else ())
+    return [Problem(frozenset(fields), text) for fields, text in broken]
 
 
 def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
@@ -46,13 +50,15 @@ def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str],
     except ConfigError as error:
         for problem in error.problems:
             named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
+            if "tokenizer" in problem:
+                named.append("tokenizer.name")
             yield ["model.flavor", *named], problem
         return
-    if size and model.vocab_size and model.vocab_size < size:
+    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
         yield (
-            ["model.vocab_size", "tokenizer.name"],
-            f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} ({size}); "
-            f"leave it out for {padded_size(size)}",
+            ["checkpoint.export_hf_interval"],
+            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
+            "Hugging Face layout",
         )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
@@ -75,21 +81,8 @@ def _batch(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], st
             f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
             f"the nearest are {near}",
         )
-        return
-    rows = global_rows(config)
-    if rows and rows % training.local_batch_size:
-        yield (
-            ["training.global_batch_size", "training.global_batch_tokens", "training.local_batch_size"],
-            f"{batch_name(config)}: {rows} rows are not a multiple of training.local_batch_size = "
-            f"{training.local_batch_size}",
-        )
-    streams = config.data.num_streams
-    if rows and streams and rows % streams:
-        yield (
-            ["data.num_streams", "training.global_batch_size", "training.global_batch_tokens"],
-            f"data.num_streams = {streams}: must divide the global batch of {rows} rows; "
-            f"allowed are {one_of_numbers(divisors(rows))}",
-        )
+    elif global_rows(config):  # else it follows from the ranks, which are not known yet
+        yield from batch_problems(config, 1)
 
 
 def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
@@ -103,7 +96,11 @@ def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str],
 
 def _data(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "python_stdlib"'
+        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        yield (
+            ["data.sources"],
+            f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
+        )
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
 
@@ -116,7 +113,9 @@ def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str
         where = f"{table}[{i}] ({source.name!r})"
         if source.path is not None and source.dataset is not None:
             yield [table], f"{where}: path and dataset are both given; give one"
-        remote = [key for key in ("subset", "split", "revision") if getattr(source, key) is not None]
+        # A source without files, built in or registered, says itself what its subsets are.
+        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
+        remote = [key for key in keys if getattr(source, key) is not None]
         if remote and complete(source).dataset is None:
             yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
         builtin = BUILTIN_DATASETS.get(source.name)
@@ -151,7 +150,7 @@ def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], s
     if config.activation_checkpoint.mode == "selective" and not valid:
         yield (
             ["activation_checkpoint.selective_ac_option"],
-            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer as text',
+            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer',
         )
 
 
@@ -170,16 +169,21 @@ def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> 
     """The model's arguments: the flavor, then the overrides of `[model]`, then the vocabulary.
 
     Raises:
-        ConfigError: the combination is not a model.
+        ConfigError: the combination is not a model, or its vocabulary is smaller than the tokenizer's.
     """
     model = config.model
+    if model.vocab_size is not None and model.vocab_size < tokenizer_size:
+        raise ConfigError(
+            f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} "
+            f"({tokenizer_size}); leave it out for {padded_size(tokenizer_size)}"
+        )
     fields = spec.args_type.model_fields
     overrides = {name: value for name in fields if (value := getattr(model, name, None)) is not None}
     values = {**spec.flavors[model.flavor].model_dump(), **overrides}
     if "vocab_size" in fields:
         values["vocab_size"] = model.vocab_size or padded_size(tokenizer_size)
     if "num_tokens" in fields:
-        values["num_tokens"] = min(tokenizer_size, values["vocab_size"])
+        values["num_tokens"] = tokenizer_size
     try:
         return spec.args_type.model_validate(values)
     except ValidationError as error:
@@ -196,28 +200,3 @@ def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> 
 def padded_size(tokenizer_size: int) -> int:
     """The tokenizer's size rounded up to a multiple of 64, which matrix units like."""
     return -(-tokenizer_size // 64) * 64
-
-
-def global_rows(config: JobConfig) -> int | None:
-    """Rows of one optimizer step, or None where it follows from the number of ranks."""
-    training = config.training
-    if training.global_batch_tokens:
-        return training.global_batch_tokens // training.seq_len
-    return training.global_batch_size if training.global_batch_size > 0 else None
-
-
-def batch_name(config: JobConfig) -> str:
-    """The key and value that set the global batch."""
-    key = "global_batch_tokens" if config.training.global_batch_tokens else "global_batch_size"
-    return f"training.{key} = {getattr(config.training, key)}"
-
-
-def divisors(n: int) -> list[int]:
-    """All divisors, ascending."""
-    low = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return low + [n // d for d in reversed(low) if d * d != n]
-
-
-def one_of_numbers(numbers: list[int]) -> str:
-    """A readable list."""
-    return ", ".join(str(number) for number in numbers)

@@ -118,6 +118,9 @@ UNUSED: dict[str, Unused] = {
     },
 }
 
+# Items of lists that have no effect: the learning rate follows from the step, so that there is no state to leave out.
+UNUSED_ITEMS: dict[str, tuple[str, ...]] = {"checkpoint.exclude_from_loading": ("lr_scheduler",)}
+
 # TorchTitan's whole tables; what is left of them without the keys above is an error.
 UNUSED_TABLES: dict[str, str] = {
     "training.dataloader": _LOADER,
@@ -127,6 +130,12 @@ UNUSED_TABLES: dict[str, str] = {
     "mx": _NO_QUANTIZE,
     "fault_tolerance": _NO_FT,
     "memory_estimation": "leave it out",
+}
+
+# TorchTitan's models that are one of titan_pt's.
+MODELS: dict[str, str] = {
+    "llama3": 'name = "transformer" with qk_norm = false',
+    "qwen3": 'name = "transformer"',
 }
 
 RENAMED: dict[str, str] = {
@@ -171,6 +180,13 @@ def drop_foreign(merged: Merged, problems: list[str]) -> list[str]:
             ignored.append(where)
         else:
             problems.append(f"{where}: titan_pt does not have this TorchTitan key; {unused.hint}")
+    for name, unused_items in UNUSED_ITEMS.items():
+        section, key = name.split(".")
+        table = merged.table_at([section]) or {}
+        value = table.get(key)
+        if isinstance(value, list) and (dropped := [item for item in value if item in unused_items]):
+            table[key] = [item for item in value if item not in dropped]
+            ignored.append(f"{', '.join(map(shown, dropped))} in {name} ({merged.blame(section, key)})")
     for name, hint in UNUSED_TABLES.items():
         *path, key = name.split(".")
         table = merged.table_at(path)

@@ -6,33 +6,21 @@ its architecture fields to `[model]` (see `manager.config_class`).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from titan_pt.config.values import Seconds, Size, check_storable
-
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-AllOrCount = Annotated[int, Field(ge=-1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
-Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
-
-_MAX_BATCH = 2**40  # far above any batch, and its divisors are still quick to list
-
-
-class Section(BaseModel):
-    """One TOML table: typed, immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        for item in value if isinstance(value, list) else [value]:
-            check_storable(item)
-        return value
+from titan_pt.config.optimization import ActivationCheckpoint, Compile, LrScheduler, Optimizer, Parallelism, Training
+from titan_pt.config.section import (
+    AllOrCount,
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    Timeout,
+)
+from titan_pt.config.values import Size
 
 
 class Job(Section):
@@ -57,6 +45,8 @@ class Model(Section):
     """Registered model: "transformer" or a name brought by experimental.custom_import."""
     flavor: str = "debugmodel"
     """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
+    from_hf: Name | None = None
+    """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
     vocab_size: Annotated[Size, Field(gt=0)] | None = None
     """Rows of the embedding. Unset: the tokenizer's size rounded up to a multiple of 64."""
     attention: Literal["sdpa"] = "sdpa"
@@ -132,108 +122,6 @@ class Data(Section):
     """A run that gets no data for so long saves a checkpoint and ends with exit code 75."""
 
 
-class Training(Section):
-    """[training] batch, length of the run, precision."""
-
-    local_batch_size: PositiveInt = 8
-    """Rows of one micro-batch on one rank."""
-    global_batch_size: Annotated[int, Field(ge=-1, le=_MAX_BATCH)] = -1
-    """Rows of one optimizer step over all ranks; -1: local_batch_size x data ranks. More: gradients accumulate."""
-    global_batch_tokens: Annotated[Size, Field(gt=0, le=_MAX_BATCH)] | None = None
-    """The same in tokens (524288 with seq_len 2048 is 256 rows); a pair with global_batch_size: give one."""
-    seq_len: Annotated[Size, Field(gt=0)] = 2048
-    """Tokens of a row that the model reads."""
-    steps: Annotated[Size, Field(gt=0)] = 10000
-    """Optimizer steps of the run; a pair with `tokens`: give one."""
-    tokens: Annotated[Size, Field(gt=0)] | None = None
-    """Length of the run in tokens ("50B"), rounded up to whole steps; a pair with `steps`."""
-    max_norm: Positive = 1.0
-    """Gradients are clipped to this global L2 norm."""
-    z_loss_coef: NonNegative = 0.0
-    """Weight of the z-loss, the mean squared log of the softmax's normaliser; 0 is off."""
-    document_mask: bool = False
-    """Documents packed in one row do not attend to each other and each counts its positions from 0."""
-    max_skipped_steps: Count = 10
-    """Steps with a non-finite loss or gradient that are skipped before the run gives up with exit code 70."""
-    enable_cpu_offload: bool = False
-    """Keep parameters, gradients and optimizer state in CPU memory between uses."""
-    dtype: Literal["float32"] = "float32"
-    """Type of the master weights and of the optimizer state."""
-    mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type in which parameters are gathered and the forward and backward computed."""
-    mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
-    """Type of the gradient reduction between ranks."""
-    gc_freq: PositiveInt = 50
-    """Steps between Python garbage collections; in between the collector is off, so that ranks do not wait for one."""
-    gc_debug: bool = False
-    """Log what each collection freed."""
-
-
-class Optimizer(Section):
-    """[optimizer]"""
-
-    name: Literal["AdamW"] = "AdamW"
-    """Optimizer."""
-    lr: Positive = 8e-4
-    """Peak learning rate."""
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Decay of the gradient average."""
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
-    """Decay of the squared-gradient average."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
-    weight_decay: NonNegative = 0.1
-    """Decoupled weight decay of matrices; norms and embeddings have none."""
-    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """"fused" skips a bad step on the device; the others read a flag on the host at every step."""
-
-
-class LrScheduler(Section):
-    """[lr_scheduler] warm-up, then decay to min_lr_factor."""
-
-    warmup_steps: Count = 200
-    """Linear warm-up; shortened to the run's length with a warning."""
-    total_steps: PositiveInt | None = None
-    """Steps the schedule spans. Unset: the run's steps."""
-    decay_ratio: Fraction | None = None
-    """Share of the steps that decay, after a constant phase (WSD). Unset: decay starts right after the warm-up."""
-    decay_type: Literal["linear", "sqrt", "cosine"] = "linear"
-    """Shape of the decay."""
-    min_lr_factor: Fraction = 0.0
-    """Learning rate of the last step, relative to the peak."""
-
-
-class Parallelism(Section):
-    """[parallelism] data parallelism with FSDP2."""
-
-    data_parallel_replicate_degree: PositiveInt = 1
-    """Copies of the sharded model (HSDP when above 1)."""
-    data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
-    """Ranks that share one copy; -1: all that are left."""
-    fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """"always" frees gathered parameters after the forward; "never" saves a gather for memory. "default" is always."""
-
-
-class ActivationCheckpoint(Section):
-    """[activation_checkpoint] recompute activations in the backward to save memory."""
-
-    mode: Literal["selective", "full", "none"] = "selective"
-    """"full": every block; "selective": as selective_ac_option says; "none"."""
-    selective_ac_option: str = "2"
-    """"op": save the outputs of matrix products and attention, recompute the rest; an integer n: every n-th block."""
-
-
-class Compile(Section):
-    """[compile] torch.compile."""
-
-    enable: bool = False
-    """Compile each block of the model, and the loss."""
-    components: list[Literal["model", "loss"]] = ["model", "loss"]
-    """What is compiled."""
-    backend: Name = "inductor"
-    """Backend of torch.compile."""
-
-
 class Checkpoint(Section):
     """[checkpoint] whole, verified, resumable steps."""
 
@@ -243,20 +131,23 @@ class Checkpoint(Section):
     """Folder inside the run folder."""
     interval: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    initial_load_path: Name | None = None
-    """Starting weights when the run folder holds no checkpoint: a run folder, its checkpoint folder or one step-N."""
+    initial_load_path: str | None = None
+    """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
+    folder. Empty text: none, whatever a file below says."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Write in the background; training waits only for the copy to CPU memory."""
     keep_latest_k: Count = 10
     """Whole checkpoints kept; 0 keeps all."""
     load_step: AllOrCount = -1
-    """Step to resume from; -1: the newest whole one."""
-    exclude_from_loading: list[Literal["optimizer", "lr_scheduler", "data"]] = []
-    """State that a resume leaves at its start: the way out when the optimizer or the data of a run has to change."""
+    """Step to go back to, once: the same command then goes on from its own steps. -1: the newest whole one."""
+    exclude_from_loading: list[Literal["optimizer", "data"]] = []
+    """State that a resume leaves at its start, once: the way out when optimizer or data of a run have to change."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
     """Load, never save."""
+    export_hf_interval: Count = 0
+    """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""
 
 
 class Validation(Section):
@@ -377,3 +268,34 @@ PAIRS = (
     ("training.tokens", "training.steps"),
     ("training.global_batch_tokens", "training.global_batch_size"),
 )
+
+__all__ = [
+    "PAIRS",
+    "ActivationCheckpoint",
+    "Checkpoint",
+    "Comm",
+    "Compile",
+    "Count",
+    "Data",
+    "Debug",
+    "Experimental",
+    "Fraction",
+    "Job",
+    "JobConfig",
+    "LrScheduler",
+    "Metrics",
+    "Model",
+    "Name",
+    "NonNegative",
+    "Optimizer",
+    "Parallelism",
+    "Positive",
+    "PositiveInt",
+    "Profiling",
+    "Section",
+    "Source",
+    "Timeout",
+    "Tokenizer",
+    "Training",
+    "Validation",
+]

@@ -1,7 +1,7 @@
 """From arguments to one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
 
-Precedence: command line > TOML file > the files it extends > default. Everything is checked once and all problems are
-reported together.
+Precedence: command line > TOML file > the files it extends > the folder of model.from_hf > default. Everything is
+checked once and all problems are reported together.
 """
 
 import functools
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
@@ -19,15 +20,18 @@ from pydantic.fields import FieldInfo
 
 from titan_pt.config import command_line
 from titan_pt.config.checks import DERIVED_ARGS, Problem, cross_check
-from titan_pt.config.errors import ConfigError, closest, nearest, one_of
-from titan_pt.config.foreign import drop_foreign
+from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
+from titan_pt.config.foreign import MODELS, drop_foreign
 from titan_pt.config.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.config.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.validate import validate
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.trainer_spec import trainer_names, trainer_sections
+from titan_pt.protocols.trainer_spec import trainer_names, trainer_options
 
 logger = logging.getLogger("titan_pt")
+
+# What has to be known before a config can be validated.
+_DECISIVE = ("job.trainer", "model.name", "model.from_hf", "experimental.custom_import")
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,23 @@ def resolve(argv: list[str]) -> Resolved:
     problems: list[str] = []
     flags = command_line.read_flags(argv)
     layers = _read_files(flags, problems)
-    config_type, model_spec = _choose_class([*layers, _peek(flags)], problems)
+    choices = merge([*layers, _peek(flags)], [])
+    trainer, model = _choose(choices, problems)
+    config_type, model_spec = config_class(trainer, model)
+    layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
     if ("help", "true") in flags:
         print(command_line.help_text(config_type), end="")
         sys.exit(0)
-    merged = merge([*layers, command_line.to_layer(flags, config_type, problems)], problems)
+    flag_layer = command_line.to_layer(flags, config_type, problems)
+    merged = merge([_own_defaults(trainer), *layers, flag_layer], problems)
     notices = drop_foreign(merged, problems)
     config, invalid = validate(config_type, merged, problems)
+    if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
+        notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
         problems += [
             _with_origins(problem, merged)
-            for problem in cross_check(config, model_spec)
+            for problem in cross_check(config, model_spec, trainer_options(trainer).check)
             if not any(invalid & {name, name.split(".")[0]} for name in problem.fields)
         ]
     if problems or config is None:
@@ -88,24 +98,49 @@ def _read_files(flags: command_line.Flags, problems: list[str]) -> list[Layer]:
 
 
 def _peek(flags: command_line.Flags) -> Layer:
-    """The flags that decide which config class there is."""
+    """The flags that decide which config class there is, and which folder sets the architecture."""
     tables: dict[str, Any] = {}
     for name, text in flags:
-        if name in ("job.trainer", "model.name", "experimental.custom_import") and text is not None:
+        if name in _DECISIVE and text is not None:
             section, key = name.split(".")
             tables.setdefault(section, {})[key] = text
     return Layer(command_line.ORIGIN, tables)
 
 
-def _choose_class(layers: list[Layer], problems: list[str]) -> tuple[type[JobConfig], ModelSpec[Any]]:
-    """The config class of the chosen trainer and model; an unknown name joins `problems`, and the closest stands in."""
-    choices = merge(layers, [])
+def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: list[str]) -> list[Layer]:
+    """The layer under all others that `model.from_hf` stands for: the folder's architecture and its tokenizer."""
+    path = _chosen(choices, "model.from_hf", "")
+    if not path:
+        return []
+    said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
+    if model_spec.hugging_face is None:
+        problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
+        return []
+    folder = Path(os.path.expanduser(path))
+    try:
+        args = model_spec.hugging_face.read_config(folder)
+    except ConfigError as error:
+        problems += [f"{said}: {problem}" for problem in error.problems]
+        return []
+    tables = {"model": args.model_dump(exclude_none=True, exclude=set(DERIVED_ARGS))}
+    if (folder / "tokenizer.json").is_file():
+        tables["tokenizer"] = {"name": path}
+    return [Layer(str(folder / "config.json"), tables)]
+
+
+def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
+    """The chosen trainer and model; an unknown name joins `problems`, and the closest stands in."""
     module = _chosen(choices, "experimental.custom_import", Experimental().custom_import)
     if module:
         _import_custom(module, problems)
     trainer = _known(choices, "job.trainer", trainer_names(), Job().trainer, problems)
-    model = _known(choices, "model.name", model_names(), Model().name, problems)
-    return config_class(trainer, model)
+    return trainer, _known(choices, "model.name", model_names(), Model().name, problems)
+
+
+def _own_defaults(trainer: str) -> Layer:
+    """The layer below all others: what this kind of training sets otherwise than `JobConfig`."""
+    defaults = trainer_options(trainer).defaults
+    return Layer(f"default of {trainer}", {section: dict(keys) for section, keys in defaults.items()})
 
 
 def _chosen(choices: Merged, name: str, default: str) -> str:
@@ -119,7 +154,8 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
     if value in known:
         return value
     origin = choices.origin(*name.split("."))
-    problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{nearest(value, known)}")
+    hint = f"; in titan_pt it is {MODELS[value]}" if name == "model.name" and value in MODELS else nearest(value, known)
+    problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{hint}")
     return closest(value, known) or default
 
 
@@ -152,7 +188,9 @@ def config_class(trainer: str, model: str) -> tuple[type[JobConfig], ModelSpec[A
         if name not in Model.model_fields and name not in DERIVED_ARGS
     }
     model_type: Any = create_model("Model", __base__=Model, __doc__=Model.__doc__, **own)  # type: ignore[call-overload]
-    sections: dict[str, Any] = {name: (kind, _default(kind)) for name, kind in trainer_sections(trainer).items()}
+    sections: dict[str, Any] = {
+        name: (kind, _default(kind)) for name, kind in trainer_options(trainer).sections.items()
+    }
     return create_model("JobConfig", __base__=JobConfig, model=(model_type, model_type()), **sections), model_spec
 
 

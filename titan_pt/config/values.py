@@ -61,6 +61,12 @@ def check_storable(value: Any) -> None:
         raise ValueError("looks like a secret, and the run folder keeps a copy of the config; use the environment")
 
 
+def count_as_text(value: Any) -> Any:
+    """An integer as text, for fields that also take a word; anything else as it is, for the check that follows."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CountText = Annotated[str, BeforeValidator(count_as_text)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Seconds = Annotated[float, BeforeValidator(parse_duration("s")), Field(allow_inf_nan=False)]
 Hours = Annotated[float, BeforeValidator(parse_duration("h")), Field(allow_inf_nan=False)]

@@ -1,6 +1,5 @@
 """Whole sets of documents as memory-mapped Arrow files, which `datasets` makes of local files and downloads."""
 
-import glob
 import hashlib
 import json
 import logging
@@ -11,9 +10,9 @@ from typing import Any
 
 import pyarrow.compute
 
-from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.files import check_columns, check_kinds, checked_text, format_row, read_texts
+from titan_pt.data.files import check_columns, checked_text, format_row, quiet_datasets, read_texts
 from titan_pt.data.formatters import find_formatter, get_formatter
 
 logger = logging.getLogger("titan_pt")
@@ -57,15 +56,6 @@ class ArrowColumn:
             logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
 
 
-def quiet_datasets() -> Any:
-    """The library, quiet: what goes wrong in it is reported once, as a ConfigError."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    return datasets
-
-
 def local_files(source: Source, files: list[str], where: str, cache_dir: str | None) -> ArrowColumn:
     """The texts of local files, converted once.
 
@@ -92,20 +82,6 @@ def local_files(source: Source, files: list[str], where: str, cache_dir: str | N
         },
     )
     return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]))
-
-
-def matching_files(pattern: str) -> list[str]:
-    """The files of a glob, or the one whose name it is; all of one kind."""
-    path = os.path.expanduser(pattern)
-    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    if os.path.isdir(path):
-        raise ConfigError(
-            f"path = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
-        )
-    if not files:
-        raise ConfigError(f"path = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
-    check_kinds(files)
-    return files
 
 
 def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.ledger import Ledger
@@ -96,7 +97,7 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        if not any(self.has(source, number) for number in range(len(source.documents))):
+        if not any(until_stopped(self.has(source, number) for number in range(len(source.documents)))):
             side = "in" if self.held_out else "outside"
             raise ConfigError(
                 f"data source {source.name!r}: every document is empty or not {side} the held-out split; "

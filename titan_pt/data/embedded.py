@@ -6,6 +6,8 @@ import random
 import sysconfig
 from pathlib import Path
 
+from titan_pt.data.arithmetic import make_problem, num_problems, problem
+
 
 class PythonStdlib:
     """The Python standard library's source files, without its tests: text that every machine has."""
@@ -46,5 +48,18 @@ class Arithmetic:
         operation = rng.choice("+-*")
         if operation == "*":
             a, b = a % 100, b % 10
-        result = {"+": a + b, "-": a - b, "*": a * b}[operation]
-        return f"Question: What is {a} {operation} {b}?\nAnswer: {a} {operation} {b} = {result}\n#### {result}\n"
+        return make_problem(a, operation, b).document
+
+
+class ArithmeticLevel:
+    """All problems of one level of difficulty, each once."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self.fingerprint = f"arithmetic-1-level-{level}"
+
+    def __len__(self) -> int:
+        return num_problems(self._level)
+
+    def __getitem__(self, index: int) -> str:
+        return problem(self._level, index).document

@@ -1,18 +1,22 @@
-"""Local files as texts, and a cut of long ones. What cannot be read is reported with its file and place."""
+"""Local files as texts or rows, and a cut of long texts. What cannot be read is reported with its file and place."""
 
 import codecs
+import contextlib
+import glob
 import gzip
 import io
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow.parquet
 
-from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.components.preemption import until_stopped
+from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.data.formatters import Formatter, get_formatter
 
 logger = logging.getLogger("titan_pt")
@@ -32,12 +36,13 @@ def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: 
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises; there are no rows.
+        Preempted: this process was asked to stop.
     """
     size = sum(Path(path).stat().st_size for path in files)
     logger.info(f"Converting {len(files)} files, {size / 1e6:,.1f} MB: {files[0]}{' ...' * (len(files) > 1)}")
     some = False
     for path in files:
-        texts = _texts(path, get_formatter(formatter, column))
+        texts = until_stopped(_texts(path, get_formatter(formatter, column)))
         first = next(texts, None)
         if first is None:
             logger.warning(f"{path}: holds no documents")
@@ -49,15 +54,64 @@ def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: 
         raise ConfigError(f"{files[0]}: holds no documents; add some or take it out of path")
 
 
+def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place in the file, row) of a file of objects or table rows.
+
+    Raises:
+        ConfigError: the file or a row of it is not what its kind promises.
+    """
+    read = _ROW_READERS.get(_ending(path))
+    if read is None:
+        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_ROW_READERS)}")
+    with _reading(path):
+        yield from read(path)
+
+
 def _texts(path: str, formatter: Formatter) -> Iterator[str]:
     read = _READERS[_ending(path)]
-    try:
+    with _reading(path):
         for place, row in read(path, formatter.columns):
             yield format_row(formatter, row, f"{path}, {place}")
+
+
+def quiet_datasets() -> Any:
+    """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    return datasets
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:  # gzip, zlib, pyarrow and the file system each have errors of their own
         raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def matching_files(pattern: str, key: str = "path") -> list[str]:
+    """The files of a glob, or the one whose name it is, in order.
+
+    Args:
+        key: the setting that the pattern comes from.
+
+    Raises:
+        ConfigError: there are none, or not all are of one known kind.
+    """
+    path = os.path.expanduser(pattern)
+    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
+        )
+    if not files:
+        raise ConfigError(f"{key} = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
+    check_kinds(files)
+    return files
 
 
 def format_row(formatter: Formatter, row: Any, where: str) -> str:
@@ -133,6 +187,14 @@ def _end_of_piece(text: str, least: int, most: int) -> int:
 
 
 def _json(path: str, columns: Columns) -> Located:
+    for place, row in _json_rows(path):
+        for column in columns:
+            if column not in row:
+                raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
+        yield place, row
+
+
+def _json_rows(path: str) -> Located:
     """One object a line, or an array of objects."""
     with _open(path) as file:
         is_array = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
@@ -141,9 +203,6 @@ def _json(path: str, columns: Columns) -> Located:
         for place, row in rows:
             if not isinstance(row, dict):
                 raise ConfigError(f"{path}, {place}: is {type(row).__name__}, not an object; repair or remove it")
-            for column in columns:
-                if column not in row:
-                    raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
             yield place, row
 
 
@@ -166,12 +225,8 @@ def _parsed(text: bytes, where: str) -> Any:
 
 
 def _parquet(path: str, columns: Columns) -> Located:
-    file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
-    check_columns(file.schema_arrow.names, columns, path)
-    numbers = itertools.count()
-    for batch in file.iter_batches(batch_size=256, columns=list(columns)):
-        for row in batch.to_pylist():
-            yield f"row {next(numbers)}", row
+    check_columns(_parquet_file(path).schema_arrow.names, columns, path)
+    return _parquet_rows(path, columns)
 
 
 def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
@@ -179,6 +234,17 @@ def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
     for column in columns:
         if column not in names:
             raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
+
+
+def _parquet_rows(path: str, columns: Columns | None = None) -> Located:
+    numbers = itertools.count()
+    for batch in _parquet_file(path).iter_batches(batch_size=256, columns=list(columns) if columns else None):
+        for row in batch.to_pylist():
+            yield f"row {next(numbers)}", row
+
+
+def _parquet_file(path: str) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
 
 
 def _text(path: str, columns: Columns) -> Located:
@@ -199,4 +265,10 @@ _READERS: dict[str, Callable[[str, Columns], Located]] = {
     ".json": _json,
     ".parquet": _parquet,
     ".txt": _text,
+}
+_ROW_READERS: dict[str, Callable[[str], Located]] = {
+    ".jsonl": _json_rows,
+    ".jsonl.gz": _json_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
 }

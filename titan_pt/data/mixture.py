@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.builtin_sources import complete
@@ -32,6 +33,7 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: "World") -
 
     Raises:
         ConfigError: on every rank, with every rank's reasons; also where a rank finds other documents than rank 0.
+        Preempted: on every rank, when one was asked to stop.
     """
     num_streams = plan_budget(config, world.size).num_streams
     reading = open_reading(config)
@@ -188,7 +190,7 @@ def _open_all(
 ) -> list[MixtureSource]:
     opened: list[MixtureSource] = []
     problems: list[str] = []
-    for source in sources:
+    for source in until_stopped(sources):
         values = listings[source.name] or {}
         problems += values.get("problems", [])
         if "problems" in values:

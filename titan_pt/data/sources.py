@@ -1,25 +1,29 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow
 
+from titan_pt.components.folders import make_writable
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
-from titan_pt.data.arrow import downloaded_dataset, local_files, matching_files
-from titan_pt.data.embedded import Arithmetic, PythonStdlib
+from titan_pt.data.arithmetic import LEVELS
+from titan_pt.data.arrow import downloaded_dataset, local_files
+from titan_pt.data.embedded import Arithmetic, ArithmeticLevel, PythonStdlib
 from titan_pt.data.fetch import Stopped, Unreachable
-from titan_pt.data.files import checked_text
+from titan_pt.data.files import checked_text, matching_files, quiet_datasets
 from titan_pt.data.formatters import find_formatter
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments, is_prepared
 from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, Reading, UnitDocuments
 from titan_pt.data.units import Listing
+from titan_pt.outcome import Preempted
 
 
 class Documents(Protocol):
@@ -90,21 +94,47 @@ def open_source(
 
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
+        Preempted: this process was asked to stop while files were converted.
     """
     where, source = f"data source {source.name!r}", complete(source)
+    check_source(source)
     if source.path is not None or source.dataset is not None:
         documents = _read(source, where, cache_dir, listing, reading, num_streams)
-    elif source.name in _SOURCES:
-        documents = _Checked(_SOURCES[source.name](source, seed), where)
     else:
+        documents = _Checked(_SOURCES[source.name](source, seed), where)
+    if len(documents) == 0:
+        raise ConfigError(f"{where}: holds no documents")
+    return documents
+
+
+def check_sources(sources: Iterable[Source]) -> None:
+    """Raise a ConfigError with all that can be told without opening a file or asking the hub: names, globs, kinds."""
+    problems: list[str] = []
+    for source in sources:
+        try:
+            check_source(source)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+
+
+def check_source(source: Source) -> None:
+    """The same for one source."""
+    where, source = f"data source {source.name!r}", complete(source)
+    if source.path is not None and (is_remote(source.path) or is_prepared(source.path)):
+        return
+    if source.path is not None:
+        try:
+            matching_files(source.path)
+        except ConfigError as error:
+            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    elif source.dataset is None and source.name not in _SOURCES:
         known = [*_SOURCES, *BUILTIN_DATASETS]
         raise ConfigError(
             f"{where}: not built in{nearest(source.name, known)}; built in are {one_of(known)}; "
             "for documents of your own give path (local files) or dataset (the hub)"
         )
-    if len(documents) == 0:
-        raise ConfigError(f"{where}: holds no documents")
-    return documents
 
 
 def _read(
@@ -115,12 +145,14 @@ def _read(
     reading: Reading | None,
     num_streams: int,
 ) -> Documents:
+    if (listing is None or not listing.files) and not is_prepared(source.path or ""):
+        _check_cache(cache_dir)
     try:
         if listing is not None and not listing.files:
             return downloaded_dataset(source.model_copy(update={"revision": listing.commit}), where, cache_dir)
         if listing is not None and reading is not None:
             return _open_units(source, where, listing, reading, num_streams)
-        if source.path and is_prepared(source.path):
+        if source.path is not None and is_prepared(source.path):
             return PreparedDocuments(Path(source.path).expanduser())
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
@@ -130,9 +162,12 @@ def _read(
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
         cause = error if isinstance(error, ConfigError) else cause
+        if isinstance(cause, Preempted):
+            raise cause from None
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
-        raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}") from error
+        way_out = "; set data.cache_dir and HF_HOME to folders with space to write" if _cannot_write(cause) else ""
+        raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}{way_out}") from error
 
 
 def _open_units(source: Source, where: str, listing: Listing, reading: Reading, num_streams: int) -> Documents:
@@ -154,6 +189,18 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def _check_cache(cache_dir: str | None) -> None:
+    """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
+    own = quiet_datasets().config.HF_DATASETS_CACHE
+    name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
+    make_writable(Path(cache_dir or own).expanduser(), name)
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether the library's own files are in the way: a source's would have been named by a ConfigError."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 class _Checked:
     """Documents of a registered source, which may give anything."""
 
@@ -168,5 +215,24 @@ class _Checked:
         return checked_text(self._documents[index], f"{self._where}: document {index}")
 
 
-register_source("python_stdlib", lambda _source, _seed: PythonStdlib())
-register_source("arithmetic", lambda _source, seed: Arithmetic(seed))
+def _python_stdlib(source: Source, _seed: int) -> Documents:
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return PythonStdlib()
+
+
+def _arithmetic(source: Source, seed: int) -> Documents:
+    if source.subset is None:
+        return Arithmetic(seed)
+    levels = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
+            "leave it out for endless problems of all kinds"
+        )
+    return ArithmeticLevel(levels[source.subset])
+
+
+register_source("python_stdlib", _python_stdlib)
+register_source("arithmetic", _arithmetic)

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import torch
+import torch._inductor.config
 from torch import nn
 
 from titan_pt.config.errors import ConfigError
@@ -17,15 +18,31 @@ def compile_blocks(blocks: nn.ModuleList, config: Compile, device: torch.device)
         block.compile(backend=config.backend, fullgraph=True)
 
 
-def check_compiler(config: Compile, device: torch.device) -> None:
-    """Raise a ConfigError where compile cannot work: an unknown backend, or no C++ compiler on a CPU."""
+def check_compiler(config: Compile, device: torch.device, switch: str = "compile.enable") -> None:
+    """Tell inductor its C++ compiler on a CPU.
+
+    Args:
+        switch: the option that asked for it.
+
+    Raises:
+        ConfigError: compile cannot work: the backend is unknown, or there is no compiler.
+    """
     backends = torch.compiler.list_backends(exclude_tags=())
     if config.backend not in backends:
         raise ConfigError(f"compile.backend = {config.backend!r}: torch has {', '.join(sorted(backends))}")
-    compiler = os.environ.get("CXX", "g++")
-    found = shutil.which(compiler) or shutil.which("clang++")
-    if config.backend == "inductor" and device.type == "cpu" and not found:
+    if config.backend != "inductor" or device.type != "cpu":
+        return
+    names = _compilers()
+    found = next(filter(shutil.which, names), None)
+    if found is None:
         raise ConfigError(
-            f"compile.enable = true: needs a C++ compiler on a CPU and {compiler} is not on the PATH; "
-            "install one (Debian: apt-get install g++), name it in CXX, or set compile.enable = false"
+            f"{switch} = true: needs a C++ compiler on a CPU and {names[0]} is not on the PATH; "
+            f"install one (Debian: apt-get install g++), name it in CXX, or set {switch} = false"
         )
+    torch._inductor.config.cpp.cxx = (None, found)  # it takes CXX for one word, and looks for no other
+
+
+def _compilers() -> list[str]:
+    """C++ compilers to look for: CXX without its options and what stands before it ("ccache g++"), then the usual."""
+    words = [word for word in os.environ.get("CXX", "").split() if not word.startswith("-")]
+    return [*words[-1:], "g++", "clang++"]

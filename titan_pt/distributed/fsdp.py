@@ -42,3 +42,13 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, worl
 def offloads(config: JobConfig, world: World) -> bool:
     """Whether training.enable_cpu_offload does anything here."""
     return config.training.enable_cpu_offload and world.device.type != "cpu"
+
+
+def materialize(model: nn.Module, config: JobConfig, world: World) -> None:
+    """From the meta device to the real one, with initial weights and buffers."""
+    model.to_empty(device="cpu" if offloads(config, world) else world.device)
+    for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(world.device))
+    model.init_weights(config.debug.seed)  # type: ignore[operator]
+    model.train()

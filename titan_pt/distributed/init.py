@@ -1,4 +1,4 @@
-"""Initial weights that are the same on any number of ranks."""
+"""Weights that are the same on any number of ranks."""
 
 import hashlib
 from collections.abc import Callable
@@ -31,9 +31,15 @@ def fill_keyed(model: nn.Module, seed: int, draw: Draw) -> None:
         name = parameter_name(raw_name)
         full = torch.empty(parameter.shape, dtype=torch.float32)
         draw(name, full, keyed_generator(seed, name))
-        if isinstance(parameter, DTensor):
-            # src_data_rank=None: every rank has the whole tensor, nothing is sent.
-            sharded = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.to_local().copy_(sharded.to_local())
-        else:
-            parameter.copy_(full)
+        copy_full(parameter, full)
+
+
+@torch.no_grad()
+def copy_full(parameter: torch.Tensor, full: torch.Tensor) -> None:
+    """Fill a parameter with a whole tensor that every rank has; each keeps its shard."""
+    if isinstance(parameter, DTensor):
+        # src_data_rank=None: nothing is sent.
+        sharded = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.to_local().copy_(sharded.to_local())
+    else:
+        parameter.copy_(full)

@@ -1,7 +1,8 @@
 """The ranks of a run: device, process groups, mesh, and the few collectives a trainer needs."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,22 +14,28 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
+from titan_pt.outcome import Preempted
 
 T = TypeVar("T")
+
+# Where a rank may wait for another one's download, validation or checkpoint.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class World:
     """All ranks share the data; the mesh is (replicate, shard).
 
-    `control` is a gloo group for flags and small Python objects: it works whatever the device is doing. `background`
-    is another one, for the thread that writes checkpoints.
+    Three gloo groups work whatever the device is doing: `flags` for flags and counts, where a rank that does not come
+    in time is taken for hung ([comm] has the limits); `control` for small Python objects, where ranks wait patiently;
+    `background`, as patient, for the thread that writes checkpoints.
     """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
+    flags: dist.ProcessGroup
     control: dist.ProcessGroup
     background: dist.ProcessGroup
 
@@ -38,11 +45,21 @@ class World:
         return self.rank == 0
 
     def add(self, *counts: int) -> list[int]:
-        """Each count summed over all ranks."""
+        """Each count summed over all ranks.
+
+        Raises:
+            RuntimeError: a rank has left, or did not come in time.
+        """
         if self.size == 1:
             return list(counts)
         values = torch.tensor(counts, dtype=torch.int64)
-        dist.all_reduce(values, group=self.control)
+        try:
+            dist.all_reduce(values, group=self.flags)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "another rank has left, or hangs for longer than comm.train_timeout_seconds (until the first step is "
+                f"done, comm.init_timeout_seconds): {error}"
+            ) from error
         return values.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -67,17 +84,32 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        """The largest of each element over ranks, on the device, in place."""
+        if self.size > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
+
     def together(self, action: Callable[[], T]) -> T:
-        """The action's value on this rank; a ConfigError of any rank is raised on all, so that none waits for it."""
+        """The action's value on this rank; waits patiently for the other ranks'.
+
+        A ConfigError or Preempted of any rank is raised on all, so that none waits for it.
+        """
         value: T | None = None
         problems: list[str] = []
+        stopped = False
         try:
             value = action()
         except ConfigError as error:
             problems = error.problems
-        found = dict.fromkeys(problem for rank in self.gather(problems) for problem in rank)
+        except Preempted:
+            stopped = True
+        ends = self.gather((problems, stopped))
+        found = dict.fromkeys(problem for rank_problems, _ in ends for problem in rank_problems)
         if found:
             raise ConfigError(*found)
+        if any(rank_stopped for _, rank_stopped in ends):
+            raise Preempted
         return value  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -85,8 +117,21 @@ class World:
         return self.broadcast(self.together(lambda: action() if self.is_main else None))
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait patiently for all ranks."""
         dist.barrier(group=self.control)
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Ranks wait patiently for each other inside, in every collective, and at the end.
+
+        For work whose length differs between ranks, such as a first compilation or a generation. After an exception
+        they stay patient: what is left to do then is to save and leave.
+        """
+        limit = self.flags._get_backend(torch.device("cpu")).options._timeout
+        _limit_waits(self, PATIENCE)
+        yield
+        self.barrier()
+        _limit_waits(self, limit)
 
 
 def world_size() -> int:
@@ -95,11 +140,21 @@ def world_size() -> int:
 
 
 def find_device() -> torch.device:
-    """This rank's accelerator, or the CPU."""
+    """This rank's accelerator, or the CPU.
+
+    Raises:
+        ConfigError: there are more ranks here than accelerators.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or accelerator.type == "mps":  # FSDP2 does not run on Apple's GPUs
         return torch.device("cpu")
-    device = torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    num_workers = max(index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if num_workers > count:
+        raise ConfigError(
+            f"NGPU or --nproc_per_node = {num_workers}: above the number of accelerators here, {count}; leave it out"
+        )
+    device = torch.device(accelerator.type, index)
     torch.accelerator.set_device_index(device.index)
     return device
 
@@ -123,15 +178,14 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
         mesh = init_device_mesh(device.type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    # Their limits are long: a rank may wait here for another one's validation, download or checkpoint.
-    patient = timedelta(hours=2)
     return World(
         rank=dist.get_rank(),
         size=size,
         device=device,
         mesh=mesh,
-        control=dist.new_group(backend="gloo", timeout=patient),
-        background=dist.new_group(backend="gloo", timeout=patient),
+        flags=dist.new_group(backend="gloo", timeout=timeout),
+        control=dist.new_group(backend="gloo", timeout=PATIENCE),
+        background=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
 
 
@@ -143,8 +197,13 @@ def stop_world() -> None:
 
 def tighten_timeouts(world: World, seconds: float) -> None:
     """The first step compiles and may be slow; the later ones have a limit of their own."""
-    for group in [*world.mesh.get_all_groups(), dist.group.WORLD]:
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    _limit_waits(world, timedelta(seconds=seconds))
+
+
+def _limit_waits(world: World, limit: timedelta) -> None:
+    """The limit of every later collective but the patient ones."""
+    for group in [*world.mesh.get_all_groups(), world.flags, dist.group.WORLD]:
+        dist.distributed_c10d._set_pg_timeout(limit, group)
 
 
 def _enable_flight_recorder(config: JobConfig, run_folder: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from titan_pt.distributed.world import World
 
 Args = TypeVar("Args", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceLayout(Generic[Args]):
+    """How Hugging Face's folders write a model family: config.json and the names of tensors."""
+
+    read_config: Callable[[Path], Args]
+    """Folder -> arguments; raises a ConfigError that names file and key."""
+    write_config: Callable[[Args], dict[str, Any]]
+    """config.json of the arguments, without token ids and type."""
+    to_name: Callable[[str], str]
+    """Name of a tensor there."""
+    from_name: Callable[[str], str | None]
+    """Name of a tensor here; None where it is no weight. A name that is neither stays as it is."""
+    vocabulary: tuple[str, ...]
+    """Tensors whose rows are tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,8 @@ class ModelSpec(Generic[Args]):
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
     """(args, seq_len) -> floating-point operations of training on one token."""
+    hugging_face: HuggingFaceLayout[Args] | None = None
+    """For `model.from_hf`, starting weights of Hugging Face folders, and exports; None: it has no such layout."""
 
 
 _MODELS: dict[str, ModelSpec[Any]] = {}

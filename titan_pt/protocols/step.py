@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
-    from titan_pt.data.loader import DataLoader
     from titan_pt.distributed.world import World
 
 
@@ -28,6 +27,26 @@ class TrainState:
     """Steps whose loss or gradient was not finite; they were not applied."""
 
 
+class Data(Protocol):
+    """What a step reads. Its state is that of the last finished step, and the same on any number of ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON: this rank's part of the state; parts of different ranks have different keys, or equal values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state, joined from all ranks, was taken; a ConfigError where that is not possible."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a state to mean the same data."""
+        ...
+
+    def progress(self) -> dict[str, list[float]]:
+        """[tokens, passes] of each source, this rank's share."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepParts:
     """What was built before the loop."""
@@ -39,7 +58,8 @@ class StepParts:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: "Schedule"
-    dataloader: "DataLoader"
+    dataloader: Any
+    """A `Data`; what else it offers is between it and the step function that the same spec builds."""
     raise_if_preempted: Callable[[], None]
     """Raises Preempted on all ranks if one was asked to stop; call it between micro-batches."""
 
@@ -63,7 +83,28 @@ class StepMetrics:
     """This rank's documents, to name them if the step goes wrong."""
     extra: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
     """More values for metrics.jsonl and TensorBoard, by key."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Texts for the console and TensorBoard, by tag."""
 
 
 Step = Callable[[TrainState], StepMetrics | None]
 """One optimizer update; None when the data is spent. Raises Preempted with weights and data as before the step."""
+
+
+@runtime_checkable
+class StatefulStep(Protocol):
+    """A step function with state beside the model, the optimizer and the data: every checkpoint holds it too."""
+
+    def __call__(self, state: TrainState) -> StepMetrics | None: ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Loaded in place, sharded as they are."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON; the same on all ranks."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set what `state_dict` gave."""
+        ...

@@ -2,10 +2,12 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from titan_pt.config import grpo
+from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Section
 
@@ -16,17 +18,31 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.components.validate import Validator
+    from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
-    from titan_pt.data.loader import DataLoader
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.step import Step, StepParts
+    from titan_pt.protocols.step import Data, Step, StepParts
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSpec:
+class TrainerOptions:
+    """What a kind of training adds to the config."""
+
+    sections: Mapping[str, type[Section]] = field(default_factory=dict)
+    """TOML tables of its own, by name."""
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keys of the common tables whose default differs here."""
+    check: "Callable[[JobConfig], Iterator[tuple[list[str], str]]] | None" = None
+    """Rules between fields: (the fields, what is wrong) of each broken one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(TrainerOptions):
     """What `train.py` calls, top to bottom. `dataclasses.replace` of a built-in spec makes a new kind of training."""
 
     name: str
+    plan_budget: "Callable[[JobConfig, int], Budget]" = plan_budget
+    """(config, number of ranks) -> the run in numbers."""
     build_tokenizer: "Callable[[JobConfig], Tokenizer]"
     build_model: "Callable[[JobConfig, Tokenizer], nn.Module]"
     """On the meta device."""
@@ -34,23 +50,31 @@ class TrainerSpec:
     build_optimizers: "Callable[[nn.Module, JobConfig], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[JobConfig, Tokenizer, World], DataLoader]"
+    build_dataloader: "Callable[[JobConfig, Tokenizer, World, Budget], Data]"
     build_step: "Callable[[StepParts], Step]"
     """What one optimizer step does."""
-    build_validator: "Callable[[StepParts], Validator | None]"
-    sections: Mapping[str, type[Section]] = field(default_factory=dict)
-    """TOML tables of this kind of training, by name."""
+    build_validator: "Callable[[StepParts, Step], Validator | None]"
+    describe: "Callable[[StepParts, float, float | None], None] | None" = None
+    """(parts, FLOPs of training on one token, peak FLOP/s of a rank) -> log what the run will do."""
+    validates_first: bool = False
+    """Validate before step 1 too."""
 
 
 @dataclass(frozen=True)
 class BuiltinTrainer:
-    """Where a built-in spec lives, and its sections: known without importing torch."""
+    """Where a built-in spec lives, and its options: known without importing torch."""
 
     module: str
-    sections: Mapping[str, type[Section]]
+    options: TrainerOptions
 
 
-BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {"pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", {})}
+BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {
+    "pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", TrainerOptions()),
+    "grpo": BuiltinTrainer(
+        "titan_pt.trainers.grpo.spec",
+        TrainerOptions(sections=grpo.SECTIONS, defaults=grpo.DEFAULTS, check=grpo.check),
+    ),
+}
 _TRAINERS: dict[str, TrainerSpec] = {}
 
 
@@ -83,23 +107,24 @@ def trainer_names() -> set[str]:
     return {*_TRAINERS, *BUILTIN_TRAINERS}
 
 
-def trainer_sections(name: str) -> Mapping[str, type[Section]]:
-    """The TOML tables of `[job] trainer`; a ConfigError where the name is unknown."""
+def trainer_options(name: str) -> TrainerOptions:
+    """What `[job] trainer` adds to the config; a ConfigError where the name is unknown."""
     if name in BUILTIN_TRAINERS:
-        return BUILTIN_TRAINERS[name].sections
-    return get_trainer_spec(name).sections
+        return BUILTIN_TRAINERS[name].options
+    return get_trainer_spec(name)
 
 
 def trainers_with_section(section: str) -> list[str]:
     """The kinds of training that bring this TOML table."""
-    return sorted(name for name in trainer_names() if section in trainer_sections(name))
+    return sorted(name for name in trainer_names() if section in trainer_options(name).sections)
 
 
 __all__ = [
+    "TrainerOptions",
     "TrainerSpec",
     "get_trainer_spec",
     "register_trainer_spec",
     "trainer_names",
-    "trainer_sections",
+    "trainer_options",
     "trainers_with_section",
 ]

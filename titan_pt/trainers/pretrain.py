@@ -9,14 +9,13 @@ from torch.distributed.tensor import DTensor
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_chunk
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.components.optimizer import build_optimizers
+from titan_pt.components.startup import describe_budget
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.components.validate import build_validator
-from titan_pt.config.budget import plan_budget
 from titan_pt.config.checks import model_args
-from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import IGNORED, MicroBatch
-from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.loader import build_dataloader
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
 from titan_pt.protocols.model_spec import get_model_spec
@@ -31,11 +30,6 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
         ConfigError: model.vocab_size is smaller than the tokenizer.
     """
     spec = get_model_spec(config.model.name)
-    if config.model.vocab_size is not None and config.model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size = {config.model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} "
-            f"({tokenizer.vocab_size}); leave it out"
-        )
     with torch.device("meta"):
         return spec.build(model_args(config, spec, tokenizer.vocab_size), config)
 
@@ -43,11 +37,6 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
     """As the model's own spec does it."""
     return get_model_spec(config.model.name).parallelize(model, config, world)
-
-
-def build_loader(config: JobConfig, tokenizer: Tokenizer, world: World) -> DataLoader:
-    """The training documents of `[data]`."""
-    return build_dataloader(config, tokenizer, world, plan_budget(config, world.size))
 
 
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
@@ -147,7 +136,8 @@ SPEC = register_trainer_spec(
         parallelize=parallelize,
         build_optimizers=build_optimizers,
         build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_loader,
+        build_dataloader=build_dataloader,
+        describe=describe_budget,
         build_step=build_step,
         build_validator=build_validator,
     )

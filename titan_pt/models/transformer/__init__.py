@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
+from titan_pt.models.transformer.hf import LAYOUT
 from titan_pt.protocols.model_spec import ModelSpec, register_model_spec
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ SPEC = register_model_spec(
         build=_build,
         parallelize=_parallelize,
         flops_per_token=flops_per_token,
+        hugging_face=LAYOUT,
     )
 )
 

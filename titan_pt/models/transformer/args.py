@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from titan_pt.config.job_config import Positive, PositiveInt, Section
 from titan_pt.config.values import Size
 
+ROPE_SCALING = ("rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_seq_len")
+
 
 class TransformerArgs(Section):
     """A pre-norm decoder: RoPE, optional QK-norm, grouped-query attention, SwiGLU, RMSNorm, no biases."""
@@ -31,6 +33,14 @@ class TransformerArgs(Section):
     """Positions the model is made for; training.seq_len may not exceed it."""
     rope_theta: Positive = 10000.0
     """Base of the rotary frequencies."""
+    rope_scaling_factor: Positive | None = None
+    """Low rotary frequencies are divided by this, as Llama 3.1 does; set with the next three. Unset: none are."""
+    rope_low_freq_factor: Positive | None = None
+    """Wavelengths above rope_original_seq_len / this are scaled whole; those between are scaled in part."""
+    rope_high_freq_factor: Positive | None = None
+    """Wavelengths below rope_original_seq_len / this are not scaled."""
+    rope_original_seq_len: PositiveInt | None = None
+    """Positions the model was made for before its frequencies were scaled."""
     qk_norm: bool = True
     """RMSNorm of each query and key head (Qwen3); off: Llama."""
     tie_embeddings: bool = True
@@ -50,7 +60,17 @@ class TransformerArgs(Section):
             raise ValueError(f"model.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
         if self.num_tokens is not None and self.num_tokens > self.vocab_size:
             raise ValueError(f"model.num_tokens = {self.num_tokens}: above model.vocab_size = {self.vocab_size}")
+        self._check_rope_scaling()
         return self
+
+    def _check_rope_scaling(self) -> None:
+        unset = [name for name in ROPE_SCALING if getattr(self, name) is None]
+        if unset and len(unset) < len(ROPE_SCALING):
+            names = ", ".join(f"model.{name}" for name in unset)
+            raise ValueError(f"{names}: not set; the scaling of RoPE has all of {', '.join(ROPE_SCALING)}, or none")
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise ValueError(f"model.rope_high_freq_factor = {high}: must be above model.rope_low_freq_factor = {low}")
 
     @property
     def num_embedding_parameters(self) -> int:

@@ -6,6 +6,7 @@ Legend: B batch, L sequence, D model dim, N query heads, K key-value heads, H he
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
-from titan_pt.models.transformer.cache import KVCache
+from titan_pt.models.transformer.cache import Cache
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -27,10 +28,25 @@ CachedAttention = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 def rope_table(args: TransformerArgs, device: torch.device | None = None) -> Rope:
     """cos and sin of position x frequency, each (max_seq_len, H/2) in float32 (RoFormer, 2104.09864, eq. 15)."""
     exponents = torch.arange(0, args.head_dim, 2, device=device, dtype=torch.float32) / args.head_dim
-    angles = torch.outer(
-        torch.arange(args.max_seq_len, device=device, dtype=torch.float32), 1.0 / args.rope_theta**exponents
-    )
+    frequencies = scale_frequencies(1.0 / args.rope_theta**exponents, args)
+    angles = torch.outer(torch.arange(args.max_seq_len, device=device, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
+
+
+def scale_frequencies(frequencies: torch.Tensor, args: TransformerArgs) -> torch.Tensor:
+    """Llama 3.1's scaling of the rotary frequencies for longer texts; the same where the model has none.
+
+    Wavelengths that turn less than rope_low_freq_factor times in rope_original_seq_len positions are stretched by
+    rope_scaling_factor, those that turn more than rope_high_freq_factor times are kept, and between the two a
+    frequency is the mean of both, weighted by its turns (apply_scaling of Llama 3.1's reference code).
+    """
+    factor, length = args.rope_scaling_factor, args.rope_original_seq_len
+    low, high = args.rope_low_freq_factor, args.rope_high_freq_factor
+    if factor is None or length is None or low is None or high is None:
+        return frequencies
+    turns = length * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return kept * frequencies + (1.0 - kept) * frequencies / factor
 
 
 def apply_rope(x_BNLH: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -144,19 +160,19 @@ class Transformer(nn.Module):
         return (head or self.logits)(x_BLD, self.output_weight)
 
     def forward_cached(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: KVCache, head: Head | None = None
+        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: Cache, head: Head | None = None
     ) -> Any:
         """The same for tokens that follow those in the cache, which then holds these too.
 
         Args:
             tokens_BL: the new tokens of each row.
-            positions_BL: their positions, below `cache.span`.
+            positions_BL: their positions, which the cache has room for.
             cache: keys and values of the tokens before; changed in place.
         """
         x_BLD = self.embed_tokens(tokens_BL)
         rope, mask = self._rope(tokens_BL.shape[1], positions_BL), cache.mask(positions_BL)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            update = functools.partial(layer_cache.update, positions_RL=positions_BL, span=cache.span)
+            update = functools.partial(layer_cache.update, positions_RL=positions_BL)
             x_BLD = layer(x_BLD, rope, mask, update)
         return (head or self.logits)(self.norm(x_BLD), self.output_weight)
 
@@ -192,6 +208,8 @@ class Transformer(nn.Module):
             nn.init.trunc_normal_(full, std=std, a=-3 * std, b=3 * std, generator=generator)
 
         fill_keyed(self, seed, draw)
-        cos, sin = rope_table(self.args, self.rope_cos.device)
-        self.rope_cos.copy_(cos)
-        self.rope_sin.copy_(sin)
+        self.init_buffers()
+
+    def init_buffers(self) -> None:
+        """Fill the buffers alone, where the weights come from elsewhere; in float32 whatever the parameters are."""
+        self.rope_cos, self.rope_sin = rope_table(self.args, self.rope_cos.device)

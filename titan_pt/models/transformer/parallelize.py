@@ -1,5 +1,7 @@
 """Activation checkpointing, compile and sharding of the transformer, in this order."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -8,8 +10,10 @@ from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoi
 from titan_pt.distributed.compile import compile_blocks
 from titan_pt.distributed.fsdp import shard
 from titan_pt.distributed.world import World
-from titan_pt.models.transformer.attention import check_backend
+from titan_pt.models.transformer.attention import check_backend, uses_flex
 from titan_pt.models.transformer.model import Transformer
+
+logger = logging.getLogger("titan_pt")
 
 
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
@@ -21,6 +25,11 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
     assert isinstance(model, Transformer)
     compute_type = getattr(torch, config.training.mixed_precision_param)
     check_backend(config.model.sdpa_backend, world.device.type, compute_type, model.args.head_dim)
+    if model.document_mask and uses_flex(world.device) and config.model.sdpa_backend != "auto":
+        logger.warning(
+            f"model.sdpa_backend = {config.model.sdpa_backend!r}: has no effect on training with "
+            "training.document_mask, whose kernel on CUDA is FlexAttention"
+        )
     apply_activation_checkpoint(model.layers, config.activation_checkpoint)
     if config.compile.enable and "model" in config.compile.components:
         compile_blocks(model.layers, config.compile, world.device)

@@ -9,6 +9,7 @@ A completion is the text before the end-of-turn token: left in, that token stand
 Only ASCII digits, signs and letters count, in every rule.
 """
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,15 +22,17 @@ _OFFICIAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 # EleutherAI/lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml (version 3.0), filter "flexible-extract".
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _MARKER = "####"
+_ANSWER = "Answer:"
 # Commas only between groups of three, the dollar before or after the sign, one dot of a sentence's end.
 _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?\.?")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
 # A letter that is a word of its own: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
-_STRICT_LETTER = re.compile(rf"\s*Answer:[ \t]*{_LETTER}")
+_STRICT_LETTER = re.compile(rf"\s*{_ANSWER}[ \t]*{_LETTER}")
 # Every gap is bounded: two unbounded ones side by side take quadratic time on a long run of blanks.
 _ANSWER_PHRASE = re.compile(rf"(?ai:answer(?:\s{{1,4}}is)?)\s{{0,4}}:?[\s*(]{{0,8}}{_LETTER}")
+_ANSWER_LINE = re.compile(rf"^[ \t]*{_ANSWER}", re.MULTILINE)
 _LONE_LETTER = re.compile(rf"(?<![\w'’-]){_LETTER}")
 
 
@@ -53,7 +56,7 @@ def grade_gsm8k(completion: str, gold: str, rule: str = "official") -> bool:
         ValueError: an unknown rule, or a gold answer that is no number.
     """
     extract = _choose(_GSM8K, rule)
-    answer, right = extract(completion), _gold_number(gold)
+    answer, right = extract(completion), gold_number(gold)
     if answer is None:
         return False
     if rule == "official":
@@ -87,12 +90,8 @@ def grade_medqa(completion: str, gold: str, rule: str = "official") -> bool:
     return extract(completion) == right
 
 
-def _official_number(completion: str) -> str | None:
-    match = _OFFICIAL.search(completion)
-    return match[1].replace(",", "") if match else None
-
-
-def _strict_number(completion: str) -> str | None:
+def find_number(completion: str) -> str | None:
+    """The number that stands in the strict form of `grade_gsm8k`, right or wrong, as Decimal reads it; else None."""
     before, marker, after = completion.rstrip().rpartition(_MARKER)
     # The last of five # is before the marker too. A number on a line of its own keeps its line end, and does not match.
     if not marker or _MARKER in before or before.endswith("#"):
@@ -101,18 +100,61 @@ def _strict_number(completion: str) -> str | None:
     return _digits(number) if _STRICT_NUMBER.fullmatch(number) else None
 
 
+def find_letter(completion: str) -> str | None:
+    """The letter that stands in the strict form of `grade_medqa`, right or wrong; else None."""
+    match = _STRICT_LETTER.match(completion.rstrip().rpartition("\n")[2])
+    return match[1] if match else None
+
+
+def find_text(completion: str, rule: str = "strict") -> str | None:
+    """The answer of a completion whose answers are texts, without blanks around it; None where there is none.
+
+    - `strict`, `official`: exactly one line begins with `Answer:`; the answer is all that follows, as it may be a grid
+      of several lines.
+    - `lenient`: the strict one; else what follows the last `Answer:` or `####` anywhere; else the last line that is not
+      blank.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    return _choose(_TEXT, rule)(completion) or None
+
+
+def gold_number(gold: str) -> str:
+    """The gold answer of `grade_gsm8k` as the published rule sees it: its commas removed, nothing else changed.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    number = _bare(gold)
+    if _STRICT_NUMBER.fullmatch(number) is None or "$" in number or number.endswith("."):
+        raise ValueError(f"gold = {_shown(gold)}: want a number such as '1,000', or a text ending in '#### 1,000'")
+    return number.replace(",", "")
+
+
+def _official_number(completion: str) -> str | None:
+    match = _OFFICIAL.search(completion)
+    return match[1].replace(",", "") if match else None
+
+
 def _lenient_number(completion: str) -> str | None:
     number = _digits(_last(_FLEXIBLE, completion) or "")
     return number if _PLAIN_NUMBER.fullmatch(number) else None
 
 
-def _strict_letter(completion: str) -> str | None:
-    match = _STRICT_LETTER.match(completion.rstrip().rpartition("\n")[2])
-    return match[1] if match else None
-
-
 def _lenient_letter(completion: str) -> str | None:
-    return _strict_letter(completion) or _last(_ANSWER_PHRASE, completion, 1) or _last(_LONE_LETTER, completion, 1)
+    return find_letter(completion) or _last(_ANSWER_PHRASE, completion, 1) or _last(_LONE_LETTER, completion, 1)
+
+
+def _strict_text(completion: str) -> str | None:
+    matches = list(itertools.islice(_ANSWER_LINE.finditer(completion), 2))
+    return completion[matches[0].end() :].strip() if len(matches) == 1 else None
+
+
+def _lenient_text(completion: str) -> str | None:
+    after = completion.rpartition(_ANSWER)[2].rpartition(_MARKER)[2]
+    found = after if after != completion else completion.rstrip().rpartition("\n")[2]
+    return _strict_text(completion) or found.strip()
 
 
 def _last(pattern: re.Pattern[str], text: str, group: int = 0) -> str | None:
@@ -121,22 +163,15 @@ def _last(pattern: re.Pattern[str], text: str, group: int = 0) -> str | None:
     return matches[0][group] if matches else None
 
 
-_GSM8K = {"official": _official_number, "strict": _strict_number, "lenient": _lenient_number}
-_MEDQA = {"official": _strict_letter, "strict": _strict_letter, "lenient": _lenient_letter}
+_GSM8K = {"official": _official_number, "strict": find_number, "lenient": _lenient_number}
+_MEDQA = {"official": find_letter, "strict": find_letter, "lenient": _lenient_letter}
+_TEXT = {"official": _strict_text, "strict": _strict_text, "lenient": _lenient_text}
 
 
 def _choose(extractors: Mapping[str, Callable[[str], str | None]], rule: str) -> Callable[[str], str | None]:
     if rule not in extractors:
         raise ValueError(f"rule = {rule!r}: allowed are {', '.join(RULES)}")
     return extractors[rule]
-
-
-def _gold_number(gold: str) -> str:
-    """The gold answer as the published rule sees it: its commas removed, nothing else changed."""
-    number = _bare(gold)
-    if _STRICT_NUMBER.fullmatch(number) is None or "$" in number or number.endswith("."):
-        raise ValueError(f"gold = {_shown(gold)}: want a number such as '1,000', or a text ending in '#### 1,000'")
-    return number.replace(",", "")
 
 
 def _bare(gold: str) -> str:

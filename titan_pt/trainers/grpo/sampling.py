@@ -1,13 +1,17 @@
 """Choosing the next token of many rows at once, without asking the host.
 
-Legend: R rows, V vocabulary.
+Legend: R rows, V vocabulary, C parts of it, S tokens of a part.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 _MASK = 0xFFFFFFFF
+# The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
+_PART = 256
+_BELOW_ONE = 1.0 - 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -58,35 +62,62 @@ def row_key(seed: int, step: int, prompt: int, sample: int) -> int:
 
 
 def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token_R, logprob_R): drawn by inverting the cumulative distribution at `noise_R`.
+    """(token_R, logprob_R): drawn by inverting the cumulative distribution, in the order of token ids, at `noise_R`.
 
     The log-probability is under the distribution that was drawn from: after temperature, top-k and top-p. Greedy
-    decoding gives that of the model itself.
+    decoding gives that of the model itself. Logits of NaN give token 0 and a log-probability of NaN.
     """
     if sampling.temperature == 0.0:
-        logprobs_RV = torch.log_softmax(logits_RV.float(), dim=-1)
-        token_R = logprobs_RV.argmax(dim=-1)
-        return token_R, logprobs_RV.gather(-1, token_R[:, None])[:, 0]
-    logprobs_RV = torch.log_softmax(keep_likeliest(logits_RV.float() / sampling.temperature, sampling), dim=-1)
-    cumulative_RV = logprobs_RV.double().exp().cumsum(dim=-1)
-    # Scaled to the last sum, so that rounding cannot leave the draw beyond it.
-    target_R1 = noise_R[:, None].double() * cumulative_RV[:, -1:]
-    token_R = torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0].clamp(max=logits_RV.shape[-1] - 1)
-    return token_R, logprobs_RV.gather(-1, token_R[:, None])[:, 0]
-
-
-def keep_likeliest(logits_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The logits with all but the top-k, then the top-p of what is left, at -inf. Ties at the k-th are all kept."""
+        logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
+        token_R1 = logprobs_RV.argmax(dim=-1, keepdim=True)
+        return token_R1[:, 0], logprobs_RV.gather(-1, token_R1)[:, 0]
+    ids_RV = None
     if 0 < sampling.top_k < logits_RV.shape[-1]:
-        threshold_R1 = logits_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits_RV = logits_RV.masked_fill(logits_RV < threshold_R1, float("-inf"))
+        # In the order of ids: that of the logits would change with their rounding, and the draw with it.
+        ids_RV = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        logits_RV = logits_RV.gather(-1, ids_RV)
+    if sampling.temperature != 1.0:
+        logits_RV = logits_RV / sampling.temperature
     if sampling.top_p < 1.0:
-        sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
-        probabilities_RV = torch.softmax(sorted_RV, dim=-1)
-        # A token stays if those before it do not reach p: the first one always does.
-        dropped_RV = probabilities_RV.cumsum(dim=-1) - probabilities_RV >= sampling.top_p
-        logits_RV = logits_RV.masked_fill(dropped_RV.scatter(-1, order_RV, dropped_RV), float("-inf"))
-    return logits_RV
+        logits_RV = _nucleus(logits_RV, sampling.top_p)
+    probabilities_RV = torch.softmax(logits_RV, dim=-1)
+    choice_R1 = _invert(probabilities_RV, noise_R[:, None])
+    probability_R1 = probabilities_RV.gather(-1, choice_R1)
+    token_R1 = choice_R1 if ids_RV is None else ids_RV.gather(-1, choice_R1)
+    return torch.where(probability_R1 > 0.0, token_R1, 0)[:, 0], probability_R1.log()[:, 0]
+
+
+def _nucleus(logits_RV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The likeliest tokens whose probabilities reach p (1904.09751); the others are -inf."""
+    sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
+    probabilities_RV = torch.softmax(sorted_RV, dim=-1)
+    # A token stays if those before it do not reach p: the first one always does.
+    dropped_RV = probabilities_RV.cumsum(dim=-1) - probabilities_RV >= top_p
+    return logits_RV.masked_fill(dropped_RV.scatter(-1, order_RV, dropped_RV), float("-inf"))
+
+
+def _invert(weights_RV: torch.Tensor, noise_R1: torch.Tensor) -> torch.Tensor:
+    """choice_R1, drawn in proportion to the weights: first a part of the vocabulary, then a token of that part.
+
+    A cumulative sum over the whole vocabulary, in the float64 that it needs, would take longer than the softmax.
+    """
+    size = math.gcd(weights_RV.shape[-1], _PART)
+    parts_RCS = weights_RV.unflatten(-1, (-1, size))
+    part_R1, rest_R1 = _search(parts_RCS.sum(dim=-1), noise_R1)
+    part_RS = parts_RCS.gather(1, part_R1[:, :, None].expand(-1, -1, size))[:, 0]
+    return part_R1 * size + _search(part_RS, rest_R1)[0]
+
+
+def _search(weights_RC: torch.Tensor, noise_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(choice_R1, where in [0, 1) of its weight the noise fell). A weight of 0 is never chosen."""
+    weights_RC = weights_RC.double()
+    cumulative_RC = weights_RC.cumsum(dim=-1)
+    # Scaled to the last sum, so that rounding cannot leave the draw beyond it; only NaN gets there.
+    target_R1 = noise_R1 * cumulative_RC[:, -1:]
+    choice_R1 = torch.searchsorted(cumulative_RC, target_R1, right=True).clamp(max=weights_RC.shape[-1] - 1)
+    weight_R1 = weights_RC.gather(-1, choice_R1)
+    rest_R1 = (target_R1 - (cumulative_RC.gather(-1, choice_R1) - weight_R1)) / weight_R1
+    return choice_R1, rest_R1.clamp(0.0, _BELOW_ONE)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,153 @@
+"""Tasks of reasoning_gym: with a small package in its place, and with the real one where it is installed."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from task_helpers import asked, open_row, problem_of, questions
+
+STUB_FACTORY = """
+import dataclasses, random
+
+@dataclasses.dataclass
+class Settings:
+    seed: int = 0
+    size: int = 500
+    most: int = 50
+    def validate(self):
+        assert self.most > 0, "most must be positive"
+
+class Sums:
+    def __init__(self, config):
+        self.config = config
+    def __getitem__(self, index):
+        rng = random.Random(self.config.seed + index)
+        a, b = rng.randrange(self.config.most), rng.randrange(self.config.most)
+        print("made", index)
+        answer = f"{a + b}\\n{b + a}" if a % 2 else str(a + b)
+        return {"question": f"{a} and {b}?", "answer": answer, "metadata": {"sum": a + b}}
+    def score_answer(self, answer, entry):
+        return 1.0 if answer == entry["answer"] else 0.5 if answer == str(entry["metadata"]["sum"]) else 0.0
+
+class Unordered(Sums):
+    def __getitem__(self, index):
+        words = list({"red", "green", "blue", "white", "black", "brown"})
+        random.shuffle(words)
+        return {"question": f"{index} " + " ".join(words), "answer": None, "metadata": {}}
+
+def helper(answer):
+    return eval(answer)
+
+class Evaluating(Sums):
+    def score_answer(self, answer, entry):
+        return [float(self.read(part)) for part in answer][0]
+    def read(self, answer):
+        return helper(answer)
+
+class Failing(Sums):
+    def __getitem__(self, index):
+        raise ValueError("no such puzzle")
+
+DATASETS = {kind.__name__.lower(): (kind, Settings) for kind in (Sums, Unordered, Evaluating, Failing)}
+"""
+STUB_PACKAGE = """
+from .factory import DATASETS
+
+def create_dataset(name, **options):
+    kind, settings = DATASETS[name]
+    config = settings(**options)
+    config.validate()
+    return kind(config)
+"""
+
+
+@pytest.fixture
+def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package in the place of reasoning_gym, also for the process that generates."""
+    folder = tmp_path / "reasoning_gym"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(STUB_PACKAGE)
+    (folder / "factory.py").write_text(STUB_FACTORY)
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "reasoning_gym"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "reasoning_gym"]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+@pytest.mark.usefixtures("gym")
+def test_reasoning_gym() -> None:
+    opened = open_row("reasoning_gym:sums", options={"size": 200, "most": 9}, holdout_fraction=0.3)
+    train, evaluation = asked(opened.train), asked(opened.evaluation)
+    assert not questions(opened.train) & questions(opened.evaluation)
+    assert len({problem.question for problem in (*train, *evaluation)}) == len(train) + len(evaluation) <= 81
+    grid = next(problem for problem in train if "\n" in problem.gold)
+    assert opened.prompt(grid) == f'Question: {grid.question}\nEnd with a line "Answer: ...".\n'
+    right = f"Let me see.\nAnswer: {grid.gold}"
+    assert all(opened.grade(right, grid, rule) for rule in ("official", "strict", "lenient"))
+    partly = f"Answer: {grid.gold.splitlines()[0]}"
+    assert not opened.grade(partly, grid, "lenient"), "the package's 0.5 is not right"
+    for unclear in (f"{right}\n{right}", grid.gold, f"#### {grid.gold}", f"So the Answer: {grid.gold}", "Answer:", ""):
+        assert not opened.grade(unclear, grid, "strict")
+    assert opened.grade(f"#### {grid.gold}", grid, "lenient")
+    assert opened.find_answer is not None
+    assert (opened.find_answer(partly), opened.find_answer("Answer: ")) == (grid.gold.splitlines()[0], None)
+    other = open_row("reasoning_gym:sums", seed=1000, options={"size": 200, "most": 9}, holdout_fraction=0.3)
+    assert other.train.fingerprint != opened.train.fingerprint
+    assert not questions(other.train) & questions(opened.evaluation), "nor across seeds"
+
+
+@pytest.mark.usefixtures("gym")
+def test_reasoning_gym_gives_every_process_the_same_problems() -> None:
+    """Though the set goes through a Python set and the global random numbers."""
+    first, second = (open_row("reasoning_gym:unordered", options={"size": 30}, holdout_fraction=0.5) for _ in range(2))
+    assert asked(first.train) == asked(second.train) and first.train.fingerprint == second.train.fingerprint
+    assert first.train.get(0, 0).gold == ""
+
+
+@pytest.mark.usefixtures("gym")
+def test_wrong_settings() -> None:
+    assert "reasoning_gym has no 'sum'; did you mean sums?; it has 4, such as" in problem_of("reasoning_gym:sum")
+    assert problem_of("reasoning_gym").startswith("name: reasoning_gym has no ''")
+    assert "evaluates text as code; choose another" in problem_of("reasoning_gym:evaluating")
+    assert "cannot be generated: ValueError: no such puzzle" in problem_of("reasoning_gym:failing")
+    assert "level = 2 has no effect on reasoning_gym:sums" in problem_of("reasoning_gym:sums", level=2)
+
+
+@pytest.mark.usefixtures("gym")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mots": 3}, "options.mots: unknown; did you mean most?; sums has seed, size, most"),
+        ({"most": 0}, "options: sums refuses them: AssertionError: most must be positive"),
+        ({"size": 0}, "options.size = 0: want a number of problems from 1 on"),
+        ({"size": True}, "options.size = true: want a number of problems from 1 on"),
+        ({"size": "7"}, "options.size = '7': want a number of problems from 1 on"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    assert problem_of("reasoning_gym:sums", options=options) == message
+
+
+def test_without_reasoning_gym(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
+    assert "pip install 'titan-pt[reasoning]'" in problem_of("reasoning_gym:chain_sum")
+
+
+def test_the_real_reasoning_gym() -> None:
+    factory = pytest.importorskip("reasoning_gym.factory")
+    evaluates_text = importlib.import_module("titan_pt.trainers.grpo.tasks.reasoning_gym").evaluates_text
+    refused = {name for name, (kind, _) in factory.DATASETS.items() if evaluates_text(kind)}
+    assert refused >= {"countdown", "n_queens", "puzzle24", "simple_integration", "spiral_matrix", "string_insertion"}
+    assert len(refused) < len(factory.DATASETS) / 5
+    for name in ("chain_sum", "mini_sudoku"):
+        opened = open_row(f"reasoning_gym:{name}", options={"size": 50})
+        assert not questions(opened.train) & questions(opened.evaluation)
+        for problem in asked(opened.train):
+            assert opened.grade(f"So.\nAnswer: {problem.gold}", problem, "strict")
+            assert not opened.grade("So.\nAnswer: -1", problem, "lenient")

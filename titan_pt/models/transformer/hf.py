@@ -1,0 +1,220 @@
+"""Hugging Face's layout of the transformer, both ways: the names of tensors and config.json. No torch here.
+
+With QK-norm it is Qwen3ForCausalLM, without LlamaForCausalLM. What those can express and this model cannot is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.models.transformer.args import ROPE_SCALING, TransformerArgs
+from titan_pt.protocols.model_spec import HuggingFaceLayout
+
+# (prefix here, prefix there)
+PREFIXES = (
+    ("embed_tokens.", "model.embed_tokens."),
+    ("layers.", "model.layers."),
+    ("norm.", "model.norm."),
+    ("lm_head.", "lm_head."),
+)
+
+# Field of TransformerArgs: key of config.json.
+KEYS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "head_dim": "head_dim",
+    "max_seq_len": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+}
+
+# The same for `rope_parameters`, or `rope_scaling` in older files.
+ROPE_KEYS = dict(
+    zip(
+        ROPE_SCALING,
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        strict=True,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of Hugging Face's classes, and what it takes for granted where config.json lacks a key."""
+
+    architecture: str
+    qk_norm: bool
+    defaults: Mapping[str, Any]
+
+
+_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+FAMILIES = {
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        qk_norm=True,
+        defaults={**_DEFAULTS, "head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768},
+    ),
+    "llama": Family("LlamaForCausalLM", qk_norm=False, defaults={**_DEFAULTS, "max_position_embeddings": 2048}),
+}
+
+# Keys whose other values are another model: (the value that is this one, why).
+_ONLY: dict[str, tuple[Any, str]] = {
+    "attention_bias": (False, "the projections of the attention have no biases here"),
+    "mlp_bias": (False, "the SwiGLU has no biases here"),
+    "hidden_act": ("silu", "the MLP is a SwiGLU here"),
+    "use_sliding_window": (False, "attention reaches every earlier token here"),
+    "partial_rotary_factor": (1.0, "all of a head is rotated here"),
+    "quantization_config": (None, "quantized weights cannot be read; take the model's unquantized folder"),
+}
+
+
+def to_hf_name(name: str) -> str:
+    """The name that transformers gives to a tensor of the Transformer."""
+    return next(there + name.removeprefix(here) for here, there in PREFIXES if name.startswith(here))
+
+
+def from_hf_name(name: str) -> str | None:
+    """The name here of a tensor there; None where it is no weight: rotary tables that old files hold."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return None
+    return next((here + name.removeprefix(there) for here, there in PREFIXES if name.startswith(there)), name)
+
+
+def read_config(folder: Path) -> TransformerArgs:
+    """The architecture that a folder's config.json describes; num_tokens is left unset.
+
+    Raises:
+        ConfigError: the file is missing or broken, or describes another kind of model; names file and key.
+    """
+    file = folder / "config.json"
+    config = read_object(file)
+    family = _family(file, config)
+    for key, (allowed, why) in _ONLY.items():
+        value = config.get(key)
+        if value is not None and value != allowed:
+            meant = "no such key" if allowed is None else json.dumps(allowed)
+            raise ConfigError(f"{file}: {key} = {shown(value)}: {why}; supported is {meant}")
+    kinds = config.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
+        raise ConfigError(f"{file}: layer_types: supported is full_attention; here it reaches every earlier token")
+    values = {field: _value(config, key, family) for field, key in KEYS.items()}
+    values |= {"qk_norm": family.qk_norm, **_read_rope(file, config)}
+    try:
+        return TransformerArgs.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(*(_problem(file, mistake) for mistake in error.errors(include_url=False))) from None
+
+
+def write_config(args: TransformerArgs) -> dict[str, Any]:
+    """config.json of a model, without what is the tokenizer's or the weights'.
+
+    RoPE is written as transformers 4 reads it, and most tools with it, and as transformers 5 does.
+    """
+    name, family = next((name, family) for name, family in FAMILIES.items() if family.qk_norm == args.qk_norm)
+    fields = args.model_dump()
+    scaling = {key: fields[field] for field, key in ROPE_KEYS.items()} if args.rope_scaling_factor else None
+    rope: dict[str, Any] = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
+    return {
+        "architectures": [family.architecture],
+        "model_type": name,
+        **{key: fields[field] for field, key in KEYS.items()},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        **({"use_sliding_window": False} if args.qk_norm else {"mlp_bias": False}),
+        "rope_theta": args.rope_theta,
+        "rope_scaling": rope if scaling else None,
+        "rope_parameters": {**rope, "rope_theta": args.rope_theta},
+        "use_cache": True,
+    }
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object of a file; a ConfigError that names the file where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = "no such folder" if not file.parent.is_dir() else f"a folder without {file.name}"
+        raise ConfigError(f"{file.parent}: {reason}; give a Hugging Face folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: not a JSON object")
+    return content
+
+
+def _family(file: Path, config: Mapping[str, Any]) -> Family:
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    known = {family.architecture: name for name, family in FAMILIES.items()}
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    if named is not None and named not in known:
+        raise ConfigError(f"{file}: architectures = [{shown(named)}]: unknown; supported are {one_of(known)}")
+    if kind is None and named is not None:
+        kind = known[named]
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ConfigError(f"{file}: model_type = {shown(kind)}: unknown; supported are {one_of(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def _value(config: Mapping[str, Any], key: str, family: Family) -> Any:
+    value = config.get(key, family.defaults.get(key))
+    if value is not None:
+        return value
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if key == "num_key_value_heads":
+        return heads
+    if key == "head_dim" and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        return width // heads
+    return None
+
+
+def _read_rope(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_scaling` wins over `rope_parameters`, and a theta inside over one beside them, as in transformers."""
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(name) or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{file}: {name} = {shown(rope)}: must be an object")
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ConfigError(f"{file}: {name}.rope_type = {shown(kind)}: unknown; supported are default, llama3")
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        value, (_, why) = rope["partial_rotary_factor"], _ONLY["partial_rotary_factor"]
+        raise ConfigError(f"{file}: {name}.partial_rotary_factor = {shown(value)}: {why}; supported is 1.0")
+    if kind == "default":
+        return {"rope_theta": theta}
+    missing = [key for key in ROPE_KEYS.values() if rope.get(key) is None]
+    if missing:
+        raise ConfigError(f"{file}: {name}: rope_type llama3 needs {', '.join(missing)}")
+    return {"rope_theta": theta, **{field: rope[key] for field, key in ROPE_KEYS.items()}}
+
+
+def _problem(file: Path, mistake: Any) -> str:
+    """A mistake of pydantic in the words of config.json."""
+    message = mistake["msg"].removeprefix("Value error, ")
+    if not mistake["loc"]:
+        return f"{file}: {message}"
+    field = str(mistake["loc"][0])
+    key = KEYS.get(field, ROPE_KEYS.get(field, field))
+    if mistake["type"] == "missing":
+        return f"{file}: {key}: missing"
+    return f"{file}: {key} = {shown(mistake['input'])}: {message}"
+
+
+LAYOUT = HuggingFaceLayout(
+    read_config=read_config,
+    write_config=write_config,
+    to_name=to_hf_name,
+    from_name=from_hf_name,
+    vocabulary=("embed_tokens.weight", "lm_head.weight"),
+)

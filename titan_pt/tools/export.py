@@ -1,0 +1,75 @@
+"""`python -m titan_pt.tools.export --checkpoint C --output DIR`: any model as a Hugging Face folder."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.tools.command import run_tool
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export as the arguments say; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_tool(lambda: _export(arguments))
+
+
+def parse_bytes(text: str) -> int:
+    """ "2GB" as 2 * 10^9. Raises ValueError where it is no positive size."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no size; write 500MB or 2GB")
+    return size
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.export", description=__doc__)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="C",
+        help="a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="type of the weights (default: as they are stored; checkpoints of runs hold float32)",
+    )
+    parser.add_argument(
+        "--max_shard_size",
+        default="2GB",
+        metavar="SIZE",
+        help="most bytes of one file, and about the memory that is used (default: %(default)s)",
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older export in DIR")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from titan_pt.components.hf_export import check_target, export
+    from titan_pt.components.model_source import open_model_source
+
+    try:
+        max_shard = parse_bytes(arguments.max_shard_size)
+    except ValueError as error:
+        raise ConfigError(f"--max_shard_size: {error}") from None
+    output = Path(arguments.output).expanduser()
+    check_target(output, overwrite=arguments.overwrite)
+    source = open_model_source(arguments.checkpoint, arguments.tokenizer)
+    if output.resolve() == source.folder.resolve():
+        raise ConfigError(f"--output = {arguments.output!r}: is the checkpoint itself; give another folder")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    export(source.to_export(), output, dtype, max_shard)
+    print(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""One token more for many rows: step by step, compiled, or replayed as CUDA graphs.
+
+Legend: R rows, C rows of the output, T tokens of a completion, D model dim, V vocabulary, S stop tokens.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from titan_pt.models.transformer.args import TransformerArgs
+from titan_pt.models.transformer.cache import KVCache
+from titan_pt.models.transformer.model import Transformer
+from titan_pt.trainers.grpo.sampling import Sampling, sample, uniform
+
+logger = logging.getLogger("titan_pt")
+
+# Most logits held at a time: 32 MiB in float32. Above that the C library maps fresh memory for each of them, and
+# its page faults take longer than the sampling.
+LOGIT_ELEMENTS = 2**23
+
+_OF_EACH_ROW = ("token_R", "position_R", "keys_R", "place_R", "alive_R")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Completions under way, and their output. Tensors are only written, never replaced, so that a graph finds them.
+
+    The first token of a completion is drawn from its prompt's last hidden state, each other one by a step.
+    """
+
+    cache: KVCache
+    token_R: torch.Tensor
+    """The newest token, not in the cache yet."""
+    position_R: torch.Tensor
+    """Its position."""
+    keys_R: torch.Tensor
+    """Of the noise."""
+    place_R: torch.Tensor
+    """Where in the output the row writes."""
+    alive_R: torch.Tensor
+    """Whether it goes on: it has no stop token, and is not there only to fill up the number of rows."""
+    drawn_1: torch.Tensor
+    """Tokens drawn so far, the same for all rows."""
+    tokens_CT: torch.Tensor
+    """-1 where there is none."""
+    logprobs_CT: torch.Tensor
+
+    @classmethod
+    def empty(cls, args: TransformerArgs, rows: int, slots: int, new_tokens: int, like: torch.Tensor) -> "Rows":
+        """Room for that many rows, positions of a row and tokens of a completion; the device and type of a tensor."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=like.device)
+
+        return cls(
+            cache=KVCache.empty(args, rows, slots, like),
+            token_R=zeros(rows),
+            position_R=zeros(rows),
+            keys_R=zeros(rows),
+            place_R=zeros(rows),
+            alive_R=zeros(rows, dtype=torch.bool),
+            drawn_1=zeros(1),
+            tokens_CT=zeros(rows, new_tokens),
+            logprobs_CT=zeros(rows, new_tokens, dtype=torch.float32),
+        )
+
+    def start(self, keys: Sequence[int], places: Sequence[int], lengths: Sequence[int]) -> None:
+        """Begin a completion for each key, with its place in the output and the length of its prompt."""
+        device, count = self.token_R.device, len(keys)
+        others = range(count, self.token_R.shape[0])  # two rows at one place would race
+        self.place_R.copy_(torch.tensor([*places, *others], device=device))
+        self.keys_R[:count] = torch.tensor(keys, device=device)
+        self.position_R.zero_()
+        # The step that reads the first new token moves on before it.
+        self.position_R[:count] = torch.tensor(lengths, device=device) - 1
+        self.alive_R.zero_()
+        self.alive_R[:count] = True
+        self.drawn_1.zero_()
+        self.tokens_CT.fill_(-1)
+
+    def first(self, rows: int, slots: int) -> "Rows":
+        """The first rows, with attention to the first slots, in the same memory."""
+        parts = {name: getattr(self, name)[:rows] for name in _OF_EACH_ROW}
+        return replace(self, cache=self.cache.view(slice(rows), slots), **parts)
+
+    def keep(self, rows: int) -> None:
+        """Copy that many rows to the front, those that go on before the others."""
+        order_R = torch.argsort(self.alive_R, descending=True, stable=True)[:rows]
+        for name in _OF_EACH_ROW:
+            tensor = getattr(self, name)
+            tensor[:rows] = tensor[order_R]
+        self.cache.keep(order_R)
+
+
+class OutputLayer:
+    """logits_RV in float32 whatever the type of the model, as the trainer's log-probabilities (logprobs.py).
+
+    Its copy of the weight is transposed: for a few rows, as at the end of a generation, that is up to twice as fast
+    on a CPU.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self._source_VD = model.output_weight.detach()
+        self._weight_DV = self._source_VD.T.contiguous().float()
+        self._num_tokens = model.args.num_tokens or model.args.vocab_size
+
+    def refresh(self) -> None:
+        """Take over the model's weight, in place."""
+        self._weight_DV.copy_(self._source_VD.T)
+
+    def __call__(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        logits_RV = hidden_RD.float() @ self._weight_DV
+        logits_RV[:, self._num_tokens :] = float("-inf")  # rows that only pad the vocabulary
+        return logits_RV
+
+
+class Decoder:
+    """Runs each step as it is.
+
+    Args:
+        model: the engine's own.
+        stop_ids: tokens that end a completion.
+    """
+
+    span = 16
+    """Attention reads a multiple of so many slots."""
+    min_rows = 1
+
+    def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
+        self.output = OutputLayer(model)
+        self._model = model
+        self._stop_S = torch.tensor(stop_ids, dtype=torch.long, device=model.output_weight.device)
+
+    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
+        """Rows to fill, of at least that size."""
+        return Rows.empty(self._model.args, rows, slots, new_tokens, self._model.output_weight)
+
+    def step(self, rows: Rows, sampling: Sampling) -> None:
+        """Read the newest token of each row and draw the next one."""
+        rows.position_R.add_(1)
+        self.draw(self._read(rows), rows, sampling)
+
+    def _read(self, rows: Rows) -> torch.Tensor:
+        return _new_hidden(self._model, rows.token_R, rows.position_R, rows.cache)
+
+    def draw(self, hidden_RD: torch.Tensor, rows: Rows, sampling: Sampling) -> None:
+        """Draw the next token of each row."""
+        noise_R = uniform(rows.keys_R, rows.drawn_1)
+        blocks = -(-hidden_RD.shape[0] * self._model.args.vocab_size // LOGIT_ELEMENTS)
+        drawn = [
+            sample(self.output(hidden), noise, sampling)
+            for hidden, noise in zip(hidden_RD.chunk(blocks), noise_R.chunk(blocks), strict=True)
+        ]
+        rows.token_R.copy_(torch.cat([token for token, _ in drawn]))
+        rows.tokens_CT[rows.place_R, rows.drawn_1] = torch.where(rows.alive_R, rows.token_R, -1)
+        rows.logprobs_CT[rows.place_R, rows.drawn_1] = torch.cat([logprob for _, logprob in drawn])
+        rows.alive_R.logical_and_((rows.token_R[:, None] != self._stop_S).all(dim=-1))
+        rows.drawn_1.add_(1)
+
+
+class CompiledDecoder(Decoder):
+    """Runs the model through torch.compile: one graph for all numbers of rows and slots."""
+
+    min_rows = 2  # a compiler takes a size of 1 as a constant
+
+    def __init__(self, model: Transformer, stop_ids: Sequence[int], backend: str) -> None:
+        super().__init__(model, stop_ids)
+        self._compiled = torch.compile(_new_hidden, backend=backend, fullgraph=True)
+
+    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
+        """Slots that are never all read: a cache that is contiguous would be another graph."""
+        return super().room(rows, slots + self.span, new_tokens)
+
+    def _read(self, rows: Rows) -> torch.Tensor:
+        for tensor in (rows.token_R, rows.position_R):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        for layer in rows.cache.layers:
+            for tensor in (layer.k_RKTH, layer.v_RKTH):
+                torch._dynamo.mark_dynamic(tensor, [0, 2])
+        return self._compiled(self._model, rows.token_R, rows.position_R, rows.cache)
+
+
+class GraphDecoder(Decoder):
+    """Replays the kernels of a step as one CUDA graph, captured for each number of rows and slots.
+
+    A captured graph reads and writes fixed memory: the rows are kept from request to request while they are large
+    enough, and new weights are copied in place. Checked against
+    Decoder by the `gpu` test of tests/test_grpo_decode.py.
+    """
+
+    span = 128  # fewer graphs
+
+    def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
+        super().__init__(model, stop_ids)
+        self._rows: Rows | None = None
+        self._size = (0, 0, 0)
+        self._graphs: dict[tuple[int, int, float, int, float], torch.cuda.CUDAGraph | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captures = True
+
+    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
+        """The rows of the request before, or larger ones and no graphs."""
+        larger = tuple(max(sizes) for sizes in zip(self._size, (rows, slots, new_tokens), strict=True))
+        if self._rows is None or larger != self._size:
+            self._graphs.clear()
+            self._rows = None  # freed before there are others
+            self._size = larger[0], larger[1], larger[2]
+            self._rows = super().room(*self._size)
+        return self._rows
+
+    def step(self, rows: Rows, sampling: Sampling) -> None:
+        """As Decoder's. The first step of a size runs as it is, which loads its kernels; the second is captured."""
+        size = rows.token_R.shape[0], rows.cache.slots
+        key = *size, sampling.temperature, sampling.top_k, sampling.top_p
+        graph = self._graphs.get(key)
+        if graph is None and key in self._graphs and self._captures:
+            graph = self._graphs[key] = self._capture(rows, sampling)
+        self._graphs.setdefault(key, None)
+        if graph is None:
+            super().step(rows, sampling)
+        else:
+            graph.replay()
+
+    def _capture(self, rows: Rows, sampling: Sampling) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads (data, checkpoints) may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                super().step(rows, sampling)
+        except RuntimeError as error:
+            self._captures = False
+            logger.warning(f"rollout.compile: no CUDA graph of the decoding step ({error}); it runs kernel by kernel")
+            return None
+        return graph
+
+
+def build_decoder(model: Transformer, stop_ids: Sequence[int], compile_backend: str | None) -> Decoder:
+    """The decoder for the model's device.
+
+    Args:
+        compile_backend: of torch.compile; CUDA has graphs instead. None: neither.
+    """
+    if compile_backend is None:
+        return Decoder(model, stop_ids)
+    if model.output_weight.device.type == "cuda":
+        return GraphDecoder(model, stop_ids)
+    return CompiledDecoder(model, stop_ids, compile_backend)
+
+
+def _new_hidden(model: Transformer, token_R: torch.Tensor, position_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    """hidden_RD after one more token of each row."""
+    return model.forward_cached(token_R[:, None], position_R[:, None], cache, lambda hidden, _: hidden[:, 0])

@@ -1,0 +1,249 @@
+"""The rollout engine of the model's own modules: each prompt is read once, all rows are decoded together.
+
+Legend: R rows (prompt x sample), P prompts, L tokens, D model dim.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from titan_pt.components.preemption import stop_requested
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.checks import model_args
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.grpo import Rollout, section
+from titan_pt.config.job_config import JobConfig
+from titan_pt.distributed.compile import check_compiler
+from titan_pt.distributed.init import parameter_name
+from titan_pt.distributed.world import World
+from titan_pt.models.transformer.cache import PromptCache
+from titan_pt.models.transformer.model import Transformer
+from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.trainers.grpo.decode import Rows, build_decoder
+from titan_pt.trainers.grpo.engine import Completion, FinishReason, GenerationStopped
+from titan_pt.trainers.grpo.sampling import Sampling, row_key
+
+# Steps between looks at the finished rows, for which the host waits for the device, and at the stop signal.
+STRIDE = 16
+
+# Most tokens of prompts, padding included, that are read in one forward; a longer prompt is read alone.
+PREFILL_TOKENS = 2**14
+
+
+@dataclass
+class DecodeStats:
+    """Where the tokens went."""
+
+    prefill_tokens: int = 0
+    """Of prompts, padding included."""
+    row_steps: int = 0
+    """Rows of all decoding steps."""
+    dead_row_steps: int = 0
+    """Of rows that were finished already, or that filled up the number of rows."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One completion to draw."""
+
+    prompt: int
+    tokens: Sequence[int]
+    key: int
+
+
+class NativeEngine:
+    """Decodes with an unsharded copy of the model.
+
+    Args:
+        model: on its device, in the type to generate in; the engine's own copy.
+        stop_ids: tokens that end a completion.
+        max_rows: most rows decoded together; more are done in turns.
+        compile_backend: compile the decoding step with it, see `build_decoder`.
+        stop_requested: whether this process is to stop; asked every few steps.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        stop_ids: Sequence[int],
+        max_rows: int = 1024,
+        *,
+        compile_backend: str | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._decoder = build_decoder(self._model, stop_ids, compile_backend)
+        self._stop_ids, self._stop_requested = frozenset(stop_ids), stop_requested
+        self._max_rows = next(rows for rows in range(max_rows, 0, -1) if _row_count(rows) == rows)
+        self.stats = DecodeStats()
+
+    @torch.no_grad()
+    def sync_weights(self, model: nn.Module) -> None:
+        """Copy the weights in place, gathered parameter by parameter where they are sharded."""
+        own = dict(self._model.named_parameters())
+        for name, parameter in model.named_parameters():
+            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            own[parameter_name(name)].copy_(full)
+        self._decoder.output.refresh()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, prompt_ids: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """See RolloutEngine. Equal prompts are read once and share their keys and values.
+
+        Raises:
+            ValueError: an empty prompt, or one that leaves no room for max_new_tokens in model.max_seq_len.
+            GenerationStopped: `stop_requested` said so.
+        """
+        self._check(prompts, sampling)
+        ids = range(len(prompts)) if prompt_ids is None else prompt_ids
+        requests = [
+            _Request(number, prompt, row_key(sampling.seed, sampling.step, prompt_id, i))
+            for number, (prompt, prompt_id) in enumerate(zip(prompts, ids, strict=True))
+            for i in range(n)
+        ]
+        completions: list[Completion] = []
+        for start in range(0, len(requests), self._max_rows):
+            completions += self._turn(requests[start : start + self._max_rows], sampling)
+        return completions
+
+    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        longest = self._model.args.max_seq_len
+        for number, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {number} is empty; it needs at least one token, such as the end-of-document")
+            if len(prompt) + sampling.max_new_tokens > longest:
+                raise ValueError(
+                    f"prompt {number}: {len(prompt)} tokens and rollout.max_new_tokens = {sampling.max_new_tokens} "
+                    f"are more than model.max_seq_len = {longest}"
+                )
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop_requested():
+            raise GenerationStopped
+
+    def _turn(self, requests: Sequence[_Request], sampling: Sampling) -> list[Completion]:
+        """All completions of requests that are decoded together."""
+        longest, size = max(len(request.tokens) for request in requests), self._size(len(requests))
+        slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
+        room = self._decoder.room(size, slots, sampling.max_new_tokens)
+        rows = room.first(size, slots)
+        self._decoder.draw(self._read(requests, rows), rows, sampling)
+        row_steps = 0
+        for start in range(1, sampling.max_new_tokens, STRIDE):
+            self._raise_if_stopped()
+            going = int(rows.alive_R.sum())  # the one place that waits for the device
+            if going == 0:
+                break
+            if self._size(going) < size:
+                size = self._size(going)
+                rows.keep(size)
+            rows = room.first(size, min(slots, _round_up(longest + start + STRIDE, self._decoder.span)))
+            steps = min(STRIDE, sampling.max_new_tokens - start)
+            for _ in range(steps):
+                self._decoder.step(rows, sampling)
+            row_steps += steps * size
+        completions = self._completions(requests, room)
+        self.stats.row_steps += row_steps
+        self.stats.dead_row_steps += row_steps - sum(len(completion.token_ids) - 1 for completion in completions)
+        return completions
+
+    def _size(self, rows: int) -> int:
+        """Rows to decode with, where so many are needed."""
+        return max(_row_count(rows), self._decoder.min_rows)
+
+    def _read(self, requests: Sequence[_Request], rows: Rows) -> torch.Tensor:
+        """hidden_RD of the last token of each row's prompt. Different prompts are read once, the longest first."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, request in enumerate(requests):
+            places.setdefault(tuple(request.tokens), []).append(place)
+        prompts = sorted(places, key=len, reverse=True)
+        order = [place for prompt in prompts for place in places[prompt]]
+        rows.start([requests[place].key for place in order], order, [len(requests[place].tokens) for place in order])
+        hidden, done = [], 0
+        for part in _parts(prompts):
+            self._raise_if_stopped()
+            counts = [len(places[prompt]) for prompt in part]
+            hidden.append(self._read_part(part, counts, rows, done))
+            done += sum(counts)
+        # What fills up the number of rows draws too, from nothing.
+        filling = rows.token_R.shape[0] - done
+        return torch.cat([*hidden, hidden[0].new_zeros(filling, hidden[0].shape[1])])
+
+    def _read_part(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], rows: Rows, start: int
+    ) -> torch.Tensor:
+        """Read prompts together, for the rows from `start` on, as many for each as counted."""
+        device, longest = rows.token_R.device, len(prompts[0])
+        tokens_PL = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+        last_P = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        prompt_R = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], device=device)
+        target = rows.cache.view(slice(start, start + len(prompt_R)), rows.cache.slots)
+        positions_PL = torch.arange(longest, device=device).expand_as(tokens_PL)
+        hidden_PLD = self._model.forward_cached(
+            tokens_PL, positions_PL, PromptCache(target, prompt_R), lambda hidden, _: hidden
+        )
+        self.stats.prefill_tokens += tokens_PL.numel()
+        return hidden_PLD[prompt_R, last_P[prompt_R]]
+
+    def _completions(self, requests: Sequence[_Request], rows: Rows) -> list[Completion]:
+        count = len(requests)
+        output = zip(requests, rows.tokens_CT[:count].tolist(), rows.logprobs_CT[:count].tolist(), strict=True)
+        completions = []
+        for request, padded, logprobs in output:
+            tokens = [token for token in padded if token >= 0]
+            reason: FinishReason = "stop" if tokens[-1] in self._stop_ids else "length"
+            completions.append(Completion(request.prompt, tokens, logprobs[: len(tokens)], reason))
+        return completions
+
+
+def build_native_engine(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> NativeEngine:
+    """The engine of `[rollout]`, with an unsharded model on the rank's device whose weights are yet to be synced.
+
+    Raises:
+        ConfigError: the model is not a transformer, or the device cannot compile.
+    """
+    rollout, spec = section(config, Rollout), get_model_spec(config.model.name)
+    with torch.device("meta"):
+        model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
+        if not isinstance(model, Transformer):
+            raise ConfigError(
+                f'rollout.engine = "native": needs model.name = "transformer", not {config.model.name!r}; register an '
+                "engine for this model in experimental.custom_import"
+            )
+        for parameter in model.parameters():  # not the buffers: RoPE's angles stay in float32
+            parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
+    if rollout.compile and world.device.type != "cuda":
+        check_compiler(config.compile, world.device, "rollout.compile")
+    model.to_empty(device=world.device)
+    model.init_buffers()
+    return NativeEngine(
+        model,
+        stop_ids,
+        rollout.max_rows,
+        compile_backend=config.compile.backend if rollout.compile else None,
+        stop_requested=stop_requested,
+    )
+
+
+def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Prompts to read together. They come sorted by length, so that little of a part is padding."""
+    start = 0
+    while start < len(prompts):
+        count = max(1, PREFILL_TOKENS // len(prompts[start]))
+        yield prompts[start : start + count]
+        start += count
+
+
+def _row_count(rows: int) -> int:
+    """The first of 1, 2, 3, 4, 6, 8, 12, 16, ... that holds the rows: few shapes for a compiler or graphs."""
+    power = 1 << (rows - 1).bit_length()
+    return power * 3 // 4 if rows <= power * 3 // 4 else power
+
+
+def _round_up(slots: int, multiple: int) -> int:
+    return -(-slots // multiple) * multiple

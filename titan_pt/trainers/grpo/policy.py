@@ -1,0 +1,221 @@
+"""The policy's own side of a step: log-probabilities of samples, and the updates on them.
+
+Legend: S sequences, C tokens of the longest completion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.distributed.world import World
+from titan_pt.protocols.step import StepParts
+from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
+from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
+from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
+from titan_pt.trainers.grpo.packing import PackedBatch, Sample, pack
+from titan_pt.trainers.pretrain import guarded_update
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed micro-batch with the log-probabilities that do not change during a step."""
+
+    packed: PackedBatch
+    old_logprobs_SC: torch.Tensor | None
+    """Of the weights that sampled; None where the first update is the only one, which computes them itself."""
+    ref_logprobs_SC: torch.Tensor | None
+    """Of the reference; None without a KL penalty."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each completion token."""
+
+    logprobs_SC: torch.Tensor
+    """With gradient."""
+    entropy_SC: torch.Tensor
+    """Without."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Log-probabilities of completions by a sharded model. A collective: as many forwards on every rank."""
+
+    model: nn.Module
+    temperature: float
+    num_tokens: int
+
+    def __call__(self, batch: PackedBatch) -> Scored:
+        head = logprob_head(batch.targets_BL, temperature=self.temperature, num_tokens=self.num_tokens)
+        out: TokenLogprobs = self.model(batch.tokens_BL, batch.positions_BL, head)
+        return Scored(batch.by_sample(out.logprobs_BL), batch.by_sample(out.entropy_BL))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How samples of all ranks become this rank's micro-batches."""
+
+    world: World
+    seq_len: int
+    batch_rows: int
+    eos_id: int
+
+    def __call__(self, samples: Sequence[Sample]) -> list[PackedBatch]:
+        packed = pack(
+            samples,
+            self.world.rank,
+            self.world.size,
+            seq_len=self.seq_len,
+            batch_rows=self.batch_rows,
+            eos_id=self.eos_id,
+        )
+        return [batch.to(self.world.device) for batch in packed]
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """Of all updates of one step, on the device, over all ranks."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    """The largest."""
+    skipped: torch.Tensor
+    """1.0 where an update was not finite and not applied."""
+    entropy: torch.Tensor
+    clip_fraction: torch.Tensor
+    kl: torch.Tensor
+    """To the reference, else of the sampling policy to the updated one; per token, in nats."""
+    logprob_diff_max: torch.Tensor
+    """Largest difference of the sampler's and the trainer's log-probabilities, of the same weights."""
+    logprob_diff_mean: torch.Tensor
+    ratio_max: torch.Tensor
+
+
+class PolicyUpdate:
+    """The updates of one step on its samples."""
+
+    def __init__(self, parts: StepParts, reference: nn.Module | None) -> None:
+        config = parts.config
+        self._parts = parts
+        self._grpo, rollout = section(config, Grpo), section(config, Rollout)
+        self._loss = get_policy_loss(self._grpo.loss)
+        self._kl = get_kl(self._grpo.kl_estimator)
+        size = parts.tokenizer.vocab_size
+        self._scorer = Scorer(parts.model, rollout.temperature, size)
+        self._reference = None if reference is None else Scorer(reference, rollout.temperature, size)
+        self._packing = build_packing(parts)
+        self._loss_config = PolicyLossConfig(
+            clip_low=self._grpo.clip_low,
+            clip_high=self._grpo.clip_high,
+            cispo_cap=self._grpo.cispo_cap,
+            max_new_tokens=rollout.max_new_tokens,
+        )
+
+    def __call__(self, minibatches: Sequence[Sequence[Sample]], lr: float) -> UpdateMetrics:
+        """num_iterations updates on each minibatch, whose samples are those of all ranks.
+
+        Raises:
+            Preempted: between micro-batches, before the first update; the updates of one step are all or none.
+        """
+        num_updates = len(minibatches) * self._grpo.num_iterations
+        prepared = [self._prepare(samples, several=num_updates > 1) for samples in minibatches]
+        sums: list[torch.Tensor] = []
+        largest: list[torch.Tensor] = []
+        updates: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for _ in range(self._grpo.num_iterations):
+            for samples, batches in zip(minibatches, prepared, strict=True):
+                loss_config = replace(self._loss_config, **global_counts(samples))
+                results = [self._backward(batch, loss_config, first=not updates) for batch in batches]
+                total = self._parts.world.sum(torch.stack([own for own, _ in results]).sum(dim=0))
+                sums.append(total)
+                largest.append(torch.stack([maxima for _, maxima in results]).amax(dim=0))
+                updates.append(
+                    guarded_update(
+                        self._parts.model, self._parts.optimizer, lr, self._parts.config.training.max_norm, total[0]
+                    )
+                )
+        return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
+
+    @torch.no_grad()
+    def _prepare(self, samples: Sequence[Sample], *, several: bool) -> list[Batch]:
+        batches = []
+        for packed in self._packing(samples):
+            self._parts.raise_if_preempted()
+            old = self._scorer(packed).logprobs_SC if several else None
+            reference = self._reference(packed).logprobs_SC if self._reference else None
+            batches.append(Batch(packed, old, reference))
+        return batches
+
+    def _backward(self, batch: Batch, config: PolicyLossConfig, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds this micro-batch's gradient. Returns its sums and maxima, see `_metrics`."""
+        if first:
+            self._parts.raise_if_preempted()
+        packed = batch.packed
+        scored = self._scorer(packed)
+        logprobs = scored.logprobs_SC
+        old = logprobs.detach() if batch.old_logprobs_SC is None else batch.old_logprobs_SC
+        mask, count = packed.mask_SC, packed.mask_SC.sum()
+        weights = None
+        if self._grpo.importance_sampling == "token":
+            weights = importance_weights(old, packed.sampler_logprobs_SC, mask, self._grpo.importance_cap)
+        loss = self._loss(logprobs, old, packed.advantages_S, mask, config, weights)
+        statistics = self._loss.statistics(logprobs, old, packed.advantages_S, mask, config)
+        kl_sum = statistics.kl_sum
+        if batch.ref_logprobs_SC is not None:
+            kl = self._kl(logprobs, batch.ref_logprobs_SC, mask, self._grpo.kl_max_log_ratio)
+            loss = loss + self._grpo.kl_coef * self._loss.mean(kl, mask, config)
+            kl_sum = masked(kl.detach(), mask).sum()
+        loss.backward()
+        difference = log_ratio(old, packed.sampler_logprobs_SC, packed.sampled_SC).abs()
+        entropy_sum = masked(scored.entropy_SC, mask).sum()
+        values = (loss, count, entropy_sum, statistics.num_clipped, kl_sum, difference.sum(), packed.sampled_SC.sum())
+        sums = torch.stack([value.detach().float() for value in values])
+        longest = torch.cat([difference.flatten(), difference.new_zeros(1)]).amax()
+        return sums, torch.stack([longest.float(), statistics.ratio_max.float()])
+
+    def _metrics(
+        self,
+        sums: torch.Tensor,
+        largest: torch.Tensor,
+        updates: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> UpdateMetrics:
+        tokens = sums[:, 1].sum().clamp(min=1)
+        entropy, clipped, kl = sums[:, 2:5].sum(dim=0) / tokens
+        world_max = self._parts.world.max(largest)
+        return UpdateMetrics(
+            loss=sums[:, 0].mean(),
+            grad_norm=torch.stack([norm for norm, _ in updates]).amax(),
+            skipped=torch.stack([skipped for _, skipped in updates]).amax(),
+            entropy=entropy,
+            clip_fraction=clipped,
+            kl=kl,
+            logprob_diff_max=world_max[0],
+            logprob_diff_mean=sums[:, 5].sum() / sums[:, 6].sum().clamp(min=1),
+            ratio_max=world_max[1],
+        )
+
+
+def global_counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """Tokens and sequences that count, over all ranks and micro-batches of one update."""
+    kept = [len(sample.completion_ids) for sample in samples if sample.trains]
+    return {"num_tokens": sum(kept), "num_sequences": len(kept)}
+
+
+def build_packing(parts: StepParts) -> Packing:
+    """As [training] says."""
+    training, tokenizer = parts.config.training, parts.tokenizer
+    return Packing(parts.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
+
+
+@torch.no_grad()
+def loglikelihoods(parts: StepParts, samples: Sequence[Sample]) -> list[float]:
+    """Of each sample's completion at temperature 1, on every rank. A collective."""
+    scorer = Scorer(parts.model, 1.0, parts.tokenizer.vocab_size)
+    found = torch.zeros(len(samples), device=parts.world.device)
+    for packed in build_packing(parts)(samples):
+        parts.raise_if_preempted()
+        found[packed.numbers_S] = masked(scorer(packed).logprobs_SC, packed.sampled_SC).sum(dim=1)
+    return parts.world.sum(found).tolist()

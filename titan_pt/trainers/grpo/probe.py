@@ -1,0 +1,110 @@
+"""Before the first step: is there anything to learn from? Groups whose rewards are all equal teach nothing."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.outcome import GaveUp
+from titan_pt.protocols.step import StepParts
+from titan_pt.trainers.grpo.evaluate import letter_accuracy
+from titan_pt.trainers.grpo.prompts import PromptLoader
+from titan_pt.trainers.grpo.rollouts import Group, Sampler
+from titan_pt.trainers.grpo.sampling import Sampling
+
+logger = logging.getLogger("titan_pt")
+
+ADVICE = (
+    "do supervised fine-tuning on such answers first, take easier tasks or a lower level, sample more "
+    "(rollout.num_samples), or check that rollout.max_new_tokens leaves room for the answer"
+)
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What the policy can do before training."""
+
+    pass_rate: float
+    """Share of right samples."""
+    pass_at_group: float
+    """Share of groups with a right sample."""
+    signal: float
+    """Share of groups with different rewards."""
+    truncated: float
+    """Share of samples cut off at max_new_tokens."""
+
+    @property
+    def over_generation(self) -> float:
+        """Groups to sample for one that can be trained on."""
+        return 1.0 / self.signal if self.signal else math.inf
+
+
+def readiness(groups: Sequence[Group]) -> Readiness:
+    """Of sampled groups."""
+    right = [sum(rollout.strict for rollout in group.rollouts) for group in groups]
+    samples = sum(len(group.rollouts) for group in groups)
+    return Readiness(
+        pass_rate=sum(right) / samples,
+        pass_at_group=sum(count > 0 for count in right) / len(groups),
+        signal=sum(group.has_signal for group in groups) / len(groups),
+        truncated=sum(rollout.truncated for group in groups for rollout in group.rollouts) / samples,
+    )
+
+
+def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
+    """Sample the first prompts of the run, say what there is to learn from, and stop where it is too little.
+
+    The prompts are not used up.
+
+    Raises:
+        GaveUp: too few groups with different rewards, or letters no better than guessed, and grpo.probe is "stop".
+        Preempted: on all ranks.
+    """
+    options, rollout = section(parts.config, Grpo), section(parts.config, Rollout)
+    prompts: PromptLoader = parts.dataloader
+    if options.probe == "off":
+        return
+    groups = sampler.sample(prompts.take(options.probe_prompts), sampling, rollout.num_samples)
+    prompts.rewind()
+    found = readiness(groups)
+    logger.info(
+        f"Readiness: {len(groups)} prompts x {rollout.num_samples} samples: pass rate {found.pass_rate:.2%}, "
+        f"pass@{rollout.num_samples} {found.pass_at_group:.2%}, groups with signal {found.signal:.2%}, "
+        f"expected over-generation {found.over_generation:.1f}x, answers cut off {found.truncated:.2%}"
+    )
+    problems = []
+    if found.signal < options.probe_min_signal:
+        easy = found.pass_rate > 0.5
+        problems.append(
+            f"{found.signal:.2%} of the groups have different rewards, less than grpo.probe_min_signal = "
+            f"{options.probe_min_signal:.2%} (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
+            + ("the tasks are solved: take harder ones" if easy else ADVICE)
+        )
+    problems += _guessed_letters(parts)
+    for problem in problems:
+        if options.probe == "stop":
+            raise GaveUp(f'readiness probe: {problem}; grpo.probe = "warn" goes on all the same')
+        logger.warning(f"readiness probe: {problem}")
+
+
+def _guessed_letters(parts: StepParts) -> list[str]:
+    """Tasks of letters where the policy is no better than guessing: nearly every group has signal, and it is noise."""
+    options = section(parts.config, Grpo)
+    prompts: PromptLoader = parts.dataloader
+    problems = []
+    for t, task in enumerate(prompts.tasks):
+        if not task.letters:
+            continue
+        held_out = prompts.evaluation(t, options.eval_prompts)
+        accuracy = letter_accuracy(parts, task, held_out)
+        chance = 1 / len(task.letters)
+        bar = chance + 2 * math.sqrt(chance * (1 - chance) / len(held_out))
+        logger.info(f"Readiness of {task.name}: log-likelihood accuracy {accuracy:.2%}; guessing gives {chance:.2%}")
+        if accuracy < bar:
+            problems.append(
+                f"task {task.name!r}: log-likelihood accuracy {accuracy:.2%} on {len(held_out)} problems is not above "
+                f"guessing ({chance:.2%}, with its spread {bar:.2%}): rewards would be noise; do supervised "
+                "fine-tuning first"
+            )
+    return problems

@@ -1,0 +1,238 @@
+"""The prompts of a run in order: a mixture of tasks as a function of counters, the same on every rank."""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.job_config import JobConfig
+from titan_pt.data.permutation import permute
+from titan_pt.trainers.grpo.tasks.task import Problem, Problems, Task, open_task
+
+logger = logging.getLogger("titan_pt")
+
+# Prompts that are read at start to see whether they fit; of a larger task the others are read when their turn comes.
+_CHECKED = 20_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem as the policy reads it."""
+
+    task: int
+    """Number of the task."""
+    draw: int
+    """How many prompts of the task came before it."""
+    problem: Problem
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """How a problem becomes tokens."""
+
+    tokenizer: Tokenizer
+    longest: int
+    """Most tokens of a prompt: training.seq_len without rollout.max_new_tokens."""
+    overlong: str
+    """rollout.overlong_prompts."""
+
+    def encode(self, task: Task, problem: Problem) -> tuple[tuple[int, ...] | None, bool]:
+        """(the tokens, or None where the prompt is left out; whether it is too long).
+
+        Raises:
+            ConfigError: it is empty, or too long and rollout.overlong_prompts is "error".
+        """
+        ids = self.tokenizer.encode(task.prompt(problem))
+        if not ids:
+            raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
+        if len(ids) <= self.longest:
+            return tuple(ids), False
+        if self.overlong == "error":
+            raise ConfigError(
+                f"grpo.tasks ({task.name!r}): the prompt of {problem.id} has {len(ids)} tokens, and training.seq_len "
+                f"leaves {self.longest} beside rollout.max_new_tokens; raise training.seq_len, lower "
+                'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
+            )
+        return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
+
+
+class PromptLoader:
+    """Endless prompts. The order is a function of (seed, draw): there is no shuffle buffer to save.
+
+    Tasks take turns by a deficit rule on their weights. The draw-th prompt of a task is problem
+    permute(draw mod size) of visit draw div size, another permutation at each visit.
+
+    Prompts are taken for one step at a time; `give_back` puts those that were not needed before all others, and
+    `commit` ends the step. `state_dict` is that of the last committed step.
+
+    Args:
+        weights: of the tasks, in any unit.
+        speaks: whether this rank tells the progress, which is the same on all.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], weights: Sequence[float], rules: PromptRules, seed: int, *, speaks: bool = True
+    ) -> None:
+        self.tasks = list(tasks)
+        self._weights = [weight / sum(weights) for weight in weights]
+        self._rules, self._seed, self._speaks = rules, seed, speaks
+        self.too_long = 0
+        """Prompts since the last start that were too long, and left out or cut."""
+        self._draws = [0] * len(tasks)
+        self._tokens = [0] * len(tasks)
+        self._carry: list[tuple[int, int]] = []
+        self._committed = self._snapshot()
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next prompts; the same on every rank.
+
+        Raises:
+            ConfigError: a prompt is too long, or all of a task's are left out.
+        """
+        return list(itertools.islice(self._iterate(), count))
+
+    def give_back(self, prompts: Sequence[Prompt]) -> None:
+        """These come first in the next step."""
+        self._carry = [*((prompt.task, prompt.draw) for prompt in prompts), *self._carry]
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """The step is done; it trained on so many tokens of each task."""
+        self._tokens = [old + new for old, new in zip(self._tokens, tokens, strict=True)]
+        self._committed = self._snapshot()
+
+    def rewind(self) -> None:
+        """Forget what was taken since the last commit."""
+        self._restore(self._committed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See protocols.step.Data."""
+        return {"prompts": self._committed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See protocols.step.Data."""
+        self._committed = state["prompts"]
+        self.rewind()
+
+    def identity(self) -> dict[str, Any]:
+        """See protocols.step.Data."""
+        return {
+            "seed": self._seed,
+            "tokenizer": self._rules.tokenizer.fingerprint,
+            "longest_prompt": self._rules.longest,
+            "overlong_prompts": self._rules.overlong,
+            "order": [task.name for task in self.tasks],
+            "tasks": {
+                task.name: [task.train.fingerprint, weight, task.template]
+                for task, weight in zip(self.tasks, self._weights, strict=True)
+            },
+        }
+
+    def progress(self) -> dict[str, list[float]]:
+        """[trained tokens, visits] of each task, by one rank for all."""
+        if not self._speaks:
+            return {}
+        draws, tokens = self._committed["draws"], self._committed["tokens"]
+        return {task.name: [tokens[t], draws[t] / len(task.train)] for t, task in enumerate(self.tasks)}
+
+    def check(self) -> None:
+        """Read prompts to see that they fit.
+
+        Raises:
+            ConfigError: one is too long, or all of a task are left out.
+        """
+        for t, task in enumerate(self.tasks):
+            for problems, what in ((task.train, "training"), (task.evaluation, "evaluation")):
+                found = [self._rules.encode(task, problem) for problem in _some(problems, _CHECKED)]
+                too_long = sum(is_long for _, is_long in found)
+                if all(ids is None for ids, _ in found):
+                    raise ConfigError(
+                        f"grpo.tasks[{t}] ({task.name!r}): all {what} prompts are longer than {self._rules.longest} "
+                        "tokens, which is training.seq_len without rollout.max_new_tokens"
+                    )
+                if too_long:
+                    logger.warning(
+                        f"Task {task.name}: {too_long} of {len(found)} {what} prompts are longer than "
+                        f"{self._rules.longest} tokens; rollout.overlong_prompts = {self._rules.overlong!r}"
+                    )
+
+    def evaluation(self, t: int, limit: int) -> list[Prompt]:
+        """At most `limit` held-out prompts of task `t`, the same each time."""
+        task = self.tasks[t]
+        size = len(task.evaluation)
+        chosen = range(size) if size <= limit else [permute(i, size, b"evaluation") for i in range(limit)]
+        prompts = []
+        for index in sorted(chosen):
+            problem = task.evaluation.get(index, 0)
+            ids, _ = self._rules.encode(task, problem)
+            if ids is not None:
+                prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
+        return prompts
+
+    def _iterate(self) -> Iterator[Prompt]:
+        while True:
+            t, draw = self._carry.pop(0) if self._carry else self._next_draw()
+            prompt = self._read(t, draw)
+            if prompt is not None:
+                yield prompt
+
+    def _next_draw(self) -> tuple[int, int]:
+        """The task that is furthest behind its share, and its draw."""
+        total = sum(self._draws) + 1
+        deficits = [weight * total - draws for weight, draws in zip(self._weights, self._draws, strict=True)]
+        t = deficits.index(max(deficits))
+        self._draws[t] += 1
+        return t, self._draws[t] - 1
+
+    def _read(self, t: int, draw: int) -> Prompt | None:
+        task = self.tasks[t]
+        visit, place = divmod(draw, len(task.train))
+        index = permute(place, len(task.train), f"{self._seed}/{task.name}/{visit}".encode()[:64])
+        problem = task.train.get(index, visit)
+        ids, too_long = self._rules.encode(task, problem)
+        self.too_long += too_long
+        return None if ids is None else Prompt(t, draw, problem, task.prompt(problem), ids)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "draws": list(self._draws),
+            "tokens": list(self._tokens),
+            "carry": [list(place) for place in self._carry],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
+        self._carry = [(t, draw) for t, draw in state["carry"]]
+
+
+def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
+    """The prompts of [[grpo.tasks]].
+
+    Raises:
+        ConfigError: every task's problems, in one go.
+    """
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    seed = config.debug.seed if config.data.seed is None else config.data.seed
+    tasks: list[Task] = []
+    problems: list[str] = []
+    for row in grpo.tasks:
+        try:
+            tasks.append(open_task(row, seed))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    rules = PromptRules(tokenizer, config.training.seq_len - rollout.max_new_tokens, rollout.overlong_prompts)
+    loader = PromptLoader(tasks, [row.weight for row in grpo.tasks], rules, seed, speaks=speaks)
+    loader.check()
+    return loader
+
+
+def _some(problems: Problems, limit: int) -> Iterator[Problem]:
+    for index in range(min(len(problems), limit)):
+        yield problems.get(index, 0)

@@ -1,0 +1,201 @@
+"""From prompts to graded groups of completions, on all ranks: each samples its share, and all get everything."""
+
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.grpo import Grpo
+from titan_pt.distributed.world import World
+from titan_pt.outcome import GaveUp
+from titan_pt.trainers.grpo.engine import Completion, GenerationStopped, RolloutEngine
+from titan_pt.trainers.grpo.prompts import Prompt
+from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.trainers.grpo.tasks import rewards
+from titan_pt.trainers.grpo.tasks.task import Task
+
+logger = logging.getLogger("titan_pt")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion and what it is worth."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    truncated: bool
+    """Cut off at max_new_tokens."""
+    text: str
+    """Without the token that ended it."""
+    parts: dict[str, float]
+    """Each reward by name, unweighted."""
+    reward: float
+    """Their weighted sum, after grpo.overlong."""
+    strict: bool
+    official: bool
+    lenient: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its completions."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ: equal ones have no advantage."""
+        return len(set(self.rewards)) > 1
+
+
+@dataclass
+class Timing:
+    """Seconds and tokens since the last reading."""
+
+    rollout_seconds: float = 0.0
+    reward_seconds: float = 0.0
+    tokens: int = 0
+    """Sampled on all ranks."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """Reward functions that failed, by kind, on all ranks."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank made of its prompts."""
+
+    stopped: bool
+    groups: list[Group]
+    faults: list[rewards.RewardProblem]
+
+
+class Sampler:
+    """Samples and grades.
+
+    Args:
+        stop_requested: whether this process was asked to stop; looked at while sampling and grading.
+        raise_if_preempted: see StepParts.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        tokenizer: Tokenizer,
+        tasks: Sequence[Task],
+        world: World,
+        options: Grpo,
+        *,
+        stop_requested: Callable[[], bool],
+        raise_if_preempted: Callable[[], None],
+    ) -> None:
+        self._engine, self._tokenizer, self._tasks, self._world = engine, tokenizer, tasks, world
+        self._options = options
+        self._stop_requested, self._raise_if_preempted = stop_requested, raise_if_preempted
+        self.timing = Timing()
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, n: int, first: int = 0) -> list[Group]:
+        """The group of each prompt, in order, on every rank. A collective.
+
+        Args:
+            first: number of the first prompt in the step: prompt i draws from the noise of (seed, step, first + i).
+
+        Raises:
+            Preempted: on all ranks.
+            GaveUp: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
+        """
+        own = range(self._world.rank, len(prompts), self._world.size)
+        # Ranks take different times for their shares, and wait for each other only here.
+        shares = self._world.gather(self._share([prompts[i] for i in own], [first + i for i in own], sampling, n))
+        if any(share.stopped for share in shares):
+            self._raise_if_preempted()
+        self._note_faults([fault for share in shares for fault in share.faults])
+        rounds = itertools.zip_longest(*(share.groups for share in shares))
+        groups = [group for one_each in rounds for group in one_each if group is not None]
+        self.timing.tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+        return groups
+
+    def _share(self, prompts: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, n: int) -> _Share:
+        start = time.perf_counter()
+        groups: list[Group] = []
+        faults: list[rewards.RewardProblem] = []
+        try:
+            completions = self._engine.generate([p.token_ids for p in prompts], sampling, n, numbers) if prompts else []
+        except GenerationStopped:
+            return _Share(True, [], [])
+        self.timing.rollout_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        for i, prompt in enumerate(prompts):
+            if self._stop_requested():
+                return _Share(True, [], [])
+            graded = [self._grade(prompt, completion, sampling) for completion in completions[i * n : (i + 1) * n]]
+            groups.append(Group(prompt, tuple(rollout for rollout, _ in graded)))
+            faults += [fault for _, own in graded for fault in own]
+        self.timing.reward_seconds += time.perf_counter() - start
+        return _Share(False, groups, faults)
+
+    def _grade(
+        self, prompt: Prompt, completion: Completion, sampling: Sampling
+    ) -> tuple[Rollout, Sequence[rewards.RewardProblem]]:
+        task, truncated = self._tasks[prompt.task], completion.finish_reason == "length"
+        ids = completion.token_ids
+        text = self._tokenizer.decode(ids if truncated else ids[:-1])
+        sample = rewards.Sample(
+            problem=prompt.problem,
+            completion=text,
+            num_tokens=len(ids),
+            max_new_tokens=sampling.max_new_tokens,
+            truncated=truncated,
+        )
+        limit = self._options.reward_timeout_seconds
+        score = rewards.score(sample, task, limit)
+        right, faults = {}, [*score.problems]
+        for rule in ("strict", "official", "lenient"):
+            right[rule], more = rewards.grade(sample, task, rule, limit)
+            faults += more
+        rollout = Rollout(
+            token_ids=tuple(ids),
+            logprobs=tuple(completion.logprobs),
+            truncated=truncated,
+            text=text,
+            parts=dict(score.parts),
+            reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, self._options),
+            **right,
+        )
+        return rollout, faults
+
+    def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
+        for fault in faults:
+            self.timing.faults[fault.kind] += 1
+        if not faults:
+            return
+        first = faults[0]
+        what = (
+            f"{len(faults)} rewards failed; the first is {first.reward!r} on {first.problem_id}: "
+            f"{first.kind}: {first.message}"
+        )
+        if self._options.on_reward_error == "stop":
+            raise GaveUp(f'{what}; repair it, or count such rewards as 0 with grpo.on_reward_error = "zero"')
+        if self._world.is_main:
+            logger.warning(f"{what}; they count as 0")
+
+
+def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens: int, options: Grpo) -> float:
+    """The reward after grpo.overlong.
+
+    `penalty` is DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): nothing up to max_new_tokens -
+    overlong_buffer tokens, then linearly more, up to overlong_penalty at max_new_tokens.
+    """
+    if options.overlong == "zero":
+        return 0.0 if truncated else reward
+    if options.overlong == "mask":
+        return reward
+    over = length - (max_new_tokens - options.overlong_buffer)
+    return reward - options.overlong_penalty * min(1.0, max(0.0, over / options.overlong_buffer))

@@ -1,0 +1,161 @@
+"""The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
+
+import logging
+
+from torch import nn
+
+from titan_pt.components.lr_scheduler import build_lr_schedulers
+from titan_pt.components.optimizer import build_optimizers
+from titan_pt.components.preemption import stop_requested
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
+from titan_pt.components.validate import Validator
+from titan_pt.config import grpo
+from titan_pt.config.budget import Budget, plan_budget
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.job_config import JobConfig
+from titan_pt.distributed.fsdp import materialize
+from titan_pt.distributed.world import World
+from titan_pt.protocols.step import Step, StepParts
+from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.trainers import pretrain
+from titan_pt.trainers.grpo.engine import build_engine
+from titan_pt.trainers.grpo.evaluate import Evaluator
+from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
+from titan_pt.trainers.grpo.reference import Reference
+from titan_pt.trainers.grpo.rollouts import Sampler
+from titan_pt.trainers.grpo.step import GrpoStep
+
+logger = logging.getLogger("titan_pt")
+
+
+def for_rollouts(config: JobConfig) -> JobConfig:
+    """Completions are packed several to a row and must not see each other; the batch is one of groups, not of rows."""
+    training = {"document_mask": True, "global_batch_size": -1, "global_batch_tokens": None}
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def plan(config: JobConfig, world_size: int) -> Budget:
+    """The run in numbers; its rows and tokens are those of one micro-batch on every rank."""
+    training = config.training
+    if training.global_batch_size > 0 or training.global_batch_tokens:
+        logger.warning(
+            "training.global_batch_size and global_batch_tokens have no effect on grpo; its batch is "
+            "grpo.prompts_per_step x rollout.num_samples"
+        )
+    return plan_budget(for_rollouts(config), world_size)
+
+
+def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
+    """On the meta device."""
+    return pretrain.build_model(for_rollouts(config), tokenizer)
+
+
+def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _budget: Budget) -> PromptLoader:
+    """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
+    first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
+    prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
+    if len({str(identity) for identity in world.gather(prompts.identity())}) > 1:
+        raise ConfigError("grpo.tasks: ranks find different problems; give all machines the same files")
+    return prompts
+
+
+def build_step(parts: StepParts) -> GrpoStep:
+    """The engine, the reference and the step around them.
+
+    Raises:
+        ConfigError: a stop text that is not one token, or an engine that cannot run this model.
+    """
+    prompts: PromptLoader = parts.dataloader
+    stop_ids = [parts.tokenizer.eos_id, *stop_tokens(parts.tokenizer, prompts)]
+    engine = build_engine(parts.config, parts.tokenizer, parts.world, stop_ids)
+    sampler = Sampler(
+        engine,
+        parts.tokenizer,
+        prompts.tasks,
+        parts.world,
+        section(parts.config, Grpo),
+        stop_requested=stop_requested,
+        raise_if_preempted=parts.raise_if_preempted,
+    )
+    return GrpoStep(parts, engine, sampler, build_reference(parts))
+
+
+def build_reference(parts: StepParts) -> Reference | None:
+    """Sharded like the policy; None where nothing is to be kept close to it."""
+    options = section(parts.config, Grpo)
+    if options.kl_coef == 0.0:
+        return None
+    config = for_rollouts(parts.config)
+    model = pretrain.parallelize(pretrain.build_model(config, parts.tokenizer), config, parts.world)
+    materialize(model, parts.config, parts.world)
+    return Reference(model, parts.model, parts.optimizer, options)
+
+
+def build_validator(parts: StepParts, step: Step) -> Validator | None:
+    """Accuracy on held-out problems, with the engine of the step."""
+    if not parts.config.validation.enable:
+        return None
+    assert isinstance(step, GrpoStep)
+    return Evaluator(parts, step.engine, step.sampler, step.reference)
+
+
+def stop_tokens(tokenizer: Tokenizer, prompts: PromptLoader) -> list[int]:
+    """The tokens of all tasks' stop texts.
+
+    Raises:
+        ConfigError: one is not exactly one token.
+    """
+    ids = []
+    for text in sorted({text for task in prompts.tasks for text in task.stop}):
+        own = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
+        if len(own) != 1:
+            raise ConfigError(
+                f"grpo.tasks: stop = {text!r}: {len(own)} tokens; a stop must be one token of the tokenizer"
+            )
+        ids += own
+    return ids
+
+
+def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
+    """Log what the run will do."""
+    config, prompts = parts.config, parts.dataloader
+    options, rollout = section(config, Grpo), section(config, Rollout)
+    logger.info(
+        f"Each of {parts.budget.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples = "
+        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
+        f"{options.num_minibatches * options.num_iterations} updates of loss {options.loss}, packed into rows of "
+        f"{config.training.seq_len} tokens, {config.training.local_batch_size} rows a micro-batch"
+    )
+    total = sum(row.weight for row in options.tasks)
+    for row, task in zip(options.tasks, prompts.tasks, strict=True):
+        count = options.prompts_per_step * parts.budget.steps * row.weight / total
+        logger.info(
+            f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
+            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out"
+        )
+    if config.data.sources:
+        logger.warning("[[data.sources]] has no effect on grpo; its prompts come from [[grpo.tasks]]")
+
+
+SPEC = register_trainer_spec(
+    TrainerSpec(
+        name="grpo",
+        sections=grpo.SECTIONS,
+        defaults=grpo.DEFAULTS,
+        check=grpo.check,
+        plan_budget=plan,
+        build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
+        build_model=build_model,
+        parallelize=pretrain.parallelize,
+        build_optimizers=build_optimizers,
+        build_lr_schedulers=build_lr_schedulers,
+        build_dataloader=build_dataloader,
+        describe=describe,
+        build_step=build_step,
+        build_validator=build_validator,
+        validates_first=True,
+    )
+)
+
+__all__ = ["SPEC"]

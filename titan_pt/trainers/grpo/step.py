@@ -1,0 +1,219 @@
+"""One step of GRPO: prompts, completions, rewards, advantages, and the updates on them."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from titan_pt.components.startup import run_folder
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.outcome import GaveUp
+from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
+from titan_pt.trainers.grpo.advantages import group_advantages
+from titan_pt.trainers.grpo.collect import Collected, advice, collect
+from titan_pt.trainers.grpo.engine import RolloutEngine
+from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
+from titan_pt.trainers.grpo.probe import probe
+from titan_pt.trainers.grpo.prompts import PromptLoader
+from titan_pt.trainers.grpo.recorder import record, shown
+from titan_pt.trainers.grpo.reference import Reference
+from titan_pt.trainers.grpo.rollouts import Group, Sampler, Timing
+from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.trainers.grpo.tasks.task import Task
+
+
+class GrpoStep:
+    """See the module. Its state beside model, optimizer and prompts: the reference and a count of idle steps."""
+
+    def __init__(self, parts: StepParts, engine: RolloutEngine, sampler: Sampler, reference: Reference | None) -> None:
+        self.engine, self.sampler, self.reference = engine, sampler, reference
+        self._parts = parts
+        self._grpo, self._rollout = section(parts.config, Grpo), section(parts.config, Rollout)
+        self._prompts: PromptLoader = parts.dataloader
+        self._update = PolicyUpdate(parts, reference.model if reference else None)
+        self._idle_steps = 0
+
+    def __call__(self, state: TrainState) -> StepMetrics:
+        """One step.
+
+        Raises:
+            Preempted: before the weights change; nothing is left of the step.
+            GaveUp: there is nothing to learn from.
+        """
+        self._prompts.rewind()  # of a step that was not finished
+        sampling = self._sampling(state.step + 1)
+        if self.reference:
+            self.reference.renew_if_due(state.step)
+        sync_seconds = self._sync()
+        if state.step == 0:
+            probe(self._parts, self.sampler, self._sampling(0))
+        self.sampler.timing = Timing()
+        collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
+        self._count_idle(collected)
+        advantages = group_advantages(
+            torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
+            self._grpo.advantage_scale,
+        ).tolist()
+        lr = self._parts.schedule(state.step + 1)
+        start = time.perf_counter()
+        updated = self._update(self._minibatches(collected.trained, advantages), lr)
+        float(updated.loss)  # waits for the device, so that the time is the updates'
+        train_seconds = time.perf_counter() - start
+        self._record(state.step + 1, collected, advantages)
+        tokens = tokens_by_task(collected.trained, len(self._prompts.tasks))
+        self._prompts.commit([count * self._grpo.num_iterations for count in tokens])
+        timing = self.sampler.timing
+        seconds = {
+            "rollout": timing.rollout_seconds,
+            "reward": timing.reward_seconds,
+            "train": train_seconds,
+            "sync": sync_seconds,
+        }
+        return StepMetrics(
+            loss=updated.loss,
+            grad_norm=updated.grad_norm,
+            skipped=updated.skipped,
+            lr=lr,
+            tokens=sum(tokens) * self._grpo.num_iterations,
+            data_seconds=timing.rollout_seconds + timing.reward_seconds,
+            documents=tuple(group.prompt.problem.id for group in collected.trained),
+            extra={
+                **sample_metrics(collected, self._prompts.tasks),
+                **update_metrics(updated),
+                "prompts_too_long": float(self._prompts.too_long),
+                **{f"reward_{kind}s": float(timing.faults[kind]) for kind in ("error", "timeout", "nan")},
+                "rollout_tokens_per_second": timing.tokens / max(timing.rollout_seconds, 1e-9),
+                **{f"seconds/{name}": value for name, value in seconds.items()},
+            },
+            texts={"samples": shown(collected.groups, self._rollout.print_samples)}
+            if self._rollout.print_samples
+            else {},
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See protocols.step.StatefulStep."""
+        if self.reference is None:
+            return {}
+        return {f"reference.{name}": tensor for name, tensor in self.reference.tensors().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See protocols.step.StatefulStep."""
+        return {"idle_steps": self._idle_steps, "reference": self.reference.state_dict() if self.reference else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See protocols.step.StatefulStep."""
+        self._idle_steps = state["idle_steps"]
+        if self.reference and state["reference"]:
+            self.reference.load_state_dict(state["reference"])
+
+    def _sampling(self, step: int) -> Sampling:
+        rollout = self._rollout
+        return Sampling(
+            rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            seed=self._parts.config.debug.seed,
+            step=step,
+        )
+
+    def _sync(self) -> float:
+        """The engine takes over the weights; returns the seconds."""
+        start = time.perf_counter()
+        self.engine.sync_weights(self._parts.model)
+        return time.perf_counter() - start
+
+    def _count_idle(self, collected: Collected) -> None:
+        """Without dynamic sampling a step may have nothing to learn from; many in a row end the run."""
+        self._idle_steps = 0 if any(group.has_signal for group in collected.trained) else self._idle_steps + 1
+        if self._idle_steps >= self._grpo.max_idle_steps:
+            raise GaveUp(
+                f"{self._idle_steps} steps in a row had no group with different rewards "
+                f"(grpo.max_idle_steps); {advice(collected.groups)}"
+            )
+
+    def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[Sample]]:
+        """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
+        masks = self._grpo.overlong == "mask"
+        samples = [
+            [
+                Sample(
+                    group.prompt.token_ids,
+                    rollout.token_ids,
+                    rollout.logprobs,
+                    advantage,
+                    trains=not (masks and rollout.truncated),
+                )
+                for rollout, advantage in zip(group.rollouts, own, strict=True)
+            ]
+            for group, own in zip(groups, advantages, strict=True)
+        ]
+        parts = min(self._grpo.num_minibatches, len(samples))
+        bounds = [len(samples) * i // parts for i in range(parts + 1)]
+        return [
+            [sample for group in samples[start:end] for sample in group] for start, end in itertools.pairwise(bounds)
+        ]
+
+    def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
+        frequency = self._rollout.record_freq
+        if self._parts.world.is_main and frequency and step % frequency == 0:
+            numbered = dict(zip(collected.chosen, advantages, strict=True))
+            record(run_folder(self._parts.config), step, collected.groups, numbered)
+
+
+def tokens_by_task(groups: Sequence[Group], num_tasks: int) -> list[int]:
+    """Prompt and completion tokens of each task."""
+    tokens = [0] * num_tasks
+    for group in groups:
+        tokens[group.prompt.task] += sum(
+            len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.rollouts
+        )
+    return tokens
+
+
+def sample_metrics(collected: Collected, tasks: Sequence[Task]) -> dict[str, float]:
+    """Means over all that was sampled; with several tasks also of each."""
+    values = group_metrics(collected.groups)
+    values["groups_sampled"], values["groups_trained"] = float(len(collected.groups)), float(len(collected.chosen))
+    if len(tasks) > 1:
+        for t, task in enumerate(tasks):
+            own = [group for group in collected.groups if group.prompt.task == t]
+            values |= {f"task/{task.name}/{key}": value for key, value in group_metrics(own).items()} if own else {}
+    return values
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the groups' samples."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    count = len(rollouts)
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    parts = sorted({name for rollout in rollouts for name in rollout.parts})
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "accuracy_strict": sum(rollout.strict for rollout in rollouts) / count,
+        "accuracy_lenient": sum(rollout.lenient for rollout in rollouts) / count,
+        "zero_std_fraction": sum(not group.has_signal for group in groups) / len(groups),
+        "completion_tokens_mean": sum(len(rollout.token_ids) for rollout in rollouts) / count,
+        "truncated_fraction": sum(rollout.truncated for rollout in rollouts) / count,
+        **{f"reward/{name}": _mean([r.parts[name] for r in rollouts if name in r.parts]) for name in parts},
+    }
+
+
+def update_metrics(updated: UpdateMetrics) -> Mapping[str, torch.Tensor]:
+    """What the updates have to say beside loss and norm."""
+    return {
+        "entropy": updated.entropy,
+        "clip_fraction": updated.clip_fraction,
+        "kl": updated.kl,
+        "ratio_max": updated.ratio_max,
+        "logprob_diff_max": updated.logprob_diff_max,
+        "logprob_diff_mean": updated.logprob_diff_mean,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,41 @@
+"""Generated arithmetic in levels of difficulty, answered in the form of GSM8K."""
+
+from collections.abc import Sequence
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.grpo import GrpoTask
+from titan_pt.data.arithmetic import LEVELS, num_problems, problem
+from titan_pt.data.permutation import permute
+from titan_pt.trainers.grpo.grading import find_number
+from titan_pt.trainers.grpo.tasks.gsm8k import grade_number
+from titan_pt.trainers.grpo.tasks.problems import Entry, hold_out, plain_problems
+from titan_pt.trainers.grpo.tasks.task import Task, refuse_unused
+
+# Of a larger level this many are used, always the same.
+_MOST_PROBLEMS = 20_000
+
+
+def build(row: GrpoTask, _seed: int) -> Task:
+    """The task: all problems of `level`, or a fixed choice of them; the same for every seed."""
+    refuse_unused(row, "level", "holdout_fraction")
+    level = 1 if row.level is None else row.level
+    if level not in LEVELS:
+        allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
+        raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
+    train, evaluation = hold_out(_entries(row.name, level), row.holdout_fraction)
+    return Task(
+        name=row.name,
+        train=plain_problems(train, row.name),
+        evaluation=plain_problems(evaluation, row.name),
+        grade=grade_number,
+        find_answer=find_number,
+    )
+
+
+def _entries(name: str, level: int) -> list[Entry]:
+    size = num_problems(level)
+    numbers: Sequence[int] = range(size)
+    if size > _MOST_PROBLEMS:
+        numbers = [permute(number, size, b"arithmetic") for number in range(_MOST_PROBLEMS)]
+    found = ((number, problem(level, number)) for number in numbers)
+    return [Entry(f"{name}/level-{level}:{number}", made.question, made.answer) for number, made in found]

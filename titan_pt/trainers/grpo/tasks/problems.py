@@ -1,0 +1,196 @@
+"""Problem sets: read from local files or the hub, and split so that no question is both trained and evaluated on."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.config.grpo import GrpoTask
+from titan_pt.data.files import checked_text, matching_files, quiet_datasets, read_rows
+from titan_pt.data.permutation import keyed_hash
+from titan_pt.trainers.grpo.tasks.task import Problem
+
+logger = logging.getLogger("titan_pt")
+
+_HOLDOUT_KEY = b"titan_pt held-out problems"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One problem as it was read."""
+
+    id: str
+    """Its task, file and place there, such as "gsm8k/train.jsonl:17"."""
+    question: str
+    gold: str
+    options: tuple[str, ...] = ()
+    """Multiple choice: the texts of A, B, ...; `gold` is a letter then."""
+
+
+ParseRow = Callable[[Mapping[str, Any], str], Entry]
+"""(row, id) -> the problem; raises a ValueError that says what is wrong with the row."""
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set of the Hugging Face hub."""
+
+    dataset: str
+    subset: str | None
+    train: str
+    """Split to train on."""
+    evaluation: str
+    """Split to evaluate on."""
+
+
+class ProblemSet:
+    """Entries in order; a `Problems`.
+
+    Args:
+        ask: (entry, visit) -> the problem as it is asked.
+        variant: what else than the entries decides how they are asked; part of the fingerprint.
+    """
+
+    def __init__(self, entries: Sequence[Entry], ask: Callable[[Entry, int], Problem], variant: str = "") -> None:
+        self._entries, self._ask = entries, ask
+        digest = hashlib.sha256(variant.encode())
+        for entry in entries:
+            digest.update(json.dumps([entry.question, entry.gold, entry.options]).encode())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, index: int, visit: int) -> Problem:
+        """See Problems."""
+        return self._ask(self._entries[index], visit)
+
+
+def plain_problems(entries: Sequence[Entry], task: str) -> ProblemSet:
+    """Entries that are asked the same way at each visit."""
+    return ProblemSet(entries, lambda entry, _visit: Problem(task, entry.id, entry.question, entry.gold))
+
+
+def read_problems(row: GrpoTask, hub: HubSet, parse: ParseRow) -> tuple[list[Entry], list[Entry]]:
+    """(problems to train on, problems to evaluate on) as `path`, `eval_path` and `holdout_fraction` of the row say.
+
+    A question that is in both sets, whatever its blanks and capitals, is taken out of training and counted in the log.
+
+    Raises:
+        ConfigError: what cannot be read, with its file and place; nothing is left to train or to evaluate on.
+    """
+    own = matching_files(row.path) if row.path else []
+    own_evaluation = matching_files(row.eval_path, "eval_path") if row.eval_path else []
+    labels = _labels({*own, *own_evaluation})
+    train = _local(row, own, labels, parse) if own else _from_hub(row, hub, hub.train, parse)
+    if own and not own_evaluation:
+        return hold_out(train, row.holdout_fraction)
+    if row.holdout_fraction != GrpoTask.model_fields["holdout_fraction"].default:
+        logger.warning(f"Task {row.name}: holdout_fraction has no effect, for there is a set of its own to evaluate on")
+    evaluation = (
+        _local(row, own_evaluation, labels, parse) if own_evaluation else _from_hub(row, hub, hub.evaluation, parse)
+    )
+    return _without(train, evaluation, row.name), evaluation
+
+
+def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], list[Entry]]:
+    """(problems to train on, problems to evaluate on) by `is_held_out`, in their order.
+
+    Raises:
+        ConfigError: one of the two is empty.
+    """
+    train: list[Entry] = []
+    evaluation: list[Entry] = []
+    for entry in entries:
+        (evaluation if is_held_out(entry.question, fraction) else train).append(entry)
+    for part, purpose, change in ((train, "train", "lower"), (evaluation, "evaluate", "raise")):
+        if not part:
+            raise ConfigError(
+                f"holdout_fraction = {fraction:g} leaves none of {len(entries):,} problems to {purpose} on; {change} it"
+            )
+    return train, evaluation
+
+
+def is_held_out(question: str, fraction: float) -> bool:
+    """Whether a question is of that share which is only evaluated on.
+
+    It depends on the normalised question alone, on no seed and no order: what one run evaluates on, no other trains on.
+    """
+    return keyed_hash(_HOLDOUT_KEY, normalised(question).encode()) < fraction * 2**64
+
+
+def normalised(question: str) -> str:
+    """The question without its differences in blanks and capitals."""
+    return " ".join(question.split()).casefold()
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """A field's text without blanks around it; a ValueError where there is none."""
+    value = field_of(row, name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name!r} is {shown(value)}; want text")
+    return checked_text(value, repr(name)).strip()
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """A field's value; a ValueError where there is none."""
+    if name not in row:
+        raise ValueError(f"no {name!r}; it has {one_of(row)}")
+    return row[name]
+
+
+def _without(train: Sequence[Entry], evaluation: Iterable[Entry], name: str) -> list[Entry]:
+    seen = {normalised(entry.question) for entry in evaluation}
+    left = [entry for entry in train if normalised(entry.question) not in seen]
+    if len(left) < len(train):
+        logger.warning(
+            f"Task {name}: {len(train) - len(left):,} of {len(train):,} training problems are also evaluated on; "
+            "they are taken out of training"
+        )
+    if not left:
+        raise ConfigError("every training problem is also in the set to evaluate on; give another path or eval_path")
+    return left
+
+
+def _local(row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], parse: ParseRow) -> list[Entry]:
+    entries: list[Entry] = []
+    for file in files:
+        entries += _parsed(read_rows(file), file, f"{row.name}/{labels[file]}", parse)
+    if not entries:
+        raise ConfigError(f"{files[0]}: holds no problems")
+    return entries
+
+
+def _parsed(rows: Iterable[tuple[str, Mapping[str, Any]]], where: str, name: str, parse: ParseRow) -> Iterator[Entry]:
+    for place, fields in rows:
+        try:
+            yield parse(fields, f"{name}:{place.removeprefix('line ')}")
+        except ValueError as error:
+            raise ConfigError(f"{where}, {place}: {error}") from None
+
+
+def _labels(files: Iterable[str]) -> dict[str, str]:
+    """Short names of the files that are all different: without their folders, or from the deepest common one on."""
+    absolute = {file: os.path.abspath(file) for file in files}
+    names = {file: os.path.basename(file) for file in absolute}
+    if len(set(names.values())) == len(names):
+        return names
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute.values()])
+    return {file: os.path.relpath(path, common) for file, path in absolute.items()}
+
+
+def _from_hub(row: GrpoTask, hub: HubSet, split: str, parse: ParseRow) -> list[Entry]:
+    where = f"{hub.dataset}{f' ({hub.subset})' if hub.subset else ''}, {split}"
+    try:
+        rows = list(quiet_datasets().load_dataset(hub.dataset, name=hub.subset, split=split))
+    except Exception as error:  # `datasets` and what it calls raise many kinds; the text is what helps
+        raise ConfigError(
+            f"{where} cannot be had from the hub: {type(error).__name__}: {' '.join(str(error).split())}; "
+            'without network give local files, such as path = "train.jsonl" and eval_path = "test.jsonl"'
+        ) from error
+    located = ((f"row {number}", fields) for number, fields in enumerate(rows))
+    return list(_parsed(located, where, f"{row.name}/{split}", parse))

@@ -1,0 +1,154 @@
+"""`reasoning_gym:<name>`: generated problems of the package reasoning-gym with its own scorers (arXiv 2505.24760)."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import logging
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from titan_pt.config.errors import ConfigError, nearest, shown
+from titan_pt.config.grpo import GrpoTask
+from titan_pt.trainers.grpo.grading import find_text
+from titan_pt.trainers.grpo.tasks.problems import Entry, hold_out, normalised, plain_problems
+from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused
+
+logger = logging.getLogger("titan_pt")
+
+_NUM_PROBLEMS = 1000
+_EVALUATORS = {"eval", "exec", "parse_expr", "sympify"}
+"""What turns text into code; sympy's parser calls `eval`."""
+
+
+def build(row: GrpoTask, seed: int) -> Task:
+    """The task. Its problems: `create_dataset(name, seed=seed, size=1000, **row.options)`, each question once.
+
+    The package's scorer decides: 1.0 is right. It is given what follows the one line that begins with "Answer:", up to
+    the end, as many answers are grids (`grading.find_text`). A set whose scorer evaluates answers as code is refused.
+    """
+    refuse_unused(row, "holdout_fraction", "options")
+    name = row.name.partition(":")[2]
+    options = {"seed": seed, "size": _NUM_PROBLEMS, **row.options}
+    dataset = _open_dataset(name, options)
+    items = {f"{row.name}/{number}": item for number, item in enumerate(_generate(name, options))}
+    train, evaluation = hold_out(_entries(items), row.holdout_fraction)
+
+    def grade(completion: str, problem: Problem, rule: str) -> bool:
+        answer = find_text(completion, rule)
+        return answer is not None and bool(dataset.score_answer(answer, items[problem.id]) >= 1.0)
+
+    return Task(
+        name=row.name,
+        train=plain_problems(train, row.name),
+        evaluation=plain_problems(evaluation, row.name),
+        grade=grade,
+        template='Question: {question}\nEnd with a line "Answer: ...".\n',
+        find_answer=find_text,
+    )
+
+
+def _open_dataset(name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        known = importlib.import_module("reasoning_gym.factory").DATASETS
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'titan-pt[reasoning]' brings the package reasoning_gym") from None
+    if name not in known:
+        raise ConfigError(
+            f"name: reasoning_gym has no {shown(name)}{nearest(name, known)}; it has {len(known)}, such as "
+            'reasoning_gym:chain_sum; python -c "import reasoning_gym.factory as f; print(*f.DATASETS)" lists them'
+        )
+    kind, settings = known[name]
+    if evaluates_text(kind):
+        raise ConfigError(f"name: the scorer of {shown(name)} evaluates text as code; choose another")
+    size = options["size"]
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"options.size = {shown(size)}: want a number of problems from 1 on")
+    for option in options:
+        fields = [field.name for field in dataclasses.fields(settings)]
+        if option not in fields:
+            raise ConfigError(f"options.{option}: unknown{nearest(option, fields)}; {name} has {', '.join(fields)}")
+    try:
+        return importlib.import_module("reasoning_gym").create_dataset(name, **options)
+    except Exception as error:  # each set checks its options in its own way
+        raise ConfigError(f"options: {name} refuses them: {type(error).__name__}: {error}") from error
+
+
+def evaluates_text(kind: type) -> bool:
+    """Whether the `score_answer` of a class, or what it calls in its own package, turns text into code."""
+    seen: set[FunctionType] = set()
+    pending = [function for function in [getattr(kind, "score_answer", None)] if inspect.isfunction(function)]
+    while pending:
+        function = pending.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        for name in _names(function.__code__):
+            own = _own_functions(name, kind, function)
+            if name in _EVALUATORS and not own:
+                return True
+            pending += own
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _own_functions(name: str, kind: type, function: FunctionType) -> list[FunctionType]:
+    """The functions of the same package that a name in the function's code may stand for."""
+    package = function.__module__.partition(".")[0]
+    named = [function.__globals__.get(part) for part in _names(function.__code__)]
+    holders = [*kind.__mro__, *(holder for holder in named if isinstance(holder, type | ModuleType))]
+    found = [function.__globals__.get(name), *(inspect.getattr_static(holder, name, None) for holder in holders)]
+    plain = (getattr(candidate, "__func__", candidate) for candidate in found)
+    return [own for own in plain if inspect.isfunction(own) and own.__module__.partition(".")[0] == package]
+
+
+def _entries(items: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    for entry_id, item in items.items():
+        # Where there are many right answers there may be none to show.
+        entry = Entry(entry_id, item["question"].strip(), str(item["answer"] or ""))
+        entries.setdefault(normalised(entry.question), entry)
+    return list(entries.values())
+
+
+def _generate(name: str, options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The items of the data set, the same in every process.
+
+    Some sets go through Python sets of texts, whose order is another in each process, or draw from the global random
+    numbers: ranks and restarts would get different problems. Only a new process can be given the seed of the hash.
+    """
+    logger.info(f"Generating {options['size']:,} problems of reasoning_gym:{name}")
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", f"from {__name__} import _write_items; _write_items()"]
+    done = subprocess.run([*command, name, json.dumps(options)], env=environment, capture_output=True)
+    if done.returncode < 0:
+        raise RuntimeError(f"generating reasoning_gym:{name} was ended by signal {-done.returncode}")
+    if done.returncode > 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ConfigError(f"reasoning_gym:{name} cannot be generated: {lines[-1]}")
+    items: Sequence[Mapping[str, Any]] = pickle.loads(done.stdout)
+    return items
+
+
+def _write_items() -> None:
+    """In the new process: generate, and pickle to the standard output."""
+    output, sys.stdout = sys.stdout.buffer, sys.stderr  # some sets print
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    random.seed(0)
+    np.random.seed(0)
+    dataset = importlib.import_module("reasoning_gym").create_dataset(name, **options)
+    pickle.dump([dataset[number] for number in range(options["size"])], output)

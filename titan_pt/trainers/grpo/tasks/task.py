@@ -1,0 +1,162 @@
+"""A task: problems to train and to evaluate on, how they are asked, and how answers are graded; and the registry."""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.grpo import GrpoTask
+from titan_pt.trainers.grpo.tasks.rewards import known_rewards
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question."""
+
+    task: str
+    """Name of its task."""
+    id: str
+    """Names it in records and errors; the same in every run."""
+    question: str
+    """Takes the place of {question} in the prompt template; options included, in the order of this visit."""
+    gold: str
+    """The right answer, as the task's grading reads it."""
+
+
+class Problems(Protocol):
+    """A fixed, ordered set of problems."""
+
+    fingerprint: str
+    """Changes when the problems do."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, visit: int) -> Problem:
+        """Problem `index`, for the visit-th time (from 0); what is shuffled at each visit depends on it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the trainer asks of a task."""
+
+    name: str
+    train: Problems
+    evaluation: Problems
+    """Shares no question with `train`."""
+    grade: Callable[[str, Problem, str], bool]
+    """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. Call it
+    through `rewards.grade`: a user's own may raise or hang."""
+    template: str = "Question: {question}\nAnswer:"
+    """The prompt, with {question} in it."""
+    stop: tuple[str, ...] = ()
+    """Texts of one token each that end a completion beside the end-of-text token."""
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"correct": 1.0})
+    """Weight of each registered reward."""
+    find_answer: Callable[[str], str | None] | None = None
+    """The answer that stands in the strict form, right or wrong, or None; the reward "format" is for it."""
+    letters: tuple[str, ...] = ()
+    """Multiple choice: the letters an answer can be; the most common one is a baseline."""
+    letter_prefix: str = "Answer:"
+    """Multiple choice: stands between the prompt and " A", " B", ... whose likelihoods are compared."""
+    find_letter: Callable[[str], str | None] | None = None
+    """Multiple choice: the letter that a completion answers, or None."""
+
+    def prompt(self, problem: Problem) -> str:
+        """The text that the policy continues."""
+        return self.template.replace("{question}", problem.question)
+
+
+TaskFactory = Callable[[GrpoTask, int], Task]
+"""(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
+
+_TASKS: dict[str, TaskFactory] = {}
+_BUILTIN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym")
+"""Modules of this package with a TaskFactory `build`, imported when asked for."""
+
+_DEFAULTS = GrpoTask(name="defaults")
+_OPTIONAL = ("path", "eval_path", "holdout_fraction", "level", "shuffle_options", "options")
+
+
+def register_task(name: str, factory: TaskFactory) -> None:
+    """Make `[[grpo.tasks]] name` known; "name" also stands for every "name:something". Twice is an error.
+
+    The factory reads what it needs of the row, such as `row.options`. The row's template, stops and rewards are not
+    its business: where they are set, they replace those of its task.
+    """
+    if name in _TASKS or name in _BUILTIN:
+        raise ValueError(f"task {name!r} is registered already")
+    _TASKS[name] = factory
+
+
+def open_task(row: GrpoTask, seed: int) -> Task:
+    """The task of one row of [[grpo.tasks]], with the row's template, stops and rewards.
+
+    Raises:
+        ConfigError: an unknown name or reward; a template without {question}; a setting that has no effect on this
+            task; missing, unreadable or too few problems.
+    """
+    factory = _factory(row.name)
+    problems = list(_mistakes(row))
+    try:
+        task = _with_overrides(factory(row, seed), row)
+        problems += _shortcomings(task)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
+    return task
+
+
+def refuse_unused(row: GrpoTask, *used: str) -> None:
+    """Raise a ConfigError for what the row sets otherwise than the default, unless the task uses it."""
+    unused = [name for name in _OPTIONAL if name not in used and getattr(row, name) != getattr(_DEFAULTS, name)]
+    if unused:
+        raise ConfigError(
+            *(f"{name} = {shown(getattr(row, name))} has no effect on {row.name}; leave it out" for name in unused)
+        )
+
+
+def _factory(name: str) -> TaskFactory:
+    family = name.partition(":")[0]
+    if family in _BUILTIN:
+        factory: TaskFactory = importlib.import_module(f"titan_pt.trainers.grpo.tasks.{family}").build
+        return factory
+    if family not in _TASKS:
+        known = {*_TASKS, *_BUILTIN}
+        raise ConfigError(
+            f"grpo.tasks: name = {shown(name)}: unknown{nearest(family, known)}; known are {one_of(known)}; "
+            "a task of your own comes by register_task in the module of experimental.custom_import"
+        )
+    return _TASKS[family]
+
+
+def _mistakes(row: GrpoTask) -> Iterator[str]:
+    if row.prompt_template is not None and "{question}" not in row.prompt_template:
+        yield f"prompt_template = {shown(row.prompt_template)}: no {{question}} in it, the place of the question"
+    if not any(row.rewards.values()):
+        yield 'rewards: all weights are 0, so nothing is learnt; the default is rewards = {"correct" = 1.0}'
+
+
+def _shortcomings(task: Task) -> Iterator[str]:
+    known = known_rewards()
+    for name in sorted(set(task.rewards) - known):
+        yield (
+            f"rewards: {shown(name)} is unknown{nearest(name, known)}; known are {one_of(known)}; "
+            "one of your own comes by register_reward in the module of experimental.custom_import"
+        )
+    if "format" in task.rewards and task.find_answer is None:
+        yield 'rewards: "format" is of no use, for the task has no strict form (Task.find_answer); leave it out'
+    for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
+        if len(problems) == 0:
+            yield f"there are no problems to {purpose} on"
+
+
+def _with_overrides(task: Task, row: GrpoTask) -> Task:
+    return replace(
+        task,
+        template=row.prompt_template or task.template,
+        stop=tuple(row.stop) or task.stop,
+        rewards=row.rewards if row.rewards != _DEFAULTS.rewards else task.rewards,
+    )
