@@ -16,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from titan_pt.components import preemption
 from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,7 @@ def train_here(config: Path, *flags: str) -> int:
         log.handlers, log.level, log.propagate = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        preemption._requested.clear()  # a signal of this run is none of the next test's
 
 
 def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:

@@ -13,7 +13,7 @@ from titan_pt.components.preemption import ignore_signals, install_handlers
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
-from titan_pt.outcome import ExitCode, GaveUp, Preempted, record_exit_code
+from titan_pt.outcome import ExitCode, GaveUp, Preempted, Stalled, record_exit_code
 
 if TYPE_CHECKING:
     from titan_pt.protocols.step import StepParts
@@ -75,10 +75,15 @@ def run(config: JobConfig) -> ExitCode:
             write_config(config)
         trainer.train()
         code = ExitCode.DONE
-    except Preempted:
+    except Preempted as error:
         if trainer is not None and trainer.has_checkpoint:
-            logger.warning("Stopped by a signal; the same command goes on from the checkpoint")
+            why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
+            logger.warning(f"{why}; the same command goes on from the checkpoint")
             code = ExitCode.PREEMPTED
+        elif isinstance(error, Stalled):
+            record_failure(error)
+            _close(trainer, wait=_is_alone())
+            raise
         else:
             logger.warning("Stopped by a signal before there was a checkpoint")
             code = ExitCode.TERMINATED

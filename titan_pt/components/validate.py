@@ -13,8 +13,9 @@ from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
-from titan_pt.data.loader import data_seed, open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Row, Stream, padding_row
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.mixture import data_seed, open_mixture
+from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
 
@@ -108,7 +109,8 @@ def validation_rows(parts: StepParts) -> list[Row]:
         mixture = list(parts.dataloader.corpus.sources)
         fraction, held_out = config.validation.holdout_fraction, True
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
-    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out)
+    known = {source.name for source in once}  # that they end is what they are for
+    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out, spent=known)
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))

@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.data.formatters import Formatter, get_formatter
 
 logger = logging.getLogger("titan_pt")
 
@@ -25,11 +26,12 @@ TEXT_DOCUMENT_CHARACTERS = 4000
 
 _BLOCK_CHARACTERS = 1 << 20
 
+Columns = tuple[str, ...]
 Located = Iterator[tuple[str, Any]]
-"""(place in the file, what is there). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
+"""(place in the file, its row). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
 
 
-def read_texts(files: Sequence[str], column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
+def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
     """The texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
 
     Raises:
@@ -40,7 +42,7 @@ def read_texts(files: Sequence[str], column: str, **_cache_key: Any) -> Iterator
     logger.info(f"Converting {len(files)} files, {size / 1e6:,.1f} MB: {files[0]}{' ...' * (len(files) > 1)}")
     some = False
     for path in files:
-        texts = until_stopped(_texts(path, column))
+        texts = until_stopped(_texts(path, get_formatter(formatter, column)))
         first = next(texts, None)
         if first is None:
             logger.warning(f"{path}: holds no documents")
@@ -65,11 +67,11 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from read(path)
 
 
-def _texts(path: str, column: str) -> Iterator[str]:
+def _texts(path: str, formatter: Formatter) -> Iterator[str]:
     read = _READERS[_ending(path)]
     with _reading(path):
-        for place, value in read(path, column):
-            yield checked_text(value, f"{path}, {place}: {column!r}")
+        for place, row in read(path, formatter.columns):
+            yield format_row(formatter, row, f"{path}, {place}")
 
 
 def quiet_datasets() -> Any:
@@ -110,6 +112,25 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
         raise ConfigError(f"{key} = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
     check_kinds(files)
     return files
+
+
+def format_row(formatter: Formatter, row: Any, where: str) -> str:
+    """The text of a row.
+
+    Raises:
+        ConfigError: the formatter cannot read the row, or gives something else than text.
+    """
+    if formatter.name == "text":
+        column = formatter.columns[0]
+        return checked_text(row[column], f"{where}: {column!r}")
+    try:
+        text = formatter.format(row)
+    except Exception as error:  # a user's function, and rows of any shape
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{where}: formatter {formatter.name!r} cannot read it: {reason}; repair or remove it"
+        ) from error
+    return checked_text(text, f"{where}: formatter {formatter.name!r}")
 
 
 def check_kinds(files: list[str]) -> None:
@@ -165,11 +186,12 @@ def _end_of_piece(text: str, least: int, most: int) -> int:
     return most
 
 
-def _json(path: str, column: str) -> Located:
+def _json(path: str, columns: Columns) -> Located:
     for place, row in _json_rows(path):
-        if column not in row:
-            raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
-        yield place, row[column]
+        for column in columns:
+            if column not in row:
+                raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
+        yield place, row
 
 
 def _json_rows(path: str) -> Located:
@@ -202,19 +224,21 @@ def _parsed(text: bytes, where: str) -> Any:
         raise ConfigError(f"{where}: not JSON: {error}; repair or remove it") from None
 
 
-def _parquet(path: str, column: str) -> Located:
-    file = _parquet_file(path)
-    if column not in file.schema_arrow.names:
-        raise ConfigError(f"{path}: no column {column!r}; it has {one_of(file.schema_arrow.names)}; set text_field")
-    numbers = itertools.count()
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            yield f"row {next(numbers)}", value
+def _parquet(path: str, columns: Columns) -> Located:
+    check_columns(_parquet_file(path).schema_arrow.names, columns, path)
+    return _parquet_rows(path, columns)
 
 
-def _parquet_rows(path: str) -> Located:
+def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
+    """Raise a ConfigError unless a table has all columns."""
+    for column in columns:
+        if column not in names:
+            raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
+
+
+def _parquet_rows(path: str, columns: Columns | None = None) -> Located:
     numbers = itertools.count()
-    for batch in _parquet_file(path).iter_batches(batch_size=256):
+    for batch in _parquet_file(path).iter_batches(batch_size=256, columns=list(columns) if columns else None):
         for row in batch.to_pylist():
             yield f"row {next(numbers)}", row
 
@@ -223,19 +247,19 @@ def _parquet_file(path: str) -> pyarrow.parquet.ParquetFile:
     return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
 
 
-def _text(path: str, column: str) -> Located:
-    if column != "text":
-        raise ConfigError(f"{path}: no column {column!r}; a text file has no columns, so leave text_field out")
+def _text(path: str, columns: Columns) -> Located:
+    if columns != ("text",):
+        raise ConfigError(f"{path}: no column {columns[0]!r}; a text file has no columns, so leave text_field out")
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
         for number, piece in enumerate(cut_text(file), 1):
-            yield f"piece {number}", piece
+            yield f"piece {number}", {"text": piece}
 
 
 def _open(path: str) -> Any:
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
-_READERS: dict[str, Callable[[str, str], Located]] = {
+_READERS: dict[str, Callable[[str, Columns], Located]] = {
     ".jsonl": _json,
     ".jsonl.gz": _json,
     ".json": _json,
