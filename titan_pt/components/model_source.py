@@ -52,8 +52,8 @@ class ModelSource:
 
     @property
     def knows_chat(self) -> bool:
-        """Whether the model was trained on that form: not by pretraining, nor where a tokenizer came without."""
-        return self.tokenizer.chat_template is not None if self.trainer is None else self.trainer != "pretrain"
+        """Whether the model was trained on that form: by sft, or before it came here with a template."""
+        return self.trainer == "sft" or (self.trainer != "pretrain" and self.tokenizer.chat_template is not None)
 
     @property
     def stop_ids(self) -> list[int]:

@@ -77,6 +77,10 @@ class GrpoTask(Section):
     """Options of a reasoning_gym or registered task, passed on."""
 
 
+class EvaluationTask(GrpoTask):
+    """A task that is only evaluated on: its training problems are not read."""
+
+
 class Grpo(Section):
     """[grpo] Group Relative Policy Optimization (arXiv 2402.03300) and its relatives."""
 
