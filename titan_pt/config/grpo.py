@@ -193,6 +193,13 @@ def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
             f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
             f"{rollout.max_new_tokens}",
         )
+    for name in ("tasks", "sample_prompts"):
+        if getattr(config.validation, name):
+            yield (
+                [f"validation.{name}"],
+                f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
+                "rollout.print_samples; leave it out",
+            )
     if training.tokens is not None:
         yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
     if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:
