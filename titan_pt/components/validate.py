@@ -71,7 +71,7 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
     """The validator of `[validation]`, or None where it is off.
 
     Raises:
-        ConfigError: there are no validation documents.
+        ConfigError: there are no validation documents, or a task cannot be asked.
     """
     config, world = parts.config, parts.world
     if not config.validation.enable:
@@ -84,7 +84,7 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
     num_bytes = sum(row.num_bytes for row in rows)
     tokens = sum(row.num_targets for row in rows)
     logger.info(f"Validation: {len(rows)} rows, {tokens:,} tokens, {num_bytes:,.0f} bytes, the same each time")
-    return LossValidator(
+    losses = LossValidator(
         model=parts.model,
         world=world,
         batches=[collate(own[i : i + size]) for i in range(0, len(own), size)],
@@ -92,6 +92,11 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
         document_mask=config.training.document_mask,
         raise_if_preempted=parts.raise_if_preempted,
     )
+    if not (config.validation.tasks or config.validation.sample_prompts):
+        return losses
+    from titan_pt.evaluation.exams import build_exams
+
+    return build_exams(parts, losses)
 
 
 def validation_rows(parts: StepParts) -> list[Row]:

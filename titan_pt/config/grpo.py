@@ -77,6 +77,10 @@ class GrpoTask(Section):
     """Options of a reasoning_gym or registered task, passed on."""
 
 
+class EvaluationTask(GrpoTask):
+    """A task that is only evaluated on: its training problems are not read."""
+
+
 class Grpo(Section):
     """[grpo] Group Relative Policy Optimization (arXiv 2402.03300) and its relatives."""
 
@@ -189,6 +193,13 @@ def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
             f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
             f"{rollout.max_new_tokens}",
         )
+    for name in ("tasks", "sample_prompts"):
+        if getattr(config.validation, name):
+            yield (
+                [f"validation.{name}"],
+                f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
+                "rollout.print_samples; leave it out",
+            )
     if training.tokens is not None:
         yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
     if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:

@@ -105,6 +105,8 @@ class OutputLayer:
         self._source_VD = model.output_weight.detach()
         self._weight_DV = self._source_VD.T.contiguous().float()
         self._num_tokens = model.args.num_tokens or model.args.vocab_size
+        self.num_rows = model.args.vocab_size
+        """Of the vocabulary, padding included."""
 
     def refresh(self) -> None:
         """Take over the model's weight, in place."""

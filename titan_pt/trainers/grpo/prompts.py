@@ -163,16 +163,7 @@ class PromptLoader:
 
     def evaluation(self, t: int, limit: int) -> list[Prompt]:
         """At most `limit` held-out prompts of task `t`, the same each time."""
-        task = self.tasks[t]
-        size = len(task.evaluation)
-        chosen = range(size) if size <= limit else [permute(i, size, b"evaluation") for i in range(limit)]
-        prompts = []
-        for index in sorted(chosen):
-            problem = task.evaluation.get(index, 0)
-            ids, _ = self._rules.encode(task, problem)
-            if ids is not None:
-                prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
-        return prompts
+        return held_out_prompts(self.tasks[t], t, self._rules, limit)[0]
 
     def _iterate(self) -> Iterator[Prompt]:
         while True:
@@ -208,6 +199,24 @@ class PromptLoader:
     def _restore(self, state: dict[str, Any]) -> None:
         self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
         self._carry = [(t, draw) for t, draw in state["carry"]]
+
+
+def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
+    """(at most `limit` held-out prompts of a task, the same each time; how many were too long).
+
+    Args:
+        t: number of the task.
+    """
+    size = len(task.evaluation)
+    chosen = range(size) if size <= limit else sorted(permute(i, size, b"evaluation") for i in range(limit))
+    prompts, num_too_long = [], 0
+    for index in chosen:
+        problem = task.evaluation.get(index, 0)
+        ids, too_long = rules.encode(task, problem)
+        num_too_long += too_long
+        if ids is not None:
+            prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
+    return prompts, num_too_long
 
 
 def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:

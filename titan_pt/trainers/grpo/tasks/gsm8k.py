@@ -32,6 +32,7 @@ def grade_number(completion: str, problem: Problem, rule: str) -> bool:
 def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:
     question, answer = text_field(row, "question"), text_field(row, "answer")
     try:
-        return Entry(entry_id, question, gold_number(answer))
+        gold = gold_number(answer)
     except ValueError as error:
         raise ValueError(f"'answer': {error}") from None
+    return Entry(entry_id, question, gold, solution=answer if "####" in answer else f"#### {answer}")

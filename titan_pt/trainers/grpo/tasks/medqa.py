@@ -54,7 +54,7 @@ def _ask(task: str, entry: Entry, order: Sequence[int]) -> Problem:
     """The problem with its options in the order of these numbers."""
     lines = [f"{letter}. {entry.options[number]}" for letter, number in zip(_LETTERS, order, strict=False)]
     gold = _LETTERS[order.index(_LETTERS.index(entry.gold))]
-    return Problem(task, entry.id, "\n".join([entry.question, *lines]), gold)
+    return Problem(task, entry.id, "\n".join([entry.question, *lines]), gold, f"Answer: {gold}")
 
 
 def _order(size: int, text: str) -> list[int]:

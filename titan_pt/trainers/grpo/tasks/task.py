@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.grpo import EvaluationTask, GrpoTask
 from titan_pt.trainers.grpo.tasks.rewards import known_rewards
 
 
@@ -22,6 +22,8 @@ class Problem:
     """Takes the place of {question} in the prompt template; options included, in the order of this visit."""
     gold: str
     """The right answer, as the task's grading reads it."""
+    solution: str = ""
+    """A worked answer, right by every rule; empty where there is none to show."""
 
 
 class Problems(Protocol):
@@ -67,6 +69,11 @@ class Task:
         """The text that the policy continues."""
         return self.template.replace("{question}", problem.question)
 
+    def worked(self, problem: Problem) -> str:
+        """The prompt and its worked answer: an example, or a document to learn from."""
+        prompt = self.prompt(problem)
+        return prompt + ("" if prompt[-1:].isspace() else " ") + problem.solution
+
 
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
@@ -101,7 +108,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
     problems = list(_mistakes(row))
     try:
         task = _with_overrides(factory(row, seed), row)
-        problems += _shortcomings(task)
+        problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -139,7 +146,7 @@ def _mistakes(row: GrpoTask) -> Iterator[str]:
         yield 'rewards: all weights are 0, so nothing is learnt; the default is rewards = {"correct" = 1.0}'
 
 
-def _shortcomings(task: Task) -> Iterator[str]:
+def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     known = known_rewards()
     for name in sorted(set(task.rewards) - known):
         yield (
@@ -149,7 +156,7 @@ def _shortcomings(task: Task) -> Iterator[str]:
     if "format" in task.rewards and task.find_answer is None:
         yield 'rewards: "format" is of no use, for the task has no strict form (Task.find_answer); leave it out'
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
-        if len(problems) == 0:
+        if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
 
 
