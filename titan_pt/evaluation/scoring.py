@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.decode import LOGIT_ELEMENTS, OutputLayer
+from titan_pt.trainers.grpo.decode import OutputLayer
 
 # Most tokens of one forward, padding included; a longer row goes alone.
 _BATCH_TOKENS = 2**14
@@ -96,10 +96,9 @@ def _read(
 
 def _score(output: OutputLayer, hidden_TD: torch.Tensor, token_T: torch.Tensor) -> tuple[list[float], list[bool]]:
     """(log-probability, whether it is the likeliest) of each token, without ever holding all logits."""
-    size = max(1, LOGIT_ELEMENTS // output.num_rows)
     logprobs, greedy = [], []
-    for hidden, token in zip(hidden_TD.split(size), token_T.split(size), strict=True):
-        logprobs_TV = torch.log_softmax(output(hidden), dim=-1)
+    for logits_TV, token in zip(output(hidden_TD), token_T.split(output.rows), strict=True):
+        logprobs_TV = torch.log_softmax(logits_TV, dim=-1)
         logprobs.append(logprobs_TV.gather(-1, token[:, None])[:, 0])
         greedy.append(logprobs_TV.argmax(dim=-1) == token)
     return torch.cat(logprobs).tolist(), torch.cat(greedy).tolist()
