@@ -26,7 +26,7 @@ from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.order import BLOCK_ROWS
-from titan_pt.data.stream import Stream, padding_row
+from titan_pt.data.stream import Stream, padding_row, token_hash
 from titan_pt.data.unit_documents import Reading, UnitDocuments
 from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
@@ -160,6 +160,10 @@ class DataLoader:
                 for source in self.corpus.sources
             },
         }
+
+    def digest(self, state: dict[str, Any]) -> str:
+        """The rolling hash of all tokens that all streams gave."""
+        return token_hash(state)
 
     def progress(self) -> dict[str, list[float]]:
         """[tokens, passes] of each source, of this rank's streams up to the committed batch.

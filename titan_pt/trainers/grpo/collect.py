@@ -3,12 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from titan_pt.config.grpo import Grpo
-from titan_pt.outcome import GaveUp
-from titan_pt.trainers.grpo.probe import ADVICE
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.rollouts import Group, Sampler
 from titan_pt.trainers.grpo.sampling import Sampling
@@ -26,7 +23,7 @@ class Collected:
     groups: list[Group]
     """All of them."""
     chosen: list[int]
-    """Numbers of the groups to train on, at most grpo.prompts_per_step."""
+    """Numbers of the groups to train on, at most grpo.prompts_per_step; none where no group has anything to teach."""
 
     @property
     def trained(self) -> list[Group]:
@@ -39,10 +36,9 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
     With grpo.dynamic_sampling = "refill" only groups with different rewards are chosen (DAPO, arXiv 2503.14476,
     section 3.2). Rounds go over all ranks and the first ones in the order of the prompts are chosen, so that the
     choice does not depend on the number of ranks. Prompts of groups beyond prompts_per_step come first in the next
-    step.
+    step. A step may end with fewer groups than that, after max_gen_batches rounds.
 
     Raises:
-        GaveUp: no group has different rewards after max_gen_batches rounds.
         Preempted: on all ranks.
     """
     refill = options.dynamic_sampling == "refill"
@@ -63,17 +59,6 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
                 f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling "
                 f"{len(chosen)} of {len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
             )
-    if not chosen:
-        raise GaveUp(
-            f"step {sampling.step}: none of {len(groups)} groups has different rewards after "
-            f"{options.max_gen_batches} rounds of sampling; {advice(groups)}"
-        )
     surplus = chosen[options.prompts_per_step :]
     prompts.give_back([groups[i].prompt for i in surplus])
     return Collected(groups, chosen[: options.prompts_per_step])
-
-
-def advice(groups: Sequence[Group]) -> str:
-    """What to do where no group has signal."""
-    solved = all(rollout.strict for group in groups for rollout in group.rollouts)
-    return "every answer is right: take harder tasks or a higher level" if solved else ADVICE

@@ -69,14 +69,13 @@ def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
     rollouts = [(group.prompt.problem, group.rollouts[0]) for group in greedy]
     values = {
         "accuracy": sum(rollout.strict for _, rollout in rollouts) / count,
-        "accuracy_official": sum(task.grade(rollout.text, problem, "official") for problem, rollout in rollouts)
-        / count,
+        "accuracy_official": sum(rollout.official for _, rollout in rollouts) / count,
         "accuracy_lenient": sum(rollout.lenient for _, rollout in rollouts) / count,
         "truncated_fraction": sum(rollout.truncated for _, rollout in rollouts) / count,
     }
-    if not task.letters or task.find_letter is None:
+    if not task.letters:
         return values
-    answered = Counter(task.find_letter(rollout.text) for _, rollout in rollouts)
+    answered = Counter(rollout.letter for _, rollout in rollouts)
     gold = Counter(problem.gold for problem, _ in rollouts)
     values["constant_letter_baseline"] = max(gold.values()) / count
     for letter in task.letters:

@@ -37,6 +37,10 @@ class Rollout:
     strict: bool
     official: bool
     lenient: bool
+    letter: str | None
+    """The answer of multiple choice."""
+    trains: bool
+    """Whether its tokens count in the loss: grpo.overlong = "mask" leaves out what was cut off."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Whether the rewards differ: equal ones have no advantage."""
-        return len(set(self.rewards)) > 1
+        """Whether there is anything to learn: different rewards, and one that is not the mean and may be trained on."""
+        return len(set(self.rewards)) > 1 and any(rollout.trains for rollout in self.rollouts)
 
 
 @dataclass
@@ -75,6 +79,8 @@ class _Share:
     stopped: bool
     groups: list[Group]
     faults: list[rewards.RewardProblem]
+    rollout_seconds: float = 0.0
+    reward_seconds: float = 0.0
 
 
 class Sampler:
@@ -116,6 +122,9 @@ class Sampler:
         shares = self._world.gather(self._share([prompts[i] for i in own], [first + i for i in own], sampling, n))
         if any(share.stopped for share in shares):
             self._raise_if_preempted()
+        # The slowest rank is what all waited for.
+        self.timing.rollout_seconds += max(share.rollout_seconds for share in shares)
+        self.timing.reward_seconds += max(share.reward_seconds for share in shares)
         self._note_faults([fault for share in shares for fault in share.faults])
         rounds = itertools.zip_longest(*(share.groups for share in shares))
         groups = [group for one_each in rounds for group in one_each if group is not None]
@@ -130,16 +139,15 @@ class Sampler:
             completions = self._engine.generate([p.token_ids for p in prompts], sampling, n, numbers) if prompts else []
         except GenerationStopped:
             return _Share(True, [], [])
-        self.timing.rollout_seconds += time.perf_counter() - start
-        start = time.perf_counter()
+        _check_engine(completions, len(prompts), n)
+        sampled = time.perf_counter()
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
             graded = [self._grade(prompt, completion, sampling) for completion in completions[i * n : (i + 1) * n]]
             groups.append(Group(prompt, tuple(rollout for rollout, _ in graded)))
             faults += [fault for _, own in graded for fault in own]
-        self.timing.reward_seconds += time.perf_counter() - start
-        return _Share(False, groups, faults)
+        return _Share(False, groups, faults, sampled - start, time.perf_counter() - sampled)
 
     def _grade(
         self, prompt: Prompt, completion: Completion, sampling: Sampling
@@ -160,6 +168,7 @@ class Sampler:
         for rule in ("strict", "official", "lenient"):
             right[rule], more = rewards.grade(sample, task, rule, limit)
             faults += more
+        letter, more = rewards.find_letter(sample, task, limit)
         rollout = Rollout(
             token_ids=tuple(ids),
             logprobs=tuple(completion.logprobs),
@@ -167,9 +176,11 @@ class Sampler:
             text=text,
             parts=dict(score.parts),
             reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, self._options),
+            letter=letter,
+            trains=not (truncated and self._options.overlong == "mask"),
             **right,
         )
-        return rollout, faults
+        return rollout, [*faults, *more]
 
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
         for fault in faults:
@@ -194,8 +205,20 @@ def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens:
     overlong_buffer tokens, then linearly more, up to overlong_penalty at max_new_tokens.
     """
     if options.overlong == "zero":
-        return 0.0 if truncated else reward
+        return min(0.0, reward) if truncated else reward
     if options.overlong == "mask":
         return reward
     over = length - (max_new_tokens - options.overlong_buffer)
     return reward - options.overlong_penalty * min(1.0, max(0.0, over / options.overlong_buffer))
+
+
+def _check_engine(completions: Sequence[Completion], prompts: int, n: int) -> None:
+    """An engine of a user's own may give anything."""
+    if [completion.prompt for completion in completions] != [i for i in range(prompts) for _ in range(n)]:
+        raise RuntimeError(
+            f"rollout.engine gave {len(completions)} completions, or in another order: want {n} of each of {prompts} "
+            "prompts, by prompt"
+        )
+    for completion in completions:
+        if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
+            raise RuntimeError("rollout.engine gave a completion without tokens, or without a logprob for each token")

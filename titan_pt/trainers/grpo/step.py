@@ -9,15 +9,16 @@ import torch
 
 from titan_pt.components.startup import run_folder
 from titan_pt.config.grpo import Grpo, Rollout, section
-from titan_pt.outcome import GaveUp
+from titan_pt.outcome import GaveUpTogether
 from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
 from titan_pt.trainers.grpo.advantages import group_advantages
-from titan_pt.trainers.grpo.collect import Collected, advice, collect
+from titan_pt.trainers.grpo.collect import Collected, collect
 from titan_pt.trainers.grpo.engine import RolloutEngine
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
 from titan_pt.trainers.grpo.probe import probe
 from titan_pt.trainers.grpo.prompts import PromptLoader
+from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.recorder import record, shown
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Group, Sampler, Timing
@@ -52,7 +53,7 @@ class GrpoStep:
             probe(self._parts, self.sampler, self._sampling(0))
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
-        self._count_idle(collected)
+        self._give_up_if_idle(state.step + 1, collected)
         advantages = group_advantages(
             torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
             self._grpo.advantage_scale,
@@ -126,18 +127,21 @@ class GrpoStep:
         self.engine.sync_weights(self._parts.model)
         return time.perf_counter() - start
 
-    def _count_idle(self, collected: Collected) -> None:
-        """Without dynamic sampling a step may have nothing to learn from; many in a row end the run."""
+    def _give_up_if_idle(self, step: int, collected: Collected) -> None:
+        """Without any group to learn from for too long the run ends; the last samples are kept for a person to read."""
         self._idle_steps = 0 if any(group.has_signal for group in collected.trained) else self._idle_steps + 1
-        if self._idle_steps >= self._grpo.max_idle_steps:
-            raise GaveUp(
-                f"{self._idle_steps} steps in a row had no group with different rewards "
-                f"(grpo.max_idle_steps); {advice(collected.groups)}"
-            )
+        limit = self._grpo.max_idle_steps if self._grpo.dynamic_sampling == "none" else 1
+        if self._idle_steps < limit:
+            return
+        self._record(step, collected, [])
+        found = readiness(collected.groups)
+        raise GaveUpTogether(
+            f"step {step}: none of {len(collected.groups)} groups has different rewards, {self._idle_steps} steps in a "
+            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
+        )
 
     def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[Sample]]:
         """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
-        masks = self._grpo.overlong == "mask"
         samples = [
             [
                 Sample(
@@ -145,7 +149,7 @@ class GrpoStep:
                     rollout.token_ids,
                     rollout.logprobs,
                     advantage,
-                    trains=not (masks and rollout.truncated),
+                    trains=rollout.trains,
                 )
                 for rollout, advantage in zip(group.rollouts, own, strict=True)
             ]
@@ -158,9 +162,10 @@ class GrpoStep:
         ]
 
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
+        """Without advantages: of a step that is not trained on."""
         frequency = self._rollout.record_freq
         if self._parts.world.is_main and frequency and step % frequency == 0:
-            numbered = dict(zip(collected.chosen, advantages, strict=True))
+            numbered = dict(zip(collected.chosen, advantages, strict=False))
             record(run_folder(self._parts.config), step, collected.groups, numbered)
 
 

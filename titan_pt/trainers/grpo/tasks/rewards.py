@@ -108,6 +108,17 @@ def grade(sample: Sample, task: "Task", rule: str, timeout_seconds: float) -> tu
     return False, (RewardProblem(f"grade ({rule})", sample.problem.id, failure.kind, failure.message),)
 
 
+def find_letter(sample: Sample, task: "Task", timeout_seconds: float) -> tuple[str | None, tuple[RewardProblem, ...]]:
+    """The letter that the completion answers, guarded like a reward; None where there are none."""
+    find = task.find_letter
+    if find is None:
+        return None, ()
+    letter, failure = _attempt(lambda: find(sample.completion), timeout_seconds)
+    if failure is None:
+        return letter, ()
+    return None, (RewardProblem("find_letter", sample.problem.id, failure.kind, failure.message),)
+
+
 @dataclass(frozen=True)
 class _Failure:
     kind: Literal["error", "timeout", "nan"]
@@ -129,7 +140,7 @@ def _attempt(call: Callable[[], T], seconds: float) -> tuple[T | None, _Failure 
         return None, _Failure("timeout", f"took longer than {seconds:g} s")
     except _NotFinite as error:
         return None, _Failure("nan", str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # exit() in a reward must not end the run as if it were finished
         return None, _Failure("error", _described(error))
 
 
@@ -170,7 +181,7 @@ def _value(name: str, sample: Sample, task: "Task") -> float:
     return number
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The error and the line that raised it, in one line."""
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     frames = traceback.extract_tb(error.__traceback__)

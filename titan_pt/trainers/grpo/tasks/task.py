@@ -111,6 +111,10 @@ def open_task(row: GrpoTask, seed: int) -> Task:
         problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
     except ConfigError as error:
         problems += error.problems
+    except Exception as error:
+        if factory not in _TASKS.values():
+            raise
+        problems.append(f"its factory failed: {type(error).__name__}: {error}")
     if problems:
         raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
     return task
