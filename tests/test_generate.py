@@ -162,8 +162,8 @@ def test_int8_weights_are_small_and_close(run: Path) -> None:
     [
         (["--checkpoint", "missing"], "--checkpoint = 'missing': no such folder"),
         (["--prompt", "x", "--max_new_tokens", 0], "--max_new_tokens = 0: must be at least 1"),
-        (["--prompt", "x", "--max_new_tokens", 5000], "lower --max_new_tokens to 2047 or less"),
-        (["--prompt", "x" * 5000], "are more than the model reads, 2048; shorten it"),
+        (["--prompt", "x", "--max_new_tokens", 40000], "lower --max_new_tokens to 32767 or less"),
+        (["--prompt", "x" * 40000], "are more than the model reads, 32768; shorten it"),
         (["--prompt", "x", "--temperature", -1], "--temperature = -1.0: must be 0 or more"),
         (["--prompt", "x", "--temperature", "nan"], "--temperature = nan: must be 0 or more"),
         (["--prompt", "x", "--top_p", 1.5], "--top_p = 1.5: must be above 0 and at most 1"),

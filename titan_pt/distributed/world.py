@@ -189,9 +189,13 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
     )
 
 
-def lone_world() -> World:
+@contextlib.contextmanager
+def lone_world() -> Iterator[World]:
     """This process alone, for a tool that shares code with training."""
-    return start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path())
+    try:
+        yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path())
+    finally:
+        stop_world()
 
 
 def stop_world() -> None:

@@ -12,6 +12,7 @@ from titan_pt.tools.command import run_tool
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
 
 if TYPE_CHECKING:
+    from titan_pt.distributed.world import World
     from titan_pt.evaluation.suite import ExamTask, Suite
 
 _DEFAULT_NEW_TOKENS = 384
@@ -57,11 +58,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from titan_pt.distributed.world import lone_world
+
     asked, ks = _tasks(arguments), _check(arguments)
     opened = open_model(arguments)
     result: dict[str, Any] = {"checkpoint": str(opened.source.folder), "facts": dict(opened.source.facts)}
     if asked:
-        result["tasks"] = _measure_tasks(opened, arguments, asked, ks)
+        with lone_world() as world:
+            result["tasks"] = _measure_tasks(opened, arguments, asked, ks, world)
     if arguments.text:
         result["text"] = _measure_text(opened, arguments)
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else report(result))
@@ -154,12 +158,12 @@ def _files(flag: str, arguments: argparse.Namespace, names: Sequence[str]) -> di
 
 
 def _measure_tasks(
-    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], ks: tuple[int, ...]
+    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], ks: tuple[int, ...], world: "World"
 ) -> dict[str, Any]:
     from titan_pt.evaluation.suite import Draws
 
     new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, opened.source.args.max_seq_len // 2)
-    suite = _build_suite(opened, arguments, asked, new_tokens)
+    suite = _build_suite(opened, arguments, asked, new_tokens, world)
     draws = Draws(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
     limit = arguments.limit or max(len(task.evaluation) for task in suite.tasks)
     results = {}
@@ -177,15 +181,14 @@ def _measure_tasks(
 
 
 def _build_suite(
-    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], new_tokens: int
+    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], new_tokens: int, world: "World"
 ) -> "Suite":
     from titan_pt.config.grpo import Grpo
-    from titan_pt.distributed.world import lone_world
     from titan_pt.evaluation.suite import build_suite, open_exam
     from titan_pt.trainers.grpo.rollouts import Sampler
 
     tasks = [open_exam(one, arguments.seed, "--tasks") for one in asked]
-    world, tokenizer = lone_world(), opened.source.tokenizer
+    tokenizer = opened.source.tokenizer
     sampler = Sampler(
         opened.engine(max_rows=arguments.max_rows),
         tokenizer,
