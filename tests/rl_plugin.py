@@ -65,7 +65,7 @@ def fails(_sample: Sample, _task: Task) -> float:
 
 
 def hangs(sample: Sample, _task: Task) -> float:
-    if sample.problem.gold.endswith("1"):
+    if int(sample.problem.gold) % 2:
         time.sleep(60)
     return 0.0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.grpo import Grpo
 from titan_pt.distributed.world import World
-from titan_pt.outcome import GaveUp
+from titan_pt.outcome import GaveUpTogether
 from titan_pt.trainers.grpo.engine import Completion, GenerationStopped, RolloutEngine
 from titan_pt.trainers.grpo.prompts import Prompt
 from titan_pt.trainers.grpo.sampling import Sampling
@@ -18,6 +18,9 @@ from titan_pt.trainers.grpo.tasks import rewards
 from titan_pt.trainers.grpo.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
+
+# A reward that took too long so often is not asked again in the step: 256 samples at 10 s each would be 43 minutes.
+MOST_TIMEOUTS = 5
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Sampler:
 
         Raises:
             Preempted: on all ranks.
-            GaveUp: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
+            GaveUpTogether: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
         """
         own = range(self._world.rank, len(prompts), self._world.size)
         # Ranks take different times for their shares, and wait for each other only here.
@@ -144,14 +147,14 @@ class Sampler:
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
-            graded = [self._grade(prompt, completion, sampling) for completion in completions[i * n : (i + 1) * n]]
-            groups.append(Group(prompt, tuple(rollout for rollout, _ in graded)))
-            faults += [fault for _, own in graded for fault in own]
+            own = completions[i * n : (i + 1) * n]
+            groups.append(Group(prompt, tuple(self._grade(prompt, each, sampling, faults) for each in own)))
         return _Share(False, groups, faults, sampled - start, time.perf_counter() - sampled)
 
     def _grade(
-        self, prompt: Prompt, completion: Completion, sampling: Sampling
-    ) -> tuple[Rollout, Sequence[rewards.RewardProblem]]:
+        self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
+    ) -> Rollout:
+        """The completion and what it is worth; what goes wrong is appended to the faults."""
         task, truncated = self._tasks[prompt.task], completion.finish_reason == "length"
         ids = completion.token_ids
         text = self._tokenizer.decode(ids if truncated else ids[:-1])
@@ -163,13 +166,16 @@ class Sampler:
             truncated=truncated,
         )
         limit = self._options.reward_timeout_seconds
-        score = rewards.score(sample, task, limit)
-        right, faults = {}, [*score.problems]
+        hung = Counter(fault.reward for fault in faults if fault.kind == "timeout")
+        score = rewards.score(sample, task, limit, {name for name, count in hung.items() if count >= MOST_TIMEOUTS})
+        faults += score.problems
+        right = {}
         for rule in ("strict", "official", "lenient"):
             right[rule], more = rewards.grade(sample, task, rule, limit)
             faults += more
         letter, more = rewards.find_letter(sample, task, limit)
-        rollout = Rollout(
+        faults += more
+        return Rollout(
             token_ids=tuple(ids),
             logprobs=tuple(completion.logprobs),
             truncated=truncated,
@@ -180,7 +186,6 @@ class Sampler:
             trains=not (truncated and self._options.overlong == "mask"),
             **right,
         )
-        return rollout, [*faults, *more]
 
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
         for fault in faults:
@@ -193,7 +198,7 @@ class Sampler:
             f"{first.kind}: {first.message}"
         )
         if self._options.on_reward_error == "stop":
-            raise GaveUp(f'{what}; repair it, or count such rewards as 0 with grpo.on_reward_error = "zero"')
+            raise GaveUpTogether(f'{what}; repair it, or count such rewards as 0 with grpo.on_reward_error = "zero"')
         if self._world.is_main:
             logger.warning(f"{what}; they count as 0")
 

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -87,12 +87,19 @@ def known_rewards() -> set[str]:
     return set(_REWARDS)
 
 
-def score(sample: Sample, task: "Task", timeout_seconds: float) -> Score:
-    """Every reward of the task. What a function does wrong becomes a RewardProblem and counts as 0."""
+def score(sample: Sample, task: "Task", timeout_seconds: float, given_up: Container[str] = ()) -> Score:
+    """Every reward of the task. What a function does wrong becomes a RewardProblem and counts as 0.
+
+    Args:
+        given_up: rewards that are not asked again: they took too long too often.
+    """
     parts: dict[str, float] = {}
     problems: list[RewardProblem] = []
     for name in task.rewards:
-        value, failure = _attempt(functools.partial(_value, name, sample, task), timeout_seconds)
+        value: float | None = None
+        failure: _Failure | None = _Failure("timeout", "took too long before, and is not asked again in this step")
+        if name not in given_up:
+            value, failure = _attempt(functools.partial(_value, name, sample, task), timeout_seconds)
         parts[name] = value or 0.0
         if failure:
             problems.append(RewardProblem(name, sample.problem.id, failure.kind, failure.message))
