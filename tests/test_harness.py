@@ -53,30 +53,16 @@ def test_its_tasks_run_on_our_models(
     ask = '"Question: {{q}}\\nAnswer:"'
     kinds = {
         "choose": ("multiple_choice", ask, "0", "acc", "mean", 'doc_to_choice: "{{options}}"'),
-        "write": (
-            "generate_until",
-            ask,
-            "q",
-            "exact_match",
-            "mean",
-            GENERATION,
-        ),
+        "write": ("generate_until", ask, "q", "exact_match", "mean", GENERATION),
         "read": ("loglikelihood_rolling", '""', "text", "bits_per_byte", "bits_per_byte", ""),
     }
-    for name, (kind, text, target, metric, aggregation, more) in kinds.items():
-        fields = {
-            "kind": kind,
-            "text": text,
-            "target": target,
-            "metric": metric,
-            "aggregation": aggregation,
-            "more": more,
-        }
+    names = ("kind", "text", "target", "metric", "aggregation", "more")
+    for name, values in kinds.items():
+        fields = dict(zip(names, values, strict=True))
         (tasks / f"{name}.yaml").write_text(TASK.format(name=f"own_{name}", data=data, **fields))
     write_model(folder, qwen=True, tied=True, max_position_embeddings=48)
-    names = ",".join(f"own_{name}" for name in kinds)
     flags = ["--checkpoint", folder, "--include_path", tasks]
-    assert tool_here(main, *flags, "--tasks", names, "--json") == 0
+    assert tool_here(main, *flags, "--tasks", ",".join(f"own_{name}" for name in kinds), "--json") == 0
     out = capsys.readouterr().out
     found = json.loads(out[out.index("{") :])
 
