@@ -134,6 +134,8 @@ class Trainer:
         """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
         if self._checkpointer and wait:
             self._checkpointer.close()
+        if wait:
+            self.parts.dataloader.close()
         self._records.close()
         if self._lock:
             self._lock.close()

@@ -50,6 +50,10 @@ class Data(Protocol):
         """A hash of all that was read up to a state, joined from all ranks: a checkpoint keeps it beside the state."""
         ...
 
+    def close(self) -> None:
+        """The run is over: end what prepares data ahead."""
+        ...
+
 
 @dataclass(frozen=True)
 class StepParts:

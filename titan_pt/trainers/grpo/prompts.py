@@ -146,6 +146,9 @@ class PromptLoader:
         """See protocols.step.Data: the prompts are a function of the counters."""
         return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=8).hexdigest()
 
+    def close(self) -> None:
+        """See protocols.step.Data: nothing is prepared ahead."""
+
     def check(self) -> None:
         """Read prompts to see that they fit.
 
