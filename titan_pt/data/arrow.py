@@ -1,7 +1,6 @@
 """Whole sets of documents as memory-mapped Arrow files, which `datasets` makes of local files and downloads."""
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
 from titan_pt.data.files import check_columns, checked_text, format_row, quiet_datasets, read_texts
 from titan_pt.data.formatters import find_formatter, get_formatter
+from titan_pt.data.permutation import digest
 
 logger = logging.getLogger("titan_pt")
 
@@ -117,8 +117,3 @@ def file_identity(path: str) -> str:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         return f"{Path(path).name}:{size}:{hashlib.sha256(file.read()).hexdigest()}"
-
-
-def digest(parts: list[str]) -> str:
-    """16 hexadecimal digits of the parts."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

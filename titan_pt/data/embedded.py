@@ -1,12 +1,11 @@
 """Documents that need no file and no network."""
 
-import hashlib
-import json
 import random
 import sysconfig
 from pathlib import Path
 
 from titan_pt.data.arithmetic import make_problem, num_problems, problem
+from titan_pt.data.permutation import digest
 
 
 class PythonStdlib:
@@ -19,7 +18,7 @@ class PythonStdlib:
         # A distribution may leave links to nowhere.
         self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
         listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
-        self.fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+        self.fingerprint = digest(listing)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -1,6 +1,9 @@
 """Keyed permutations and hashes: the order of documents as a function, with no state to save."""
 
 import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
 
 _ROUNDS = 4
 
@@ -8,6 +11,11 @@ _ROUNDS = 4
 def keyed_hash(key: bytes, text: bytes) -> int:
     """64 bits that depend on key and text alone, on every machine."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key).digest(), "little")
+
+
+def digest(parts: Sequence[Any]) -> str:
+    """16 hexadecimal digits of what JSON makes of the parts: a fingerprint."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def permute(index: int, size: int, key: bytes) -> int:

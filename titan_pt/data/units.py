@@ -1,15 +1,13 @@
 """Row groups as units of reading: which there are, in files of a fixed revision, and in which order a run has them."""
 
-import hashlib
 import itertools
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from titan_pt.data.permutation import keyed_hash
+from titan_pt.data.permutation import digest, keyed_hash
 
 _HOLDOUT_KEY = b"titan_pt holdout units"
 
@@ -84,8 +82,7 @@ class Listing:
     @cached_property
     def fingerprint(self) -> str:
         """Of names, contents and row groups; where the files are read is no part of it."""
-        parts = [self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return digest([self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)])
 
     @cached_property
     def _ranked(self) -> list[int]:

@@ -12,11 +12,10 @@ from titan_pt.distributed.world import World
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.advantages import pass_at_k
-from titan_pt.trainers.grpo.evaluate import accuracies, likeliest_letters
+from titan_pt.trainers.grpo.evaluate import accuracies, likeliest_letters, pass_rates
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.prompts import PromptRules, held_out_prompts
-from titan_pt.trainers.grpo.rollouts import Group, Sampler
+from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.sampling import Sampling
 from titan_pt.trainers.grpo.tasks.task import Task, open_task
 
@@ -92,7 +91,7 @@ class Suite:
             )
         count = len(prompts)
         if draws:
-            values |= pass_rates(self.sampler.sample(prompts, draws.sampling, draws.num_samples), draws)
+            values |= pass_rates(self.sampler.sample(prompts, draws.sampling, draws.num_samples), draws.ks)
         names = [name for name in values if name in SHARES or name.startswith("pass_at_")]
         return Measured(count, values, {name: wilson(values[name], count) for name in names})
 
@@ -102,12 +101,6 @@ class Suite:
         found = likelihoods(self.model, [(sample.prompt_ids, sample.completion_ids) for sample in own])
         shares = self.world.gather([one.logprob for one in found])
         return [shares[i % self.world.size][i // self.world.size] for i in range(len(samples))]
-
-
-def pass_rates(groups: Sequence[Group], draws: Draws) -> dict[str, float]:
-    """Means of the unbiased pass@k."""
-    right = [sum(rollout.strict for rollout in group.rollouts) for group in groups]
-    return {f"pass_at_{k}": sum(pass_at_k(c, draws.num_samples, k) for c in right) / len(right) for k in draws.ks}
 
 
 def open_exam(asked: ExamTask, seed: int, where: str) -> Task:

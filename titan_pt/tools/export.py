@@ -7,6 +7,7 @@ from pathlib import Path
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.tools.command import run_tool
+from titan_pt.tools.model import add_source_flags
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -28,12 +29,7 @@ def parse_bytes(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.export", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="C",
-        help="a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder",
-    )
+    add_source_flags(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--dtype",
@@ -46,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="most bytes of one file, and about the memory that is used (default: %(default)s)",
     )
-    parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
     parser.add_argument("--overwrite", action="store_true", help="replace an older export in DIR")
     return parser
 

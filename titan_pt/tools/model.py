@@ -30,8 +30,8 @@ class OpenModel:
         return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint and how to load it."""
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint and --tokenizer, what `open_model_source` needs."""
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -39,6 +39,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder",
     )
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Those, and how to load it."""
+    add_source_flags(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],

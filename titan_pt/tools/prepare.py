@@ -13,9 +13,9 @@ from pathlib import Path
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig
-from titan_pt.data.arrow import digest
 from titan_pt.data.corpus import holdout_hash
 from titan_pt.data.mixture import open_alone
+from titan_pt.data.permutation import digest
 from titan_pt.data.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.sources import Documents
 from titan_pt.data.unit_documents import UnitDocuments

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from titan_pt.components.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from titan_pt.trainers.grpo.policy import loglikelihoods
 from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Group, Sampler
-from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.trainers.grpo.sampling import Sampling, rollout_sampling
 from titan_pt.trainers.grpo.tasks.task import Task
 
 
@@ -39,9 +39,10 @@ class Evaluator:
             greedy = Sampling(rollout.max_new_tokens, temperature=0.0)
             found = accuracies(task, self.sampler.sample(held_out, greedy, 1))
             if options.eval_samples:
-                sampling = evaluation_sampling(rollout, self.parts.config.debug.seed)
+                # As in training, with noise of its own: step -1 is no step of a run.
+                sampling = rollout_sampling(self.parts.config, -1)
                 groups = self.sampler.sample(held_out, sampling, options.eval_samples)
-                found |= pass_rates(groups, options.eval_samples)
+                found |= pass_rates(groups, sorted({1, options.eval_samples}))
             if task.letters:
                 found["accuracy_loglikelihood"] = letter_accuracy(self.parts, task, held_out)
             values |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
@@ -49,18 +50,6 @@ class Evaluator:
             own = [values[f"eval/{task.name}/accuracy"] for task in prompts.tasks]
             self.reference.note_evaluation(sum(own) / len(own))
         return values
-
-
-def evaluation_sampling(rollout: Rollout, seed: int) -> Sampling:
-    """As in training, with noise of its own: step -1 is no step of a run."""
-    return Sampling(
-        rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        top_k=rollout.top_k,
-        top_p=rollout.top_p,
-        seed=seed,
-        step=-1,
-    )
 
 
 def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
@@ -86,10 +75,10 @@ def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
     return values
 
 
-def pass_rates(groups: Sequence[Group], k: int) -> dict[str, float]:
-    """Means of the unbiased pass@1 and pass@k."""
-    right = [sum(rollout.strict for rollout in group.rollouts) for group in groups]
-    return {f"pass_at_{j}": sum(pass_at_k(c, k, j) for c in right) / len(right) for j in sorted({1, k})}
+def pass_rates(groups: Sequence[Group], ks: Iterable[int]) -> dict[str, float]:
+    """Means over the groups of the unbiased pass@k, for each k of `ks`."""
+    counts = [(sum(rollout.strict for rollout in group.rollouts), len(group.rollouts)) for group in groups]
+    return {f"pass_at_{k}": sum(pass_at_k(right, drawn, k) for right, drawn in counts) / len(counts) for k in ks}
 
 
 def letter_accuracy(parts: StepParts, task: Task, prompts: Sequence[Prompt]) -> float:

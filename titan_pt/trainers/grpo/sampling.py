@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from titan_pt.config.grpo import Rollout, section
+from titan_pt.config.job_config import JobConfig
+
 _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
 _PART = 256
@@ -39,6 +42,19 @@ class Sampling:
         for name, (holds, allowed) in checks.items():
             if not holds:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)}: must be {allowed}")
+
+
+def rollout_sampling(config: JobConfig, step: int) -> Sampling:
+    """How `[rollout]` draws completions, with the noise of a step."""
+    rollout = section(config, Rollout)
+    return Sampling(
+        rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        seed=config.debug.seed,
+        step=step,
+    )
 
 
 def uniform(keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
 
+import dataclasses
 import logging
 
 from torch import nn
 
-from titan_pt.components.lr_scheduler import build_lr_schedulers
-from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.preemption import stop_requested
-from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.components.validate import Validator
 from titan_pt.config import grpo
 from titan_pt.config.budget import Budget, plan_budget
@@ -17,7 +16,7 @@ from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.engine import build_engine
 from titan_pt.trainers.grpo.evaluate import Evaluator
@@ -146,17 +145,14 @@ def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> No
 
 
 SPEC = register_trainer_spec(
-    TrainerSpec(
+    dataclasses.replace(
+        pretrain.SPEC,
         name="grpo",
         sections=grpo.SECTIONS,
         defaults=grpo.DEFAULTS,
         check=grpo.check,
         plan_budget=plan,
-        build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
         build_model=build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
         build_dataloader=build_dataloader,
         describe=describe,
         build_step=build_step,

@@ -22,7 +22,7 @@ from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.recorder import record, shown
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Group, Sampler, Timing
-from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.trainers.grpo.sampling import rollout_sampling
 from titan_pt.trainers.grpo.tasks.task import Task
 
 
@@ -45,12 +45,12 @@ class GrpoStep:
             GaveUp: there is nothing to learn from.
         """
         self._prompts.rewind()  # of a step that was not finished
-        sampling = self._sampling(state.step + 1)
+        sampling = rollout_sampling(self._parts.config, state.step + 1)
         if self.reference:
             self.reference.renew_if_due(state.step)
         sync_seconds = self._sync()
         if state.step == 0:
-            probe(self._parts, self.sampler, self._sampling(0))
+            probe(self._parts, self.sampler, rollout_sampling(self._parts.config, 0))
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
@@ -108,17 +108,6 @@ class GrpoStep:
         self._idle_steps = state["idle_steps"]
         if self.reference and state["reference"]:
             self.reference.load_state_dict(state["reference"])
-
-    def _sampling(self, step: int) -> Sampling:
-        rollout = self._rollout
-        return Sampling(
-            rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
-            seed=self._parts.config.debug.seed,
-            step=step,
-        )
 
     def _sync(self) -> float:
         """The engine takes over the weights; returns the seconds."""
