@@ -10,8 +10,8 @@ import torch
 from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import Data, JobConfig, Training
+from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.loader import DataLoader
-from titan_pt.data.stream import Corpus, MixtureSource
 from titan_pt.distributed.world import World
 
 T = TypeVar("T")

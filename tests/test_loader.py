@@ -18,10 +18,12 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Data, JobConfig, Source, Validation
-from titan_pt.data import loader as loader_module
+from titan_pt.data import mixture as mixture_module
 from titan_pt.data.batch import IGNORED, StepBatch
-from titan_pt.data.loader import DataLoader, build_dataloader, open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Stream
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.mixture import open_mixture
+from titan_pt.data.stream import Stream, token_hash
 from titan_pt.distributed.world import World
 
 MIXTURE = [
@@ -163,6 +165,24 @@ def test_more_streams_than_documents_train_to_the_end() -> None:
     assert sum(target != IGNORED for rows in steps for row in rows for target in row[1]) == 16
 
 
+def test_a_load_verifies_the_hash_of_the_tokens() -> None:
+    """The last row of every stream is made again and must be the one that was trained on."""
+    documents = corpus(texts(*[30] * 50))
+    data = loader(documents, data_config())
+    data.commit(batches_of(data, 4)[-1])
+    state = json.loads(json.dumps(data.state_dict()))
+    data.close()
+    assert all(part["before"] is not None and part["digest"] != part["before"]["digest"] for part in state.values())
+    loader(documents, data_config()).load_state_dict(state)
+    changed = {s: {**part, "digest": "0" * 16} for s, part in state.items()}
+    with pytest.raises(ConfigError, match="stream 0 reads other tokens"):
+        loader(documents, data_config()).load_state_dict(changed)
+    assert token_hash(state) != token_hash(changed)
+    other = corpus(Texts(text.replace("a", "b") for text in texts(*[30] * 50)))
+    with pytest.raises(ConfigError, match="restore the files"):
+        loader(other, data_config()).load_state_dict(state)
+
+
 def test_progress_counts_tokens_and_passes() -> None:
     """Of a document under way only the part that is used counts: 64 streams do not make 64 epochs of one document."""
     documents = corpus(MixtureSource("one", Texts(["x" * 999]), 1.0), MixtureSource("many", texts(*[9] * 100), 1.0))
@@ -283,7 +303,8 @@ def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.M
         except ConfigError as error:
             return error.problems
 
-    monkeypatch.setattr(loader_module, "open_source", open_source)
+    monkeypatch.setattr(mixture_module, "open_source", open_source)
+    monkeypatch.setattr(mixture_module, "list_units", lambda *_, **__: None)
     assert on_ranks(2, run) == [["mine", "yours"]] * 2
     for rank in (0, 1):
         prints[rank] = "gone"

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Source
 from titan_pt.data import files
+from titan_pt.data.arrow import ArrowColumn
 from titan_pt.data.files import TEXT_DOCUMENT_CHARACTERS, cut_text
-from titan_pt.data.sources import _SOURCES, ArrowColumn, Documents, check_sources, open_source, register_source
+from titan_pt.data.sources import _SOURCES, Documents, check_sources, open_source, register_source
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.stream import Corpus, MixtureSource, Row, Stream
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.stream import Row, Stream
 
 EOS = 256
 

@@ -16,8 +16,9 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Data, JobConfig, Source, Training, Validation
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
+from titan_pt.data.corpus import MixtureSource
 from titan_pt.data.loader import DataLoader
-from titan_pt.data.stream import MixtureSource, Stream, padding_row
+from titan_pt.data.stream import Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.models.transformer import Transformer, TransformerArgs
 

@@ -21,13 +21,17 @@ class ExitCode(IntEnum):
     GAVE_UP = 70
     """Too many bad steps; a person must look."""
     PREEMPTED = 75
-    """Stopped by a signal with a whole checkpoint on disk: the same command goes on."""
+    """Stopped by a signal, or for want of data, with a whole checkpoint on disk: the same command goes on."""
     TERMINATED = 143
     """Stopped by a signal with nothing to go on from."""
 
 
 class Preempted(Exception):
     """A signal asked the run to stop, and all ranks agreed. The unfinished step is dropped."""
+
+
+class Stalled(Preempted):
+    """No data came for too long; all ranks agreed. Handled as a signal is: save, and let the same command go on."""
 
 
 class GaveUp(Exception):

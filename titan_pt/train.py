@@ -13,7 +13,7 @@ from titan_pt.components.preemption import ignore_signals, install_handlers
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
-from titan_pt.outcome import ExitCode, GaveUp, Preempted, record_exit_code
+from titan_pt.outcome import ExitCode, GaveUp, Preempted, Stalled, record_exit_code
 
 if TYPE_CHECKING:
     from titan_pt.protocols.step import StepParts
@@ -75,6 +75,13 @@ def run(config: JobConfig) -> ExitCode:
             write_config(config)
         trainer.train()
         code = ExitCode.DONE
+    except Stalled as error:
+        if trainer is None or not trainer.has_checkpoint:
+            record_failure(error)
+            _close(trainer, wait=_is_alone())
+            raise
+        logger.error(f"{error}; the same command goes on from the checkpoint")
+        code = ExitCode.PREEMPTED
     except Preempted:
         if trainer is not None and trainer.has_checkpoint:
             logger.warning("Stopped by a signal; the same command goes on from the checkpoint")

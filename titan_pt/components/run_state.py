@@ -15,7 +15,9 @@ from titan_pt.components.hf_weights import load_hf_weights
 from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import dump_toml
+from titan_pt.data.stream import token_hash
 from titan_pt.protocols.step import StatefulStep, Step, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -59,7 +61,7 @@ def run_documents(
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
         "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
-    data = {"identity": parts.dataloader.identity(), "streams": streams}
+    data = {"identity": parts.dataloader.identity(), "token_hash": token_hash(streams), "streams": streams}
     return Documents(train, data, dump_toml(parts.config))
 
 
@@ -81,7 +83,10 @@ def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, 
         )
     load_tensors(folder, run_tensors(parts, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
-        world.together(lambda: parts.dataloader.load_state_dict(documents.data["streams"]))
+        streams = documents.data["streams"]
+        if token_hash(streams) != documents.data["token_hash"]:
+            raise ConfigError(f"{folder}: the states of its data streams do not belong to its token hash; restore it")
+        world.together(lambda: parts.dataloader.load_state_dict(streams))
     if isinstance(step, StatefulStep):
         step.load_state_dict(documents.train["step"])
     states = documents.train["rng"]

@@ -18,6 +18,7 @@ from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Debug, JobConfig
 from titan_pt.config.manager import dump_toml
+from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.step import StepParts
 
 logger = logging.getLogger("titan_pt")
@@ -134,18 +135,12 @@ def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None
 
 
 def _describe_sources(parts: StepParts) -> None:
-    """Each source's share and, from a sample of its documents, its passes over the run."""
-    sources = parts.dataloader.corpus.sources
-    weights = sum(source.weight for source in sources)
-    for source in sources:
-        parts.raise_if_preempted()  # to read and tokenise a sample may take long
-        share = source.weight / weights
-        count = len(source.documents)
-        sample = [source.documents[i * count // 16] for i in range(min(16, count))]
-        mean = sum(len(parts.tokenizer.encode(text)) + 1 for text in sample) / len(sample)
-        epochs = share * parts.budget.tokens / (count * mean)
-        cap = f", at most {source.max_epochs:g}" if source.max_epochs is not None else ""
-        logger.info(
-            f"Data {source.name}: {count:,} documents, {share:.1%} of the tokens = {share * parts.budget.tokens:,.0f}, "
-            f"about {epochs:.3g} epochs (estimate){cap}; {parts.budget.num_streams} streams"
-        )
+    """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
+    parts.raise_if_preempted()  # to read and tokenise a sample may take long
+    tokens = parts.budget.tokens
+    budgets = plan_mixture(parts.dataloader.corpus, tokens)
+    logger.info(f"Data in {parts.budget.num_streams} streams, weights by tokens (estimates):")
+    for line in lines(budgets, tokens):
+        logger.info(f"  {line}")
+    for warning in warnings(budgets, tokens):
+        logger.warning(warning)

@@ -13,8 +13,9 @@ from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
-from titan_pt.data.loader import data_seed, open_mixture
-from titan_pt.data.stream import Corpus, MixtureSource, Row, Stream, padding_row
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.mixture import data_seed, open_mixture
+from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from titan_pt.config.budget import batch_problems, global_rows
+from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.protocols.model_spec import ModelSpec
@@ -115,8 +116,15 @@ def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str
         # A source without files, built in or registered, says itself what its subsets are.
         keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
         remote = [key for key in keys if getattr(source, key) is not None]
-        if remote and source.dataset is None:
+        if remote and complete(source).dataset is None:
             yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
+        builtin = BUILTIN_DATASETS.get(source.name)
+        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
+            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
+        if builtin and builtin.patterns and not source.path and not source.dataset:
+            subset = source.subset or builtin.subset
+            if subset not in builtin.patterns:
+                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
 
 
 def _validation(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:

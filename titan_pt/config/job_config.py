@@ -68,21 +68,26 @@ class Source(Section):
     """[[data.sources]] one set of documents."""
 
     name: Name
-    """Name in logs. Without `path` or `dataset`: a built-in source (python_stdlib, arithmetic) or a registered one."""
+    """Name in logs. Without `path` or `dataset`: a built-in source (fineweb_edu, medqa, gsm8k, python_stdlib,
+    arithmetic) or a registered one."""
     path: Name | None = None
-    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt."""
+    """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; a folder of titan_pt.tools.prepare; or the http(s)
+    address of a .parquet file, in which {00..13} stands for each of these numbers."""
     dataset: Name | None = None
-    """Dataset of the Hugging Face hub (or a local dataset folder), downloaded whole by `datasets`."""
+    """Dataset of the Hugging Face hub (or a local dataset folder). Parquet is streamed, else it is downloaded whole."""
     subset: Name | None = None
     """Configuration of `dataset`, such as "sample-10BT"."""
     split: Name | None = None
     """Split of `dataset`. Unset: "train"."""
     revision: Name | None = None
-    """Commit, tag or branch of `dataset`. Pin a commit to repeat a run."""
+    """Commit, tag or branch of `dataset`. A run keeps to the commit that it found at its first start."""
     text_field: Name | None = None
     """Column that holds the text of `path` or `dataset`. Unset: "text"."""
+    formatter: Name | None = None
+    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name. Unset: that of
+    a built-in name, else "text"."""
     weight: Positive = 1.0
-    """Share of the training tokens, relative to the other sources' weights."""
+    """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None
     """Most passes over this source; a spent source's share goes to the others. Unset: no limit."""
 
@@ -97,9 +102,22 @@ class Data(Section):
     seed: int | None = None
     """Seed of the document order. Unset: debug.seed."""
     prefetch_steps: Count = 2
-    """Global batches prepared ahead on a background thread; 0 prepares them in the training thread."""
+    """Global batches prepared ahead; 0 prepares each when it is asked for."""
+    num_workers: Count = 0
+    """Processes that read and tokenise for one rank; 0: a thread does. Neither changes the order of the documents."""
     cache_dir: Name | None = None
-    """Folder of the Arrow files that `datasets` makes. Unset: the library's own ($HF_DATASETS_CACHE)."""
+    """Folder of what was read once. Unset: ~/.cache/titan_pt for row groups of parquet files, and for the Arrow files
+    that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""
+    cache_bytes: Annotated[Size, Field(gt=0)] = 20_000_000_000
+    """Most that the row groups in cache_dir take, about 5 MB each; the least recently used go first."""
+    request_timeout_seconds: Timeout = 60
+    """One attempt to read a row group over the network; it is made again, after growing pauses, until it succeeds."""
+    stall_policy: Literal["wait", "substitute"] = "wait"
+    """When a row group does not come: "wait" for it, or "substitute": read later ones first, and remember that."""
+    substitute_after_seconds: Timeout = 600
+    """How long "substitute" waits before it does so."""
+    max_stall_seconds: Timeout = 3600
+    """A run that gets no data for so long saves a checkpoint and ends with exit code 75."""
 
 
 class Checkpoint(Section):

@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.data.formatters import Formatter, get_formatter
 
 logger = logging.getLogger("titan_pt")
 
@@ -25,11 +26,13 @@ TEXT_DOCUMENT_CHARACTERS = 4000
 
 _BLOCK_CHARACTERS = 1 << 20
 
+Columns = tuple[str, ...]
+"""What is read of a row; nothing named: all."""
 Located = Iterator[tuple[str, Any]]
-"""(place in the file, what is there). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
+"""(place in the file, its row). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
 
 
-def read_texts(files: Sequence[str], column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
+def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
     """The texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
 
     Raises:
@@ -40,7 +43,7 @@ def read_texts(files: Sequence[str], column: str, **_cache_key: Any) -> Iterator
     logger.info(f"Converting {len(files)} files, {size / 1e6:,.1f} MB: {files[0]}{' ...' * (len(files) > 1)}")
     some = False
     for path in files:
-        texts = until_stopped(_texts(path, column))
+        texts = until_stopped(_texts(path, get_formatter(formatter, column)))
         first = next(texts, None)
         if first is None:
             logger.warning(f"{path}: holds no documents")
@@ -58,18 +61,18 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: the file or a row of it is not what its kind promises.
     """
-    read = _ROW_READERS.get(_ending(path))
-    if read is None:
-        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_ROW_READERS)}")
+    read = _READERS[_ending(path)]
+    if read is _text:
+        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_READERS.keys() - {'.txt'})}")
     with _reading(path):
-        yield from read(path)
+        yield from read(path, ())
 
 
-def _texts(path: str, column: str) -> Iterator[str]:
+def _texts(path: str, formatter: Formatter) -> Iterator[str]:
     read = _READERS[_ending(path)]
     with _reading(path):
-        for place, value in read(path, column):
-            yield checked_text(value, f"{path}, {place}: {column!r}")
+        for place, row in read(path, formatter.columns):
+            yield format_row(formatter, row, f"{path}, {place}")
 
 
 def quiet_datasets() -> Any:
@@ -110,6 +113,25 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
         raise ConfigError(f"{key} = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
     check_kinds(files)
     return files
+
+
+def format_row(formatter: Formatter, row: Any, where: str) -> str:
+    """The text of a row.
+
+    Raises:
+        ConfigError: the formatter cannot read the row, or gives something else than text.
+    """
+    if formatter.name == "text":
+        column = formatter.columns[0]
+        return checked_text(row[column], f"{where}: {column!r}")
+    try:
+        text = formatter.format(row)
+    except Exception as error:  # a user's function, and rows of any shape
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{where}: formatter {formatter.name!r} cannot read it: {reason}; repair or remove it"
+        ) from error
+    return checked_text(text, f"{where}: formatter {formatter.name!r}")
 
 
 def check_kinds(files: list[str]) -> None:
@@ -165,14 +187,7 @@ def _end_of_piece(text: str, least: int, most: int) -> int:
     return most
 
 
-def _json(path: str, column: str) -> Located:
-    for place, row in _json_rows(path):
-        if column not in row:
-            raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
-        yield place, row[column]
-
-
-def _json_rows(path: str) -> Located:
+def _json(path: str, columns: Columns) -> Located:
     """One object a line, or an array of objects."""
     with _open(path) as file:
         is_array = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
@@ -181,6 +196,9 @@ def _json_rows(path: str) -> Located:
         for place, row in rows:
             if not isinstance(row, dict):
                 raise ConfigError(f"{path}, {place}: is {type(row).__name__}, not an object; repair or remove it")
+            for column in columns:
+                if column not in row:
+                    raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
             yield place, row
 
 
@@ -202,49 +220,38 @@ def _parsed(text: bytes, where: str) -> Any:
         raise ConfigError(f"{where}: not JSON: {error}; repair or remove it") from None
 
 
-def _parquet(path: str, column: str) -> Located:
-    file = _parquet_file(path)
-    if column not in file.schema_arrow.names:
-        raise ConfigError(f"{path}: no column {column!r}; it has {one_of(file.schema_arrow.names)}; set text_field")
+def _parquet(path: str, columns: Columns) -> Located:
+    file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
+    check_columns(file.schema_arrow.names, columns, path)
     numbers = itertools.count()
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            yield f"row {next(numbers)}", value
-
-
-def _parquet_rows(path: str) -> Located:
-    numbers = itertools.count()
-    for batch in _parquet_file(path).iter_batches(batch_size=256):
+    for batch in file.iter_batches(batch_size=256, columns=list(columns) or None):
         for row in batch.to_pylist():
             yield f"row {next(numbers)}", row
 
 
-def _parquet_file(path: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
+def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
+    """Raise a ConfigError unless a table has all columns."""
+    for column in columns:
+        if column not in names:
+            raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
 
 
-def _text(path: str, column: str) -> Located:
-    if column != "text":
-        raise ConfigError(f"{path}: no column {column!r}; a text file has no columns, so leave text_field out")
+def _text(path: str, columns: Columns) -> Located:
+    if columns != ("text",):
+        raise ConfigError(f"{path}: no column {columns[0]!r}; a text file has no columns, so leave text_field out")
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
         for number, piece in enumerate(cut_text(file), 1):
-            yield f"piece {number}", piece
+            yield f"piece {number}", {"text": piece}
 
 
 def _open(path: str) -> Any:
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
-_READERS: dict[str, Callable[[str, str], Located]] = {
+_READERS: dict[str, Callable[[str, Columns], Located]] = {
     ".jsonl": _json,
     ".jsonl.gz": _json,
     ".json": _json,
     ".parquet": _parquet,
     ".txt": _text,
-}
-_ROW_READERS: dict[str, Callable[[str], Located]] = {
-    ".jsonl": _json_rows,
-    ".jsonl.gz": _json_rows,
-    ".json": _json_rows,
-    ".parquet": _parquet_rows,
 }

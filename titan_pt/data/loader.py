@@ -8,23 +8,33 @@ import atexit
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
 
-from titan_pt.components.preemption import until_stopped
+from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.budget import Budget
-from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
-from titan_pt.data.sources import open_source
-from titan_pt.data.stream import Corpus, MixtureSource, Stream, padding_row
+from titan_pt.data.corpus import Corpus
+from titan_pt.data.feed import End, Feed
+from titan_pt.data.fetch import Stopped
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
+from titan_pt.data.stream import Stream, padding_row
+from titan_pt.data.unit_documents import Reading, UnitDocuments
+from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
+from titan_pt.outcome import Preempted, Stalled
 
 logger = logging.getLogger("titan_pt")
+
+_POLL_SECONDS = 1.0
+_FIRST_STALL_SECONDS = 10.0
 
 
 class DataLoader:
@@ -41,29 +51,60 @@ class DataLoader:
         self._budget, self._seq_len = budget, config.training.seq_len
         self._local_batch_size = config.training.local_batch_size
         self._prefetch_steps, self._pin = config.data.prefetch_steps, world.device.type == "cuda"
-        self._world, self.corpus = world, corpus
+        self._max_stall_seconds = config.data.max_stall_seconds
+        self._world, self._config, self.corpus = world, config, corpus
         owned = budget.num_streams // world.size
         first = world.rank * owned
         self._streams = {s: Stream(corpus, s, budget.num_streams, self._seq_len) for s in range(first, first + owned)}
-        self._committed = self._snapshot()
-        self._batches: Iterator[StepBatch | BaseException] | None = None
+        self._committed: dict[str, Any] = {
+            str(s): {**stream.state_dict(), "before": None} for s, stream in self._streams.items()
+        }
+        self._feed: Feed[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
     def next_batch(self) -> StepBatch | None:
         """The next batch; None, on all ranks, when the sources are spent. Call it on all ranks.
 
+        While one rank waits for its data all of them exchange a few flags every second, so that none of them is inside
+        a collective of the device, which has a time limit.
+
         Raises:
             ConfigError: on all ranks, when a document cannot be read on one.
+            Preempted: on all ranks, when one was asked to stop while they waited.
+            Stalled: on all ranks, when one had no data for data.max_stall_seconds.
         """
-        if self._batches is None:
-            self._batches = self._start()
-        batch = next(self._batches, None)
-        assert batch is not None, "it has failed before"
-        failed = isinstance(batch, BaseException)
-        failures, num_targets = self._world.add(failed, 0 if isinstance(batch, BaseException) else batch.num_targets)
-        if failures:
-            batch = self._world.together(functools.partial(_batch_or_raise, batch))
-        return replace(_batch_or_raise(batch), num_targets=num_targets) if num_targets else None
+        if self._feed is None:
+            self._feed = self._start()
+        started = time.monotonic()
+        item: StepBatch | BaseException | End | None = None
+        told = _FIRST_STALL_SECONDS
+        while True:
+            item = item or self._feed.poll(_POLL_SECONDS)
+            assert not isinstance(item, End), "it has failed before"
+            waited = time.monotonic() - started
+            waiting, stops, late, failures, num_targets = self._world.add(
+                item is None,
+                item is None and stop_requested(),
+                item is None and waited > self._max_stall_seconds,
+                isinstance(item, BaseException),
+                item.num_targets if isinstance(item, StepBatch) else 0,
+            )
+            if failures:
+                self._world.together(functools.partial(_raise_if_failed, item))
+            if not waiting:
+                break
+            if stops:
+                raise Preempted
+            if late:
+                raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
+            if waited > told:
+                logger.warning(f"{waiting} of {self._world.size} ranks have been waiting for data for {waited:.0f} s")
+                told *= 2
+        _raise_if_failed(item)
+        assert isinstance(item, StepBatch)
+        if waited > _FIRST_STALL_SECONDS:
+            logger.warning(f"The data went on after a stall of {waited:.0f} s")
+        return replace(item, num_targets=num_targets) if num_targets else None
 
     def close(self) -> None:
         """Stop preparing batches; only `load_state_dict` starts again where it should.
@@ -71,9 +112,9 @@ class DataLoader:
         Also called at exit: a thread that is still busy when the interpreter ends could crash it.
         """
         self._stop.set()
-        for _ in self._batches or ():
-            pass  # what is prepared is thrown away; the end comes after the row under way
-        self._batches = None
+        if self._feed is not None:
+            self._feed.close(self._interrupt)
+        self._feed = None
         atexit.unregister(self.close)
 
     def commit(self, batch: StepBatch) -> None:
@@ -81,15 +122,25 @@ class DataLoader:
         self._committed = batch.state
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON: the state of each of this rank's streams, by number."""
+        """JSON: the state of each of this rank's streams, by number, and from before its last row.
+
+        Each has the rolling hash of all tokens that the stream gave, so that a load can tell whether it goes on as it
+        would have done.
+        """
         return self._committed
 
     def load_state_dict(self, streams: dict[str, Any]) -> None:
-        """Go on where the state of all streams, gathered from all ranks, was taken."""
+        """Go on where the state of all streams, gathered from all ranks, was taken.
+
+        The last row of each stream is made again: its hash must be the one in the state.
+
+        Raises:
+            ConfigError: the documents read differently now.
+        """
         self.close()
         for s, stream in self._streams.items():
-            stream.load_state_dict(streams[str(s)])
-        self._committed = self._snapshot()
+            stream.repeat_last_row(streams[str(s)])
+        self._committed = {str(s): streams[str(s)] for s in self._streams}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a state to mean the same documents."""
@@ -120,15 +171,58 @@ class DataLoader:
             source.name: [tokens[d], passed[d] / len(source.documents)] for d, source in enumerate(self.corpus.sources)
         }
 
-    def _start(self) -> Iterator[StepBatch | BaseException]:
+    def _start(self) -> Feed[StepBatch | BaseException]:
         self._stop.clear()
+        for source in self.corpus.sources:
+            source.wait_for_ever()
         batches = _with_errors(self._produce())
+        atexit.register(self.close)
         if self._prefetch_steps == 0:
-            return batches
+            return Feed(batches)
         ahead = Prefetcher(IterableWrapper(batches), prefetch_factor=self._prefetch_steps)
         ahead.reset()
-        atexit.register(self.close)
-        return ahead
+        return Feed(ahead)
+
+    def _start_workers(self, numbers: list[int]) -> WorkerPool:
+        """Each of some streams, all with the states of the last committed batch."""
+        config, count = self._config, min(self._config.data.num_workers, len(self._streams))
+        documents = {source.name: source.documents for source in self.corpus.sources}
+        listings = {
+            name: found.listing.to_json() if isinstance(found, UnitDocuments) else None
+            for name, found in documents.items()
+        }
+        owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
+        jobs = [
+            WorkerJob(
+                config=sendable(config),
+                listings=listings,
+                num_streams=self._budget.num_streams,
+                states={str(s): self._committed[str(s)] for s in own},
+                numbers=[s for s in numbers if s in own],
+                writer=f"rank{self._world.rank}-worker{w}",
+                fingerprints={name: found.fingerprint for name, found in documents.items()},
+            )
+            for w, own in enumerate(owned)
+        ]
+        return WorkerPool(jobs, self._prefetch_steps)
+
+    def _readings(self) -> list[Reading]:
+        documents = [source.documents for source in self.corpus.sources]
+        return list({id(d.reading): d.reading for d in documents if isinstance(d, UnitDocuments)}.values())
+
+    def _interrupt(self) -> None:
+        for reading in self._readings():
+            reading.interrupt()
+
+    def _steps(self, numbers: list[int]) -> Iterator[Step]:
+        if self._config.data.num_workers == 0:
+            yield from make_steps(self._streams, numbers, self._stop)
+            return
+        pool = self._start_workers(numbers)
+        try:
+            yield from pool.steps(numbers, self._stop)
+        finally:
+            pool.close()
 
     def _produce(self) -> Iterator[StepBatch]:
         numbers = [
@@ -138,23 +232,16 @@ class DataLoader:
         ]
         padding = padding_row(self._seq_len + 1, self.corpus.tokenizer.eos_id)
         padded = False
-        while True:
-            rows = []
-            for s in numbers:
-                if self._stop.is_set():
-                    return
-                rows.append(self._streams[s].next_row(partial=True) or padding)
+        for found, state in self._steps(numbers):
+            rows = [row or padding for row in found]
             num_targets = sum(row.num_targets for row in rows)
-            if num_targets and not padded and any(row is padding for row in rows):
+            if num_targets and not padded and None in found:
                 padded = True
                 logger.warning("The documents of a data stream are spent: from here on batches are smaller")
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            yield StepBatch(batches, num_targets, documents, self._snapshot())
-
-    def _snapshot(self) -> dict[str, Any]:
-        return {str(s): stream.state_dict() for s, stream in self._streams.items()}
+            yield StepBatch(batches, num_targets, documents, state)
 
 
 def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseException]:
@@ -162,7 +249,7 @@ def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseExcep
     while True:
         try:
             batch = next(batches)
-        except StopIteration:
+        except (StopIteration, Stopped):
             return
         except BaseException as error:
             yield error
@@ -170,58 +257,15 @@ def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseExcep
         yield batch
 
 
-def _batch_or_raise(item: StepBatch | BaseException) -> StepBatch:
+def _raise_if_failed(item: Any) -> None:
     if isinstance(item, BaseException):
         raise item
-    return item
-
-
-def open_mixture(sources: Sequence[Source], config: JobConfig, world: World) -> list[MixtureSource]:
-    """Open the sources; rank 0 first, so that files are converted and downloaded once.
-
-    Raises:
-        ConfigError: on every rank, with every rank's reasons; also where a rank finds other documents than rank 0.
-        Preempted: on every rank, when one was asked to stop.
-    """
-    open_all = functools.partial(_open_all, sources, config)
-    first = world.together(lambda: open_all() if world.is_main else [])
-    opened = world.together(lambda: first if world.is_main else open_all())
-    found = world.gather({source.name: source.documents.fingerprint for source in opened})
-    differing = {
-        f"data source {name!r}: rank {rank} finds other documents than rank 0; give all machines the same files"
-        for rank, fingerprints in enumerate(found)
-        for name in fingerprints
-        if fingerprints[name] != found[0][name]
-    }
-    if differing:
-        raise ConfigError(*sorted(differing))
-    return opened
-
-
-def _open_all(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:
-    opened: list[MixtureSource] = []
-    problems: list[str] = []
-    for source in until_stopped(sources):
-        try:
-            documents = open_source(source, seed=data_seed(config), cache_dir=config.data.cache_dir)
-            opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(*problems)
-    return opened
-
-
-def data_seed(config: JobConfig) -> int:
-    """Seed of the document order."""
-    return config.debug.seed if config.data.seed is None else config.data.seed
 
 
 def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget) -> DataLoader:
     """The training data of `[data]`."""
-    fraction = 0.0 if config.validation.sources else config.validation.holdout_fraction
     mixture = open_mixture(config.data.sources, config, world)
-    corpus = Corpus(mixture, tokenizer, data_seed(config), fraction)
+    corpus = as_corpus(mixture, config, tokenizer, Ledger(data_folder(config), f"rank{world.rank}"))
     for source in mixture:
         world.together(functools.partial(corpus.require_documents, source))
     return DataLoader(corpus, budget, world, config)

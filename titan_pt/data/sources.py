@@ -1,31 +1,28 @@
 """Sets of documents with random access: embedded ones, local files, hub datasets, and a user's own."""
 
 import errno
-import hashlib
-import json
-import logging
 import os
-import random
-import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import pyarrow.compute
+import pyarrow
 
 from titan_pt.components.folders import make_writable
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
+from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.arithmetic import LEVELS, make_problem, num_problems, problem
-from titan_pt.data.files import checked_text, matching_files, quiet_datasets, read_texts
+from titan_pt.data.arrow import downloaded_dataset, local_files
+from titan_pt.data.embedded import open_arithmetic, open_python_stdlib
+from titan_pt.data.fetch import Stopped, Unreachable
+from titan_pt.data.files import checked_text, matching_files, quiet_datasets
+from titan_pt.data.formatters import find_formatter
+from titan_pt.data.listing import list_addresses, list_dataset, list_local
+from titan_pt.data.parquet import is_remote
+from titan_pt.data.prepared import PreparedDocuments, is_prepared
+from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, Reading, UnitDocuments
+from titan_pt.data.units import Listing
 from titan_pt.outcome import Preempted
-
-logger = logging.getLogger("titan_pt")
-
-# Part of what names a converted file in the cache: raise it when titan_pt/data/files.py cuts or reads differently.
-_CONVERSION = 1
-# Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
-_TAIL_BYTES = 1 << 16
 
 
 class Documents(Protocol):
@@ -39,19 +36,60 @@ class Documents(Protocol):
     def __getitem__(self, index: int) -> str: ...
 
 
+def sample_numbers(documents: Documents, count: int) -> list[int]:
+    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from its first unit."""
+    size = getattr(documents, "first_unit_rows", len(documents))
+    return [i * size // count for i in range(count)] if size > count else list(range(size))
+
+
 SourceFactory = Callable[[Source, int], Documents]
 _SOURCES: dict[str, SourceFactory] = {}
 
 
 def register_source(name: str, factory: SourceFactory) -> None:
     """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents."""
-    if name in _SOURCES:
+    if name in _SOURCES or name in BUILTIN_DATASETS:
         raise ValueError(f"source {name!r} is registered already")
     _SOURCES[name] = factory
 
 
-def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Documents:
+def list_units(source: Source, *, reading: Reading, num_streams: int) -> Listing | None:
+    """The parquet units of a source that is read by them; None of one that `open_source` reads in another way.
+
+    Raises:
+        ConfigError: missing files, dataset, subset or split.
+    """
+    where, source = f"data source {source.name!r}", complete(source)
+    try:
+        if source.path is not None and is_remote(source.path):
+            return list_addresses(source.path, reading.store)
+        if source.path is not None and not is_prepared(source.path):
+            files = matching_files(source.path)
+            listing = list_local(files, reading.store) if all(file.endswith(".parquet") for file in files) else None
+            large = listing is not None and len(listing) >= SMALL_UNITS_PER_STREAM * num_streams
+            return listing if large else None  # a few row groups are converted, checked, and read in any order
+        if source.dataset is not None and not os.path.isdir(source.dataset) and not _is_offline():
+            return list_dataset(source, reading.patience, reading.store, reading.stop)
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
+    return None
+
+
+def open_source(
+    source: Source,
+    *,
+    seed: int,
+    cache_dir: str | None,
+    listing: Listing | None = None,
+    reading: Reading | None = None,
+    num_streams: int = 1,
+) -> Documents:
     """The documents of one `[[data.sources]]` table.
+
+    Args:
+        listing: of `list_units`; with `reading`.
 
     Raises:
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
@@ -59,8 +97,9 @@ def open_source(source: Source, *, seed: int, cache_dir: str | None) -> Document
     """
     where = f"data source {source.name!r}"
     check_source(source)
+    source = complete(source)
     if source.path is not None or source.dataset is not None:
-        documents: Documents = _read(source, where, cache_dir)
+        documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
         documents = _Checked(_SOURCES[source.name](source, seed), where)
     if len(documents) == 0:
@@ -82,27 +121,46 @@ def check_sources(sources: Iterable[Source]) -> None:
 
 def check_source(source: Source) -> None:
     """The same for one source."""
-    where = f"data source {source.name!r}"
-    if source.path is not None:
-        try:
+    where, source = f"data source {source.name!r}", complete(source)
+    try:
+        find_formatter(source)
+        if source.path is not None and not is_remote(source.path) and not is_prepared(source.path):
             matching_files(source.path)
-        except ConfigError as error:
-            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
-    elif source.dataset is None and source.name not in _SOURCES:
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    if source.path is None and source.dataset is None and source.name not in _SOURCES:
+        known = [*_SOURCES, *BUILTIN_DATASETS]
         raise ConfigError(
-            f"{where}: not built in{nearest(source.name, _SOURCES)}; built in are {one_of(_SOURCES)}; "
+            f"{where}: not built in{nearest(source.name, known)}; built in are {one_of(known)}; "
             "for documents of your own give path (local files) or dataset (the hub)"
         )
 
 
-def _read(source: Source, where: str, cache_dir: str | None) -> Documents:
-    _check_cache(cache_dir)
+def _read(
+    source: Source,
+    where: str,
+    cache_dir: str | None,
+    listing: Listing | None,
+    reading: Reading | None,
+    num_streams: int,
+) -> Documents:
+    if listing is None and not (source.path and is_prepared(source.path)):
+        _check_cache(cache_dir)
     try:
-        return (_local_files if source.path else _hub_dataset)(source, where, cache_dir)
+        if listing is not None and reading is not None:
+            return _open_units(source, where, listing, reading, num_streams)
+        if source.path and is_prepared(source.path):
+            return PreparedDocuments(Path(source.path).expanduser())
+        if source.path:
+            return local_files(source, matching_files(source.path), where, cache_dir)
+        return downloaded_dataset(source, where, cache_dir)
+    except (Unreachable, Stopped):
+        raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
         if isinstance(cause, Preempted):
             raise cause from None
+        cause = error if isinstance(error, ConfigError) else cause
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
         way_out = "; set data.cache_dir and HF_HOME to folders with space to write" if _cannot_write(cause) else ""
@@ -121,6 +179,25 @@ def _cannot_write(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
+def _open_units(source: Source, where: str, listing: Listing, reading: Reading, num_streams: int) -> Documents:
+    for file in listing.files:
+        if not is_remote(file.location) and (
+            not os.path.isfile(file.location) or os.path.getsize(file.location) != file.size
+        ):
+            raise ConfigError(f"{file.location}: is not the file that rank 0 found; give all machines the same files")
+    by_unit = len(listing) >= SMALL_UNITS_PER_STREAM * num_streams
+    documents = UnitDocuments(listing, find_formatter(source), reading, where, by_unit=by_unit)
+    if len(documents):
+        documents.check()
+    return documents
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 class _Checked:
     """Documents of a registered source, which may give anything."""
 
@@ -135,155 +212,5 @@ class _Checked:
         return checked_text(self._documents[index], f"{self._where}: document {index}")
 
 
-class PythonStdlib:
-    """The Python standard library's source files, without its tests: text that every machine has."""
-
-    def __init__(self) -> None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
-        files = sorted(path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts))
-        # A distribution may leave links to nowhere.
-        self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
-        listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
-        self.fingerprint = _digest(listing)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> str:
-        return self._files[index].read_text(encoding="utf-8", errors="replace")
-
-
-class Arithmetic:
-    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers."""
-
-    size = 1_000_000
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self.fingerprint = f"arithmetic-1-{seed}"
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        rng = random.Random(f"{self._seed}/{index}")
-        a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
-        operation = rng.choice("+-*")
-        if operation == "*":
-            a, b = a % 100, b % 10
-        return make_problem(a, operation, b).document
-
-
-class ArithmeticLevel:
-    """All problems of one level of difficulty, each once."""
-
-    def __init__(self, level: int) -> None:
-        self._level = level
-        self.fingerprint = f"arithmetic-1-level-{level}"
-
-    def __len__(self) -> int:
-        return num_problems(self._level)
-
-    def __getitem__(self, index: int) -> str:
-        return problem(self._level, index).document
-
-
-class ArrowColumn:
-    """The text column of a `datasets.Dataset`: memory-mapped, so that its size does not matter."""
-
-    def __init__(self, dataset: Any, column: str, where: str, fingerprint: str) -> None:
-        if column not in dataset.column_names:
-            raise ConfigError(f"no column {column!r}; it has {one_of(dataset.column_names)}; set text_field")
-        kind = getattr(dataset.features[column], "dtype", None)
-        if kind not in ("string", "large_string"):
-            raise ConfigError(f"column {column!r} holds {kind or 'nested values'}, not text; set text_field")
-        self._rows, self._column = dataset.select_columns([column]), column
-        self.fingerprint = fingerprint
-        self._check_rows(where)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> str:
-        return self._rows[index][self._column]
-
-    def _check_rows(self, where: str) -> None:
-        """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
-        num_rows = num_empty = 0
-        for chunk in self._rows.data.column(self._column).chunks:
-            if chunk.null_count:
-                checked_text(None, f"row {num_rows + chunk.is_null().index(True).as_py()}: {self._column!r}")
-            num_rows += len(chunk)
-            num_empty += pyarrow.compute.equal(pyarrow.compute.binary_length(chunk), 0).sum().as_py() or 0
-        if num_empty == num_rows:
-            raise ConfigError(f"column {self._column!r} holds no text in any of {num_rows:,} rows; set text_field")
-        if num_empty:
-            logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
-
-
-def _local_files(source: Source, where: str, cache_dir: str | None) -> Documents:
-    column = source.text_field or "text"
-    files = matching_files(source.path or "")
-    identities = [_file_identity(path) for path in files]
-    library = quiet_datasets()
-    dataset = library.Dataset.from_generator(
-        read_texts,
-        features=library.Features(text=library.Value("large_string")),
-        cache_dir=cache_dir,
-        writer_batch_size=256,  # documents held in memory; one may be a whole book
-        gen_kwargs={  # no lists: the library would make a call of each of their items
-            "files": tuple(files),
-            "column": column,
-            # From here on only to convert again when a file or the conversion has changed.
-            "identities": tuple(identities),
-            "changed": tuple(os.stat(path).st_mtime_ns for path in files),
-            "version": _CONVERSION,
-        },
-    )
-    return ArrowColumn(dataset, "text", where, _digest([column, *identities]))
-
-
-def _hub_dataset(source: Source, where: str, cache_dir: str | None) -> Documents:
-    split, column = source.split or "train", source.text_field or "text"
-    dataset = quiet_datasets().load_dataset(
-        source.dataset, name=source.subset, split=split, revision=source.revision, cache_dir=cache_dir
-    )
-    origin = [str(len(dataset)), column, str(source.dataset), str(source.subset), split, str(source.revision)]
-    return ArrowColumn(dataset, column, where, _digest(origin))
-
-
-def _file_identity(path: str) -> str:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        return f"{Path(path).name}:{size}:{hashlib.sha256(file.read()).hexdigest()}"
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _python_stdlib(source: Source, _seed: int) -> Documents:
-    if source.subset is not None:
-        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
-    return PythonStdlib()
-
-
-def _arithmetic(source: Source, seed: int) -> Documents:
-    if source.subset is None:
-        return Arithmetic(seed)
-    levels = {f"level-{level}": level for level in LEVELS}
-    if source.subset not in levels:
-        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
-        raise ConfigError(
-            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
-            "leave it out for endless problems of all kinds"
-        )
-    return ArithmeticLevel(levels[source.subset])
-
-
-register_source("python_stdlib", _python_stdlib)
-register_source("arithmetic", _arithmetic)
+register_source("python_stdlib", open_python_stdlib)
+register_source("arithmetic", open_arithmetic)

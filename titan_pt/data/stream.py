@@ -1,68 +1,25 @@
 """One logical stream: an endless, resumable sequence of packed rows.
 
-A run has a fixed number of streams whatever its number of ranks. Draw m of stream s from a source of N documents is
-number g = m S + s of that source: epoch g // N, document permute(g mod N). So the streams share out every epoch, no
-document is lost or repeated, and the position is one number a source.
+A run has a fixed number of streams whatever its number of ranks. Which document comes next is a function of a few
+numbers (`order.py`), so that the streams share out every epoch, no document is lost or repeated, and a state is small.
 
 A row is cut from one source's documents, laid end to end; which source comes next is decided row by row, so that the
 shares of the mixture hold from the first steps on, however long the documents are.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from titan_pt.components.preemption import until_stopped
-from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.permutation import keyed_hash, permute
-from titan_pt.data.sources import Documents
-
-_HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not train on what was held out
-
-
-@dataclass(frozen=True)
-class MixtureSource:
-    """A source with its place in the mixture."""
-
-    name: str
-    documents: Documents
-    weight: float
-    max_epochs: float | None = None
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What a stream reads: the mixture, and which side of the held-out split.
-
-    `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side.
-    """
-
-    sources: Sequence[MixtureSource]
-    tokenizer: Tokenizer
-    seed: int
-    holdout_fraction: float = 0.0
-    held_out: bool = False
-
-    def is_mine(self, text: str) -> bool:
-        """Whether this side of the split has the document."""
-        if self.holdout_fraction == 0.0:
-            return not self.held_out
-        share = keyed_hash(_HOLDOUT_KEY, text.encode("utf-8", "surrogatepass")) / 2**64
-        return (share < self.holdout_fraction) == self.held_out
-
-    def require_documents(self, source: MixtureSource) -> None:
-        """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        texts = until_stopped(source.documents[number] for number in range(len(source.documents)))
-        if not any(text and self.is_mine(text) for text in texts):
-            side = "in" if self.held_out else "outside"
-            raise ConfigError(
-                f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
-                "add documents or change validation.holdout_fraction"
-            )
+from titan_pt.data.corpus import Corpus
+from titan_pt.data.order import RowOrder
+from titan_pt.data.permutation import keyed_hash
+from titan_pt.data.prepared import PreparedDocuments
 
 
 @dataclass
@@ -70,17 +27,20 @@ class Piece:
     """Tokens of one document that are not in a row yet."""
 
     source: int
-    draw: int
+    place: int
     document: str
     tokens: np.ndarray
     bytes_per_token: float
-    digest: str
-    """Of all its tokens."""
     start: int = 0
 
-    def place(self) -> list[int]:
+    @cached_property
+    def digest(self) -> str:
+        """Of all its tokens."""
+        return _hash("", self.tokens)
+
+    def state(self) -> list[int]:
         """What finds it again, and how far it is read."""
-        return [self.source, self.draw, self.start, len(self.tokens)]
+        return [self.source, self.place, self.start, len(self.tokens)]
 
 
 @dataclass(frozen=True)
@@ -102,6 +62,14 @@ class Row:
         return max(0, self.num_tokens - 1)
 
 
+def token_hash(states: Mapping[str, Any]) -> str | None:
+    """One hash of all tokens that all streams gave, in their order; None of states that are not those of streams."""
+    if not all("digest" in state for state in states.values()):
+        return None
+    digests = "".join(states[s]["digest"] for s in sorted(states, key=int))
+    return hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()
+
+
 def padding_row(size: int, eos_id: int) -> Row:
     """A row of `size` tokens that predicts nothing."""
     zeros = np.zeros(size, dtype=np.int64)
@@ -121,8 +89,7 @@ class Stream:
         count = len(self.corpus.sources)
         self.tokens = [0] * count
         """Tokens in rows so far, by source."""
-        self.draws = [0] * count
-        """Documents drawn so far, by source, those of the other side of the split included."""
+        self.orders = [self.corpus.order(source, self.index, self.num_streams) for source in self.corpus.sources]
         self.carry: list[list[Piece]] = [[] for _ in range(count)]
         """Documents under way, by the source whose rows they go to."""
         self.digest = ""
@@ -155,8 +122,9 @@ class Stream:
         """JSON: positions in the sources, the documents begun but not used up, a hash of all rows so far."""
         return {
             "tokens": list(self.tokens),
-            "draws": list(self.draws),
-            "carry": [[piece.place() for piece in pieces] for pieces in self.carry],
+            "draws": [order.draws for order in self.orders],
+            "orders": [order.state_dict() for order in self.orders],
+            "carry": [[piece.state() for piece in pieces] for pieces in self.carry],
             "carry_hash": self._carry_hash(),
             "digest": self.digest,
         }
@@ -167,7 +135,9 @@ class Stream:
         Raises:
             ConfigError: the documents under way read differently now.
         """
-        self.tokens, self.draws, self.digest = list(state["tokens"]), list(state["draws"]), state["digest"]
+        self.tokens, self.digest = list(state["tokens"]), state["digest"]
+        for order, draws, order_state in zip(self.orders, state["draws"], state["orders"], strict=True):
+            order.load_state_dict(draws, order_state)
         self.carry = [[self._reread(*place) for place in places] for places in state["carry"]]
         if self._carry_hash() != state["carry_hash"]:
             names = ", ".join(piece.document for pieces in self.carry for piece in pieces)
@@ -176,8 +146,28 @@ class Stream:
                 'tokenizer, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
             )
 
-    def _reread(self, source: int, draw: int, start: int, _length: int) -> Piece:
-        piece = self._read(source, draw)
+    def repeat_last_row(self, state: dict[str, Any]) -> None:
+        """Load a state that has the one `before` its last row, and check that the row comes out as it did.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        before = state["before"]
+        after = {key: value for key, value in state.items() if key != "before"}
+        if before is None:
+            self.load_state_dict(after)
+            return
+        self.load_state_dict(before)
+        self.next_row(partial=True)
+        if self.state_dict() != after:
+            raise ConfigError(
+                f"data: stream {self.index} reads other tokens (hash {self.digest}) than when the checkpoint was "
+                f"written ({state['digest']}); restore the files and the tokenizer, or start the data anew with "
+                'checkpoint.exclude_from_loading = ["data"]'
+            )
+
+    def _reread(self, source: int, place: int, start: int, _length: int) -> Piece:
+        piece = self._read(source, place)
         if piece is None:
             name = self.corpus.sources[source].name
             raise ConfigError(f"data: a document of {name!r} that the checkpoint was in is gone; restore the files")
@@ -208,35 +198,36 @@ class Stream:
 
     def _next_document(self, d: int) -> Piece | None:
         source, misses = self.corpus.sources[d], 0
-        while not self._is_spent(d):
+        while (place := self.orders[d].next()) is not None:
             if misses == len(source.documents):  # bad luck, or does it have none?
                 self.corpus.require_documents(source)
-            draw = self.draws[d]
-            self.draws[d] += 1
-            piece = self._read(d, draw)
+            piece = self._read(d, place)
             if piece is not None:
                 return piece
             misses += 1
         return None
 
-    def _is_spent(self, d: int) -> bool:
-        source = self.corpus.sources[d]
-        number = self.draws[d] * self.num_streams + self.index
-        return source.max_epochs is not None and number >= source.max_epochs * len(source.documents)
-
-    def _read(self, d: int, draw: int) -> Piece | None:
-        """The document of a draw, tokenised; None where it is empty or not on this side of the split."""
-        source = self.corpus.sources[d]
-        epoch, offset = divmod(draw * self.num_streams + self.index, len(source.documents))
-        key = f"{self.corpus.seed}/{epoch}/{source.name}".encode()
-        number = permute(offset, len(source.documents), key if len(key) <= 64 else hashlib.sha256(key).digest())
-        text = source.documents[number]
-        if not text or not self.corpus.is_mine(text):
+    def _read(self, d: int, place: int) -> Piece | None:
+        """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split."""
+        source, order = self.corpus.sources[d], self.orders[d]
+        if isinstance(source.documents, PreparedDocuments):
+            assert isinstance(order, RowOrder)
+            return self._read_prepared(d, place, order.number(place), source.documents)
+        number, text = order.read(place)
+        if not text or not (source.by_unit or self.corpus.is_mine(text)):
             return None
         ids = self.corpus.tokenizer.encode(text)
-        ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(ids))
-        tokens = np.asarray([*ids, self.corpus.tokenizer.eos_id], dtype=np.int32)  # a document may be a whole library
-        return Piece(d, draw, f"{source.name}:{number}", tokens, ratio, _hash("", tokens))
+        tokens = np.empty(len(ids) + 1, dtype=np.int32)  # not a list: a document may be a whole library
+        tokens[:-1], tokens[-1] = ids, self.corpus.tokenizer.eos_id
+        ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(tokens) - 1)
+        return Piece(d, place, f"{source.name}:{number}", tokens, ratio)
+
+    def _read_prepared(self, d: int, place: int, number: int, documents: PreparedDocuments) -> Piece | None:
+        tokens = documents.tokens(number)
+        if not len(tokens) or not self.corpus.has_hash(documents.holdout_hash(number)):
+            return None
+        ratio = documents.num_bytes(number) / max(1, len(tokens) - 1)
+        return Piece(d, place, f"{self.corpus.sources[d].name}:{number}", tokens, ratio)
 
     def _cut(self, d: int, size: int) -> Row:
         """Take `size` tokens off the documents of a source; pad with end-of-document where they run out."""
@@ -269,4 +260,4 @@ def _length(pieces: list[Piece]) -> int:
 
 
 def _hash(before: str, tokens: np.ndarray) -> str:
-    return hashlib.blake2b(before.encode() + tokens.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(before.encode() + tokens.astype("<i4").tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,95 @@
+"""What streams read: the sources of a mixture, and which side of the held-out split."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from titan_pt.components.preemption import until_stopped
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.order import BlockOrder, Order, RowOrder
+from titan_pt.data.permutation import keyed_hash
+from titan_pt.data.prepared import PreparedDocuments
+from titan_pt.data.sources import Documents
+from titan_pt.data.unit_documents import UnitDocuments
+
+_HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not train on what was held out
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """A source with its place in the mixture."""
+
+    name: str
+    documents: Documents
+    weight: float
+    max_epochs: float | None = None
+
+    @property
+    def by_unit(self) -> bool:
+        """Whether it is read, and split, unit by unit."""
+        return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
+
+    def wait_for_ever(self) -> None:
+        """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
+        if isinstance(self.documents, UnitDocuments):
+            self.documents.reading.limit_seconds = math.inf
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a stream reads: the mixture, and which side of the held-out split.
+
+    `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side. Of a
+    source that is read unit by unit whole units are held out: to find single texts all would have to be read.
+    """
+
+    sources: Sequence[MixtureSource]
+    tokenizer: Tokenizer
+    seed: int
+    holdout_fraction: float = 0.0
+    held_out: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    substitute_after: float | None = None
+
+    def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
+        """Stream `index`'s way through a source."""
+        documents, options = source.documents, (source.max_epochs, self.seed, index, num_streams)
+        if isinstance(documents, UnitDocuments) and documents.by_unit:
+            units = documents.listing.side(self.holdout_fraction, self.held_out)
+            return BlockOrder(source.name, documents, units, *options, self.ledger, self.substitute_after)
+        return RowOrder(source.name, documents, *options)
+
+    def is_mine(self, text: str) -> bool:
+        """Whether this side of the split has the document."""
+        return self.has_hash(holdout_hash(text) if self.holdout_fraction else 0)
+
+    def has_hash(self, hashed: int) -> bool:
+        """Whether this side of the split has a document of this `holdout_hash`."""
+        if self.holdout_fraction == 0.0:
+            return not self.held_out
+        return (hashed / 2**64 < self.holdout_fraction) == self.held_out
+
+    def has(self, source: MixtureSource, number: int) -> bool:
+        """Whether this side of the split has a document of a source, and there is something in it."""
+        documents = source.documents
+        if isinstance(documents, PreparedDocuments):
+            return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
+        text = documents[number]
+        return bool(text) and (source.by_unit or self.is_mine(text))
+
+    def require_documents(self, source: MixtureSource) -> None:
+        """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
+        numbers = until_stopped(range(len(source.documents)))
+        if not any(self.has(source, number) for number in numbers):
+            side = "in" if self.held_out else "outside"
+            raise ConfigError(
+                f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
+                "add documents or change validation.holdout_fraction"
+            )
+
+
+def holdout_hash(text: str) -> int:
+    """64 bits by which a document is held out or not, whatever the seed."""
+    return keyed_hash(_HOLDOUT_KEY, text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,98 @@
+"""Token shards: a source tokenised once, then read as memory-mapped numbers. `python -m titan_pt.tools.prepare`."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
+
+DESCRIPTION = "prepared.json"
+_FORMAT = 1
+
+
+class PreparedDocuments:
+    """Documents as tokens, each with its end-of-document token; empty ones have none.
+
+    Raises:
+        ConfigError: the folder is incomplete or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            about = json.loads((folder / DESCRIPTION).read_text())
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}, not {_FORMAT}; prepare it anew")
+            self._ends = np.load(folder / "ends.npy", mmap_mode="r")
+            self._bytes = np.load(folder / "bytes.npy", mmap_mode="r")
+            self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")
+            self._tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder}: not a whole set of token shards: {error}") from error
+        if len(self._ends) != about["documents"] or len(self._tokens) != about["tokens"]:
+            raise ConfigError(f"{folder}: tokens.bin or ends.npy was cut; prepare it anew")
+        self.fingerprint = about["fingerprint"]
+        self.tokenizer = about["tokenizer"]
+        """Fingerprint of the tokenizer that made it."""
+        self.num_tokens = len(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        raise TypeError("prepared documents are tokens, not texts")
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Of one document, its end included; a view of the file."""
+        start = self._ends[index - 1] if index else 0
+        return self._tokens[start : self._ends[index]]
+
+    def num_bytes(self, index: int) -> int:
+        """UTF-8 bytes of the text."""
+        return int(self._bytes[index])
+
+    def holdout_hash(self, index: int) -> int:
+        """What the text itself would give to `stream.holdout_hash`."""
+        return int(self._hashes[index])
+
+
+def is_prepared(path: str) -> bool:
+    """Whether this is a folder of token shards."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), DESCRIPTION))
+
+
+def write_prepared(
+    folder: Path, documents: Iterator[tuple[str, int]], tokenizer: Tokenizer, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Write texts, each with its holdout hash, as token shards; `prepared.json` comes last and makes them whole.
+
+    Args:
+        about: what else to remember; its `fingerprint` is that of the documents.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    ends, sizes, hashes, total = [], [], [], 0
+    with (folder / "tokens.bin").open("wb") as file:
+        for text, holdout in documents:
+            ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_id] if text else [], dtype=dtype)
+            file.write(ids.tobytes())
+            total += len(ids)
+            ends.append(total)
+            sizes.append(len(text.encode("utf-8", "surrogatepass")))
+            hashes.append(holdout)
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(folder / "ends.npy", np.asarray(ends, dtype=np.int64))
+    np.save(folder / "bytes.npy", np.asarray(sizes, dtype=np.uint32))
+    np.save(folder / "hashes.npy", np.asarray(hashes, dtype=np.uint64))
+    written = {**about, "format": _FORMAT, "dtype": dtype, "documents": len(ends), "tokens": total}
+    written["tokenizer"] = tokenizer.fingerprint
+    temporary = folder / f"{DESCRIPTION}.tmp"
+    temporary.write_text(json.dumps(written, indent=1) + "\n")
+    os.replace(temporary, folder / DESCRIPTION)
+    return written

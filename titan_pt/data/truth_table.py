@@ -1,0 +1,121 @@
+"""What a mixture means for a run, told before it starts: tokens, passes and share of every source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.prepared import PreparedDocuments
+from titan_pt.data.sources import sample_numbers
+
+# Beyond this many passes over the same text a language model learns little that is new (Muennighoff et al. 2023,
+# "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
+MANY_EPOCHS = 16.0
+_SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class SourceBudget:
+    """One source over the whole run."""
+
+    name: str
+    documents: int
+    tokens_per_epoch: float
+    """Estimated from a sample of its documents."""
+    wished_tokens: float
+    """Its weight's share of the run."""
+    tokens: float
+    """What it gives once every source is held to its cap."""
+    max_epochs: float | None
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the source."""
+        return self.tokens / self.tokens_per_epoch
+
+    @property
+    def wished_epochs(self) -> float:
+        """Passes that its weight alone would mean."""
+        return self.wished_tokens / self.tokens_per_epoch
+
+
+def plan_mixture(corpus: Corpus, tokens: int) -> list[SourceBudget]:
+    """Share out the tokens of a run: by weight, and what a capped source cannot give goes to the others."""
+    sizes = [_tokens_per_epoch(corpus, source) for source in corpus.sources]
+    caps = [
+        float("inf") if source.max_epochs is None else source.max_epochs * size
+        for source, size in zip(corpus.sources, sizes, strict=True)
+    ]
+    weights = [source.weight for source in corpus.sources]
+    given = share_out(float(tokens), weights, caps)
+    return [
+        SourceBudget(
+            name=source.name,
+            documents=len(source.documents),
+            tokens_per_epoch=size,
+            wished_tokens=tokens * source.weight / sum(weights),
+            tokens=got,
+            max_epochs=source.max_epochs,
+        )
+        for source, size, got in zip(corpus.sources, sizes, given, strict=True)
+    ]
+
+
+def share_out(total: float, weights: Sequence[float], caps: Sequence[float]) -> list[float]:
+    """Amounts in proportion to the weights, none above its cap; less than the total where all are capped."""
+    given = [0.0] * len(weights)
+    live = set(range(len(weights)))
+    while live:
+        left = total - sum(given[d] for d in range(len(weights)) if d not in live)
+        whole = sum(weights[d] for d in live)
+        full = {d for d in live if left * weights[d] / whole >= caps[d]}
+        for d in full or live:
+            given[d] = caps[d] if full else left * weights[d] / whole
+        live = live - full if full else set()
+    return given
+
+
+def lines(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
+    """The truth table, a line each."""
+    width = max(6, *(len(budget.name) for budget in budgets))
+    heads = f"{'documents':>12}  {'tokens':>16}  {'tokens an epoch':>16}  {'epochs':>8}  {'cap':>5}  share"
+    found = [f"{'source':<{width}}  {heads}"]
+    for budget in budgets:
+        cap = "-" if budget.max_epochs is None else f"{budget.max_epochs:g}"
+        found.append(
+            f"{budget.name:<{width}}  {budget.documents:>12,}  {budget.tokens:>16,.0f}  "
+            f"{budget.tokens_per_epoch:>16,.0f}  {budget.epochs:>8.3g}  {cap:>5}  {budget.tokens / tokens:.2%}"
+        )
+    return found
+
+
+def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
+    """What a reader of the weights would not expect."""
+    found = []
+    for budget in budgets:
+        share = budget.wished_tokens / tokens
+        if budget.max_epochs is not None and budget.wished_epochs > budget.max_epochs:
+            found.append(
+                f"data source {budget.name!r}: its weight asks for {share:.1%} of the tokens = "
+                f"{budget.wished_epochs:,.4g} epochs, above max_epochs = {budget.max_epochs:g}: it will give "
+                f"{budget.tokens / tokens:.2%} and the other sources the rest"
+            )
+        elif budget.max_epochs is None and budget.epochs > MANY_EPOCHS:
+            found.append(
+                f"data source {budget.name!r}: {budget.epochs:,.4g} epochs of the same documents and no max_epochs; "
+                f"lower its weight, add documents, or set max_epochs (4 is a usual cap)"
+            )
+    given = sum(budget.tokens for budget in budgets)
+    if given < 0.999 * tokens:
+        found.append(
+            f"data: every source is spent after {given:,.0f} of the {tokens:,} tokens: the run will end there; "
+            "add documents or raise max_epochs"
+        )
+    return found
+
+
+def _tokens_per_epoch(corpus: Corpus, source: MixtureSource) -> float:
+    if isinstance(source.documents, PreparedDocuments):
+        return float(source.documents.num_tokens)
+    numbers = sample_numbers(source.documents, _SAMPLE)
+    lengths = [len(corpus.tokenizer.encode(source.documents[number])) + 1 for number in numbers]
+    return len(source.documents) * sum(lengths) / len(lengths)

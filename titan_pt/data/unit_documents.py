@@ -1,0 +1,264 @@
+"""Documents that are read unit by unit, through threads that read ahead, retry, and keep what they read on disk."""
+
+import hashlib
+import io
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.data.cache import SpillCache
+from titan_pt.data.fetch import Attempts, Http, Patience, Refused, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.files import check_columns, format_row
+from titan_pt.data.formatters import Formatter
+from titan_pt.data.parquet import ParquetStore
+from titan_pt.data.units import Listing, Unit
+
+logger = logging.getLogger("titan_pt")
+
+T = TypeVar("T")
+
+# A source with fewer units than this for every stream is small: it is read whole at the start and has random access.
+SMALL_UNITS_PER_STREAM = 8
+_THREADS = 8
+_OPEN_UNITS = 256
+# One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
+_MOST_BAD_UNITS = 16
+_VERSION = "1"  # of the texts in the cache
+
+
+class Reading:
+    """What all sources of a process share: threads, cache, retries."""
+
+    def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
+        self.patience = patience
+        self.cache = SpillCache(cache_folder, cache_bytes)
+        self._bad_in_a_row = 0
+        self._lock = threading.Lock()
+        self.limit_seconds = patience.start_seconds
+        """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
+        self._start()
+
+    def interrupt(self) -> None:
+        """Let nobody wait any longer; reading can go on at once.
+
+        Threads end with their request, of which the socket's time-out is the limit.
+        """
+        self.stop.set()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+            self._start()
+
+    def _start(self) -> None:
+        # A new event: what still waits for a dead connection on an old thread must find the old one set.
+        self.stop = threading.Event()
+        self.store = ParquetStore(Http(self.patience), self.patience, self.cache, self.stop)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":
+        """Try it on a reader thread until it succeeds. No thread is held in between: others go on meanwhile."""
+        found: Future[T] = Future()
+        attempts, stop = self.attempts(what), self.stop
+
+        def run() -> None:
+            if stop.is_set():
+                found.cancel()
+                return
+            try:
+                value = attempt()
+            except (Transient, Refused) as error:
+                try:
+                    later = threading.Timer(attempts.failed(error), lambda: None if stop.is_set() else self._run(run))
+                    later.daemon = True
+                    later.start()
+                except (Unreadable, Unreachable) as final:
+                    found.set_exception(self.judged(final))
+            except BaseException as error:
+                found.set_exception(error)
+            else:
+                attempts.succeeded()
+                self._bad_in_a_row = 0
+                found.set_result(value)
+
+        self._run(run)
+        return found
+
+    def read(self, attempt: Callable[[], T], what: str) -> T:
+        """The same on this thread.
+
+        Raises:
+            Unreadable, Unreachable, Stopped.
+        """
+        try:
+            value = persist(attempt, self.attempts(what), self.stop)
+        except (Unreadable, Unreachable) as error:
+            raise self.judged(error) from error
+        self._bad_in_a_row = 0
+        return value
+
+    def attempts(self, what: str) -> Attempts:
+        """Of one unit."""
+        return Attempts(what, self.patience, self.limit_seconds)
+
+    def judged(self, error: Exception) -> Exception:
+        """The error of a unit, or where there were too many of them the error of all."""
+        if not isinstance(error, Unreadable):
+            return error
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < _MOST_BAD_UNITS:
+            return error
+        return RuntimeError(f"{_MOST_BAD_UNITS} units in a row cannot be read; the last: {error}")
+
+    def _run(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reader")
+            self._pool.submit(action)
+
+
+class UnitDocuments:
+    """The texts of a listing's rows. Safe with several threads.
+
+    Args:
+        by_unit: read in blocks of units, not document by document: the source is large.
+    """
+
+    def __init__(
+        self, listing: Listing, formatter: Formatter, reading: Reading, where: str, *, by_unit: bool = True
+    ) -> None:
+        self.listing, self.reading, self.by_unit = listing, reading, by_unit
+        self._formatter, self._where = formatter, where
+        self.fingerprint = hashlib.sha256(f"{listing.fingerprint}/{formatter.fingerprint}".encode()).hexdigest()[:16]
+        self._open: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.listing.num_rows
+
+    def __getitem__(self, index: int) -> str:
+        number = self.listing.unit_of(index)
+        return self.texts(number)[index - self.listing.starts[number]].as_py()
+
+    @property
+    def first_unit_rows(self) -> int:
+        """Rows that one look at the documents costs anyway."""
+        return self.listing[0].num_rows
+
+    def check(self) -> None:
+        """Tell at the start what would be told hours later; a small source is read whole for it.
+
+        Raises:
+            ConfigError: a column is missing, or a unit of a small source cannot be read.
+        """
+        first = self.listing.files[0]
+        check_columns(self.reading.store.column_names(first), self._formatter.columns, first.name)
+        if self.by_unit:
+            return
+        futures = [self.request(number) for number in range(len(self.listing))]
+        try:
+            empty = sum(_count_empty(future.result()) for future in futures)
+        except Unreadable as error:
+            raise ConfigError(f"cannot be read: {error}") from error
+        if empty == len(self):
+            raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
+        if empty:
+            logger.warning(f"{self._where}: {empty:,} of {len(self):,} documents are empty and are passed over")
+
+    def texts(self, number: int) -> Any:
+        """The texts of a unit: an Arrow array, memory-mapped.
+
+        Raises:
+            Unreadable: given up.
+            Stopped: the reader was closed meanwhile.
+        """
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        unit = self.listing[number]
+        return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
+
+    def iterate(self) -> Iterator[str]:
+        """All texts in order, some units read ahead.
+
+        Raises:
+            Unreadable: given up.
+        """
+        ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
+        for number in range(len(self.listing)):
+            yield from ahead.pop(0).result().to_pylist()
+            if number + _THREADS < len(self.listing):
+                ahead.append(self.request(number + _THREADS))
+
+    def request(self, number: int) -> "Future[Any]":
+        """`texts`, read ahead on other threads."""
+        unit = self.listing[number]
+        return self.reading.read_ahead(lambda: self._load(unit), self._what(unit))
+
+    def _what(self, unit: Unit) -> str:
+        return f"{self._where}, {unit}"
+
+    def _keep(self, number: int, texts: Any) -> Any:
+        with self._lock:
+            self._open[number] = texts
+            while len(self._open) > _OPEN_UNITS:
+                self._open.popitem(last=False)
+        return texts
+
+    def _load(self, unit: Unit) -> Any:
+        """One attempt."""
+        identity = f"{_VERSION}/{unit.file.name}/{unit.file.size}/{unit.file.identity}/{unit.group}"
+        key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
+        content: list[bytes] = []
+
+        def make() -> bytes:
+            content.append(self._attempt(unit))
+            return content[0]
+
+        for _ in range(3):
+            try:
+                path = self.reading.cache.path(key, make, self.reading.stop)
+                return _read_ipc(pa.memory_map(str(path)), unit.num_rows)
+            except FileNotFoundError:
+                continue  # another process made room in this very moment
+            except pa.ArrowInvalid:
+                self.reading.cache.drop(key)  # cut short when the machine went down
+            except OSError as error:
+                logger.warning(f"the cache of units cannot be written: {error}; going on without")
+                break
+        return _read_ipc(pa.BufferReader(content[0] if content else make()), unit.num_rows)
+
+    def _attempt(self, unit: Unit) -> bytes:
+        try:
+            table = self.reading.store.read(unit, self._formatter.columns)
+        except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
+            raise Refused(f"{type(error).__name__}: {error}") from error
+        try:
+            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(table.to_pylist())]
+        except ConfigError as error:
+            raise Refused(str(error)) from error
+        column = pa.table({"text": pa.array(texts, pa.large_string())})
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, column.schema) as writer:
+            writer.write_table(column)
+        return sink.getvalue()
+
+
+def _count_empty(texts: Any) -> int:
+    return int(pc.sum(pc.equal(pc.binary_length(texts), 0)).as_py() or 0)
+
+
+def _read_ipc(source: Any, num_rows: int) -> Any:
+    texts = pa.ipc.open_file(source).read_all().column("text").combine_chunks()
+    texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
+    if len(texts) != num_rows:
+        raise pa.ArrowInvalid("another number of rows")
+    return texts

@@ -1,0 +1,69 @@
+"""`python -m titan_pt.tools.prepare --job.config_file F --source NAME --output DIR`: a source as token shards.
+
+A `[[data.sources]]` table whose `path` is DIR then trains on the same documents, tokenised already.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from titan_pt.components.tokenizer import build_tokenizer
+from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.job_config import JobConfig
+from titan_pt.data.arrow import digest
+from titan_pt.data.corpus import holdout_hash
+from titan_pt.data.mixture import open_alone
+from titan_pt.data.prepared import PreparedDocuments, write_prepared
+from titan_pt.data.sources import Documents
+from titan_pt.data.unit_documents import UnitDocuments
+from titan_pt.tools.arguments import run_tool
+
+logger = logging.getLogger("titan_pt")
+
+
+def prepare(config: JobConfig, name: str, output: Path) -> None:
+    """Tokenise one source of `[[data.sources]]` in its own order.
+
+    Raises:
+        ConfigError: there is no such source, or it is prepared already.
+    """
+    sources = {source.name: source for source in config.data.sources}
+    if name not in sources:
+        raise ConfigError(f"--source {name!r}: the config has {one_of(sources)}{nearest(name, sources)}")
+    (source,) = open_alone([sources[name]], config)
+    if isinstance(source.documents, PreparedDocuments):
+        raise ConfigError(f"--source {name!r}: its path is a folder of token shards already")
+    tokenizer = build_tokenizer(config.tokenizer)
+    started = time.perf_counter()
+    about = {"source": name, "fingerprint": digest([source.documents.fingerprint, tokenizer.fingerprint])}
+    texts = ((text, holdout_hash(text)) for text in iterate(source.documents))
+    written = write_prepared(output, texts, tokenizer, about)
+    seconds = time.perf_counter() - started
+    logger.info(
+        f"{output}: {written['documents']:,} documents, {written['tokens']:,} tokens in {seconds:.1f} s, "
+        f"{written['tokens'] / seconds:,.0f} tokens/s"
+    )
+
+
+def iterate(documents: Documents) -> Iterator[str]:
+    """All documents in their own order."""
+    if isinstance(documents, UnitDocuments):
+        yield from documents.iterate()
+        return
+    for number in range(len(documents)):
+        yield documents[number]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="titan_pt.tools.prepare", description=__doc__)
+    parser.add_argument("--source", required=True, help="name of one of the config's data sources")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the token shards")
+    return run_tool(parser, lambda own, config: prepare(config, own.source, own.output), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
