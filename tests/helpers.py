@@ -98,7 +98,8 @@ def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:
 
 def run(arguments: list[str], timeout: float = 120, **options: Any) -> Result:
     """Run a command to its end; `env` is added to this process's environment. `faults` can be imported."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **options.pop("env", {})}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # this tree, also where another one is installed
+    env = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, env=env, check=False, **options)
     return Result(done.returncode, done.stdout, done.stderr)
 

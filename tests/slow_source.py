@@ -15,7 +15,7 @@ class Slow:
 
     def __getitem__(self, index: int) -> str:
         self.reads += 1
-        if self.reads == 30 and os.environ.get("RANK") == "1":
+        if self.reads == 75 and os.environ.get("RANK") == "1":
             time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
         return f"Document {index}: " + "some words " * (index % 30 + 5)
 

@@ -26,7 +26,8 @@ def test_the_table_counts_tokens_and_passes() -> None:
     table = lines([web, medqa], 50_000)
     assert table[2].split() == ["medqa", "10", "2,000", "500", "4", "4", "4.00%"]
     (warning,) = warnings([web, medqa], 50_000)
-    assert "15.0% of the tokens = 15 epochs, above max_epochs = 4" in warning and "will give 4.00%" in warning
+    assert "15.0% of the tokens = 15 epochs, above max_epochs = 4" in warning and "gives 4.00% of all" in warning
+    assert "spent after the first 13,333 tokens" in warning
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_a_stall_longer_than_the_time_out_of_collectives(tmp_path: Path) -> None
         config = write_toml(
             tmp_path / name,
             data={"sources": [{"name": "slow"}], "prefetch_steps": 0, "num_streams": 4},
-            training={"steps": 8, "seq_len": 64},
+            training={"steps": 20, "seq_len": 64},
             experimental={"custom_import": "slow_source"},
             comm={"train_timeout_seconds": 4},
         )

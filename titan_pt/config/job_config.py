@@ -101,6 +101,8 @@ class Data(Section):
     """Logical streams; divides the global batch in rows, the data ranks divide it. Unset: its largest divisor <= 64."""
     seed: int | None = None
     """Seed of the document order. Unset: debug.seed."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """"concat" lays documents end to end and cuts rows; "best_fit" cuts none that fits a row, and pads instead."""
     prefetch_steps: Count = 2
     """Global batches prepared ahead; 0 prepares each when it is asked for."""
     num_workers: Count = 0
@@ -110,13 +112,13 @@ class Data(Section):
     that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""
     cache_bytes: Annotated[Size, Field(gt=0)] = 20_000_000_000
     """Most that the row groups in cache_dir take, about 5 MB each; the least recently used go first."""
-    request_timeout_seconds: Timeout = 60
+    request_timeout_seconds: Timeout = 60.0
     """One attempt to read a row group over the network; it is made again, after growing pauses, until it succeeds."""
     stall_policy: Literal["wait", "substitute"] = "wait"
     """When a row group does not come: "wait" for it, or "substitute": read later ones first, and remember that."""
-    substitute_after_seconds: Timeout = 600
+    substitute_after_seconds: Timeout = 600.0
     """How long "substitute" waits before it does so."""
-    max_stall_seconds: Timeout = 3600
+    max_stall_seconds: Timeout = 3600.0
     """A run that gets no data for so long saves a checkpoint and ends with exit code 75."""
 
 

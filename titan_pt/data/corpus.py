@@ -1,8 +1,10 @@
 """What streams read: the sources of a mixture, and which side of the held-out split."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
@@ -13,6 +15,8 @@ from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.prepared import PreparedDocuments
 from titan_pt.data.sources import Documents
 from titan_pt.data.unit_documents import UnitDocuments
+
+logger = logging.getLogger("titan_pt")
 
 _HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not train on what was held out
 
@@ -52,6 +56,9 @@ class Corpus:
     held_out: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     substitute_after: float | None = None
+    packing: Literal["concat", "best_fit"] = "concat"
+    spent: set[str] = field(default_factory=set)
+    """Sources of which a stream has none left; each is told once."""
 
     def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
         """Stream `index`'s way through a source."""
@@ -78,6 +85,13 @@ class Corpus:
             return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
         text = documents[number]
         return bool(text) and (source.by_unit or self.is_mine(text))
+
+    def tell_spent(self, d: int) -> None:
+        """Log that a source has reached its max_epochs in a stream."""
+        name = self.sources[d].name
+        if name not in self.spent:
+            self.spent.add(name)
+            logger.info(f"data source {name!r} is spent in a stream: its weight goes to the others there")
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""

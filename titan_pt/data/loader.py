@@ -114,6 +114,7 @@ class DataLoader:
         self._stop.set()
         if self._feed is not None:
             self._feed.close(self._interrupt)
+            self._report_padding()
         self._feed = None
         atexit.unregister(self.close)
 
@@ -150,6 +151,7 @@ class DataLoader:
             "seed": self.corpus.seed,
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "holdout_fraction": self.corpus.holdout_fraction,
+            "packing": self.corpus.packing,
             "order": [source.name for source in self.corpus.sources],
             "sources": {
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
@@ -209,6 +211,12 @@ class DataLoader:
     def _readings(self) -> list[Reading]:
         documents = [source.documents for source in self.corpus.sources]
         return list({id(d.reading): d.reading for d in documents if isinstance(d, UnitDocuments)}.values())
+
+    def _report_padding(self) -> None:
+        states = self._committed.values()
+        padding, tokens = (sum(state["padding"] for state in states), sum(sum(state["tokens"]) for state in states))
+        if padding:
+            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {padding + tokens:,} row tokens were padding")
 
     def _interrupt(self) -> None:
         for reading in self._readings():

@@ -83,6 +83,7 @@ def as_corpus(mixture: list[MixtureSource], config: JobConfig, tokenizer: Tokeni
         data_seed(config),
         train_fraction(config),
         ledger=ledger,
+        packing=data.packing,
         substitute_after=data.substitute_after_seconds if data.stall_policy == "substitute" else None,
     )
 

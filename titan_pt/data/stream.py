@@ -3,11 +3,12 @@
 A run has a fixed number of streams whatever its number of ranks. Which document comes next is a function of a few
 numbers (`order.py`), so that the streams share out every epoch, no document is lost or repeated, and a state is small.
 
-A row is cut from one source's documents, laid end to end; which source comes next is decided row by row, so that the
-shares of the mixture hold from the first steps on, however long the documents are.
+A row is made of one source's documents, laid end to end and cut, or chosen so that they fit; which source comes next
+is decided row by row, so that the shares of the mixture hold from the first steps on, however long the documents are.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ import numpy as np
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.corpus import Corpus
 from titan_pt.data.order import RowOrder
+from titan_pt.data.packing import POOL, best_fit
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.prepared import PreparedDocuments
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """Tokens of one document that are not in a row yet."""
 
@@ -92,6 +94,8 @@ class Stream:
         self.orders = [self.corpus.order(source, self.index, self.num_streams) for source in self.corpus.sources]
         self.carry: list[list[Piece]] = [[] for _ in range(count)]
         """Documents under way, by the source whose rows they go to."""
+        self.padding = 0
+        """Tokens of rows that are no document's: the gaps of best-fit packing, the ends of spent sources."""
         self.digest = ""
         # Streams start at different points of the mixture's cycle; else all would read the same source at once.
         self._phase = [
@@ -108,6 +112,7 @@ class Stream:
             if self._fill(chosen, needed):
                 return self._cut(chosen, needed)
             live.remove(chosen)
+            self.corpus.tell_spent(chosen)
             if live:  # the rest of a spent source goes before another's documents
                 self.carry[min(live)][:0] = self.carry[chosen]
                 self.carry[chosen] = []
@@ -122,6 +127,7 @@ class Stream:
         """JSON: positions in the sources, the documents begun but not used up, a hash of all rows so far."""
         return {
             "tokens": list(self.tokens),
+            "padding": self.padding,
             "draws": [order.draws for order in self.orders],
             "orders": [order.state_dict() for order in self.orders],
             "carry": [[piece.state() for piece in pieces] for pieces in self.carry],
@@ -135,7 +141,7 @@ class Stream:
         Raises:
             ConfigError: the documents under way read differently now.
         """
-        self.tokens, self.digest = list(state["tokens"]), state["digest"]
+        self.tokens, self.padding, self.digest = list(state["tokens"]), state["padding"], state["digest"]
         for order, draws, order_state in zip(self.orders, state["draws"], state["orders"], strict=True):
             order.load_state_dict(draws, order_state)
         self.carry = [[self._reread(*place) for place in places] for places in state["carry"]]
@@ -187,6 +193,10 @@ class Stream:
 
     def _fill(self, d: int, needed: int) -> bool:
         """Draw documents of a source until there is a row of them; False when it is spent before."""
+        if self.corpus.packing == "best_fit":
+            while len(self.carry[d]) < POOL and (piece := self._next_document(d)) is not None:
+                self.carry[d].append(piece)
+            return bool(self.carry[d])
         have = _length(self.carry[d])
         while have < needed:
             piece = self._next_document(d)
@@ -229,14 +239,23 @@ class Stream:
         ratio = documents.num_bytes(number) / max(1, len(tokens) - 1)
         return Piece(d, place, f"{self.corpus.sources[d].name}:{number}", tokens, ratio)
 
+    def _chosen(self, d: int, size: int) -> list[Piece]:
+        """The documents of the next row, in their order."""
+        pieces = self.carry[d]
+        lengths = [len(piece.tokens) - piece.start for piece in pieces]
+        if self.corpus.packing == "best_fit":
+            return [pieces[i] for i in best_fit(lengths, size)]
+        ends = itertools.accumulate(lengths, initial=0)
+        return [piece for piece, before in zip(pieces, ends, strict=False) if before < size]
+
     def _cut(self, d: int, size: int) -> Row:
         """Take `size` tokens off the documents of a source; pad with end-of-document where they run out."""
-        pieces = self.carry[d]
+        pieces = self._chosen(d, size)
+        self.carry[d] = [piece for piece in self.carry[d] if piece not in pieces]
         tokens = np.full(size, self.corpus.tokenizer.eos_id, dtype=np.int64)
         positions, sources = np.zeros(size, dtype=np.int64), np.full(size, d, dtype=np.int64)
         documents, at, num_bytes = [], 0, 0.0
-        while at < size and pieces:
-            piece = pieces[0]
+        for piece in pieces:
             end = min(len(piece.tokens), piece.start + size - at)
             count = end - piece.start
             span = slice(at, at + count)
@@ -249,8 +268,9 @@ class Stream:
             documents.append(piece.document)
             self.tokens[piece.source] += count
             at, piece.start = span.stop, end
-            if end == len(piece.tokens):
-                pieces.pop(0)
+            if end < len(piece.tokens):
+                self.carry[d].insert(0, piece)
+        self.padding += size - at
         self.digest = _hash(self.digest, tokens)
         return Row(tokens, positions, sources, tuple(documents), at, num_bytes)
 

@@ -10,7 +10,7 @@ from titan_pt.data.sources import sample_numbers
 # Beyond this many passes over the same text a language model learns little that is new (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
 MANY_EPOCHS = 16.0
-_SAMPLE = 16
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
         if budget.max_epochs is not None and budget.wished_epochs > budget.max_epochs:
             found.append(
                 f"data source {budget.name!r}: its weight asks for {share:.1%} of the tokens = "
-                f"{budget.wished_epochs:,.4g} epochs, above max_epochs = {budget.max_epochs:g}: it will give "
-                f"{budget.tokens / tokens:.2%} and the other sources the rest"
+                f"{budget.wished_epochs:,.4g} epochs, above max_epochs = {budget.max_epochs:g}: it is spent after the "
+                f"first {budget.tokens / share:,.0f} tokens of the run and gives {budget.tokens / tokens:.2%} of all; "
+                "the other sources give the rest. To spread it over the run, set its weight to that share"
             )
         elif budget.max_epochs is None and budget.epochs > MANY_EPOCHS:
             found.append(

@@ -59,7 +59,7 @@ def iterate(documents: Documents) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="titan_pt.tools.prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="name of one of the config's data sources")
     parser.add_argument("--output", required=True, type=Path, help="folder of the token shards")
     return run_tool(parser, lambda own, config: prepare(config, own.source, own.output), argv)

@@ -1,0 +1,117 @@
+"""`python -m titan_pt.tools.data --job.config_file F --num_documents 5`: the first documents a run will see.
+
+With --check_overlap: how much of the evaluation sets (MedQA's test split and GSM8K's, or --eval NAME=FILE) is in each
+training source. That reads --limit documents of each source, the first in its own order; 0 reads all.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
+from titan_pt.config.budget import plan_budget
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.data.corpus import Corpus
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.mixture import as_corpus, open_alone
+from titan_pt.data.overlap import find_overlap
+from titan_pt.data.prepared import PreparedDocuments
+from titan_pt.data.stream import Row, Stream
+from titan_pt.tools.arguments import run_tool
+from titan_pt.tools.prepare import iterate
+
+_SHOWN_CHARACTERS = 600
+EVALUATION = (Source(name="medqa", split="test"), Source(name="gsm8k", split="test"))
+
+
+def show(corpus: Corpus, num_streams: int, seq_len: int, num_documents: int) -> None:
+    """Print the first rows of a run until they have had so many documents."""
+    streams = [Stream(corpus, s, num_streams, seq_len) for s in range(num_streams)]
+    shown: set[str] = set()
+    for r in itertools.count():
+        row = streams[r % num_streams].next_row(partial=True)
+        if row is None:
+            print("every source is spent")
+            return
+        print(f"--- row {r}, stream {r % num_streams}: {row.num_tokens:,} tokens of {len(row.tokens):,}")
+        for name, start, end in boundaries(row):
+            print(f"    tokens {start:>6} to {end:<6} {name}")
+        for name, start, end in boundaries(row):
+            if name not in shown and len(shown) < num_documents:
+                shown.add(name)
+                print(f"\n[{name}]\n{_excerpt(corpus.tokenizer, row, start, end)}\n")
+        if len(shown) >= num_documents:
+            return
+
+
+def boundaries(row: Row) -> list[tuple[str, int, int]]:
+    """(document, first token, token after its last) of each document in a row."""
+    starts = [i for i in range(row.num_tokens) if row.positions[i] == 0]
+    ends = [*starts[1:], row.num_tokens]
+    return list(zip(row.documents, starts, ends, strict=True))
+
+
+def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> None:
+    """Print a table of every training source against every evaluation set."""
+    mixture = open_alone(config.data.sources, config)
+    tokenizer = build_tokenizer(config.tokenizer)
+    print("| source | evaluation set | questions with a shared run of 13 words | shared runs |")
+    print("|---|---|---|---|")
+    for held in open_alone(evaluation, config):
+        questions = list(iterate(held.documents))
+        for source in mixture:
+            texts = _texts(source.documents, tokenizer)
+            found = find_overlap(itertools.islice(texts, limit or None), questions)
+            share = found.shared_documents / max(1, found.documents)
+            print(
+                f"| {source.name} | {held.name} | {found.shared_documents:,} of {found.documents:,} ({share:.2%}) "
+                f"| {found.shared_ngrams:,} of {found.ngrams:,} |"
+            )
+            for example in found.examples:
+                print(f"    ... {example} ...")
+
+
+def _texts(documents: object, tokenizer: Tokenizer) -> Iterator[str]:
+    if isinstance(documents, PreparedDocuments):
+        for number in range(len(documents)):
+            yield tokenizer.decode(documents.tokens(number).tolist()[:-1])
+    else:
+        yield from iterate(documents)  # type: ignore[arg-type]
+
+
+def _excerpt(tokenizer: Tokenizer, row: Row, start: int, end: int) -> str:
+    text = tokenizer.decode([t for t in row.tokens[start:end].tolist() if t != tokenizer.eos_id])
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} [... {len(text):,} characters]"
+
+
+def _evaluation(given: list[str]) -> list[Source]:
+    for pair in given:
+        if "=" not in pair:
+            raise ConfigError(f"--eval {pair!r}: must be NAME=FILE, such as medqa=test.jsonl")
+    pairs = [pair.split("=", 1) for pair in given]
+    return [Source(name=name, path=path) for name, path in pairs] or list(EVALUATION)
+
+
+def _run(own: argparse.Namespace, config: JobConfig) -> None:
+    if own.check_overlap:
+        check_overlap(config, _evaluation(own.eval), own.limit)
+        return
+    ledger = Ledger(None)
+    corpus = as_corpus(open_alone(config.data.sources, config), config, build_tokenizer(config.tokenizer), ledger)
+    show(corpus, plan_budget(config, 1).num_streams, config.training.seq_len, own.num_documents)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="titan_pt.tools.data", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--num_documents", type=int, default=5, help="documents to print (default 5)")
+    parser.add_argument("--check_overlap", action="store_true", help="compare with the evaluation sets instead")
+    parser.add_argument("--eval", action="append", default=[], metavar="NAME=FILE", help="an evaluation set of yours")
+    parser.add_argument("--limit", type=int, default=100_000, help="documents of each source (default 100000)")
+    return run_tool(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
