@@ -109,11 +109,14 @@ def validation_rows(parts: StepParts) -> list[Row]:
         mixture = list(parts.dataloader.corpus.sources)
         fraction, held_out = config.validation.holdout_fraction, True
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
-    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out)
+    train: Corpus = parts.dataloader.corpus
+    corpus = Corpus(
+        once, parts.tokenizer, data_seed(config), fraction, held_out, packing=train.packing, encoder=train.encoder
+    )
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))
-    if not any(row.num_bytes for row in rows):
+    if not any(row.num_targets for row in rows):
         where = "validation.sources" if own else f"validation.holdout_fraction = {fraction}"
         raise ConfigError(
             f"{where}: there is no text to validate on; give [[validation.sources]] more, raise "

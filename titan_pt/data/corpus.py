@@ -9,6 +9,7 @@ from typing import Literal
 from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
+from titan_pt.data.encoding import PLAIN_TEXT, Encoded, Encoder
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.order import BlockOrder, Order, RowOrder
 from titan_pt.data.permutation import keyed_hash
@@ -57,6 +58,7 @@ class Corpus:
     ledger: Ledger = field(default_factory=Ledger)
     substitute_after: float | None = None
     packing: Literal["concat", "best_fit"] = "concat"
+    encoder: Encoder = PLAIN_TEXT
     spent: set[str] = field(default_factory=set)
     """Sources of which a stream has none left; each is told once."""
 
@@ -84,7 +86,20 @@ class Corpus:
         if isinstance(documents, PreparedDocuments):
             return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
         text = documents[number]
-        return bool(text) and (source.by_unit or self.is_mine(text))
+        if not text or not (source.by_unit or self.is_mine(text)):
+            return False
+        return len(self.encode(source, number, text).tokens) > 0
+
+    def encode(self, source: MixtureSource, number: int, text: str) -> Encoded:
+        """A document of a source as tokens.
+
+        Raises:
+            ConfigError: it is not what the encoder wants.
+        """
+        try:
+            return self.encoder.encode(text, self.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"data source {source.name!r}, document {number}: {error}") from error
 
     def tell_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
@@ -99,7 +114,7 @@ class Corpus:
         if not any(self.has(source, number) for number in numbers):
             side = "in" if self.held_out else "outside"
             raise ConfigError(
-                f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
+                f"data source {source.name!r}: every document is empty, left out or not {side} the held-out split; "
                 "add documents or change validation.holdout_fraction"
             )
 

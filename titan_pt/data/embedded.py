@@ -8,7 +8,8 @@ from pathlib import Path
 
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.job_config import Source
-from titan_pt.data.arithmetic import LEVELS, make_problem, num_problems, problem
+from titan_pt.data.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.data.questions import HOLDOUT_FRACTION, is_held_out
 
 
 class PythonStdlib:
@@ -31,40 +32,67 @@ class PythonStdlib:
 
 
 class Arithmetic:
-    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers."""
+    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers.
+
+    Args:
+        rows: they come as rows of GSM8K, without the problems that the task "arithmetic" only evaluates on.
+    """
 
     size = 1_000_000
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, *, rows: bool = False) -> None:
+        self._seed, self._rows = seed, rows
         self.fingerprint = f"arithmetic-1-{seed}"
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str | dict[str, str]:
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = random.Random(f"{self._seed}/{index}")
-        a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
-        operation = rng.choice("+-*")
-        if operation == "*":
-            a, b = a % 100, b % 10
-        return make_problem(a, operation, b).document
+        found = _draw(rng)
+        while self._rows and _is_evaluated(found):
+            found = _draw(rng)
+        return _row(found) if self._rows else found.document
 
 
 class ArithmeticLevel:
-    """All problems of one level of difficulty, each once."""
+    """All problems of one level of difficulty, each once.
 
-    def __init__(self, level: int) -> None:
-        self._level = level
+    Args:
+        rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
+    """
+
+    def __init__(self, level: int, *, rows: bool = False) -> None:
+        self._level, self._rows = level, rows
         self.fingerprint = f"arithmetic-1-level-{level}"
 
     def __len__(self) -> int:
         return num_problems(self._level)
 
-    def __getitem__(self, index: int) -> str:
-        return problem(self._level, index).document
+    def __getitem__(self, index: int) -> str | dict[str, str]:
+        found = problem(self._level, index)
+        while self._rows and _is_evaluated(found):
+            index = (index + 1) % len(self)
+            found = problem(self._level, index)
+        return _row(found) if self._rows else found.document
+
+
+def _draw(rng: random.Random) -> ArithmeticProblem:
+    a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
+    operation = rng.choice("+-*")
+    if operation == "*":
+        a, b = a % 100, b % 10
+    return make_problem(a, operation, b)
+
+
+def _is_evaluated(found: ArithmeticProblem) -> bool:
+    return is_held_out(found.question, HOLDOUT_FRACTION)
+
+
+def _row(found: ArithmeticProblem) -> dict[str, str]:
+    return {"question": found.question, "answer": found.solution}
 
 
 def open_python_stdlib(source: Source, _seed: int) -> PythonStdlib:
@@ -75,9 +103,12 @@ def open_python_stdlib(source: Source, _seed: int) -> PythonStdlib:
 
 
 def open_arithmetic(source: Source, seed: int) -> Arithmetic | ArithmeticLevel:
-    """A SourceFactory: endless problems of all kinds, or with subset = "level-N" those of one level."""
+    """A SourceFactory: endless problems of all kinds, or with subset = "level-N" those of one level.
+
+    For a formatter they are rows of GSM8K.
+    """
     if source.subset is None:
-        return Arithmetic(seed)
+        return Arithmetic(seed, rows=source.formatter is not None)
     levels = {f"level-{level}": level for level in LEVELS}
     if source.subset not in levels:
         allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
@@ -85,4 +116,4 @@ def open_arithmetic(source: Source, seed: int) -> Arithmetic | ArithmeticLevel:
             f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
             "leave it out for endless problems of all kinds"
         )
-    return ArithmeticLevel(levels[source.subset])
+    return ArithmeticLevel(levels[source.subset], rows=source.formatter is not None)

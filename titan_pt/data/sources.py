@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow
 
@@ -15,8 +15,8 @@ from titan_pt.config.job_config import Source
 from titan_pt.data.arrow import downloaded_dataset, local_files
 from titan_pt.data.embedded import open_arithmetic, open_python_stdlib
 from titan_pt.data.fetch import Stopped, Unreachable
-from titan_pt.data.files import checked_text, matching_files, quiet_datasets
-from titan_pt.data.formatters import find_formatter
+from titan_pt.data.files import checked_text, format_row, matching_files, quiet_datasets
+from titan_pt.data.formatters import Formatter, find_formatter
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments, is_prepared
@@ -42,12 +42,23 @@ def sample_numbers(documents: Documents, count: int) -> list[int]:
     return [i * size // count for i in range(count)] if size > count else list(range(size))
 
 
-SourceFactory = Callable[[Source, int], Documents]
+class Rows(Protocol):
+    """A fixed, ordered set of texts or, where `[[data.sources]]` has a formatter, rows for it."""
+
+    fingerprint: str
+    """Changes when they do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+SourceFactory = Callable[[Source, int], Rows]
 _SOURCES: dict[str, SourceFactory] = {}
 
 
 def register_source(name: str, factory: SourceFactory) -> None:
-    """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents."""
+    """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents, or rows for a formatter."""
     if name in _SOURCES or name in BUILTIN_DATASETS:
         raise ValueError(f"source {name!r} is registered already")
     _SOURCES[name] = factory
@@ -101,7 +112,8 @@ def open_source(
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
-        documents = _Checked(_SOURCES[source.name](source, seed), where)
+        formatter = find_formatter(source) if source.formatter else None
+        documents = _Checked(_SOURCES[source.name](source, seed), where, formatter)
     if len(documents) == 0:
         raise ConfigError(f"{where}: holds no documents")
     return documents
@@ -123,7 +135,6 @@ def check_source(source: Source) -> None:
     """The same for one source."""
     where, source = f"data source {source.name!r}", complete(source)
     try:
-        find_formatter(source)
         if source.path is not None and not is_remote(source.path) and not is_prepared(source.path):
             matching_files(source.path)
     except ConfigError as error:
@@ -199,17 +210,20 @@ def _is_offline() -> bool:
 
 
 class _Checked:
-    """Documents of a registered source, which may give anything."""
+    """Documents of a registered source, which may give anything; with a formatter they are rows for it."""
 
-    def __init__(self, documents: Documents, where: str) -> None:
-        self._documents, self._where = documents, where
-        self.fingerprint = documents.fingerprint
+    def __init__(self, documents: Rows, where: str, formatter: Formatter | None) -> None:
+        self._documents, self._where, self._formatter = documents, where, formatter
+        self.fingerprint = documents.fingerprint + (f"-{formatter.fingerprint}" if formatter else "")
 
     def __len__(self) -> int:
         return len(self._documents)
 
     def __getitem__(self, index: int) -> str:
-        return checked_text(self._documents[index], f"{self._where}: document {index}")
+        where = f"{self._where}: document {index}"
+        if self._formatter is None:
+            return checked_text(self._documents[index], where)
+        return format_row(self._formatter, self._documents[index], where)
 
 
 register_source("python_stdlib", open_python_stdlib)

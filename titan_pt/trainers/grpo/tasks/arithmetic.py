@@ -38,4 +38,7 @@ def _entries(name: str, level: int) -> list[Entry]:
     if size > _MOST_PROBLEMS:
         numbers = [permute(number, size, b"arithmetic") for number in range(_MOST_PROBLEMS)]
     found = ((number, problem(level, number)) for number in numbers)
-    return [Entry(f"{name}/level-{level}:{number}", made.question, made.answer) for number, made in found]
+    return [
+        Entry(f"{name}/level-{level}:{number}", made.question, made.answer, solution=made.solution)
+        for number, made in found
+    ]

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from titan_pt.config.grpo import GrpoTask
+from titan_pt.data.formatters import without_calculator
 from titan_pt.trainers.grpo.grading import find_number, gold_number, grade_gsm8k
 from titan_pt.trainers.grpo.tasks.problems import Entry, HubSet, plain_problems, read_problems, text_field
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused
+from titan_pt.trainers.grpo.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example
 
 _HUB = HubSet("openai/gsm8k", "main", train="train", evaluation="test")
 
@@ -24,6 +25,12 @@ def build(row: GrpoTask, _seed: int) -> Task:
     )
 
 
+def example(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(prompt, worked answer) of a row as the task asks it; a ValueError says what is wrong with the row."""
+    entry = _parse(row, "row")
+    return worked_example(QUESTION_ANSWER, Problem("gsm8k", entry.id, entry.question, entry.gold, entry.solution))
+
+
 def grade_number(completion: str, problem: Problem, rule: str) -> bool:
     """See Task.grade."""
     return grade_gsm8k(completion, problem.gold, rule)
@@ -32,6 +39,8 @@ def grade_number(completion: str, problem: Problem, rule: str) -> bool:
 def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:
     question, answer = text_field(row, "question"), text_field(row, "answer")
     try:
-        return Entry(entry_id, question, gold_number(answer))
+        gold = gold_number(answer)
     except ValueError as error:
         raise ValueError(f"'answer': {error}") from None
+    solution = without_calculator(answer)
+    return Entry(entry_id, question, gold, solution=solution if "####" in answer else f"#### {solution}")
