@@ -101,7 +101,7 @@ def _prefix_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str) 
             continue
         prompt = _render(tokenizer, messages[:i], prompt=True)
         whole = _render(tokenizer, messages[: i + 1], prompt=False)
-        if not (whole.startswith(prompt) and text.startswith(whole)):
+        if not (whole.startswith(prompt) and text.startswith(whole) and len(whole) > len(prompt)):
             return None
         spans.append((len(prompt), len(whole)))
     return spans
@@ -114,7 +114,10 @@ def _content_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str)
         for message in messages
     ]
     marked = _render(tokenizer, tagged, prompt=False)
-    return list(_marked_spans(marked)) if marked.translate(_MARKS) == text else None
+    spans = list(_marked_spans(marked))
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == said
+    return spans if is_same else None
 
 
 def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
