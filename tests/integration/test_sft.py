@@ -1,4 +1,4 @@
-"""Runs of supervised fine-tuning: they learn, resume to the last bit, are the same on two ranks, count what is left out."""
+"""Runs of supervised fine-tuning: learn, resume to the last bit, are the same on two ranks, count what they skip."""
 
 import json
 import shutil

@@ -116,7 +116,7 @@ def validation_rows(parts: StepParts) -> list[Row]:
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))
-    if not any(row.num_targets for row in rows):
+    if not any(row.num_bytes for row in rows):
         where = "validation.sources" if own else f"validation.holdout_fraction = {fraction}"
         raise ConfigError(
             f"{where}: there is no text to validate on; give [[validation.sources]] more, raise "

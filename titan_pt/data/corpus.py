@@ -86,9 +86,13 @@ class Corpus:
         if isinstance(documents, PreparedDocuments):
             return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
         text = documents[number]
-        if not text or not (source.by_unit or self.is_mine(text)):
-            return False
-        return len(self.encode(source, number, text).tokens) > 0
+        return bool(text) and (source.by_unit or self.is_mine(text))
+
+    def left_out(self, source: MixtureSource, number: int) -> str | None:
+        """Why the encoder leaves a document out."""
+        if isinstance(source.documents, PreparedDocuments):
+            return None
+        return self.encode(source, number, source.documents[number]).left_out
 
     def encode(self, source: MixtureSource, number: int, text: str) -> Encoded:
         """A document of a source as tokens.
@@ -110,13 +114,19 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        numbers = until_stopped(range(len(source.documents)))
-        if not any(self.has(source, number) for number in numbers):
-            side = "in" if self.held_out else "outside"
-            raise ConfigError(
-                f"data source {source.name!r}: every document is empty, left out or not {side} the held-out split; "
-                "add documents or change validation.holdout_fraction"
-            )
+        first = ""
+        for number in until_stopped(range(len(source.documents))):
+            if not self.has(source, number):
+                continue
+            reason = self.left_out(source, number)
+            if reason is None:
+                return
+            first = first or f"; document {number} is left out: {reason}"
+        empty, side = "empty, left out" if first else "empty", "in" if self.held_out else "outside"
+        raise ConfigError(
+            f"data source {source.name!r}: every document is {empty} or not {side} the held-out split{first}; "
+            "add documents or change validation.holdout_fraction"
+        )
 
 
 def holdout_hash(text: str) -> int:

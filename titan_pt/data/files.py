@@ -61,11 +61,8 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: the file or a row of it is not what its kind promises.
     """
-    read = _READERS[_ending(path)]
-    if read is _text:
-        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_READERS.keys() - {'.txt'})}")
     with _reading(path):
-        yield from read(path, ())
+        yield from _READERS[_ending(path)](path, ())
 
 
 def _texts(path: str, formatter: Formatter) -> Iterator[str]:
@@ -237,6 +234,8 @@ def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
 
 
 def _text(path: str, columns: Columns) -> Located:
+    if not columns:
+        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_READERS.keys() - {'.txt'})}")
     if columns != ("text",):
         raise ConfigError(f"{path}: no column {columns[0]!r}; a text file has no columns, so leave text_field out")
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:

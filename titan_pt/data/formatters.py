@@ -65,6 +65,8 @@ def register_records(name: str, function: Callable[[Row], Row]) -> None:
 
     def write(row: Row) -> str:
         try:
+            if not isinstance(row, Mapping):
+                raise ValueError(f"it is {'text' if isinstance(row, str) else type(row).__name__}, without fields")
             record = dict(function(row))
         except Exception as error:  # rows of any shape
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -13,9 +13,10 @@ from task_helpers import CASES, SUMS, asked, open_row, write_rows
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Data, JobConfig, Source
+from titan_pt.config.job_config import Data, Job, JobConfig, Source
 from titan_pt.data.batch import IGNORED, collate
 from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.mixture import open_alone
 from titan_pt.data.sources import Documents, open_source
 from titan_pt.data.stream import Row, Stream
 from titan_pt.trainers.conversations import Conversations, with_records
@@ -185,6 +186,19 @@ def test_chat_rows(tmp_path: Path, ending: str) -> None:
     assert [first(documents, 0), first(documents, 1)] == [TALK, PAIR]
 
 
+def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}:", "completion": f" {i}", "id": i} for i in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=4)
+    source = Source(name="mine", path=str(tmp_path / "x.parquet"))
+    data = Data(sources=[source], num_streams=1, cache_dir=str(tmp_path / "cache"))
+    config = with_records(JobConfig(job=Job(dump_folder=str(tmp_path)), data=data))
+    (found,) = open_alone(config.data.sources, config)
+    assert found.by_unit
+    mixture = corpus(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
+    learnt = "".join(learnt_of(list(Stream(mixture, 0, 1, 256))))
+    assert sorted(learnt.split("<|endoftext|>")[:-1]) == sorted(row["completion"] for row in rows)
+
+
 SPEAK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
 BAD: list[tuple[Any, str]] = [
     ({"text": "x"}, "neither 'messages' nor 'prompt' and 'completion'; it has text"),
@@ -230,7 +244,9 @@ def test_nothing_but_bad_records_is_an_error() -> None:
     documents = records({"bad": "no"}, {"bad": "no"}, on_bad_record="skip")
     with pytest.raises(ConfigError, match="all 2 records are left out: 2 times, first document 0: no"):
         check_records(documents, documents.sources[0])
-    with pytest.raises(ConfigError, match="every document is empty, left out"):
+    with pytest.raises(
+        ConfigError, match=r"every document is empty, left out or not outside .*; document 0 is left out: no;"
+    ):
         documents.require_documents(documents.sources[0])
 
 
