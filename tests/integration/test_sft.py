@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
+import tomli_w
+from helpers import TINY, assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
+from hf_helpers import export_here, load_reference, read_weights, write_model
 
 from titan_pt.config import load_config
 
@@ -121,3 +123,27 @@ def test_it_starts_from_pretraining_and_goes_on_in_another_folder(whole: Path, t
     base, tuned = (read_tensors(tmp_path / name / "run" / "checkpoint" / "step-1") for name in ("base", "sft"))
     moved = max(float((tuned[name] - base[name]).abs().max()) for name in base if name.startswith("model."))
     assert 0 < moved < 0.01, "one small step from there"
+
+
+@pytest.mark.parametrize("qwen", [True, False], ids=["qwen3", "llama"])
+def test_a_hugging_face_model_comes_in_learns_and_leaves(whole: Path, tmp_path: Path, qwen: bool) -> None:
+    write_model(tmp_path / "in", qwen=qwen, tied=qwen)
+    tables = {
+        "job": {"dump_folder": str(tmp_path / "run"), "trainer": "sft"},
+        "model": {"from_hf": str(tmp_path / "in")},
+        "sft": {"on_bad_record": "skip"},
+        "data": {"sources": [{"name": "talks", "path": str(whole / "talks.jsonl")}]},
+        "checkpoint": {"initial_load_path": str(tmp_path / "in")},
+        "training": {**TINY["training"], **SFT["training"], "steps": 10},
+        "optimizer": SFT["optimizer"],
+        "lr_scheduler": SFT["lr_scheduler"],
+        "metrics": TINY["metrics"],
+    }
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(tables))
+    assert train_here(tmp_path / "run.toml") == 0
+    found = losses(tmp_path / "run")
+    assert found[10] < found[1] - 0.5
+    assert export_here(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    load_reference(tmp_path / "out")
+    before, after = (read_weights(tmp_path / name) for name in ("in", "out"))
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}

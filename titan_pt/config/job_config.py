@@ -84,8 +84,8 @@ class Source(Section):
     text_field: Name | None = None
     """Column that holds the text of `path` or `dataset`. Unset: "text"."""
     formatter: Name | None = None
-    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name; for sft a record:
-    "chat", "medqa", "gsm8k", or a registered name. Unset: that of a built-in name, else "text", for sft "chat"."""
+    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name; in sft how it
+    becomes a record: "chat", "medqa", "gsm8k", or a registered name. Unset: that of a built-in name, else the first."""
     weight: Positive = 1.0
     """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None
