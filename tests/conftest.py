@@ -1,7 +1,10 @@
 """Shared by all tests: quiet threads, no network, and the folder of real data."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "CONFIG_FILE", "LOG_RANK"):
     os.environ.pop(_variable, None)
+
+
+@pytest.fixture(autouse=True)
+def _close_loaders() -> Iterator[None]:
+    """The threads of loaders that a test left open would slow down all tests after it."""
+    module = sys.modules.get("titan_pt.data.loader")
+    if module is None:
+        yield
+        return
+    opened: list[Any] = []
+    original = module.DataLoader.__init__
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        opened.append(self)
+
+    module.DataLoader.__init__ = init  # type: ignore[attr-defined]
+    yield
+    module.DataLoader.__init__ = original  # type: ignore[attr-defined]
+    for loader in opened:
+        loader.close()
 
 
 @pytest.fixture(scope="session")

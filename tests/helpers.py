@@ -16,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from titan_pt.components import preemption
 from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,7 @@ def train_here(config: Path, *flags: str) -> int:
         log.handlers, log.level, log.propagate = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        preemption._requested.clear()  # a signal of this run is none of the next test's
 
 
 def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:
@@ -98,8 +100,7 @@ def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:
 
 def run(arguments: list[str], timeout: float = 120, **options: Any) -> Result:
     """Run a command to its end; `env` is added to this process's environment. `faults` can be imported."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # this tree, also where another one is installed
-    env = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **options.pop("env", {})}
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, env=env, check=False, **options)
     return Result(done.returncode, done.stdout, done.stderr)
 

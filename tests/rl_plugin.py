@@ -54,12 +54,18 @@ def chosen(row: GrpoTask, seed: int) -> Task:
     return Task(**{**vars(task), "letters": ("A", "B"), "find_letter": lambda text: text[:1] or None})
 
 
+def unsure(completion: str, problem: Problem, rule: str) -> bool:
+    if rule == "official":
+        raise KeyError("no such rule")
+    return even(completion, problem, rule)
+
+
 def fails(_sample: Sample, _task: Task) -> float:
     raise KeyError("no such thing")
 
 
 def hangs(sample: Sample, _task: Task) -> float:
-    if sample.problem.gold.endswith("1"):
+    if int(sample.problem.gold) % 2:
         time.sleep(60)
     return 0.0
 
@@ -95,6 +101,7 @@ register_task("second_coin", make)
 register_task("hopeless", functools.partial(make, grade=lambda completion, problem, rule: False))
 register_task("solved", functools.partial(make, grade=lambda completion, problem, rule: True))
 register_task("letters", chosen)
+register_task("unsure", functools.partial(make, grade=unsure))
 register_reward("fails", fails)
 register_reward("hangs", hangs)
 register_reward("nan", lambda sample, task: float("nan"))

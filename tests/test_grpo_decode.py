@@ -9,6 +9,7 @@ import torch
 from engine_helpers import ARGS, PROMPTS, STOP, generate, make_model, tokens_of
 
 from titan_pt.models.transformer import Transformer
+from titan_pt.trainers.grpo import decode
 from titan_pt.trainers.grpo.decode import Decoder, GraphDecoder, OutputLayer
 from titan_pt.trainers.grpo.native import STRIDE, NativeEngine
 from titan_pt.trainers.grpo.sampling import Sampling
@@ -19,11 +20,14 @@ def model() -> Transformer:
     return make_model()
 
 
-def test_the_output_layer_is_in_float32() -> None:
+def test_the_output_layer_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "LOGIT_ELEMENTS", 2 * ARGS.vocab_size)
     model = make_model(dtype=torch.bfloat16)
-    layer, hidden = OutputLayer(model), torch.randn(3, ARGS.hidden_size).bfloat16()
+    layer, hidden = OutputLayer(model), torch.randn(5, ARGS.hidden_size).bfloat16()
     for _ in range(2):
-        logits = layer(hidden)
+        parts = [part.clone() for part in layer(hidden)]
+        assert [len(part) for part in parts] == [2, 2, 1] and {part.dtype for part in parts} == {torch.float32}
+        logits = torch.cat(parts)
         torch.testing.assert_close(logits[:, :50], hidden.float() @ model.output_weight.float().T[:, :50])
         assert torch.all(logits[:, 50:] == float("-inf"))
         with torch.no_grad():

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from titan_pt.data.batch import IGNORED
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.logprobs import logprob_head
 from titan_pt.trainers.grpo.packing import PackedBatch, Sample, assign, fill_rows, pack
+from titan_pt.trainers.grpo.policy import Scorer
 
 ARGS = TransformerArgs(
     hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=48, vocab_size=40,
@@ -47,8 +47,9 @@ def test_every_sample_is_on_one_rank_once_and_ranks_run_as_often(
     for batch in (batch for batches in ranks for batch in batches):
         for s, number in enumerate(batch.numbers_S.tolist()):
             sample, count = samples[number], len(samples[number].completion_ids)
-            where = batch.index_SC[s, :count]
-            assert tuple(batch.targets_BL.flatten()[where].tolist()) == sample.completion_ids
+            own = batch.index_SC[s, :count]
+            where = batch.where_N[own]
+            assert tuple(batch.targets_N[own].tolist()) == sample.completion_ids
             last_of_prompt = batch.tokens_BL.flatten()[where[0]]
             assert last_of_prompt == sample.prompt_ids[-1]
             assert batch.positions_BL.flatten()[where].tolist() == [
@@ -57,7 +58,7 @@ def test_every_sample_is_on_one_rank_once_and_ranks_run_as_often(
             assert batch.sampled_SC[s].sum() == count
             assert batch.mask_SC[s].sum() == (count if sample.trains else 0)
             assert torch.allclose(batch.sampler_logprobs_SC[s, :count], torch.tensor(sample.logprobs))
-        assert (batch.targets_BL != IGNORED).sum() == batch.sampled_SC.sum(), "prompts are read, not predicted"
+        assert (batch.targets_N != IGNORED).sum() == batch.sampled_SC.sum(), "prompts are read, not predicted"
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,8 +77,8 @@ def test_packed_logprobs_are_those_of_each_sample_alone() -> None:
     model.init_weights(0)
     samples = make_samples([(3, 5), (7, 2), (1, 1), (12, 12), (2, 9)])
     for batch in packed_of(samples):
-        scored = model(batch.tokens_BL, batch.positions_BL, logprob_head(batch.targets_BL, num_tokens=37))
-        own_SC = batch.by_sample(scored.logprobs_BL)
+        scored = Scorer(model, 1.0, 37)(batch)
+        own_SC = scored.logprobs_SC
         for s, number in enumerate(batch.numbers_S.tolist()):
             sample = samples[number]
             logits = model(torch.tensor([[*sample.prompt_ids, *sample.completion_ids]]))[0]

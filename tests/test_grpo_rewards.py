@@ -186,6 +186,16 @@ def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> N
     assert result.total == 1.0
 
 
+def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rewards._REWARDS, "slow", sleep)
+    task = make_task(rewards={"correct": 1.0, "slow": 1.0})
+    start = time.monotonic()
+    result = score(make_sample(), task, 60.0, given_up={"slow"})
+    assert time.monotonic() - start < 30
+    assert result.total == 1.0
+    assert [(problem.reward, problem.kind) for problem in result.problems] == [("slow", "timeout")]
+
+
 def test_the_timer_never_strikes_outside_the_function(reward: Callable[..., Score]) -> None:
     """Functions that end about when their time does: the expiry must not escape, nor the timer go on."""
     before = signal.getitimer(signal.ITIMER_REAL)

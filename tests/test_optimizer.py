@@ -1,10 +1,13 @@
 """Parameter groups, and the update that skips what is not finite."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
-from titan_pt.components.optimizer import build_optimizers, optimizer_tensors, split_parameters
+from titan_pt.components.adamw8bit import block_size
+from titan_pt.components.optimizer import build_optimizers, optimizer_tensors, reset, split_parameters
 from titan_pt.config import load_config
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.trainers.pretrain import guarded_update
@@ -103,3 +106,88 @@ def test_state_is_made_on_demand_and_starts_at_zero() -> None:
     assert not any(tensor.any() for tensor in tensors.values())
     assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
     assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """torchao compiles its update; the same runs uncompiled, without the seconds that takes."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+EIGHT_BIT = [SOURCE, "--optimizer.name", "AdamW8bit"]
+
+
+def train_a_little(flags: list[str], steps: int) -> tuple[list[float], Transformer, torch.optim.Optimizer]:
+    """Losses of a small model on the same few random rows."""
+    model = Transformer(ARGS.model_copy(update={"hidden_size": 128, "num_heads": 8}))
+    model.init_weights(seed=0)
+    optimizer = build_optimizers(model, load_config(flags))
+    tokens = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(steps):
+        logits = model(tokens[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        guarded_update(model, optimizer, 3e-3, max_norm=1.0, loss=loss.detach())
+        found.append(loss.item())
+    return found, model, optimizer
+
+
+def test_moments_of_eight_bits_learn_alike(eager: None) -> None:
+    full, _, _ = train_a_little([SOURCE], 40)
+    small, model, optimizer = train_a_little(EIGHT_BIT, 40)
+    assert full[-1] < 0.7 * full[0]
+    assert max(abs(a - b) for a, b in zip(full, small, strict=True)) < 0.02
+    state = optimizer_tensors(model, optimizer)
+    quantized = {name.split(".")[-4] for name, tensor in state.items() if tensor.dtype == torch.uint8}
+    assert quantized == {"q_proj", "o_proj", "gate_proj", "up_proj", "embed_tokens"}, "rows of 128 values, and large"
+
+
+def test_blocks_are_parts_of_rows() -> None:
+    sizes = {
+        (64, 64): 64,
+        (64, 704): 64,
+        (8, 1408): 128,
+        (16, 1024): 256,
+        (64, 72): None,
+        (16, 32): None,
+        (9999,): None,
+    }
+    assert {shape: block_size(torch.empty(shape, device="meta")) for shape in sizes} == sizes
+
+
+def test_eight_bit_moments_skip_reset_and_load(eager: None) -> None:
+    model = nn.Linear(128, 64, bias=False)
+    optimizer = build_optimizers(model, load_config(EIGHT_BIT))
+
+    def update(value: float) -> float:
+        model.weight.grad = torch.full_like(model.weight, value)
+        return guarded_update(model, optimizer, 1e-2, max_norm=1.0, loss=torch.tensor(1.0))[1].item()
+
+    assert update(1.0) == 0.0
+    before = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
+    weight = model.weight.detach().clone()
+    assert before.keys() == {
+        "weight.step",
+        *(f"weight.{m}.{p}" for m in ("exp_avg", "exp_avg_sq") for p in ("codes", "scale")),
+    }
+    assert before["weight.exp_avg.scale"].shape == (64, 1)
+    assert update(float("nan")) == 1.0
+    after = optimizer_tensors(model, optimizer)
+    assert torch.equal(weight, model.weight) and all(torch.equal(before[name], after[name]) for name in before)
+
+    other = nn.Linear(128, 64, bias=False)
+    other.load_state_dict(model.state_dict())
+    loaded = build_optimizers(other, load_config(EIGHT_BIT))
+    for name, tensor in optimizer_tensors(other, loaded).items():  # made by a step that changes nothing
+        assert float(tensor.float().abs().sum()) == 0.0
+        tensor.copy_(before[name])
+    assert torch.equal(other.weight, model.weight)
+    assert update(-0.5) == 0.0
+    other.weight.grad = torch.full_like(other.weight, -0.5)
+    guarded_update(other, loaded, 1e-2, max_norm=1.0, loss=torch.tensor(1.0))
+    assert torch.equal(other.weight, model.weight), "the state was loaded in place"
+    reset(loaded)
+    assert not any(float(tensor.float().abs().sum()) for tensor in optimizer_tensors(other, loaded).values())

@@ -135,9 +135,10 @@ def test_many_bad_units_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch:
     data.close()
 
 
-def substituting(folder: Path, cache: str) -> JobConfig:
+def substituting(folder: Path, cache: str, seconds: float = 60.0) -> JobConfig:
+    """With patience for a busy machine: a replay must not substitute more than is on record."""
     config = config_of(
-        folder, Source(name="fineweb_edu", max_epochs=1.0), stall_policy="substitute", substitute_after_seconds=0.2
+        folder, Source(name="fineweb_edu", max_epochs=1.0), stall_policy="substitute", substitute_after_seconds=seconds
     )
     return config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": str(folder / cache)})})
 
@@ -147,7 +148,7 @@ def test_a_substitution_is_repeated_by_every_resume(
 ) -> None:
     """One file does not come for a while: others go first, it is read later, and a new start does it all again."""
     monkeypatch.setattr("titan_pt.data.order.BLOCK_ROWS", 10)
-    data = build(substituting(tmp_path, "one"))
+    data = build(substituting(tmp_path, "one", 0.2))
     hub.fault = lambda path, _count: "reset" if "000_" in path else ""
     found, states = [], []
     while (batch := data.next_batch()) is not None:

@@ -4,10 +4,11 @@ import json
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import ThreadWorld, on_ranks
+from data_helpers import ThreadWorld, on_ranks, texts
 from hub_server import COMMIT, HubServer, write_shards
 from unit_helpers import TEXTS, config_of, hub, open_units, quick
 
@@ -123,6 +124,26 @@ def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServ
     ):
         with pytest.raises(ConfigError, match=reason):
             open_units(config_of(tmp_path / "other", Source(name="mine", dataset="me/mine", **options)))
+
+
+def test_other_datasets_keep_to_a_commit_too(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are downloaded whole, at the commit that the run began with."""
+    (tmp_path / "repo" / "train.jsonl").write_text('{"text": "a"}')
+    hub.card = {"configs": [{"config_name": "default", "data_files": "train.jsonl"}]}
+    wished = []
+
+    def download(source: Source, *_: Any) -> Any:
+        wished.append(source.revision)
+        documents = texts(5, 6)
+        documents.fingerprint = str(source.revision)
+        return documents
+
+    monkeypatch.setattr("titan_pt.data.sources.downloaded_dataset", download)
+    config = config_of(tmp_path, Source(name="medqa"))
+    for _ in range(2):
+        (source,) = open_mixture(config.data.sources, config, ThreadWorld())
+        assert source.documents.fingerprint == COMMIT
+    assert wished == [COMMIT] * 2 and hub.requests["listing"] == 1
 
 
 def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:

@@ -38,6 +38,10 @@ class GaveUp(Exception):
     """The run cannot get better by itself."""
 
 
+class GaveUpTogether(GaveUp):
+    """On all ranks at the same point, before anything changed: the last finished step can be saved."""
+
+
 def record_exit_code(code: int, reason: str = "") -> bool:
     """A worker tells its launcher how it is about to leave and why; False where there is no launcher to tell it to."""
     folder = os.environ.get(EXIT_CODES_VARIABLE)

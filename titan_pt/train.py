@@ -75,17 +75,15 @@ def run(config: JobConfig) -> ExitCode:
             write_config(config)
         trainer.train()
         code = ExitCode.DONE
-    except Stalled as error:
-        if trainer is None or not trainer.has_checkpoint:
+    except Preempted as error:
+        if trainer is not None and trainer.has_checkpoint:
+            why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
+            logger.warning(f"{why}; the same command goes on from the checkpoint")
+            code = ExitCode.PREEMPTED
+        elif isinstance(error, Stalled):
             record_failure(error)
             _close(trainer, wait=_is_alone())
             raise
-        logger.error(f"{error}; the same command goes on from the checkpoint")
-        code = ExitCode.PREEMPTED
-    except Preempted:
-        if trainer is not None and trainer.has_checkpoint:
-            logger.warning("Stopped by a signal; the same command goes on from the checkpoint")
-            code = ExitCode.PREEMPTED
         else:
             logger.warning("Stopped by a signal before there was a checkpoint")
             code = ExitCode.TERMINATED

@@ -18,7 +18,7 @@ from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
-from titan_pt.outcome import GaveUp, Preempted
+from titan_pt.outcome import GaveUp, GaveUpTogether, Preempted
 from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -121,8 +121,7 @@ class Trainer:
                         break
         except Preempted:
             self.parts.optimizer.zero_grad(set_to_none=True)  # the unfinished step
-            if state.step and self._saves(last=True) and not self.has_checkpoint:
-                self._save(required=True)
+            self._save_finished()
             raise
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens")
 
@@ -135,6 +134,8 @@ class Trainer:
         """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
         if self._checkpointer and wait:
             self._checkpointer.close()
+        if wait:
+            self.parts.dataloader.close()
         self._records.close()
         if self._lock:
             self._lock.close()
@@ -144,7 +145,11 @@ class Trainer:
     def _one_step(self) -> StepMetrics | None:
         state, config, budget = self.state, self.parts.config, self.parts.budget
         self.parts.raise_if_preempted()
-        metrics = self._step(state)
+        try:
+            metrics = self._step(state)
+        except GaveUpTogether:
+            self._save_finished()
+            raise
         if metrics is None:
             return None
         state.step += 1
@@ -177,8 +182,7 @@ class Trainer:
         elif validates and records.row and not records.validated:
             records.open(state.step - 1)  # its row was written before it was known to be the last
             self._write_row(validate=True)
-        if self._saves(last=True) and not self.has_checkpoint:
-            self._save(required=True)
+        self._save_finished()
         self._export(last=True)
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -228,6 +232,11 @@ class Trainer:
             paused = time.perf_counter()
             export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
             self._records.interval.paused_seconds += time.perf_counter() - paused
+
+    def _save_finished(self) -> None:
+        """Save the last finished step, if there is one and it is not on disk."""
+        if self.state.step and self._saves(last=True) and not self.has_checkpoint:
+            self._save(required=True)
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""

@@ -112,7 +112,8 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert {"eval/coin/pass_at_1", "eval/coin/pass_at_2", "eval/second_coin/accuracy_official"} <= rows[0].keys()
     assert rows[1]["kl"] > 0 and rows[4]["clip_fraction"] >= 0
     record = rollouts(whole)
-    assert sorted(record) == [1, 2, 3, 4, 5, 6]
+    assert sorted(record) == [0, 1, 2, 3, 4, 5, 6], "0 is the probe's"
+    assert len(record.pop(0)) == 16
     for step, samples in record.items():
         assert len(samples) % 4 == 0 and len(samples) >= 16, step
         assert {"prompt", "gold", "completion", "num_tokens", "finish_reason", "rewards", "advantage"} <= samples[
@@ -224,7 +225,39 @@ def test_without_signal_the_run_stops_with_advice(
     assert ("harder" if task == "solved" else "supervised fine-tuning") in last
     where = {"probe": "readiness probe: 0.00%", "refill": "none of 12 groups", "none": "2 steps in a row"}
     assert where[how] in last
-    assert not list((tmp_path / "run").glob("checkpoint/step-*"))
+    steps = [path.name for path in (tmp_path / "run").glob("checkpoint/step-*")]
+    assert steps == (["step-1"] if how == "none" else []), "what is finished is saved"
+    assert rollouts(tmp_path), "a person can read what was answered"
+
+
+def test_a_policy_that_is_cut_off_everywhere_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A masked completion trains nothing, whatever its reward."""
+    for overlong in ("mask", "zero"):
+        options = {"overlong": overlong, "probe": "off", "dynamic_sampling": "none", "max_idle_steps": 1}
+        grpo = {**GRPO["grpo"], **options, "tasks": [{"name": "coin"}]}
+        config = write(tmp_path / overlong, grpo=grpo, rollout={"max_new_tokens": 2}, validation={"enable": False})
+        assert train_here(config) == 70
+        assert "cut off 100.00%" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_plateau_renews_the_reference_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grpo = {**GRPO["grpo"], "kl_coef": 0.01, "reference_reset": "plateau", "plateau_evals": 2, "reset_optimizer": True}
+    config = write(tmp_path / "whole", grpo=grpo, validation={"freq": 1}, optimizer={"lr": 1e-9})
+    assert train_here(config) == 0
+    log = capsys.readouterr().err
+    assert "step 3: the reference is now the policy of step 2; the optimizer starts anew" in log
+    assert log.count("the reference is now") == 2, "counted anew after each: at steps 3 and 5"
+    (tmp_path / "parts").mkdir()
+    assert train_here(cut_after(tmp_path / "whole", tmp_path / "parts", 3)) == 0
+    ends = [tmp_path / name / "run" / "checkpoint" / "step-6" for name in ("whole", "parts")]
+    assert_same_step(*ends)
+
+
+def test_a_grade_that_fails_is_counted_in_evaluations_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grpo = {**GRPO["grpo"], "tasks": [{"name": "unsure"}], "probe": "off"}
+    assert train_here(write(tmp_path, grpo=grpo, training={"steps": 1})) == 0
+    assert "'grade (official)'" in capsys.readouterr().err
+    assert read_rows(tmp_path / "run")[0]["eval/unsure/accuracy_official"] == 0
 
 
 def test_letters_that_are_guessed_stop_the_run_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,6 +290,8 @@ def test_a_missing_start_names_the_command_that_makes_it(tmp_path: Path, capsys:
         ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
         ({"rollout": {"engine": "vllm"}}, "rollout.engine"),
         ({"grpo": {"tasks": [{"name": "coin", "stop": ["two tokens"]}]}}, "must be one token"),
+        ({"grpo": {"tasks": [{"name": "coin", "stop": ["x"]}, {"name": "second_coin"}]}}, "stop differs between tasks"),
+        ({"grpo": {"tasks": [{"name": "coin", "options": {"size": "many"}}]}}, "its factory failed: ValueError"),
         ({"grpo": {"tasks": [{"name": "coin", "rewards": {"corect": 1.0}}]}}, "corect"),
         ({"grpo": {"tasks": [{"name": "coin", "prompt_template": "no place"}]}}, "{question}"),
         ({"training": {"tokens": "1M", "steps": None}}, "training.tokens: grpo counts steps"),

@@ -25,6 +25,8 @@ def quiet_libraries() -> None:
     """Hide notices of other libraries that no user of titan_pt can act on."""
     # torch: FSDP's flat-parameter and inductor's autotune advice, for choices made in this package.
     warnings.filterwarnings("ignore", module=r"torch(\.|$)")
+    for name in ("torchao", "torch.utils._pytree"):  # kernels of other machines, and of other versions of torch
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -42,6 +42,8 @@ class ModelSource:
     """What is known of its training, by label."""
     trainer: str | None
     """Kind of training of a checkpoint; None of a Hugging Face folder."""
+    seq_len: int | None
+    """Tokens of a row it was trained on; None where that is not known."""
     keep_padding: bool
     """The padding rows of its vocabulary came with it, and an export has them too."""
 
@@ -52,8 +54,8 @@ class ModelSource:
 
     @property
     def knows_chat(self) -> bool:
-        """Whether the model was trained on that form: not by pretraining, nor where a tokenizer came without."""
-        return self.tokenizer.chat_template is not None if self.trainer is None else self.trainer != "pretrain"
+        """Whether the model was trained on that form: by sft, or before it came here with a template."""
+        return self.trainer == "sft" or (self.trainer != "pretrain" and self.tokenizer.chat_template is not None)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -112,6 +114,7 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
         tensors=tensors,
         facts={"Weights": f"unchanged from {folder.resolve().name}"},
         trainer=None,
+        seq_len=None,
         keep_padding=True,
     )
 
@@ -131,6 +134,7 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
         tensors=tensors,
         facts=run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"]),
         trainer=identity["trainer"],
+        seq_len=config.get("training", {}).get("seq_len"),
         keep_padding=bool(config.get("model", {}).get("from_hf")),
     )
 

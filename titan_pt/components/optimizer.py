@@ -1,22 +1,36 @@
-"""AdamW with weight decay on matrices only."""
+"""AdamW with weight decay on matrices only, its moments in 32 or 8 bits."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.job_config import Compile, JobConfig
+from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 
 
 def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimizer:
-    """The optimizer of `[optimizer]`."""
+    """The optimizer of `[optimizer]`.
+
+    Raises:
+        ConfigError: it has to be compiled, and there is no compiler.
+    """
     options = config.optimizer
     decayed, others = split_parameters(model)
     groups = [
         {"params": list(decayed.values()), "weight_decay": options.weight_decay},
         {"params": list(others.values()), "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if options.name == "AdamW8bit":
+        from titan_pt.components.adamw8bit import ShardedAdamW8bit
+
+        device = next(model.parameters()).device
+        check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
+        return ShardedAdamW8bit(groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
@@ -50,24 +64,47 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {
         f"{parameter_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-        if isinstance(value, torch.Tensor)
+        for key, value in _state_tensors(optimizer, parameter)
     }
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):  # compiled in: another object would be compiled again
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def reset(optimizer: torch.optim.Optimizer) -> None:
+    """Start the moments and the step count anew."""
+    for parameter in optimizer.state:
+        for _, value in _state_tensors(optimizer, parameter):
+            value.zero_()
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, plain tensor) of one parameter's state."""
+    values = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, torch.Tensor)}
+    if isinstance(optimizer, torch.optim.AdamW):
+        yield from values.items()
+        return
+    from titan_pt.components.adamw8bit import state_tensors
+
+    for key, value in values.items():
+        yield from state_tensors(parameter, key, value)
 
 
 @torch.no_grad()
 def _initialize(optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer make its state by a step of zero gradients, then undo the step's count."""
+    rate = float(optimizer.param_groups[0]["lr"])
+    set_rate(optimizer, 0.0)
     for group in optimizer.param_groups:
-        group["lr"], rate = 0.0, group["lr"]
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-        group["initial_rate"] = rate
     optimizer.step()
-    for group in optimizer.param_groups:
-        group["lr"] = group.pop("initial_rate")
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, torch.Tensor):
-                value.zero_()
+    set_rate(optimizer, rate)
+    reset(optimizer)
     optimizer.zero_grad(set_to_none=True)

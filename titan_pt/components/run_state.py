@@ -17,7 +17,6 @@ from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import dump_toml
-from titan_pt.data.stream import token_hash
 from titan_pt.protocols.step import StatefulStep, Step, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -48,9 +47,9 @@ def run_documents(
     parts: StepParts, step: Step, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
 ) -> Documents:
     """Everything that is not a tensor, gathered from all ranks."""
-    world = parts.world
+    world, loader = parts.world, parts.dataloader
     streams: dict[str, Any] = {}
-    for part in world.gather(parts.dataloader.state_dict()):
+    for part in world.gather(loader.state_dict()):
         streams |= part
     train = {
         "state": asdict(state),
@@ -61,7 +60,7 @@ def run_documents(
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
         "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
-    data = {"identity": parts.dataloader.identity(), "token_hash": token_hash(streams), "streams": streams}
+    data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
     return Documents(train, data, dump_toml(parts.config))
 
 
@@ -84,7 +83,7 @@ def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, 
     load_tensors(folder, run_tensors(parts, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
         streams = documents.data["streams"]
-        if token_hash(streams) != documents.data["token_hash"]:
+        if parts.dataloader.digest(streams) != documents.data["token_hash"]:
             raise ConfigError(f"{folder}: the states of its data streams do not belong to its token hash; restore it")
         world.together(lambda: parts.dataloader.load_state_dict(streams))
     if isinstance(step, StatefulStep):

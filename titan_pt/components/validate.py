@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.corpus import Corpus, MixtureSource
-from titan_pt.data.mixture import data_seed, open_mixture
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
@@ -71,7 +72,7 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
     """The validator of `[validation]`, or None where it is off.
 
     Raises:
-        ConfigError: there are no validation documents.
+        ConfigError: there are no validation documents, or a task cannot be asked.
     """
     config, world = parts.config, parts.world
     if not config.validation.enable:
@@ -84,7 +85,7 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
     num_bytes = sum(row.num_bytes for row in rows)
     tokens = sum(row.num_targets for row in rows)
     logger.info(f"Validation: {len(rows)} rows, {tokens:,} tokens, {num_bytes:,.0f} bytes, the same each time")
-    return LossValidator(
+    losses = LossValidator(
         model=parts.model,
         world=world,
         batches=[collate(own[i : i + size]) for i in range(0, len(own), size)],
@@ -92,6 +93,11 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
         document_mask=config.training.document_mask,
         raise_if_preempted=parts.raise_if_preempted,
     )
+    if not (config.validation.tasks or config.validation.sample_prompts):
+        return losses
+    from titan_pt.evaluation.exams import build_exams
+
+    return build_exams(parts, losses)
 
 
 def validation_rows(parts: StepParts) -> list[Row]:
@@ -110,9 +116,9 @@ def validation_rows(parts: StepParts) -> list[Row]:
         fraction, held_out = config.validation.holdout_fraction, True
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
     train: Corpus = parts.dataloader.corpus
-    corpus = Corpus(
-        once, parts.tokenizer, data_seed(config), fraction, held_out, packing=train.packing, encoder=train.encoder
-    )
+    known = {source.name for source in once}  # that they end is what they are for
+    side = replace(train, sources=once, holdout_fraction=fraction, held_out=held_out)
+    corpus = replace(side, ledger=Ledger(), substitute_after=None, spent=known)
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))

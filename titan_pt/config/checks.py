@@ -33,7 +33,10 @@ def cross_check(
     config: JobConfig, model_spec: ModelSpec[Any], own: Callable[[JobConfig], Broken] | None = None
 ) -> list[Problem]:
     """All broken rules of a config whose single values are valid; `own` are the trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _memory, _profiling))
+    common = (
+        rule(config, model_spec)
+        for rule in (_model, _batch, _schedule, _data, _validation, _exams, _memory, _profiling)
+    )
     broken = itertools.chain(*common, own(config) if own else ())
     return [Problem(frozenset(fields), text) for fields, text in broken]
 
@@ -142,6 +145,19 @@ def _validation(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str
             ["validation.holdout_fraction", "validation.sources"],
             "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
         )
+
+
+def _exams(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+    validation = config.validation
+    given = [name for name in ("tasks", "sample_prompts") if getattr(validation, name)]
+    for name in given if not validation.enable else ():
+        yield (
+            [f"validation.{name}", "validation.enable"],
+            f"validation.{name}: has no effect without validation; set validation.enable = true, or leave it out",
+        )
+    names = [task.name for task in validation.tasks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
 
 
 def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:

@@ -34,7 +34,7 @@ class Rollout(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Sample from the likeliest tokens that reach this probability; below 1 the trainer scores another distribution."""
     top_k: Count = 0
-    """Sample from the k likeliest tokens; 0 is all."""
+    """Sample from the k likeliest tokens; 0 is all. Above 0 the trainer scores another distribution."""
     max_new_tokens: TokenCount = 384
     """Most tokens of a completion, the end-of-text token included."""
     overlong_prompts: Literal["error", "skip", "truncate"] = "error"
@@ -66,7 +66,7 @@ class GrpoTask(Section):
     prompt_template: Name | None = None
     """Text with {question} in it. Unset: the task's own."""
     stop: list[Name] = []
-    """Texts of one token each that end a completion beside the end-of-text token."""
+    """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
     """Weight of each reward in the sum: correct, format, length, or a registered one."""
     level: PositiveInt | None = None
@@ -75,6 +75,10 @@ class GrpoTask(Section):
     """medqa: another order of the options at each visit of a question."""
     options: dict[Name, bool | int | float | str] = {}
     """Options of a reasoning_gym or registered task, passed on."""
+
+
+class EvaluationTask(GrpoTask):
+    """A task that is only evaluated on: its training problems are not read."""
 
 
 class Grpo(Section):
@@ -92,7 +96,7 @@ class Grpo(Section):
     """Policy loss, see trainers/grpo/losses.py."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the deviation of their group, of all rewards, or not at all."""
-    clip_low: NonNegative = 0.2
+    clip_low: Fraction = 0.2
     """Ratios below 1 - clip_low get no gradient where the advantage is negative."""
     clip_high: NonNegative = 0.28
     """Ratios above 1 + clip_high get no gradient where the advantage is positive."""
@@ -125,8 +129,8 @@ class Grpo(Section):
     max_gen_batches: PositiveInt = 10
     """Rounds of sampling in one step. A step without any group of different rewards after them ends the run."""
     overlong: Literal["zero", "mask", "penalty"] = "zero"
-    """A completion cut off at max_new_tokens: reward 0; out of the loss; or, beside its reward, DAPO's penalty that
-    grows over the last overlong_buffer tokens."""
+    """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or, beside its reward, DAPO's penalty
+    that grows over the last overlong_buffer tokens."""
     overlong_buffer: TokenCount = 64
     """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
     overlong_penalty: NonNegative = 1.0
@@ -143,7 +147,7 @@ class Grpo(Section):
     """Sampled completions of each, for pass@1 and pass@this; 0: greedy only."""
     probe: Literal["stop", "warn", "off"] = "stop"
     """Before step 1: sample probe_prompts groups and stop, or only warn, where there is too little to learn from."""
-    probe_prompts: PositiveInt = 128
+    probe_prompts: PositiveInt = 256
     """Groups that the probe samples."""
     probe_min_signal: Fraction = 0.05
     """Least share of groups with different rewards."""
@@ -189,6 +193,13 @@ def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
             f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
             f"{rollout.max_new_tokens}",
         )
+    for name in ("tasks", "sample_prompts"):
+        if getattr(config.validation, name):
+            yield (
+                [f"validation.{name}"],
+                f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
+                "rollout.print_samples; leave it out",
+            )
     if training.tokens is not None:
         yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
     if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:
@@ -208,6 +219,30 @@ def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
             ["grpo.reference_reset", "validation.enable"],
             'grpo.reference_reset = "plateau": needs evaluations; set validation.enable = true',
         )
+
+
+def without_effect(config: JobConfig) -> Iterator[str]:
+    """Settings that were changed and do nothing here, and samples that the trainer scores otherwise."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    needs = {
+        "kl_estimator": (grpo.kl_coef > 0, "kl_coef above 0"),
+        "kl_max_log_ratio": (grpo.kl_coef > 0, "kl_coef above 0"),
+        "reset_optimizer": (grpo.reference_reset != "none", "a reference_reset"),
+        "reference_reset_interval": (grpo.reference_reset == "interval", 'reference_reset = "interval"'),
+        "plateau_evals": (grpo.reference_reset == "plateau", 'reference_reset = "plateau"'),
+        "cispo_cap": (grpo.loss == "cispo", 'loss = "cispo"'),
+        "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
+        "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+        "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+        "max_idle_steps": (grpo.dynamic_sampling == "none", 'dynamic_sampling = "none"'),
+        "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+        "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+    }
+    for key, (holds, need) in needs.items():
+        if not holds and getattr(grpo, key) != Grpo.model_fields[key].default:
+            yield f"grpo.{key} has no effect: it needs {need}"
+    if rollout.top_k or rollout.top_p < 1:
+        yield "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"
 
 
 def section(config: JobConfig, kind: type[S]) -> S:

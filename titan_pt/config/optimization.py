@@ -50,8 +50,8 @@ class Training(Section):
 class Optimizer(Section):
     """[optimizer]"""
 
-    name: Literal["AdamW"] = "AdamW"
-    """Optimizer."""
+    name: Literal["AdamW", "AdamW8bit"] = "AdamW"
+    """Optimizer. "AdamW8bit" (torchao) holds the moments of matrices in 8 bits, a quarter of the memory."""
     lr: Positive = 8e-4
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -63,7 +63,7 @@ class Optimizer(Section):
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices; norms and embeddings have none."""
     implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """"fused" skips a bad step on the device; the others read a flag on the host at every step."""
+    """Of AdamW. "fused" skips a bad step on the device; the others, and AdamW8bit, read a flag on the host at each."""
 
 
 class LrScheduler(Section):

@@ -24,6 +24,11 @@ class ArithmeticProblem:
         """The text that a model learns it from."""
         return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution}\n"
 
+    @property
+    def plain_document(self) -> str:
+        """The same without the marker: right, and not in the form that is graded."""
+        return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution.splitlines()[0]}\n"
+
 
 @dataclass(frozen=True)
 class _Level:
@@ -35,7 +40,7 @@ class _Level:
 
 
 _LEVELS = {
-    1: _Level("+", 20, "sums of numbers from 0 to 19"),
+    1: _Level("+", 10, "sums of numbers from 0 to 9"),
     2: _Level("+-", 20, "sums and differences of numbers from 0 to 19"),
     3: _Level("+-", 100, "sums and differences of numbers from 0 to 99"),
     4: _Level("+-*", 100, "sums, differences and products of numbers from 0 to 99"),

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
@@ -30,6 +30,8 @@ class MixtureSource:
     documents: Documents
     weight: float
     max_epochs: float | None = None
+    listing: dict[str, Any] | None = None
+    """Its units as plain values, for other processes that open it."""
 
     @property
     def by_unit(self) -> bool:

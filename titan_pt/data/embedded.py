@@ -6,9 +6,7 @@ import random
 import sysconfig
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError, shown
-from titan_pt.config.job_config import Source
-from titan_pt.data.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.data.arithmetic import ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.questions import HOLDOUT_FRACTION, is_held_out
 
 
@@ -61,22 +59,25 @@ class ArithmeticLevel:
     """All problems of one level of difficulty, each once.
 
     Args:
+        plain: without the marker `#### <number>`.
         rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
     """
 
-    def __init__(self, level: int, *, rows: bool = False) -> None:
-        self._level, self._rows = level, rows
-        self.fingerprint = f"arithmetic-1-level-{level}"
+    def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:
+        self._level, self._plain, self._rows = level, plain, rows
+        self.fingerprint = f"arithmetic-1-level-{level}{'-plain' if plain else ''}"
 
     def __len__(self) -> int:
         return num_problems(self._level)
 
     def __getitem__(self, index: int) -> str | dict[str, str]:
-        found = problem(self._level, index)
-        while self._rows and _is_evaluated(found):
+        made = problem(self._level, index)
+        while self._rows and _is_evaluated(made):
             index = (index + 1) % len(self)
-            found = problem(self._level, index)
-        return _row(found) if self._rows else found.document
+            made = problem(self._level, index)
+        if self._rows:
+            return _row(made)
+        return made.plain_document if self._plain else made.document
 
 
 def _draw(rng: random.Random) -> ArithmeticProblem:
@@ -87,33 +88,9 @@ def _draw(rng: random.Random) -> ArithmeticProblem:
     return make_problem(a, operation, b)
 
 
-def _is_evaluated(found: ArithmeticProblem) -> bool:
-    return is_held_out(found.question, HOLDOUT_FRACTION)
+def _is_evaluated(made: ArithmeticProblem) -> bool:
+    return is_held_out(made.question, HOLDOUT_FRACTION)
 
 
-def _row(found: ArithmeticProblem) -> dict[str, str]:
-    return {"question": found.question, "answer": found.solution}
-
-
-def open_python_stdlib(source: Source, _seed: int) -> PythonStdlib:
-    """A SourceFactory."""
-    if source.subset is not None:
-        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
-    return PythonStdlib()
-
-
-def open_arithmetic(source: Source, seed: int) -> Arithmetic | ArithmeticLevel:
-    """A SourceFactory: endless problems of all kinds, or with subset = "level-N" those of one level.
-
-    For a formatter they are rows of GSM8K.
-    """
-    if source.subset is None:
-        return Arithmetic(seed, rows=source.formatter is not None)
-    levels = {f"level-{level}": level for level in LEVELS}
-    if source.subset not in levels:
-        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
-        raise ConfigError(
-            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
-            "leave it out for endless problems of all kinds"
-        )
-    return ArithmeticLevel(levels[source.subset], rows=source.formatter is not None)
+def _row(made: ArithmeticProblem) -> dict[str, str]:
+    return {"question": made.question, "answer": made.solution}

@@ -42,8 +42,8 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     return _listing(pattern, {address.rpartition("/")[2]: (address, None) for address in addresses}, store)
 
 
-def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing | None:
-    """The units of a dataset of the hub at its present or wished commit; None where its files are not parquet.
+def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
+    """The units of a dataset of the hub at its present or wished commit; none where its files are not parquet.
 
     Raises:
         ConfigError: there is no such dataset, revision, subset or split, or it is not for this user.
@@ -64,7 +64,7 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     patterns = _patterns(source, info.card_data or {})
     names = sorted(name for name in found if any(_matches(name, pattern) for pattern in patterns))
     if not names or not all(name.endswith(".parquet") for name in names):
-        return None
+        return Listing(f"{repository}@{info.sha}", ())
     files = {
         name: (hf_hub_url(repository, name, repo_type="dataset", revision=info.sha), _content_hash(found[name]))
         for name in names

@@ -25,7 +25,8 @@ from titan_pt.data.feed import End, Feed
 from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
-from titan_pt.data.stream import Stream, padding_row
+from titan_pt.data.order import BLOCK_ROWS
+from titan_pt.data.stream import Stream, padding_row, token_hash
 from titan_pt.data.unit_documents import Reading, UnitDocuments
 from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
@@ -153,12 +154,17 @@ class DataLoader:
             "holdout_fraction": self.corpus.holdout_fraction,
             "packing": self.corpus.packing,
             "encoding": self.corpus.encoder.fingerprint(self.corpus.tokenizer),
+            "block_rows": BLOCK_ROWS,
             "order": [source.name for source in self.corpus.sources],
             "sources": {
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
                 for source in self.corpus.sources
             },
         }
+
+    def digest(self, state: dict[str, Any]) -> str:
+        """The rolling hash of all tokens that all streams gave."""
+        return token_hash(state)
 
     def progress(self) -> dict[str, list[float]]:
         """[tokens, passes] of each source, of this rank's streams up to the committed batch.
@@ -190,16 +196,12 @@ class DataLoader:
         """Each of some streams, all with the states of the last committed batch."""
         config, count = self._config, min(self._config.data.num_workers, len(self._streams))
         documents = {source.name: source.documents for source in self.corpus.sources}
-        listings = {
-            name: found.listing.to_json() if isinstance(found, UnitDocuments) else None
-            for name, found in documents.items()
-        }
         owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
         jobs = [
             WorkerJob(
                 config=sendable(config),
                 encoder=self.corpus.encoder,
-                listings=listings,
+                listings={source.name: source.listing for source in self.corpus.sources},
                 num_streams=self._budget.num_streams,
                 states={str(s): self._committed[str(s)] for s in own},
                 numbers=[s for s in numbers if s in own],

@@ -160,8 +160,8 @@ def _list_all(
         except ConfigError as error:
             found[source.name] = {"problems": error.problems}
             continue
-        found[source.name] = listing.to_json() if listing else None
-        if listing and any(is_remote(file.location) for file in listing.files):
+        found[source.name] = listing.to_json() if listing is not None else None
+        if listing is not None and all(is_remote(file.location) for file in listing.files):
             known[key] = found[source.name]
             _write_manifest(path, known)
     return found
@@ -217,7 +217,7 @@ def _open_all(
                 reading=reading,
                 num_streams=num_streams,
             )
-            opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs))
+            opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs, values or None))
         except ConfigError as error:
             problems += error.problems
     if problems:

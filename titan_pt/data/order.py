@@ -115,8 +115,7 @@ class BlockOrder:
         self._name, self._documents, self._units = name, documents, units
         self._seed, self._index, self._num_streams = seed, index, num_streams
         self._ledger, self._substitute_after = ledger, substitute_after
-        rows = [documents.listing[unit].num_rows for unit in units]
-        mean = max(1.0, sum(rows) / max(1, len(rows)))
+        mean = max(1.0, documents.listing.num_rows / max(1, len(documents.listing)))
         self._block_units = max(1, round(BLOCK_ROWS / mean))
         own = len(range(index, len(units), num_streams))
         self._blocks_per_epoch = -(-own // self._block_units)

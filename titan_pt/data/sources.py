@@ -10,10 +10,11 @@ import pyarrow
 
 from titan_pt.components.folders import make_writable
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.job_config import Source
+from titan_pt.data.arithmetic import LEVELS
 from titan_pt.data.arrow import downloaded_dataset, local_files
-from titan_pt.data.embedded import open_arithmetic, open_python_stdlib
+from titan_pt.data.embedded import Arithmetic, ArithmeticLevel, PythonStdlib
 from titan_pt.data.fetch import Stopped, Unreachable
 from titan_pt.data.files import checked_text, format_row, matching_files, quiet_datasets
 from titan_pt.data.formatters import Formatter, find_formatter
@@ -65,7 +66,7 @@ def register_source(name: str, factory: SourceFactory) -> None:
 
 
 def list_units(source: Source, *, reading: Reading, num_streams: int) -> Listing | None:
-    """The parquet units of a source that is read by them; None of one that `open_source` reads in another way.
+    """The parquet units of a source that is read by them; None of one that is not and has no commit to keep to.
 
     Raises:
         ConfigError: missing files, dataset, subset or split.
@@ -106,9 +107,8 @@ def open_source(
         ConfigError: an unknown name, missing files, an unreadable file or row, a missing column, no documents.
         Preempted: this process was asked to stop while files were converted.
     """
-    where = f"data source {source.name!r}"
+    where, source = f"data source {source.name!r}", complete(source)
     check_source(source)
-    source = complete(source)
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
@@ -134,12 +134,14 @@ def check_sources(sources: Iterable[Source]) -> None:
 def check_source(source: Source) -> None:
     """The same for one source."""
     where, source = f"data source {source.name!r}", complete(source)
-    try:
-        if source.path is not None and not is_remote(source.path) and not is_prepared(source.path):
+    if source.path is not None and (is_remote(source.path) or is_prepared(source.path)):
+        return
+    if source.path is not None:
+        try:
             matching_files(source.path)
-    except ConfigError as error:
-        raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
-    if source.path is None and source.dataset is None and source.name not in _SOURCES:
+        except ConfigError as error:
+            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    elif source.dataset is None and source.name not in _SOURCES:
         known = [*_SOURCES, *BUILTIN_DATASETS]
         raise ConfigError(
             f"{where}: not built in{nearest(source.name, known)}; built in are {one_of(known)}; "
@@ -155,12 +157,14 @@ def _read(
     reading: Reading | None,
     num_streams: int,
 ) -> Documents:
-    if listing is None and not (source.path and is_prepared(source.path)):
+    if (listing is None or not listing.files) and not is_prepared(source.path or ""):
         _check_cache(cache_dir)
     try:
+        if listing is not None and not listing.files:
+            return downloaded_dataset(source.model_copy(update={"revision": listing.commit}), where, cache_dir)
         if listing is not None and reading is not None:
             return _open_units(source, where, listing, reading, num_streams)
-        if source.path and is_prepared(source.path):
+        if source.path is not None and is_prepared(source.path):
             return PreparedDocuments(Path(source.path).expanduser())
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
@@ -169,25 +173,13 @@ def _read(
         raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error
+        cause = error if isinstance(error, ConfigError) else cause
         if isinstance(cause, Preempted):
             raise cause from None
-        cause = error if isinstance(error, ConfigError) else cause
         if isinstance(cause, ConfigError):
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
         way_out = "; set data.cache_dir and HF_HOME to folders with space to write" if _cannot_write(cause) else ""
         raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}{way_out}") from error
-
-
-def _check_cache(cache_dir: str | None) -> None:
-    """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
-    own = quiet_datasets().config.HF_DATASETS_CACHE
-    name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
-    make_writable(Path(cache_dir or own).expanduser(), name)
-
-
-def _cannot_write(error: BaseException) -> bool:
-    """Whether the library's own files are in the way: a source's would have been named by a ConfigError."""
-    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def _open_units(source: Source, where: str, listing: Listing, reading: Reading, num_streams: int) -> Documents:
@@ -209,6 +201,18 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def _check_cache(cache_dir: str | None) -> None:
+    """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
+    own = quiet_datasets().config.HF_DATASETS_CACHE
+    name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
+    make_writable(Path(cache_dir or own).expanduser(), name)
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether the library's own files are in the way: a source's would have been named by a ConfigError."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 class _Checked:
     """Documents of a registered source, which may give anything; with a formatter they are rows for it."""
 
@@ -226,5 +230,33 @@ class _Checked:
         return format_row(self._formatter, self._documents[index], where)
 
 
-register_source("python_stdlib", open_python_stdlib)
-register_source("arithmetic", open_arithmetic)
+def _python_stdlib(source: Source, _seed: int) -> Rows:
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return PythonStdlib()
+
+
+def _arithmetic(source: Source, seed: int) -> Rows:
+    rows = source.formatter is not None  # of GSM8K
+    if source.subset is None:
+        return Arithmetic(seed, rows=rows)
+    levels = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
+            "leave it out for endless problems of all kinds"
+        )
+    return ArithmeticLevel(levels[source.subset], rows=rows)
+
+
+def _arithmetic_plain(source: Source, seed: int) -> Rows:
+    names = {f"level-{level}": level for level in LEVELS}
+    if source.subset not in names:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {one_of(names)}")
+    return ArithmeticLevel(names[source.subset], plain=True)
+
+
+register_source("python_stdlib", _python_stdlib)
+register_source("arithmetic", _arithmetic)
+register_source("arithmetic_plain", _arithmetic_plain)

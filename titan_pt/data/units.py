@@ -49,6 +49,12 @@ class Listing:
     origin: str
     """Of a dataset its name and commit."""
     files: tuple[UnitFile, ...]
+    """None of a dataset that is not read by unit; of such a one only the commit is kept."""
+
+    @property
+    def commit(self) -> str:
+        """Of a dataset of the hub."""
+        return self.origin.rpartition("@")[2]
 
     @cached_property
     def starts(self) -> list[int]:
@@ -81,16 +87,20 @@ class Listing:
         parts = [self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    @cached_property
+    def _ranked(self) -> list[int]:
+        """The units in the order in which they are held out."""
+        hashes = [
+            keyed_hash(_HOLDOUT_KEY, f"{self.fingerprint}/{file.name}/{group}".encode()) for file, group in self._places
+        ]
+        return sorted(range(len(self)), key=hashes.__getitem__)
+
     def side(self, fraction: float, held_out: bool) -> list[int]:
         """The units of one side of the held-out split: whole units, by a hash of their place, at least one held out."""
         if fraction == 0.0:
             return [] if held_out else list(range(len(self)))
-        hashes = [
-            keyed_hash(_HOLDOUT_KEY, f"{self.fingerprint}/{file.name}/{group}".encode()) for file, group in self._places
-        ]
-        ranked = sorted(range(len(self)), key=hashes.__getitem__)
         count = max(1, round(fraction * len(self)))
-        return sorted(ranked[:count] if held_out else ranked[count:])
+        return sorted(self._ranked[:count] if held_out else self._ranked[count:])
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

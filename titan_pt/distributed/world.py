@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.job_config import Comm, JobConfig
 from titan_pt.outcome import Preempted
 
 T = TypeVar("T")
@@ -187,6 +187,15 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
         control=dist.new_group(backend="gloo", timeout=PATIENCE),
         background=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
+
+
+@contextlib.contextmanager
+def lone_world() -> Iterator[World]:
+    """This process alone, for a tool that shares code with training."""
+    try:
+        yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path())
+    finally:
+        stop_world()
 
 
 def stop_world() -> None:

@@ -48,6 +48,14 @@ class Data(Protocol):
         """[tokens, passes] of each source, this rank's share."""
         ...
 
+    def digest(self, state: dict[str, Any]) -> str:
+        """A hash of all that was read up to a state, joined from all ranks: a checkpoint keeps it beside the state."""
+        ...
+
+    def close(self) -> None:
+        """The run is over: end what prepares data ahead."""
+        ...
+
 
 @dataclass(frozen=True)
 class StepParts:

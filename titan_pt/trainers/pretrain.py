@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_chunk
 from titan_pt.components.lr_scheduler import build_lr_schedulers
-from titan_pt.components.optimizer import build_optimizers
+from titan_pt.components.optimizer import build_optimizers, set_rate
 from titan_pt.components.startup import describe_budget
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.components.validate import build_validator
@@ -121,8 +121,7 @@ def guarded_update(
     # With CPU offload the gradients and the optimizer are on the CPU, and the loss is waited for.
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
     skipped = 1.0 - finite.to(torch.float32)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(optimizer, lr)
     if optimizer.defaults.get("fused"):
         optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
         optimizer.step()

@@ -2,17 +2,18 @@
 
 import logging
 import math
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 
 from titan_pt.config.grpo import Grpo
-from titan_pt.outcome import GaveUp
-from titan_pt.trainers.grpo.probe import ADVICE
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.rollouts import Group, Sampler
 from titan_pt.trainers.grpo.sampling import Sampling
 
 logger = logging.getLogger("titan_pt")
+
+# A step that samples for longer says how far it is, so that nobody takes it for hung.
+HEARTBEAT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Collected:
     groups: list[Group]
     """All of them."""
     chosen: list[int]
-    """Numbers of the groups to train on, at most grpo.prompts_per_step."""
+    """Numbers of the groups to train on, at most grpo.prompts_per_step; none where no group has anything to teach."""
 
     @property
     def trained(self) -> list[Group]:
@@ -35,15 +36,15 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
     With grpo.dynamic_sampling = "refill" only groups with different rewards are chosen (DAPO, arXiv 2503.14476,
     section 3.2). Rounds go over all ranks and the first ones in the order of the prompts are chosen, so that the
     choice does not depend on the number of ranks. Prompts of groups beyond prompts_per_step come first in the next
-    step.
+    step. A step may end with fewer groups than that, after max_gen_batches rounds.
 
     Raises:
-        GaveUp: no group has different rewards after max_gen_batches rounds.
         Preempted: on all ranks.
     """
     refill = options.dynamic_sampling == "refill"
     groups: list[Group] = []
     chosen: list[int] = []
+    last_line = time.monotonic()
     for number in range(1, (options.max_gen_batches if refill else 1) + 1):
         missing = options.prompts_per_step - len(chosen)
         count = math.ceil(missing * options.oversample) if refill else missing
@@ -52,21 +53,12 @@ def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int,
         chosen += [i for i in range(first, len(groups)) if groups[i].has_signal or not refill]
         if len(chosen) >= options.prompts_per_step:
             break
-        logger.info(
-            f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling {len(chosen)} of "
-            f"{len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
-        )
-    if not chosen:
-        raise GaveUp(
-            f"step {sampling.step}: none of {len(groups)} groups has different rewards after "
-            f"{options.max_gen_batches} rounds of sampling; {advice(groups)}"
-        )
+        if time.monotonic() - last_line >= HEARTBEAT_SECONDS:
+            last_line = time.monotonic()
+            logger.info(
+                f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling "
+                f"{len(chosen)} of {len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
+            )
     surplus = chosen[options.prompts_per_step :]
     prompts.give_back([groups[i].prompt for i in surplus])
     return Collected(groups, chosen[: options.prompts_per_step])
-
-
-def advice(groups: Sequence[Group]) -> str:
-    """What to do where no group has signal."""
-    solved = all(rollout.strict for group in groups for rollout in group.rollouts)
-    return "every answer is right: take harder tasks or a higher level" if solved else ADVICE

@@ -4,7 +4,7 @@ Legend: R rows, C rows of the output, T tokens of a completion, D model dim, V v
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +16,7 @@ from titan_pt.trainers.grpo.sampling import Sampling, sample, uniform
 
 logger = logging.getLogger("titan_pt")
 
-# Most logits held at a time: 32 MiB in float32. Above that the C library maps fresh memory for each of them, and
-# its page faults take longer than the sampling.
+# Most logits held at a time, 32 MiB in float32: a larger product of matrices is no faster.
 LOGIT_ELEMENTS = 2**23
 
 _OF_EACH_ROW = ("token_R", "position_R", "keys_R", "place_R", "alive_R")
@@ -95,7 +94,7 @@ class Rows:
 
 
 class OutputLayer:
-    """logits_RV in float32 whatever the type of the model, as the trainer's log-probabilities (logprobs.py).
+    """Logits in float32 whatever the type of the model, as the trainer's log-probabilities (logprobs.py).
 
     Its copy of the weight is transposed: for a few rows, as at the end of a generation, that is up to twice as fast
     on a CPU.
@@ -105,15 +104,22 @@ class OutputLayer:
         self._source_VD = model.output_weight.detach()
         self._weight_DV = self._source_VD.T.contiguous().float()
         self._num_tokens = model.args.num_tokens or model.args.vocab_size
+        self.rows = max(1, LOGIT_ELEMENTS // model.args.vocab_size)
+        """Most rows whose logits come together."""
+        # Kept: on a CPU the page faults of fresh memory of this size take longer than the sampling.
+        self._logits_RV = self._weight_DV.new_empty(self.rows, model.args.vocab_size)
 
     def refresh(self) -> None:
         """Take over the model's weight, in place."""
         self._weight_DV.copy_(self._source_VD.T)
 
-    def __call__(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = hidden_RD.float() @ self._weight_DV
-        logits_RV[:, self._num_tokens :] = float("-inf")  # rows that only pad the vocabulary
-        return logits_RV
+    def __call__(self, hidden_RD: torch.Tensor) -> Iterator[torch.Tensor]:
+        """logits_RV of `rows` rows after the other; each is overwritten when the next is asked for."""
+        for part_RD in hidden_RD.split(self.rows):
+            logits_RV = self._logits_RV[: len(part_RD)]
+            torch.mm(part_RD.float(), self._weight_DV, out=logits_RV)
+            logits_RV[:, self._num_tokens :] = float("-inf")  # rows that only pad the vocabulary
+            yield logits_RV
 
 
 class Decoder:
@@ -148,11 +154,8 @@ class Decoder:
     def draw(self, hidden_RD: torch.Tensor, rows: Rows, sampling: Sampling) -> None:
         """Draw the next token of each row."""
         noise_R = uniform(rows.keys_R, rows.drawn_1)
-        blocks = -(-hidden_RD.shape[0] * self._model.args.vocab_size // LOGIT_ELEMENTS)
-        drawn = [
-            sample(self.output(hidden), noise, sampling)
-            for hidden, noise in zip(hidden_RD.chunk(blocks), noise_R.chunk(blocks), strict=True)
-        ]
+        parts = zip(self.output(hidden_RD), noise_R.split(self.output.rows), strict=True)
+        drawn = [sample(logits_RV, noise_R, sampling) for logits_RV, noise_R in parts]
         rows.token_R.copy_(torch.cat([token for token, _ in drawn]))
         rows.tokens_CT[rows.place_R, rows.drawn_1] = torch.where(rows.alive_R, rows.token_R, -1)
         rows.logprobs_CT[rows.place_R, rows.drawn_1] = torch.cat([logprob for _, logprob in drawn])
@@ -186,8 +189,8 @@ class GraphDecoder(Decoder):
     """Replays the kernels of a step as one CUDA graph, captured for each number of rows and slots.
 
     A captured graph reads and writes fixed memory: the rows are kept from request to request while they are large
-    enough, and new weights are copied in place. Checked against
-    Decoder by the `gpu` test of tests/test_grpo_decode.py.
+    enough, and new weights are copied in place. That it equals Decoder on a device is checked by the `gpu` test of
+    tests/test_grpo_decode.py.
     """
 
     span = 128  # fewer graphs
@@ -197,7 +200,6 @@ class GraphDecoder(Decoder):
         self._rows: Rows | None = None
         self._size = (0, 0, 0)
         self._graphs: dict[tuple[int, int, float, int, float], torch.cuda.CUDAGraph | None] = {}
-        self._pool = torch.cuda.graph_pool_handle()
         self._captures = True
 
     def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
@@ -205,6 +207,7 @@ class GraphDecoder(Decoder):
         larger = tuple(max(sizes) for sizes in zip(self._size, (rows, slots, new_tokens), strict=True))
         if self._rows is None or larger != self._size:
             self._graphs.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # that of graphs which are gone may not be used again
             self._rows = None  # freed before there are others
             self._size = larger[0], larger[1], larger[2]
             self._rows = super().room(*self._size)

@@ -1,9 +1,11 @@
 """Accuracy on held-out problems during training: greedy, pass@k, and by likelihood where answers are letters."""
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.protocols.step import StepParts
 from titan_pt.trainers.grpo.advantages import pass_at_k
@@ -67,14 +69,13 @@ def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
     rollouts = [(group.prompt.problem, group.rollouts[0]) for group in greedy]
     values = {
         "accuracy": sum(rollout.strict for _, rollout in rollouts) / count,
-        "accuracy_official": sum(task.grade(rollout.text, problem, "official") for problem, rollout in rollouts)
-        / count,
+        "accuracy_official": sum(rollout.official for _, rollout in rollouts) / count,
         "accuracy_lenient": sum(rollout.lenient for _, rollout in rollouts) / count,
         "truncated_fraction": sum(rollout.truncated for _, rollout in rollouts) / count,
     }
-    if not task.letters or task.find_letter is None:
+    if not task.letters:
         return values
-    answered = Counter(task.find_letter(rollout.text) for _, rollout in rollouts)
+    answered = Counter(rollout.letter for _, rollout in rollouts)
     gold = Counter(problem.gold for problem, _ in rollouts)
     values["constant_letter_baseline"] = max(gold.values()) / count
     for letter in task.letters:
@@ -92,15 +93,31 @@ def pass_rates(groups: Sequence[Group], k: int) -> dict[str, float]:
 
 
 def letter_accuracy(parts: StepParts, task: Task, prompts: Sequence[Prompt]) -> float:
-    """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness."""
+    """`likeliest_letters` of the policy. A collective."""
+    score = functools.partial(loglikelihoods, parts)
+    return likeliest_letters(task, prompts, parts.tokenizer, parts.config.training.seq_len, score)
+
+
+def likeliest_letters(
+    task: Task,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    longest: int,
+    score: Callable[[Sequence[Sample]], Sequence[float]],
+) -> float:
+    """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness.
+
+    Args:
+        longest: most tokens of a question with its answer; of a longer question the end is kept.
+        score: the log-likelihoods of completions.
+    """
     samples = []
     for prompt in prompts:
-        question = (*prompt.token_ids, *parts.tokenizer.encode(task.letter_prefix))
+        question = (*prompt.token_ids, *tokenizer.encode(task.letter_prefix))
         for letter in task.letters:
-            answer = tuple(parts.tokenizer.encode(f" {letter}"))
-            room = parts.config.training.seq_len - len(answer)
-            samples.append(Sample(question[-room:], answer, (0.0,) * len(answer)))
-    scores = loglikelihoods(parts, samples)
+            answer = tuple(tokenizer.encode(f" {letter}"))
+            samples.append(Sample(question[-(longest - len(answer)) :], answer, (0.0,) * len(answer)))
+    scores = score(samples)
     size = len(task.letters)
     right = 0
     for i, prompt in enumerate(prompts):

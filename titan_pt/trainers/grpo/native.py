@@ -29,6 +29,9 @@ from titan_pt.trainers.grpo.sampling import Sampling, row_key
 # Steps between looks at the finished rows, for which the host waits for the device, and at the stop signal.
 STRIDE = 16
 
+Watch = Callable[[list[list[int]]], None]
+"""Called with the tokens so far of all rows that are decoded together, the finished ones with their last token."""
+
 # Most tokens of prompts, padding included, that are read in one forward; a longer prompt is read alone.
 PREFILL_TOKENS = 2**14
 
@@ -61,6 +64,7 @@ class NativeEngine:
         model: on its device, in the type to generate in; the engine's own copy.
         stop_ids: tokens that end a completion.
         max_rows: most rows decoded together; more are done in turns.
+        stride: steps between looks at the finished rows; few steps let a `watch` see each token as it comes.
         compile_backend: compile the decoding step with it, see `build_decoder`.
         stop_requested: whether this process is to stop; asked every few steps.
     """
@@ -71,12 +75,13 @@ class NativeEngine:
         stop_ids: Sequence[int],
         max_rows: int = 1024,
         *,
+        stride: int = STRIDE,
         compile_backend: str | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._decoder = build_decoder(self._model, stop_ids, compile_backend)
-        self._stop_ids, self._stop_requested = frozenset(stop_ids), stop_requested
+        self._stop_ids, self._stop_requested, self._stride = frozenset(stop_ids), stop_requested, stride
         self._max_rows = next(rows for rows in range(max_rows, 0, -1) if _row_count(rows) == rows)
         self.stats = DecodeStats()
 
@@ -91,9 +96,17 @@ class NativeEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, prompt_ids: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int,
+        prompt_ids: Sequence[int] | None = None,
+        watch: Watch | None = None,
     ) -> list[Completion]:
         """See RolloutEngine. Equal prompts are read once and share their keys and values.
+
+        Args:
+            watch: sees the completions grow.
 
         Raises:
             ValueError: an empty prompt, or one that leaves no room for max_new_tokens in model.max_seq_len.
@@ -108,7 +121,7 @@ class NativeEngine:
         ]
         completions: list[Completion] = []
         for start in range(0, len(requests), self._max_rows):
-            completions += self._turn(requests[start : start + self._max_rows], sampling)
+            completions += self._turn(requests[start : start + self._max_rows], sampling, watch)
         return completions
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
@@ -126,7 +139,7 @@ class NativeEngine:
         if self._stop_requested():
             raise GenerationStopped
 
-    def _turn(self, requests: Sequence[_Request], sampling: Sampling) -> list[Completion]:
+    def _turn(self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None) -> list[Completion]:
         """All completions of requests that are decoded together."""
         longest, size = max(len(request.tokens) for request in requests), self._size(len(requests))
         slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
@@ -134,16 +147,18 @@ class NativeEngine:
         rows = room.first(size, slots)
         self._decoder.draw(self._read(requests, rows), rows, sampling)
         row_steps = 0
-        for start in range(1, sampling.max_new_tokens, STRIDE):
+        for start in range(1, sampling.max_new_tokens, self._stride):
             self._raise_if_stopped()
+            if watch:
+                watch(_drawn(room, len(requests)))
             going = int(rows.alive_R.sum())  # the one place that waits for the device
             if going == 0:
                 break
             if self._size(going) < size:
                 size = self._size(going)
                 rows.keep(size)
-            rows = room.first(size, min(slots, _round_up(longest + start + STRIDE, self._decoder.span)))
-            steps = min(STRIDE, sampling.max_new_tokens - start)
+            rows = room.first(size, min(slots, _round_up(longest + start + self._stride, self._decoder.span)))
+            steps = min(self._stride, sampling.max_new_tokens - start)
             for _ in range(steps):
                 self._decoder.step(rows, sampling)
             row_steps += steps * size
@@ -192,10 +207,9 @@ class NativeEngine:
 
     def _completions(self, requests: Sequence[_Request], rows: Rows) -> list[Completion]:
         count = len(requests)
-        output = zip(requests, rows.tokens_CT[:count].tolist(), rows.logprobs_CT[:count].tolist(), strict=True)
+        output = zip(requests, _drawn(rows, count), rows.logprobs_CT[:count].tolist(), strict=True)
         completions = []
-        for request, padded, logprobs in output:
-            tokens = [token for token in padded if token >= 0]
+        for request, tokens, logprobs in output:
             reason: FinishReason = "stop" if tokens[-1] in self._stop_ids else "length"
             completions.append(Completion(request.prompt, tokens, logprobs[: len(tokens)], reason))
         return completions
@@ -207,20 +221,15 @@ def build_native_engine(config: JobConfig, tokenizer: Tokenizer, world: World, s
     Raises:
         ConfigError: the model is not a transformer, or the device cannot compile.
     """
-    rollout, spec = section(config, Rollout), get_model_spec(config.model.name)
-    with torch.device("meta"):
-        model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
-        if not isinstance(model, Transformer):
-            raise ConfigError(
-                f'rollout.engine = "native": needs model.name = "transformer", not {config.model.name!r}; register an '
-                "engine for this model in experimental.custom_import"
-            )
-        for parameter in model.parameters():  # not the buffers: RoPE's angles stay in float32
-            parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
+    rollout = section(config, Rollout)
+    model = unsharded_model(config, tokenizer, world.device)
+    if model is None:
+        raise ConfigError(
+            f'rollout.engine = "native": needs model.name = "transformer", not {config.model.name!r}; register an '
+            "engine for this model in experimental.custom_import"
+        )
     if rollout.compile and world.device.type != "cuda":
         check_compiler(config.compile, world.device, "rollout.compile")
-    model.to_empty(device=world.device)
-    model.init_buffers()
     return NativeEngine(
         model,
         stop_ids,
@@ -228,6 +237,25 @@ def build_native_engine(config: JobConfig, tokenizer: Tokenizer, world: World, s
         compile_backend=config.compile.backend if rollout.compile else None,
         stop_requested=stop_requested,
     )
+
+
+def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> Transformer | None:
+    """The model of `[model]` on one device, whose weights are yet to be synced; None where it is no transformer."""
+    spec = get_model_spec(config.model.name)
+    with torch.device("meta"):
+        model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
+        if not isinstance(model, Transformer):
+            return None
+        for parameter in model.parameters():  # not the buffers: RoPE's angles stay in float32
+            parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
+    model.to_empty(device=device)
+    model.init_buffers()
+    return model
+
+
+def _drawn(rows: Rows, count: int) -> list[list[int]]:
+    """The tokens so far of the first completions."""
+    return [[token for token in padded if token >= 0] for padded in rows.tokens_CT[:count].tolist()]
 
 
 def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:

@@ -1,6 +1,6 @@
 """Prompts with their completions, packed into rows of training.seq_len by token budget.
 
-Legend: B rows, L tokens of a row, S sequences, C tokens of the longest completion.
+Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C tokens of the longest completion.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,13 @@ class PackedBatch:
     """One forward, on the device. A micro-batch without samples is all padding: FSDP needs it run all the same."""
 
     tokens_BL: torch.Tensor
-    targets_BL: torch.Tensor
-    """The next token where it is part of a completion, else IGNORED."""
     positions_BL: torch.Tensor
+    where_N: torch.Tensor
+    """Where completion tokens are predicted, in the flattened (B, L): prompts and padding need no output layer."""
+    targets_N: torch.Tensor
+    """These tokens; one that is IGNORED where there are none."""
     index_SC: torch.Tensor
-    """Where each completion token is predicted, in the flattened (B, L)."""
+    """Which of the N each token of a completion is."""
     mask_SC: torch.Tensor
     """Boolean: the tokens that count."""
     sampled_SC: torch.Tensor
@@ -52,9 +54,9 @@ class PackedBatch:
         """The same on a device."""
         return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
-    def by_sample(self, values_BL: torch.Tensor) -> torch.Tensor:
+    def by_sample(self, values_N: torch.Tensor) -> torch.Tensor:
         """values_SC of the completions' tokens; what stands where there is no token is masked by `sampled_SC`."""
-        return values_BL.flatten()[self.index_SC]
+        return values_N[self.index_SC]
 
 
 def assign(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -107,31 +109,39 @@ def _tensors(
     samples: Sequence[Sample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
 ) -> PackedBatch:
     numbers = [i for row in rows for i in row]
-    longest = max((len(samples[i].completion_ids) for i in numbers), default=1)
+    counts = [len(samples[i].completion_ids) for i in numbers]
+    longest = max(counts, default=1)
     tokens = torch.full((batch_rows, seq_len), eos_id)
-    targets = torch.full((batch_rows, seq_len), IGNORED)
     positions = torch.zeros(batch_rows, seq_len, dtype=torch.long)
     index = torch.zeros(len(numbers), longest, dtype=torch.long)
-    sampled = torch.zeros(len(numbers), longest, dtype=torch.bool)
-    mask = torch.zeros_like(sampled)
     logprobs = torch.zeros(len(numbers), longest)
+    where: list[int] = []
+    targets: list[int] = []
     s = 0
     for b, row in enumerate(rows):
         start = 0
         for i in row:
-            sample = samples[i]
+            sample, count = samples[i], counts[s]
             end = start + sample.num_inputs
-            ids = torch.tensor([*sample.prompt_ids, *sample.completion_ids])
-            tokens[b, start:end] = ids[:-1]
+            tokens[b, start:end] = torch.tensor([*sample.prompt_ids, *sample.completion_ids[:-1]])
             positions[b, start:end] = torch.arange(sample.num_inputs)
-            count = len(sample.completion_ids)
-            targets[b, end - count : end] = ids[-count:]
-            index[s, :count] = b * seq_len + torch.arange(end - count, end)
-            sampled[s, :count] = True
-            mask[s, :count] = sample.trains
+            index[s, :count] = torch.arange(len(where), len(where) + count)
             logprobs[s, :count] = torch.tensor(sample.logprobs)
+            where += range(b * seq_len + end - count, b * seq_len + end)
+            targets += sample.completion_ids
             start, s = end, s + 1
         positions[b, start:] = torch.arange(seq_len - start)  # the padding is a document of its own
-    advantages = torch.tensor([samples[i].advantage for i in numbers], dtype=torch.float32)
-    own = torch.tensor(numbers, dtype=torch.long)
-    return PackedBatch(tokens, targets, positions, index, mask, sampled, logprobs, advantages, own)
+    sampled = torch.arange(longest) < torch.tensor(counts, dtype=torch.long)[:, None]
+    trains = torch.tensor([samples[i].trains for i in numbers], dtype=torch.bool)
+    return PackedBatch(
+        tokens_BL=tokens,
+        positions_BL=positions,
+        where_N=torch.tensor(where or [0]),
+        targets_N=torch.tensor(targets or [IGNORED]),
+        index_SC=index,
+        mask_SC=sampled & trains[:, None],
+        sampled_SC=sampled,
+        sampler_logprobs_SC=logprobs,
+        advantages_S=torch.tensor([samples[i].advantage for i in numbers], dtype=torch.float32),
+        numbers_S=torch.tensor(numbers, dtype=torch.long),
+    )

@@ -49,7 +49,11 @@ class Scorer:
     num_tokens: int
 
     def __call__(self, batch: PackedBatch) -> Scored:
-        head = logprob_head(batch.targets_BL, temperature=self.temperature, num_tokens=self.num_tokens)
+        score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens)
+
+        def head(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
+            return score(hidden_BLD.flatten(0, 1)[batch.where_N], weight_VD)
+
         out: TokenLogprobs = self.model(batch.tokens_BL, batch.positions_BL, head)
         return Scored(batch.by_sample(out.logprobs_BL), batch.by_sample(out.entropy_BL))
 

@@ -2,54 +2,19 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
+from titan_pt.components.startup import run_folder
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.outcome import GaveUp
 from titan_pt.protocols.step import StepParts
 from titan_pt.trainers.grpo.evaluate import letter_accuracy
 from titan_pt.trainers.grpo.prompts import PromptLoader
-from titan_pt.trainers.grpo.rollouts import Group, Sampler
+from titan_pt.trainers.grpo.readiness import readiness
+from titan_pt.trainers.grpo.recorder import record
+from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.sampling import Sampling
 
 logger = logging.getLogger("titan_pt")
-
-ADVICE = (
-    "do supervised fine-tuning on such answers first, take easier tasks or a lower level, sample more "
-    "(rollout.num_samples), or check that rollout.max_new_tokens leaves room for the answer"
-)
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """What the policy can do before training."""
-
-    pass_rate: float
-    """Share of right samples."""
-    pass_at_group: float
-    """Share of groups with a right sample."""
-    signal: float
-    """Share of groups with different rewards."""
-    truncated: float
-    """Share of samples cut off at max_new_tokens."""
-
-    @property
-    def over_generation(self) -> float:
-        """Groups to sample for one that can be trained on."""
-        return 1.0 / self.signal if self.signal else math.inf
-
-
-def readiness(groups: Sequence[Group]) -> Readiness:
-    """Of sampled groups."""
-    right = [sum(rollout.strict for rollout in group.rollouts) for group in groups]
-    samples = sum(len(group.rollouts) for group in groups)
-    return Readiness(
-        pass_rate=sum(right) / samples,
-        pass_at_group=sum(count > 0 for count in right) / len(groups),
-        signal=sum(group.has_signal for group in groups) / len(groups),
-        truncated=sum(rollout.truncated for group in groups for rollout in group.rollouts) / samples,
-    )
 
 
 def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
@@ -67,6 +32,8 @@ def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
         return
     groups = sampler.sample(prompts.take(options.probe_prompts), sampling, rollout.num_samples)
     prompts.rewind()
+    if parts.world.is_main and rollout.record_freq:
+        record(run_folder(parts.config), 0, groups, {})
     found = readiness(groups)
     logger.info(
         f"Readiness: {len(groups)} prompts x {rollout.num_samples} samples: pass rate {found.pass_rate:.2%}, "
@@ -75,11 +42,10 @@ def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
     )
     problems = []
     if found.signal < options.probe_min_signal:
-        easy = found.pass_rate > 0.5
         problems.append(
             f"{found.signal:.2%} of the groups have different rewards, less than grpo.probe_min_signal = "
             f"{options.probe_min_signal:.2%} (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
-            + ("the tasks are solved: take harder ones" if easy else ADVICE)
+            + found.advice
         )
     problems += _guessed_letters(parts)
     for problem in problems:

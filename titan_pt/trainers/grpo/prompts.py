@@ -1,6 +1,8 @@
 """The prompts of a run in order: a mixture of tasks as a function of counters, the same on every rank."""
 
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -140,6 +142,13 @@ class PromptLoader:
         draws, tokens = self._committed["draws"], self._committed["tokens"]
         return {task.name: [tokens[t], draws[t] / len(task.train)] for t, task in enumerate(self.tasks)}
 
+    def digest(self, state: dict[str, Any]) -> str:
+        """See protocols.step.Data: the prompts are a function of the counters."""
+        return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def close(self) -> None:
+        """See protocols.step.Data: nothing is prepared ahead."""
+
     def check(self) -> None:
         """Read prompts to see that they fit.
 
@@ -163,23 +172,20 @@ class PromptLoader:
 
     def evaluation(self, t: int, limit: int) -> list[Prompt]:
         """At most `limit` held-out prompts of task `t`, the same each time."""
-        task = self.tasks[t]
-        size = len(task.evaluation)
-        chosen = range(size) if size <= limit else [permute(i, size, b"evaluation") for i in range(limit)]
-        prompts = []
-        for index in sorted(chosen):
-            problem = task.evaluation.get(index, 0)
-            ids, _ = self._rules.encode(task, problem)
-            if ids is not None:
-                prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
-        return prompts
+        return held_out_prompts(self.tasks[t], t, self._rules, limit)[0]
 
     def _iterate(self) -> Iterator[Prompt]:
+        left_out = 0
         while True:
             t, draw = self._carry.pop(0) if self._carry else self._next_draw()
             prompt = self._read(t, draw)
+            left_out = left_out + 1 if prompt is None else 0
             if prompt is not None:
                 yield prompt
+            elif left_out > _CHECKED:
+                raise ConfigError(
+                    f"grpo.tasks: {left_out:,} prompts in a row are longer than {self._rules.longest} tokens"
+                )
 
     def _next_draw(self) -> tuple[int, int]:
         """The task that is furthest behind its share, and its draw."""
@@ -192,7 +198,7 @@ class PromptLoader:
     def _read(self, t: int, draw: int) -> Prompt | None:
         task = self.tasks[t]
         visit, place = divmod(draw, len(task.train))
-        index = permute(place, len(task.train), f"{self._seed}/{task.name}/{visit}".encode()[:64])
+        index = permute(place, len(task.train), f"{visit}/{self._seed}/{task.name}".encode()[:64])
         problem = task.train.get(index, visit)
         ids, too_long = self._rules.encode(task, problem)
         self.too_long += too_long
@@ -208,6 +214,34 @@ class PromptLoader:
     def _restore(self, state: dict[str, Any]) -> None:
         self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
         self._carry = [(t, draw) for t, draw in state["carry"]]
+
+
+def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
+    """(at most `limit` held-out prompts of a task, the same each time; how many were too long).
+
+    Args:
+        t: number of the task.
+
+    Raises:
+        ConfigError: all are too long.
+    """
+    size = len(task.evaluation)
+    order = range(size) if size <= limit else (permute(i, size, b"evaluation") for i in range(size))
+    prompts: list[Prompt] = []
+    num_too_long = 0
+    for index in order:
+        if len(prompts) == limit:
+            break
+        problem = task.evaluation.get(index, 0)
+        ids, too_long = rules.encode(task, problem)
+        num_too_long += too_long
+        if ids is not None:
+            prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
+    if not prompts:
+        raise ConfigError(
+            f"grpo.tasks ({task.name!r}): all {size} problems to evaluate on are longer than {rules.longest} tokens"
+        )
+    return sorted(prompts, key=lambda prompt: prompt.draw), num_too_long
 
 
 def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:

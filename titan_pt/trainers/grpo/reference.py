@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from titan_pt.components.model_state import model_tensors
+from titan_pt.components.optimizer import reset
 from titan_pt.config.grpo import Grpo
 
 logger = logging.getLogger("titan_pt")
@@ -69,9 +70,7 @@ class Reference:
         self._without_better = 0
         self.copy_policy()
         if options.reset_optimizer:
-            for state in self._optimizer.state.values():
-                for value in state.values():
-                    value.zero_()
+            reset(self._optimizer)
         logger.info(
             f"step {finished_steps + 1}: the reference is now the policy of step {finished_steps}"
             + ("; the optimizer starts anew" if options.reset_optimizer else "")

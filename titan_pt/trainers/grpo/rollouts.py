@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.grpo import Grpo
 from titan_pt.distributed.world import World
-from titan_pt.outcome import GaveUp
+from titan_pt.outcome import GaveUpTogether
 from titan_pt.trainers.grpo.engine import Completion, GenerationStopped, RolloutEngine
 from titan_pt.trainers.grpo.prompts import Prompt
 from titan_pt.trainers.grpo.sampling import Sampling
@@ -18,6 +18,9 @@ from titan_pt.trainers.grpo.tasks import rewards
 from titan_pt.trainers.grpo.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
+
+# A reward that took too long so often is not asked again in the step: 256 samples at 10 s each would be 43 minutes.
+MOST_TIMEOUTS = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Rollout:
     strict: bool
     official: bool
     lenient: bool
+    letter: str | None
+    """The answer of multiple choice."""
+    trains: bool
+    """Whether its tokens count in the loss: grpo.overlong = "mask" leaves out what was cut off."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Whether the rewards differ: equal ones have no advantage."""
-        return len(set(self.rewards)) > 1
+        """Whether there is anything to learn: different rewards, and one that is not the mean and may be trained on."""
+        return len(set(self.rewards)) > 1 and any(rollout.trains for rollout in self.rollouts)
 
 
 @dataclass
@@ -75,6 +82,8 @@ class _Share:
     stopped: bool
     groups: list[Group]
     faults: list[rewards.RewardProblem]
+    rollout_seconds: float = 0.0
+    reward_seconds: float = 0.0
 
 
 class Sampler:
@@ -109,13 +118,16 @@ class Sampler:
 
         Raises:
             Preempted: on all ranks.
-            GaveUp: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
+            GaveUpTogether: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
         """
         own = range(self._world.rank, len(prompts), self._world.size)
         # Ranks take different times for their shares, and wait for each other only here.
         shares = self._world.gather(self._share([prompts[i] for i in own], [first + i for i in own], sampling, n))
         if any(share.stopped for share in shares):
             self._raise_if_preempted()
+        # The slowest rank is what all waited for.
+        self.timing.rollout_seconds += max(share.rollout_seconds for share in shares)
+        self.timing.reward_seconds += max(share.reward_seconds for share in shares)
         self._note_faults([fault for share in shares for fault in share.faults])
         rounds = itertools.zip_longest(*(share.groups for share in shares))
         groups = [group for one_each in rounds for group in one_each if group is not None]
@@ -130,20 +142,19 @@ class Sampler:
             completions = self._engine.generate([p.token_ids for p in prompts], sampling, n, numbers) if prompts else []
         except GenerationStopped:
             return _Share(True, [], [])
-        self.timing.rollout_seconds += time.perf_counter() - start
-        start = time.perf_counter()
+        _check_engine(completions, len(prompts), n)
+        sampled = time.perf_counter()
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
-            graded = [self._grade(prompt, completion, sampling) for completion in completions[i * n : (i + 1) * n]]
-            groups.append(Group(prompt, tuple(rollout for rollout, _ in graded)))
-            faults += [fault for _, own in graded for fault in own]
-        self.timing.reward_seconds += time.perf_counter() - start
-        return _Share(False, groups, faults)
+            own = completions[i * n : (i + 1) * n]
+            groups.append(Group(prompt, tuple(self._grade(prompt, each, sampling, faults) for each in own)))
+        return _Share(False, groups, faults, sampled - start, time.perf_counter() - sampled)
 
     def _grade(
-        self, prompt: Prompt, completion: Completion, sampling: Sampling
-    ) -> tuple[Rollout, Sequence[rewards.RewardProblem]]:
+        self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
+    ) -> Rollout:
+        """The completion and what it is worth; what goes wrong is appended to the faults."""
         task, truncated = self._tasks[prompt.task], completion.finish_reason == "length"
         ids = completion.token_ids
         text = self._tokenizer.decode(ids if truncated else ids[:-1])
@@ -155,21 +166,26 @@ class Sampler:
             truncated=truncated,
         )
         limit = self._options.reward_timeout_seconds
-        score = rewards.score(sample, task, limit)
-        right, faults = {}, [*score.problems]
+        hung = Counter(fault.reward for fault in faults if fault.kind == "timeout")
+        score = rewards.score(sample, task, limit, {name for name, count in hung.items() if count >= MOST_TIMEOUTS})
+        faults += score.problems
+        right = {}
         for rule in ("strict", "official", "lenient"):
             right[rule], more = rewards.grade(sample, task, rule, limit)
             faults += more
-        rollout = Rollout(
+        letter, more = rewards.find_letter(sample, task, limit)
+        faults += more
+        return Rollout(
             token_ids=tuple(ids),
             logprobs=tuple(completion.logprobs),
             truncated=truncated,
             text=text,
             parts=dict(score.parts),
             reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, self._options),
+            letter=letter,
+            trains=not (truncated and self._options.overlong == "mask"),
             **right,
         )
-        return rollout, faults
 
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
         for fault in faults:
@@ -182,7 +198,7 @@ class Sampler:
             f"{first.kind}: {first.message}"
         )
         if self._options.on_reward_error == "stop":
-            raise GaveUp(f'{what}; repair it, or count such rewards as 0 with grpo.on_reward_error = "zero"')
+            raise GaveUpTogether(f'{what}; repair it, or count such rewards as 0 with grpo.on_reward_error = "zero"')
         if self._world.is_main:
             logger.warning(f"{what}; they count as 0")
 
@@ -194,8 +210,20 @@ def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens:
     overlong_buffer tokens, then linearly more, up to overlong_penalty at max_new_tokens.
     """
     if options.overlong == "zero":
-        return 0.0 if truncated else reward
+        return min(0.0, reward) if truncated else reward
     if options.overlong == "mask":
         return reward
     over = length - (max_new_tokens - options.overlong_buffer)
     return reward - options.overlong_penalty * min(1.0, max(0.0, over / options.overlong_buffer))
+
+
+def _check_engine(completions: Sequence[Completion], prompts: int, n: int) -> None:
+    """An engine of a user's own may give anything."""
+    if [completion.prompt for completion in completions] != [i for i in range(prompts) for _ in range(n)]:
+        raise RuntimeError(
+            f"rollout.engine gave {len(completions)} completions, or in another order: want {n} of each of {prompts} "
+            "prompts, by prompt"
+        )
+    for completion in completions:
+        if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
+            raise RuntimeError("rollout.engine gave a completion without tokens, or without a logprob for each token")

@@ -12,7 +12,7 @@ from titan_pt.components.validate import Validator
 from titan_pt.config import grpo
 from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.grpo import Grpo, Rollout, section, without_effect
 from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
@@ -104,10 +104,15 @@ def stop_tokens(tokenizer: Tokenizer, prompts: PromptLoader) -> list[int]:
     """The tokens of all tasks' stop texts.
 
     Raises:
-        ConfigError: one is not exactly one token.
+        ConfigError: one is not exactly one token, or tasks differ: their completions are drawn together.
     """
+    stops = {tuple(sorted(task.stop)) for task in prompts.tasks}
+    if len(stops) > 1:
+        raise ConfigError(
+            f"grpo.tasks: stop differs between tasks ({', '.join(map(str, sorted(stops)))}); give all the same"
+        )
     ids = []
-    for text in sorted({text for task in prompts.tasks for text in task.stop}):
+    for text in next(iter(stops)):
         own = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
         if len(own) != 1:
             raise ConfigError(
@@ -134,6 +139,8 @@ def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> No
             f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
             f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out"
         )
+    for text in without_effect(config):
+        logger.warning(text)
     if config.data.sources:
         logger.warning("[[data.sources]] has no effect on grpo; its prompts come from [[grpo.tasks]]")
 

@@ -9,15 +9,16 @@ import torch
 
 from titan_pt.components.startup import run_folder
 from titan_pt.config.grpo import Grpo, Rollout, section
-from titan_pt.outcome import GaveUp
+from titan_pt.outcome import GaveUpTogether
 from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
 from titan_pt.trainers.grpo.advantages import group_advantages
-from titan_pt.trainers.grpo.collect import Collected, advice, collect
+from titan_pt.trainers.grpo.collect import Collected, collect
 from titan_pt.trainers.grpo.engine import RolloutEngine
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
 from titan_pt.trainers.grpo.probe import probe
 from titan_pt.trainers.grpo.prompts import PromptLoader
+from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.recorder import record, shown
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Group, Sampler, Timing
@@ -52,7 +53,7 @@ class GrpoStep:
             probe(self._parts, self.sampler, self._sampling(0))
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
-        self._count_idle(collected)
+        idle_steps = self._give_up_if_idle(state.step + 1, collected)
         advantages = group_advantages(
             torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
             self._grpo.advantage_scale,
@@ -61,23 +62,24 @@ class GrpoStep:
         start = time.perf_counter()
         updated = self._update(self._minibatches(collected.trained, advantages), lr)
         float(updated.loss)  # waits for the device, so that the time is the updates'
-        train_seconds = time.perf_counter() - start
+        seconds = {"sync": sync_seconds, "train": time.perf_counter() - start}
         self._record(state.step + 1, collected, advantages)
-        tokens = tokens_by_task(collected.trained, len(self._prompts.tasks))
-        self._prompts.commit([count * self._grpo.num_iterations for count in tokens])
-        timing = self.sampler.timing
-        seconds = {
-            "rollout": timing.rollout_seconds,
-            "reward": timing.reward_seconds,
-            "train": train_seconds,
-            "sync": sync_seconds,
-        }
+        tokens = tokens_by_task(collected.trained, len(self._prompts.tasks), self._grpo.num_iterations)
+        self._prompts.commit(tokens)
+        self._idle_steps = idle_steps
+        return self._metrics(collected, updated, lr, sum(tokens), seconds)
+
+    def _metrics(
+        self, collected: Collected, updated: UpdateMetrics, lr: float, tokens: int, seconds: Mapping[str, float]
+    ) -> StepMetrics:
+        timing, shows = self.sampler.timing, self._rollout.print_samples
+        seconds = {**seconds, "rollout": timing.rollout_seconds, "reward": timing.reward_seconds}
         return StepMetrics(
             loss=updated.loss,
             grad_norm=updated.grad_norm,
             skipped=updated.skipped,
             lr=lr,
-            tokens=sum(tokens) * self._grpo.num_iterations,
+            tokens=tokens,
             data_seconds=timing.rollout_seconds + timing.reward_seconds,
             documents=tuple(group.prompt.problem.id for group in collected.trained),
             extra={
@@ -88,9 +90,7 @@ class GrpoStep:
                 "rollout_tokens_per_second": timing.tokens / max(timing.rollout_seconds, 1e-9),
                 **{f"seconds/{name}": value for name, value in seconds.items()},
             },
-            texts={"samples": shown(collected.groups, self._rollout.print_samples)}
-            if self._rollout.print_samples
-            else {},
+            texts={"samples": shown(collected.groups, shows)} if shows else {},
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -126,18 +126,27 @@ class GrpoStep:
         self.engine.sync_weights(self._parts.model)
         return time.perf_counter() - start
 
-    def _count_idle(self, collected: Collected) -> None:
-        """Without dynamic sampling a step may have nothing to learn from; many in a row end the run."""
-        self._idle_steps = 0 if any(group.has_signal for group in collected.trained) else self._idle_steps + 1
-        if self._idle_steps >= self._grpo.max_idle_steps:
-            raise GaveUp(
-                f"{self._idle_steps} steps in a row had no group with different rewards "
-                f"(grpo.max_idle_steps); {advice(collected.groups)}"
-            )
+    def _give_up_if_idle(self, step: int, collected: Collected) -> int:
+        """Steps in a row, this one included, without any group to learn from.
+
+        Raises:
+            GaveUpTogether: they are too many; the last samples are kept for a person to read.
+        """
+        if any(group.has_signal for group in collected.trained):
+            return 0
+        idle_steps = self._idle_steps + 1
+        limit = self._grpo.max_idle_steps if self._grpo.dynamic_sampling == "none" else 1
+        if idle_steps < limit:
+            return idle_steps
+        self._record(step, collected, [])
+        found = readiness(collected.groups)
+        raise GaveUpTogether(
+            f"step {step}: none of {len(collected.groups)} groups has different rewards, {idle_steps} steps in a "
+            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
+        )
 
     def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[Sample]]:
         """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
-        masks = self._grpo.overlong == "mask"
         samples = [
             [
                 Sample(
@@ -145,7 +154,7 @@ class GrpoStep:
                     rollout.token_ids,
                     rollout.logprobs,
                     advantage,
-                    trains=not (masks and rollout.truncated),
+                    trains=rollout.trains,
                 )
                 for rollout, advantage in zip(group.rollouts, own, strict=True)
             ]
@@ -158,17 +167,18 @@ class GrpoStep:
         ]
 
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
+        """Without advantages: of a step that is not trained on."""
         frequency = self._rollout.record_freq
         if self._parts.world.is_main and frequency and step % frequency == 0:
-            numbered = dict(zip(collected.chosen, advantages, strict=True))
+            numbered = dict(zip(collected.chosen, advantages, strict=False))
             record(run_folder(self._parts.config), step, collected.groups, numbered)
 
 
-def tokens_by_task(groups: Sequence[Group], num_tasks: int) -> list[int]:
-    """Prompt and completion tokens of each task."""
+def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[int]:
+    """Prompt and completion tokens of each task, read so many times."""
     tokens = [0] * num_tasks
     for group in groups:
-        tokens[group.prompt.task] += sum(
+        tokens[group.prompt.task] += times * sum(
             len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.rollouts
         )
     return tokens

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.files import checked_text, matching_files, quiet_datasets, read_rows
 from titan_pt.data.questions import is_held_out, normalised
 from titan_pt.trainers.grpo.tasks.task import Problem
@@ -81,6 +81,7 @@ def read_problems(row: GrpoTask, hub: HubSet, parse: ParseRow) -> tuple[list[Ent
     """(problems to train on, problems to evaluate on) as `path`, `eval_path` and `holdout_fraction` of the row say.
 
     A question that is in both sets, whatever its blanks and capitals, is taken out of training and counted in the log.
+    Of an EvaluationTask there is nothing to train on.
 
     Raises:
         ConfigError: what cannot be read, with its file and place; nothing is left to train or to evaluate on.
@@ -88,14 +89,14 @@ def read_problems(row: GrpoTask, hub: HubSet, parse: ParseRow) -> tuple[list[Ent
     own = matching_files(row.path) if row.path else []
     own_evaluation = matching_files(row.eval_path, "eval_path") if row.eval_path else []
     labels = _labels({*own, *own_evaluation})
+    if isinstance(row, EvaluationTask):
+        return [], _evaluation(row, own_evaluation, labels, hub, parse)
     train = _local(row, own, labels, parse) if own else _from_hub(row, hub, hub.train, parse)
     if own and not own_evaluation:
         return hold_out(train, row.holdout_fraction)
     if row.holdout_fraction != GrpoTask.model_fields["holdout_fraction"].default:
         logger.warning(f"Task {row.name}: holdout_fraction has no effect, for there is a set of its own to evaluate on")
-    evaluation = (
-        _local(row, own_evaluation, labels, parse) if own_evaluation else _from_hub(row, hub, hub.evaluation, parse)
-    )
+    evaluation = _evaluation(row, own_evaluation, labels, hub, parse)
     return _without(train, evaluation, row.name), evaluation
 
 
@@ -143,6 +144,12 @@ def _without(train: Sequence[Entry], evaluation: Iterable[Entry], name: str) -> 
     if not left:
         raise ConfigError("every training problem is also in the set to evaluate on; give another path or eval_path")
     return left
+
+
+def _evaluation(
+    row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], hub: HubSet, parse: ParseRow
+) -> list[Entry]:
+    return _local(row, files, labels, parse) if files else _from_hub(row, hub, hub.evaluation, parse)
 
 
 def _local(row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], parse: ParseRow) -> list[Entry]:

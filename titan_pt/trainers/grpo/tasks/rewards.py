@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -87,12 +87,19 @@ def known_rewards() -> set[str]:
     return set(_REWARDS)
 
 
-def score(sample: Sample, task: "Task", timeout_seconds: float) -> Score:
-    """Every reward of the task. What a function does wrong becomes a RewardProblem and counts as 0."""
+def score(sample: Sample, task: "Task", timeout_seconds: float, given_up: Container[str] = ()) -> Score:
+    """Every reward of the task. What a function does wrong becomes a RewardProblem and counts as 0.
+
+    Args:
+        given_up: rewards that are not asked again: they took too long too often.
+    """
     parts: dict[str, float] = {}
     problems: list[RewardProblem] = []
     for name in task.rewards:
-        value, failure = _attempt(functools.partial(_value, name, sample, task), timeout_seconds)
+        value: float | None = None
+        failure: _Failure | None = _Failure("timeout", "took too long before, and is not asked again in this step")
+        if name not in given_up:
+            value, failure = _attempt(functools.partial(_value, name, sample, task), timeout_seconds)
         parts[name] = value or 0.0
         if failure:
             problems.append(RewardProblem(name, sample.problem.id, failure.kind, failure.message))
@@ -106,6 +113,17 @@ def grade(sample: Sample, task: "Task", rule: str, timeout_seconds: float) -> tu
     if failure is None:
         return bool(value), ()
     return False, (RewardProblem(f"grade ({rule})", sample.problem.id, failure.kind, failure.message),)
+
+
+def find_letter(sample: Sample, task: "Task", timeout_seconds: float) -> tuple[str | None, tuple[RewardProblem, ...]]:
+    """The letter that the completion answers, guarded like a reward; None where there are none."""
+    find = task.find_letter
+    if find is None:
+        return None, ()
+    letter, failure = _attempt(lambda: find(sample.completion), timeout_seconds)
+    if failure is None:
+        return letter, ()
+    return None, (RewardProblem("find_letter", sample.problem.id, failure.kind, failure.message),)
 
 
 @dataclass(frozen=True)
@@ -129,7 +147,7 @@ def _attempt(call: Callable[[], T], seconds: float) -> tuple[T | None, _Failure 
         return None, _Failure("timeout", f"took longer than {seconds:g} s")
     except _NotFinite as error:
         return None, _Failure("nan", str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # exit() in a reward must not end the run as if it were finished
         return None, _Failure("error", _described(error))
 
 
@@ -170,7 +188,7 @@ def _value(name: str, sample: Sample, task: "Task") -> float:
     return number
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The error and the line that raised it, in one line."""
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     frames = traceback.extract_tb(error.__traceback__)

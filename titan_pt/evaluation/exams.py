@@ -1,0 +1,101 @@
+"""`validation.tasks` and `validation.sample_prompts`: what the model can do already, at each validation."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titan_pt.components.chat import encode_with_special_tokens
+from titan_pt.components.hf_tokenizer import stop_ids
+from titan_pt.components.preemption import stop_requested
+from titan_pt.components.validate import Validator
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.grpo import Grpo
+from titan_pt.config.job_config import ValidationTask
+from titan_pt.evaluation.suite import ExamTask, Suite, build_suite, open_exam
+from titan_pt.protocols.step import StepParts
+from titan_pt.trainers.grpo.engine import GenerationStopped
+from titan_pt.trainers.grpo.native import NativeEngine, unsharded_model
+from titan_pt.trainers.grpo.rollouts import Sampler
+from titan_pt.trainers.grpo.sampling import Sampling
+
+logger = logging.getLogger("titan_pt")
+
+
+@dataclass(frozen=True)
+class Exams:
+    """A `Validator`: another one's values, and eval/<task>/<value> of each task; samples go to the log.
+
+    It holds an unsharded copy of the model, in the type that the training computes in.
+    """
+
+    inner: Validator
+    parts: StepParts
+    engine: NativeEngine
+    suite: Suite
+
+    def __call__(self) -> dict[str, float]:
+        """A collective."""
+        options = self.parts.config.validation
+        values = self.inner()
+        self.engine.sync_weights(self.parts.model)
+        for t, row in enumerate(options.tasks):
+            measured = self.suite(t, row.limit, row.max_new_tokens)
+            values |= {f"eval/{row.name}/{name}": value for name, value in measured.values.items()}
+        if self.parts.world.is_main and options.sample_prompts:
+            self._show(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
+        return values
+
+    def _show(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        tokenizer = self.parts.tokenizer
+        try:
+            completions = self.engine.generate([_tokens(self.parts, prompt) for prompt in prompts], sampling, 1)
+        except GenerationStopped:  # the next step tells all ranks
+            return
+        for prompt, completion in zip(prompts, completions, strict=True):
+            logger.info(f"Sample: {prompt!r} -> {tokenizer.decode(completion.token_ids)!r}")
+
+
+def build_exams(parts: StepParts, inner: Validator) -> Exams:
+    """The validator of `[validation]` with its tasks and samples.
+
+    Raises:
+        ConfigError: a task's problems cannot be had, a prompt leaves no room, or the model is no transformer.
+    """
+    options = parts.config.validation
+    model = unsharded_model(parts.config, parts.tokenizer, parts.world.device)
+    if model is None:
+        raise ConfigError(
+            'validation.tasks, sample_prompts: need model.name = "transformer", not '
+            f"{parts.config.model.name!r}; leave them out"
+        )
+    longest = model.args.max_seq_len - options.sample_tokens
+    for prompt in options.sample_prompts:
+        if len(_tokens(parts, prompt)) > longest:
+            raise ConfigError(
+                f"validation.sample_prompts: {prompt[:40]!r} and validation.sample_tokens = {options.sample_tokens} "
+                f"are more than model.max_seq_len = {model.args.max_seq_len}"
+            )
+    tasks = parts.world.together(lambda: [open_exam(_asked(row), 0, "validation.tasks") for row in options.tasks])
+    engine = NativeEngine(model, stop_ids(parts.tokenizer), stop_requested=stop_requested)
+    sampler = Sampler(
+        engine,
+        parts.tokenizer,
+        tasks,
+        parts.world,
+        Grpo(),
+        stop_requested=stop_requested,
+        raise_if_preempted=parts.raise_if_preempted,
+    )
+    new_tokens = max((row.max_new_tokens for row in options.tasks), default=1)
+    suite = build_suite(tasks, sampler, model, parts.tokenizer, parts.world, new_tokens)
+    for row, task in zip(options.tasks, tasks, strict=True):
+        logger.info(f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, answered greedily")
+    return Exams(inner, parts, engine, suite)
+
+
+def _asked(row: ValidationTask) -> ExamTask:
+    return ExamTask(row.name, path=row.path, level=row.level)
+
+
+def _tokens(parts: StepParts, prompt: str) -> list[int]:
+    return encode_with_special_tokens(parts.tokenizer, prompt)

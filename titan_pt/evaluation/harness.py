@@ -1,0 +1,89 @@
+"""lm-evaluation-harness on our models: its tasks, our forward and our engine. Needs its package (extra `eval`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.models.transformer.model import Transformer
+from titan_pt.trainers.grpo.native import NativeEngine
+from titan_pt.trainers.grpo.sampling import Sampling
+
+Pair = tuple[tuple[str, str], list[int], list[int]]
+"""((context, continuation), their tokens)."""
+
+
+class HarnessModel(TemplateLM):
+    """What the harness asks of a model, on one device. It has no chat template here: give tasks as plain text.
+
+    Args:
+        model: unsharded, with its weights.
+        engine: of the same model.
+        seed: of sampled answers.
+    """
+
+    def __init__(self, model: Transformer, engine: NativeEngine, tokenizer: Tokenizer, seed: int = 42) -> None:
+        super().__init__()
+        self._model, self._engine, self._tokenizer, self._seed = model, engine, tokenizer, seed
+        self._device = model.output_weight.device
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._tokenizer.eos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self._tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
+        found = likelihoods(self._model, [(context, continuation) for _, context, continuation in requests])
+        return [(one.logprob, one.is_greedy) for one in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Each token of a text once, in windows of all that the model reads."""
+        windows = [self._windows(request.args[0]) for request in requests]
+        found = iter(likelihoods(self._model, [pair for own in windows for pair in own]))
+        return [sum(next(found).logprob for _ in own) for own in windows]
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        longest, end = self._model.args.max_seq_len, self._tokenizer.eos_id
+        pairs = get_rolling_token_windows(self._tokenizer.encode(text), end, longest, 1)
+        # The harness gives the row that is read; a pair's last token is only predicted.
+        return [([*read, predicted[-1]][: -len(predicted)], predicted) for read, predicted in pairs]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy unless the task samples. Texts are cut at the task's stop texts."""
+        texts = [""] * len(requests)
+        options = [normalize_gen_kwargs(dict(request.args[1])) for request in requests]
+        for sampling in dict.fromkeys(map(self._sampling, options)):
+            own = [i for i, option in enumerate(options) if self._sampling(option) == sampling]
+            prompts = [self._prompt(requests[i].args[0], sampling.max_new_tokens) for i in own]
+            for i, completion in zip(own, self._engine.generate(prompts, sampling, 1, own), strict=True):
+                ids = completion.token_ids if completion.finish_reason == "length" else completion.token_ids[:-1]
+                texts[i] = _cut(self._tokenizer.decode(ids), options[i]["until"])
+        return texts
+
+    def _sampling(self, options: Any) -> Sampling:
+        longest = self._model.args.max_seq_len - 1
+        return Sampling(
+            min(options["max_gen_toks"], longest),
+            temperature=float(options["temperature"]) if options["do_sample"] else 0.0,
+            top_p=float(options.get("top_p", 1.0)),
+            top_k=int(options.get("top_k", 0)),
+            seed=self._seed,
+        )
+
+    def _prompt(self, context: str, new_tokens: int) -> list[int]:
+        """Its end, where there is no room for all."""
+        room = self._model.args.max_seq_len - new_tokens
+        return (self._tokenizer.encode(context) or [self._tokenizer.eos_id])[-room:]
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        if stop:
+            text = text.partition(stop)[0]
+    return text

@@ -1,0 +1,103 @@
+"""Loss, perplexity and bits per byte of a text."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from titan_pt.components.loss import ChunkedCrossEntropy
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError, shown
+from titan_pt.data.batch import IGNORED
+from titan_pt.data.files import checked_text, matching_files, read_rows
+from titan_pt.models.transformer.model import Transformer
+
+# Most tokens of one forward, padding included.
+_BATCH_TOKENS = 2**14
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Of documents laid end to end."""
+
+    loss: float
+    """Mean in nats over all tokens, the end-of-document tokens included."""
+    tokens: int
+    num_bytes: int
+    """UTF-8, without the end-of-document tokens."""
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers."""
+        return self.loss * self.tokens / math.log(2) / self.num_bytes
+
+
+@torch.no_grad()
+def text_loss(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int) -> TextLoss:
+    """The loss of every token, each predicted once from those before it in its row of `seq_len` tokens.
+
+    As the validation during training: documents end with the end-of-document token, which is predicted too, and rows
+    are cut from them regardless of where they end. Here the first document also begins behind one.
+
+    Raises:
+        ConfigError: there is no text.
+    """
+    count = _Count()
+    stream = _tokens(tokenizer, texts, count)
+    loss_sum, num_tokens = 0.0, 0
+    rows_per_batch = max(1, _BATCH_TOKENS // seq_len)
+    rows = _rows(stream, seq_len)
+    while batch := list(itertools.islice(rows, rows_per_batch)):
+        tokens_BL = torch.tensor([row[:-1] + [tokenizer.eos_id] * (seq_len + 1 - len(row)) for row in batch])
+        targets_BL = torch.tensor([row[1:] + [IGNORED] * (seq_len + 1 - len(row)) for row in batch])
+        device = model.output_weight.device
+        losses = model(tokens_BL.to(device), None, ChunkedCrossEntropy().head(targets_BL.to(device)))
+        loss_sum += float(losses.cross_entropy_T.double().sum())
+        num_tokens += sum(len(row) - 1 for row in batch)
+    if not count.num_bytes:
+        raise ConfigError("--text: holds no text")
+    return TextLoss(loss_sum / num_tokens, num_tokens, count.num_bytes)
+
+
+def read_documents(pattern: str, column: str = "text") -> Iterator[str]:
+    """The documents of local files: a .txt is one, of the other kinds each row has one.
+
+    Raises:
+        ConfigError: no such files, or a row without text.
+    """
+    for file in matching_files(pattern, "--text"):
+        if file.endswith(".txt"):
+            yield checked_text(Path(file).read_text(encoding="utf-8", errors="replace"), file)
+            continue
+        for place, row in read_rows(file):
+            if not isinstance(row.get(column), str):
+                raise ConfigError(f"{file}, {place}: {column!r} is {shown(row.get(column))}; want text")
+            yield checked_text(row[column], f"{file}, {place}: {column!r}")
+
+
+@dataclass
+class _Count:
+    num_bytes: int = 0
+
+
+def _tokens(tokenizer: Tokenizer, texts: Iterable[str], count: _Count) -> Iterator[int]:
+    yield tokenizer.eos_id
+    for text in texts:
+        count.num_bytes += len(text.encode("utf-8", "surrogatepass"))
+        yield from tokenizer.encode(text)
+        yield tokenizer.eos_id
+
+
+def _rows(stream: Iterator[int], seq_len: int) -> Iterator[list[int]]:
+    """Of seq_len + 1 tokens, the last of one being the first of the next; the last row may be shorter."""
+    row = list(itertools.islice(stream, seq_len + 1))
+    while len(row) > 1:
+        yield row
+        row = [row[-1], *itertools.islice(stream, seq_len)]

@@ -1,0 +1,246 @@
+"""`python -m titan_pt.tools.evaluate --checkpoint C --tasks gsm8k,medqa`: accuracy on tasks, loss on texts."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.tools.command import run_tool
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+
+if TYPE_CHECKING:
+    from titan_pt.distributed.world import World
+    from titan_pt.evaluation.suite import ExamTask, Suite
+
+_DEFAULT_NEW_TOKENS = 384
+_COUNTS = ("limit", "max_new_tokens", "max_rows", "seq_len", "level")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as the arguments say; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_tool(lambda: _evaluate(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.evaluate", description=__doc__)
+    add_model_flags(parser)
+    parser.add_argument("--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, reasoning_gym:<name>")
+    parser.add_argument(
+        "--data", metavar="TASK=FILE", action="append", default=[], help="problems of a task (default: the hub's)"
+    )
+    parser.add_argument(
+        "--train_data", metavar="TASK=FILE", action="append", default=[], help="problems that --num_fewshot takes"
+    )
+    parser.add_argument("--num_fewshot", type=int, default=0, help="worked examples before a question (default: 0)")
+    parser.add_argument("--level", type=int, help="difficulty of arithmetic (default: 1)")
+    parser.add_argument("--limit", type=int, help="most problems of a task, always the same ones (default: all)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        help=f"most tokens of an answer (default: {_DEFAULT_NEW_TOKENS}, or half of what the model reads)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=0, help="sampled answers to each problem, for pass@k (default: 0)"
+    )
+    parser.add_argument("--k", metavar="K,K", help="of pass@k (default: 1 and --samples)")
+    add_sampling_flags(parser, temperature=1.0)
+    parser.add_argument("--text", metavar="FILES", help="loss and bits per byte of these texts: a glob of local files")
+    parser.add_argument("--seq_len", type=int, help="tokens of a row of --text (default: as in training, or 2048)")
+    parser.add_argument(
+        "--max_rows", type=int, default=256, help="most answers generated together (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from titan_pt.distributed.world import lone_world
+
+    asked, ks = _tasks(arguments), _check(arguments)
+    opened = open_model(arguments)
+    result: dict[str, Any] = {"checkpoint": str(opened.source.folder), "facts": dict(opened.source.facts)}
+    if asked:
+        with lone_world() as world:
+            result["tasks"] = _measure_tasks(opened, arguments, asked, ks, world)
+    if arguments.text:
+        result["text"] = _measure_text(opened, arguments)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else report(result))
+
+
+# -- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """The k of pass@k, once all numbers are in their ranges.
+
+    Raises:
+        ConfigError: every number that is not.
+    """
+    problems = [
+        f"--{name} = {value}: must be at least 1"
+        for name in _COUNTS
+        if (value := getattr(arguments, name)) is not None and value < 1
+    ]
+    problems += [
+        f"--{name} = {getattr(arguments, name)}: must be 0 or more"
+        for name in ("samples", "num_fewshot")
+        if getattr(arguments, name) < 0
+    ]
+    if arguments.samples > 0 and arguments.temperature == 0:
+        problems.append("--temperature = 0: all --samples would be the greedy answer; it is evaluated anyway")
+    ks = _ks(arguments, problems)
+    if problems:
+        raise ConfigError(*problems)
+    sampling(arguments, 1)
+    return ks
+
+
+def _ks(arguments: argparse.Namespace, problems: list[str]) -> tuple[int, ...]:
+    if arguments.k is None:
+        return tuple(sorted({1, arguments.samples})) if arguments.samples > 0 else ()
+    words = [word.strip() for word in arguments.k.split(",")]
+    ks = tuple(sorted({int(word) for word in words if word.isascii() and word.isdigit()}))
+    if len(ks) != len(set(words)) or not all(1 <= k <= arguments.samples for k in ks):
+        problems.append(f"--k = {arguments.k!r}: want numbers from 1 to --samples = {arguments.samples}, such as 1,8")
+    return ks
+
+
+def _tasks(arguments: argparse.Namespace) -> list["ExamTask"]:
+    """The tasks that are asked for.
+
+    Raises:
+        ConfigError: nothing is asked for, a task twice, or files of a task that is not.
+    """
+    from titan_pt.evaluation.suite import ExamTask
+
+    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    if not names and not arguments.text:
+        raise ConfigError("nothing to evaluate: give --tasks, such as gsm8k,medqa,arithmetic, or --text FILES")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--tasks: {name!r} is given twice")
+    data, train_data = _files("data", arguments, names), _files("train_data", arguments, names)
+    if train_data and not arguments.num_fewshot:
+        raise ConfigError("--train_data: examples are taken from it; give --num_fewshot, such as 5")
+    if arguments.level is not None and "arithmetic" not in names:
+        raise ConfigError("--level: is of the task arithmetic, which is not in --tasks")
+    return [
+        ExamTask(
+            name,
+            path=data.get(name),
+            train_path=train_data.get(name),
+            level=arguments.level if name == "arithmetic" else None,
+            num_fewshot=arguments.num_fewshot,
+        )
+        for name in names
+    ]
+
+
+def _files(flag: str, arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for text in getattr(arguments, flag):
+        name, equals, file = text.partition("=")
+        if not equals or not file:
+            raise ConfigError(f"--{flag} = {text!r}: want TASK=FILE, such as gsm8k=test.jsonl")
+        if name not in names:
+            raise ConfigError(f"--{flag} = {text!r}: {name!r} is not in --tasks; there are {one_of(names)}")
+        if name in files:
+            raise ConfigError(f"--{flag}: {name!r} is given twice; one glob can name several files")
+        files[name] = file
+    return files
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _measure_tasks(
+    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], ks: tuple[int, ...], world: "World"
+) -> dict[str, Any]:
+    from titan_pt.evaluation.suite import Draws
+
+    new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, opened.source.args.max_seq_len // 2)
+    suite = _build_suite(opened, arguments, asked, new_tokens, world)
+    draws = Draws(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
+    limit = arguments.limit or max(len(task.evaluation) for task in suite.tasks)
+    results = {}
+    for t, task in enumerate(suite.tasks):
+        start = time.perf_counter()
+        measured = suite(t, limit, new_tokens, draws)
+        results[task.name] = {
+            "problems": measured.problems,
+            "num_fewshot": arguments.num_fewshot,
+            **measured.values,
+            "intervals": {name: list(interval) for name, interval in measured.intervals.items()},
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+    return results
+
+
+def _build_suite(
+    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], new_tokens: int, world: "World"
+) -> "Suite":
+    from titan_pt.config.grpo import Grpo
+    from titan_pt.evaluation.suite import build_suite, open_exam
+    from titan_pt.trainers.grpo.rollouts import Sampler
+
+    tasks = [open_exam(one, arguments.seed, "--tasks") for one in asked]
+    tokenizer = opened.source.tokenizer
+    sampler = Sampler(
+        opened.engine(max_rows=arguments.max_rows),
+        tokenizer,
+        tasks,
+        world,
+        Grpo(),
+        stop_requested=lambda: False,
+        raise_if_preempted=lambda: None,
+    )
+    return build_suite(tasks, sampler, opened.model, tokenizer, world, new_tokens)
+
+
+def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    from titan_pt.evaluation.text import read_documents, text_loss
+
+    longest = opened.source.args.max_seq_len
+    seq_len = arguments.seq_len or min(longest, opened.source.seq_len or 2048)
+    if seq_len > longest:
+        raise ConfigError(f"--seq_len = {seq_len}: the model reads at most {longest} tokens")
+    found = text_loss(opened.model, opened.source.tokenizer, read_documents(arguments.text), seq_len)
+    return {
+        "files": arguments.text,
+        "seq_len": seq_len,
+        "tokens": found.tokens,
+        "bytes": found.num_bytes,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+    }
+
+
+# -- telling ----------------------------------------------------------------------------------------------------------
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """What was measured, for a reader."""
+    lines = [result["checkpoint"]]
+    for name, task in result.get("tasks", {}).items():
+        shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""
+        lines.append(f"{name}: {task['problems']:,} problems{shots}, {task['seconds']:.1f} s")
+        for key, value in task.items():
+            if key in task["intervals"]:
+                low, high = task["intervals"][key]
+                lines.append(f"  {key:24} {value:7.2%}  95% interval {low:.2%} to {high:.2%}")
+            elif isinstance(value, float) and key != "seconds":
+                lines.append(f"  {key:24} {value:7.2%}")
+    if "text" in result:
+        text = result["text"]
+        lines.append(f"{text['files']}: {text['tokens']:,} tokens, {text['bytes']:,} bytes, rows of {text['seq_len']}")
+        lines += [f"  {key:24} {text[key]:8.4f}" for key in ("loss", "perplexity", "bits_per_byte")]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""`python -m titan_pt.tools.generate --checkpoint C [--prompt "..."]`: text from any model, or a chat with it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from titan_pt.components.log import logger
+from titan_pt.config.errors import ConfigError
+from titan_pt.tools.command import run_tool
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+
+if TYPE_CHECKING:
+    from titan_pt.components.chat import Message
+    from titan_pt.components.tokenizer import Tokenizer
+    from titan_pt.trainers.grpo.engine import Completion
+    from titan_pt.trainers.grpo.sampling import Sampling
+
+_DEFAULT_NEW_TOKENS = 256
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Generate as the arguments say; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_tool(lambda: _generate(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.generate", description=__doc__)
+    add_model_flags(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompt", metavar="TEXT", help="what to answer or continue; without it: a chat")
+    what.add_argument(
+        "--prompts_file",
+        metavar="FILE",
+        help="one prompt a line (.txt), or rows with `prompt` or `messages` (.jsonl, .parquet): one JSON object each",
+    )
+    parser.add_argument("--output", metavar="FILE", help="where --prompts_file writes (default: the standard output)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        help=f"most tokens of one text (default: {_DEFAULT_NEW_TOKENS}, or what the model has room for)",
+    )
+    add_sampling_flags(parser, temperature=0.8)
+    parser.add_argument("--num_samples", type=int, default=1, help="texts for each prompt (default: %(default)s)")
+    parser.add_argument(
+        "--max_rows", type=int, default=256, help="most texts generated together (default: %(default)s)"
+    )
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    return parser
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    for name in ("num_samples", "max_rows"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} = {getattr(arguments, name)}: must be at least 1")
+    if arguments.output and not arguments.prompts_file:
+        raise ConfigError("--output: is for --prompts_file; the text of --prompt goes to the standard output")
+    # Before anything is loaded.
+    sampling(arguments, _DEFAULT_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens)
+    records = read_prompts(arguments.prompts_file) if arguments.prompts_file else []
+    opened = open_model(arguments)
+    if arguments.prompts_file:
+        _batch(opened, arguments, records)
+    elif arguments.prompt is not None:
+        _answer(opened, arguments)
+    else:
+        _chat(opened, arguments)
+
+
+# -- one prompt -------------------------------------------------------------------------------------------------------
+
+
+def _answer(opened: OpenModel, arguments: argparse.Namespace) -> None:
+    """The texts of --prompt, parted by a blank line; a single one is printed while it grows."""
+    ids = _prompt_ids(opened, arguments.prompt, raw=arguments.raw)
+    chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["--prompt"]))
+    if arguments.num_samples == 1:
+        _stream(opened, ids, chosen)
+        return
+    engine = opened.engine(max_rows=arguments.max_rows)
+    completions = engine.generate([ids], chosen, arguments.num_samples)
+    print("\n\n".join(_text(opened, completion) for completion in completions))
+
+
+class TextStream:
+    """Prints a text while its tokens come, and never half a character.
+
+    Args:
+        stop_ids: tokens that end the text and are no part of it.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", stop_ids: Sequence[int], write: Callable[[str], object]) -> None:
+        self._tokenizer, self._stop_ids, self._write = tokenizer, frozenset(stop_ids), write
+        self._written = ""
+
+    def __call__(self, rows: list[list[int]], *, final: bool = False) -> None:
+        """Print what is new in the first row; what may be the beginning of a character waits for `final`."""
+        text = self._tokenizer.decode([token for token in rows[0] if token not in self._stop_ids])
+        if not final:
+            text = text.rstrip("\ufffd")
+        if text.startswith(self._written):
+            self._write(text[len(self._written) :])
+            self._written = text
+
+
+def _stream(opened: OpenModel, ids: Sequence[int], chosen: "Sampling") -> str:
+    """Print one text as it comes; returns it."""
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    stream = TextStream(opened.source.tokenizer, opened.source.stop_ids, write)
+    (completion,) = opened.engine(stride=1).generate([ids], chosen, 1, watch=stream)
+    stream([completion.token_ids], final=True)
+    print(flush=True)
+    return _text(opened, completion)
+
+
+# -- a file of prompts ------------------------------------------------------------------------------------------------
+
+
+def read_prompts(file: str) -> list["str | list[Message]"]:
+    """The prompts of a file: texts, or conversations.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row has neither.
+    """
+    from titan_pt.data.files import read_rows
+
+    if not Path(file).is_file():
+        raise ConfigError(f"--prompts_file = {file!r}: no such file")
+    if Path(file).suffix == ".txt":
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        prompts: list[str | list[Message]] = [line for line in lines if line.strip()]
+    else:
+        prompts = [_prompt_of(row, f"{file}, {place}") for place, row in read_rows(file)]
+    if not prompts:
+        raise ConfigError(f"--prompts_file = {file!r}: holds no prompts")
+    return prompts
+
+
+def _prompt_of(row: object, where: str) -> "str | list[Message]":
+    fields = row if isinstance(row, dict) else {}
+    prompt, messages = fields.get("prompt"), fields.get("messages")
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+        return messages
+    raise ConfigError(
+        f'{where}: no prompt; want {{"prompt": "..."}} or {{"messages": [{{"role": "user", "content": "..."}}]}}'
+    )
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
+
+
+def _batch(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["str | list[Message]"]) -> None:
+    """One line of JSON for each prompt, in order: {prompt or messages, completions, finish_reasons}."""
+    ids = [_prompt_ids(opened, prompt, raw=arguments.raw) for prompt in prompts]
+    names = [f"{arguments.prompts_file}, prompt {number}" for number in range(1, len(ids) + 1)]
+    chosen = sampling(arguments, _new_tokens(opened, arguments, ids, names))
+    engine, size = opened.engine(max_rows=arguments.max_rows), max(1, arguments.max_rows // arguments.num_samples)
+    with _open_output(arguments.output) as output:
+        for start in range(0, len(ids), size):
+            some = range(start, min(start + size, len(ids)))
+            completions = engine.generate([ids[i] for i in some], chosen, arguments.num_samples, some)
+            for place, i in enumerate(some):
+                own = completions[place * arguments.num_samples : (place + 1) * arguments.num_samples]
+                row = {
+                    "prompt" if isinstance(prompts[i], str) else "messages": prompts[i],
+                    "completions": [_text(opened, completion) for completion in own],
+                    "finish_reasons": [completion.finish_reason for completion in own],
+                }
+                print(json.dumps(row, ensure_ascii=False), file=output, flush=True)
+
+
+def _open_output(file: str | None) -> AbstractContextManager[IO[str]]:
+    return open(file, "w", encoding="utf-8") if file else nullcontext(sys.stdout)
+
+
+# -- a chat -----------------------------------------------------------------------------------------------------------
+
+
+def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
+    """Read what the user says line by line and answer, until the end of the input or Ctrl-C."""
+    raw = arguments.raw or not opened.source.knows_chat
+    if arguments.num_samples > 1:
+        raise ConfigError(f"--num_samples = {arguments.num_samples}: a chat has one answer; give --prompt")
+    what = "it continues each line" if raw else "Ctrl-D ends the chat"
+    logger.info(f"{opened.source.folder}, {opened.source.args.num_parameters / 1e6:,.1f}M parameters; {what}")
+    messages: list[Message] = []
+    while (said := _read_line()) is not None:
+        if not said.strip():
+            continue
+        if raw:
+            ids = _prompt_ids(opened, said, raw=True)
+        else:
+            messages = _fitting(opened, [*messages, {"role": "user", "content": said}], arguments.max_new_tokens or 1)
+            ids = _prompt_ids(opened, messages, raw=False)
+        chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["what was said"]))
+        try:
+            answer = _stream(opened, ids, chosen)
+        except KeyboardInterrupt:
+            print(flush=True)
+            answer = ""
+        if not raw:
+            messages.append({"role": "assistant", "content": answer})
+
+
+def _read_line() -> str | None:
+    """What the user says next; None at the end. The mark is for a terminal, and not of the text."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        line = ""
+    return line.rstrip("\n") if line else None
+
+
+def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "list[Message]":
+    """The conversation without its oldest turns, where the model has no room for all and an answer."""
+    from titan_pt.components.chat import chat_tokens
+
+    longest = opened.source.args.max_seq_len - new_tokens
+    while len(messages) > 1 and len(chat_tokens(opened.source.tokenizer, messages)) > longest:
+        messages = messages[2:]
+        logger.warning("The conversation is longer than the model reads: its oldest turn is forgotten")
+    return messages
+
+
+# -- all three --------------------------------------------------------------------------------------------------------
+
+
+def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
+    """The tokens to continue: of a conversation, or of a text that is its first turn where the model knows chats."""
+    from titan_pt.components.chat import chat_tokens
+
+    tokenizer = opened.source.tokenizer
+    if not isinstance(prompt, str):
+        return chat_tokens(tokenizer, prompt)
+    if opened.source.knows_chat and not raw:
+        return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
+    return tokenizer.encode(prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
+
+
+def _new_tokens(
+    opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence[Sequence[int]], names: Sequence[str]
+) -> int:
+    """--max_new_tokens, or what the model has room for behind the longest prompt.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    room = opened.source.args.max_seq_len - len(prompts[longest])
+    wished = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, max(room, 1))
+    if wished > room:
+        fix = f"lower --max_new_tokens to {room} or less, or shorten it" if room > 0 else "shorten it"
+        raise ConfigError(
+            f"{names[longest]}: {len(prompts[longest])} tokens and --max_new_tokens = {wished} are more than the "
+            f"model reads, {opened.source.args.max_seq_len}; {fix}"
+        )
+    return wished
+
+
+def _text(opened: OpenModel, completion: "Completion") -> str:
+    ids = completion.token_ids
+    return opened.source.tokenizer.decode(ids if completion.finish_reason == "length" else ids[:-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`python -m titan_pt.tools.harness --checkpoint C --tasks hellaswag`: tasks of lm-evaluation-harness on any model."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.tools.command import run_tool
+from titan_pt.tools.model import add_model_flags, open_model
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as the arguments say; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_tool(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.harness", description=__doc__)
+    add_model_flags(parser)
+    parser.add_argument(
+        "--tasks", required=True, metavar="A,B", help="names of its tasks, or of those in --include_path"
+    )
+    parser.add_argument("--include_path", metavar="DIR", help="a folder of tasks of your own (YAML)")
+    parser.add_argument("--num_fewshot", type=int, help="examples before a question (default: the task's own)")
+    parser.add_argument("--limit", type=int, help="most questions of a task (default: all)")
+    parser.add_argument(
+        "--max_rows", type=int, default=256, help="most texts generated together (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of sampled answers (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    for name in ("limit", "max_rows"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} = {value}: must be at least 1")
+    folder = arguments.include_path
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"--include_path = {folder!r}: no such folder")
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from titan_pt.evaluation.harness import HarnessModel
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'titan-pt[eval]' brings lm-evaluation-harness") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_path=folder)
+    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown or not names:
+        raise ConfigError(f"--tasks = {arguments.tasks!r}: the harness does not know {', '.join(unknown) or 'no task'}")
+    opened = open_model(arguments)
+    model = HarnessModel(
+        opened.model, opened.engine(max_rows=arguments.max_rows), opened.source.tokenizer, arguments.seed
+    )
+    results = lm_eval.simple_evaluate(
+        model=model, tasks=names, num_fewshot=arguments.num_fewshot, limit=arguments.limit, task_manager=manager
+    )
+    values = {name: _numbers(results["results"][name]) for name in results["results"]}
+    print(json.dumps(values, indent=2) if arguments.json else _report(values))
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, float]:
+    """A task's values without names and the harness's own marks."""
+    return {key.removesuffix(",none"): value for key, value in result.items() if isinstance(value, float)}
+
+
+def _report(values: dict[str, dict[str, float]]) -> str:
+    return "\n".join(f"{name}: {key} {value:.4f}" for name, own in values.items() for key, value in own.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The model that a tool works with: its flags, and the way from them to weights on a device."""
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from titan_pt.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from titan_pt.components.model_source import ModelSource
+    from titan_pt.models.transformer.model import Transformer
+    from titan_pt.trainers.grpo.native import NativeEngine
+    from titan_pt.trainers.grpo.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model with its weights."""
+
+    source: "ModelSource"
+    model: "Transformer"
+    device: "torch.device"
+
+    def engine(self, *, max_rows: int = 1024, stride: int = 16) -> "NativeEngine":
+        """The engine that generates with it, see there."""
+        from titan_pt.trainers.grpo.native import NativeEngine
+
+        return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint and how to load it."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="C",
+        help="a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder",
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="type to compute in (default: bfloat16 on an accelerator, float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=["int8", "int4"],
+        help="hold the weights of all blocks in fewer bits; int4 on CUDA only",
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """--temperature, --top_p, --top_k, --seed."""
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help="0 takes the likeliest token (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="sample from the likeliest tokens that reach this probability"
+    )
+    parser.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest tokens; 0: all")
+    parser.add_argument("--seed", type=int, default=42, help="the same seed gives the same text (default: %(default)s)")
+
+
+def open_model(arguments: argparse.Namespace) -> OpenModel:
+    """Load what `add_model_flags` asks for.
+
+    Raises:
+        ConfigError: there is no whole model, or it cannot be quantized so.
+    """
+    import torch
+
+    from titan_pt.components.model_source import open_model_source
+    from titan_pt.components.quantize import quantize_weights
+    from titan_pt.distributed.world import find_device
+
+    source = open_model_source(arguments.checkpoint, arguments.tokenizer)
+    device = find_device()
+    name = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    model = source.load(device, getattr(torch, name))
+    if arguments.quantize:
+        quantize_weights(model, arguments.quantize)
+    return OpenModel(source, model, device)
+
+
+def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
+    """As `add_sampling_flags` asks.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+    from titan_pt.trainers.grpo.sampling import Sampling
+
+    try:
+        return Sampling(
+            max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            top_k=arguments.top_k,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error).replace("rollout.", "--")) from None
