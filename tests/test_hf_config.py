@@ -19,6 +19,7 @@ from titan_pt.config.manager import dump_toml, explain
 from titan_pt.models.transformer import FLAVORS, SPEC, Transformer, TransformerArgs
 from titan_pt.models.transformer.hf import from_hf_name, read_config, to_hf_name, write_config
 from titan_pt.models.transformer.model import rope_table
+from titan_pt.protocols import model_spec
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -234,6 +235,7 @@ register_model_spec(ModelSpec(name="no_hf_layout", args_type=Args, flavors={"deb
     text = '[model]\nname = "no_hf_layout"\n[experimental]\ncustom_import = "no_hf_layout_module"\n'
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
+        patch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
         problem = problem_of(tmp_path, text, "--model.from_hf", "x")
         assert "model 'no_hf_layout' has no Hugging Face layout" in problem
         assert "has no Hugging Face layout" in problem_of(tmp_path, text, "--checkpoint.export_hf_interval", "5")

@@ -164,7 +164,7 @@ from titan_pt.data import files
 def endless(path, column):
     Path("converting").touch()
     while True:
-        yield "line 1", "text"
+        yield "line 1", {"text": "text"}
 
 files._READERS[".jsonl"] = endless
 """
