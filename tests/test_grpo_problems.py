@@ -30,9 +30,12 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
         opened = open_row("gsm8k", path=str(tmp_path / file), eval_path=write_rows(tmp_path / "e.jsonl", SUMS[:1]))
         assert len(opened.train) == 39
         problem = opened.evaluation.get(0, 0)
-        assert problem == Problem("gsm8k", "gsm8k/e.jsonl:1", "How much is 0 and 0?", "0", "It is .\n#### 0")
-        train = Problem("gsm8k", f"gsm8k/{file}:{second}", "How much is 1 and 1?", "2", "It is .\n#### 2")
-        assert opened.train.get(0, 0) == train
+        solution = SUMS[0]["answer"]
+        assert problem == Problem("gsm8k", "gsm8k/e.jsonl:1", "How much is 0 and 0?", "0", solution)
+        solution = SUMS[1]["answer"]
+        assert opened.train.get(0, 0) == Problem(
+            "gsm8k", f"gsm8k/{file}:{second}", "How much is 1 and 1?", "2", solution
+        )
         assert opened.train.get(0, 5) == opened.train.get(0, 0)
         assert opened.prompt(problem) == "Question: How much is 0 and 0?\nAnswer:"
         seen.add(opened.train.fingerprint)

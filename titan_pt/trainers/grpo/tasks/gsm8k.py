@@ -26,9 +26,13 @@ def build(row: GrpoTask, _seed: int) -> Task:
 
 
 def example(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, worked answer) of a row as the task asks it; a ValueError says what is wrong with the row."""
+    """(prompt, worked answer) of a row as the task asks it; a ValueError says what is wrong with the row.
+
+    Without the marks of a calculator, which this model does not have.
+    """
     entry = _parse(row, "row")
-    return worked_example(QUESTION_ANSWER, Problem("gsm8k", entry.id, entry.question, entry.gold, entry.solution))
+    solution = without_calculator(entry.solution)
+    return worked_example(QUESTION_ANSWER, Problem("gsm8k", entry.id, entry.question, entry.gold, solution))
 
 
 def grade_number(completion: str, problem: Problem, rule: str) -> bool:
@@ -42,5 +46,4 @@ def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:
         gold = gold_number(answer)
     except ValueError as error:
         raise ValueError(f"'answer': {error}") from None
-    solution = without_calculator(answer)
-    return Entry(entry_id, question, gold, solution=solution if "####" in answer else f"#### {solution}")
+    return Entry(entry_id, question, gold, solution=answer if "####" in answer else f"#### {answer}")
