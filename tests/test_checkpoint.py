@@ -50,7 +50,12 @@ def test_a_step_is_tensors_and_json_and_the_manifest_names_every_file(trained: P
     manifest = read_json(step, "manifest")
     assert set(manifest["files"]) == files - {"manifest.json"} and manifest["step"] == 6
     train = read_json(step, "train")
-    assert train["state"] == {"step": 6, "tokens_seen": 6 * 16 * 128, "skipped_steps": 0}
+    assert train["state"] == {
+        "step": 6,
+        "tokens_seen": 6 * 16 * 128,
+        "trained_tokens": 6 * 16 * 128,
+        "skipped_steps": 0,
+    }
     assert set(read_json(step, "data")["streams"]) == {str(stream) for stream in range(16)}
     names = set(read_tensors(step))
     assert {name.split(".")[0] for name in names} == {"model", "optimizer"}

@@ -154,6 +154,7 @@ class Trainer:
             return None
         state.step += 1
         state.tokens_seen += metrics.tokens
+        state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         self._records.interval.add(state.step, metrics)
         last = state.step == budget.steps
         validates = self._validator and (state.step == 1 or last or state.step % config.validation.freq == 0)

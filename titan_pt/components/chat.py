@@ -1,23 +1,28 @@
-"""A conversation as the tokens that a model continues, by the tokenizer's Jinja template."""
+"""A conversation as tokens, by the tokenizer's Jinja template: those that a model continues, or learns from."""
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from titan_pt.components.hf_tokenizer import chat_template
+from titan_pt.components.hf_tokenizer import chat_template, stop_ids
 from titan_pt.components.tokenizer import HuggingFaceTokenizer, Tokenizer
 from titan_pt.config.errors import ConfigError
 
 Message = Mapping[str, str]
 """role ("system", "user", "assistant") and content."""
 
-# A character that no text holds: it parts what a speaker wrote in the form of a special token.
-_APART = "\ufdd0"
+# Characters that no text holds. The first parts what a speaker wrote in the form of a special token; the others stand
+# around what the assistant says.
+_APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
+_MARKS = str.maketrans("", "", _BEGIN + _END)
 
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -29,16 +34,34 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         ConfigError: the template cannot be read, or refuses the conversation.
     """
-    safe = [{**message, "content": _apart(message["content"], tokenizer)} for message in messages]
-    try:
-        text = (
-            _environment()
-            .from_string(chat_template(tokenizer))
-            .render(messages=safe, add_generation_prompt=True, **_named_tokens(tokenizer))
-        )
-    except TemplateError as error:
-        raise ConfigError(f"chat template of the tokenizer: {error}") from None
-    return encode_with_special_tokens(tokenizer, text)
+    text = _render(tokenizer, _safe(tokenizer, messages), prompt=True)
+    return encode_with_special_tokens(tokenizer, text.translate(_MARKS))
+
+
+def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    """(the conversation, whether each of its tokens is the assistant's).
+
+    The assistant's are those that it has to write: from where its prompt ends to the token that ends its turn, that
+    one included. The conversation ends with the last of them. Text is cut where one speaker takes over from another
+    before it becomes tokens, as it is when the model answers.
+
+    Raises:
+        ConfigError: as `chat_tokens`; or the template does not show what the assistant says.
+    """
+    ids: list[int] = []
+    learnt: list[bool] = []
+    text, spans = _spans(tokenizer, _safe(tokenizer, messages))
+    at = 0
+    for start, end in spans:
+        for part, is_learnt in ((text[at:start], False), (text[start:end], True)):
+            tokens = encode_with_special_tokens(tokenizer, part)
+            ids += tokens
+            learnt += [is_learnt] * len(tokens)
+        at = end
+    if not stop_ids(tokenizer) or ids[-1] not in stop_ids(tokenizer):  # a template without an end of turn
+        ids.append(tokenizer.eos_id)
+        learnt.append(True)
+    return ids, learnt
 
 
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -54,7 +77,95 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def _spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """(the rendered conversation, where in it the assistant speaks, the ends of its turns included)."""
+    marked = _render(tokenizer, messages, prompt=False)
+    text = marked.translate(_MARKS)
+    if "generation" in _tags(chat_template(tokenizer)):
+        found: list[tuple[int, int]] | None = list(_marked_spans(marked))
+    else:
+        found = _prefix_spans(tokenizer, messages, text) or _content_spans(tokenizer, messages, text)
+    if not found or len(found) < sum(message["role"] == "assistant" for message in messages):
+        raise ConfigError(
+            "chat template of the tokenizer: does not show where the assistant speaks; put what it has to write, the "
+            "end of its turn included, between {% generation %} and {% endgeneration %}"
+        )
+    return text, [(start, _end_of_turn(tokenizer, text, start, end)) for start, end in found]
+
+
+def _prefix_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+    """From the end of each prompt to the end of the turn; None where a template writes earlier turns anew later on."""
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:i], prompt=True)
+        whole = _render(tokenizer, messages[: i + 1], prompt=False)
+        if not (whole.startswith(prompt) and text.startswith(whole) and len(whole) > len(prompt)):
+            return None
+        spans.append((len(prompt), len(whole)))
+    return spans
+
+
+def _content_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+    """What the assistant says, found by marks around it; None where they change what the template makes of it."""
+    tagged = [
+        {**message, "content": f"{_BEGIN}{message['content']}{_END}"} if message["role"] == "assistant" else message
+        for message in messages
+    ]
+    marked = _render(tokenizer, tagged, prompt=False)
+    spans = list(_marked_spans(marked))
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == said
+    return spans if is_same else None
+
+
+def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
+    """Places between the marks, in the text without them."""
+    at, start = 0, 0
+    for part in re.split(f"([{_BEGIN}{_END}])", marked):
+        if part == _BEGIN:
+            start = at
+        elif part == _END:
+            yield start, at
+        else:
+            at += len(part)
+
+
+def _end_of_turn(tokenizer: Tokenizer, text: str, start: int, end: int) -> int:
+    """Behind the token that ends the turn: the last in the span, or one that follows it at once; else its end."""
+    names = [name for name, token_id in tokenizer.special_ids.items() if token_id in stop_ids(tokenizer)]
+    inside = [text.rfind(name, start, end) + len(name) for name in names if name in text[start:end]]
+    if inside:
+        return max(inside)
+    return next((end + len(name) for name in names if text.startswith(name, end)), end)
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
+    try:
+        return _template(chat_template(tokenizer)).render(
+            messages=messages, add_generation_prompt=prompt, **_named_tokens(tokenizer)
+        )
+    except TemplateError as error:
+        raise ConfigError(f"chat template of the tokenizer: {error}") from None
+
+
+@functools.cache
+def _template(text: str) -> Template:
+    return _environment().from_string(text)
+
+
+def _tags(template: str) -> set[str]:
+    return set(re.findall(r"\{%-?\s*(\w+)", template))
+
+
+def _safe(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """The messages with special tokens in them parted, and without the marks of this module."""
+    return [{**message, "content": _apart(message["content"], tokenizer)} for message in messages]
+
+
 def _apart(content: str, tokenizer: Tokenizer) -> str:
+    content = content.translate(_MARKS)
     for name in tokenizer.special_ids:
         content = content.replace(name, name[0] + _APART + name[1:])
     return content
@@ -67,6 +178,20 @@ def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     return {"bos_token": "", **roles, "eos_token": names.get(tokenizer.eos_id, "")}
 
 
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %}, which transformers knows too: what the assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Macro) -> str:
+        return f"{_BEGIN}{caller()}{_END}"
+
+
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     """As transformers renders templates: they come with a model, so they are not trusted with anything."""
@@ -75,7 +200,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     return environment

@@ -97,6 +97,7 @@ class Records:
             "data_seconds": interval.data_seconds / interval.num_steps,
             "memory_gib": memory_gib(self._parts.world.device),
             "skipped_steps": state.skipped_steps,
+            **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
             **self._extras(metrics),
         }
         self.owed, self.validated = True, False

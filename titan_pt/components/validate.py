@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.corpus import Corpus, MixtureSource
-from titan_pt.data.mixture import data_seed, open_mixture
+from titan_pt.data.ledger import Ledger
+from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
@@ -114,8 +115,10 @@ def validation_rows(parts: StepParts) -> list[Row]:
         mixture = list(parts.dataloader.corpus.sources)
         fraction, held_out = config.validation.holdout_fraction, True
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
+    train: Corpus = parts.dataloader.corpus
     known = {source.name for source in once}  # that they end is what they are for
-    corpus = Corpus(once, parts.tokenizer, data_seed(config), fraction, held_out, spent=known)
+    side = replace(train, sources=once, holdout_fraction=fraction, held_out=held_out)
+    corpus = replace(side, ledger=Ledger(), substitute_after=None, spent=known)
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))

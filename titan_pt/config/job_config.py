@@ -29,7 +29,7 @@ class Job(Section):
     config_file: str | None = None
     """TOML file of this run."""
     trainer: str = "pretrain"
-    """Registered trainer spec: "pretrain" or a name brought by experimental.custom_import."""
+    """Registered trainer spec: "pretrain", "sft", "grpo" or a name brought by experimental.custom_import."""
     dump_folder: Name = "./outputs"
     """Run folder: config.toml, metrics.jsonl, checkpoint/, tb/. The same folder again resumes the run."""
     description: str = "default job"
@@ -84,8 +84,8 @@ class Source(Section):
     text_field: Name | None = None
     """Column that holds the text of `path` or `dataset`. Unset: "text"."""
     formatter: Name | None = None
-    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name. Unset: that of
-    a built-in name, else "text"."""
+    """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name; in sft how it
+    becomes a record: "chat", "medqa", "gsm8k", or a registered name. Unset: that of a built-in name, else the first."""
     weight: Positive = 1.0
     """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None

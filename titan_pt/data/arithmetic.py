@@ -3,6 +3,8 @@
 import operator
 from dataclasses import dataclass
 
+from titan_pt.data.questions import QUESTION_ANSWER
+
 _RESULTS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
@@ -20,12 +22,12 @@ class ArithmeticProblem:
     @property
     def document(self) -> str:
         """The text that a model learns it from."""
-        return f"Question: {self.question}\nAnswer: {self.solution}\n"
+        return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution}\n"
 
     @property
     def plain_document(self) -> str:
         """The same without the marker: right, and not in the form that is graded."""
-        return f"Question: {self.question}\nAnswer: {self.solution.splitlines()[0]}\n"
+        return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution.splitlines()[0]}\n"
 
 
 @dataclass(frozen=True)

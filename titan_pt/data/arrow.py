@@ -73,7 +73,7 @@ def local_files(source: Source, files: list[str], where: str, cache_dir: str | N
         gen_kwargs={  # no lists: the library would make a call of each of their items
             "files": tuple(files),
             "formatter": formatter.name,
-            "column": formatter.columns[0],
+            "column": source.text_field or "text",
             # From here on only to convert again when a file or the conversion has changed.
             "fingerprint": formatter.fingerprint,
             "identities": tuple(identities),
@@ -107,7 +107,7 @@ def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> Arr
 
 def _formatted_rows(dataset: Any, formatter: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
     found = get_formatter(formatter, "text")
-    for number, row in enumerate(dataset.select_columns(list(found.columns))):
+    for number, row in enumerate(dataset.select_columns(list(found.columns)) if found.columns else dataset):
         yield {"text": format_row(found, row, f"row {number}")}
 
 

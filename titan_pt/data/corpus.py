@@ -9,6 +9,7 @@ from typing import Any, Literal
 from titan_pt.components.preemption import until_stopped
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
+from titan_pt.data.encoding import PLAIN_TEXT, Encoded, Encoder
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.order import BlockOrder, Order, RowOrder
 from titan_pt.data.permutation import keyed_hash
@@ -59,6 +60,7 @@ class Corpus:
     ledger: Ledger = field(default_factory=Ledger)
     substitute_after: float | None = None
     packing: Literal["concat", "best_fit"] = "concat"
+    encoder: Encoder = PLAIN_TEXT
     spent: set[str] = field(default_factory=set)
     """Sources of which a stream has none left; each is told once."""
 
@@ -88,6 +90,23 @@ class Corpus:
         text = documents[number]
         return bool(text) and (source.by_unit or self.is_mine(text))
 
+    def left_out(self, source: MixtureSource, number: int) -> str | None:
+        """Why the encoder leaves a document out."""
+        if isinstance(source.documents, PreparedDocuments):
+            return None
+        return self.encode(source, number, source.documents[number]).left_out
+
+    def encode(self, source: MixtureSource, number: int, text: str) -> Encoded:
+        """A document of a source as tokens.
+
+        Raises:
+            ConfigError: it is not what the encoder wants.
+        """
+        try:
+            return self.encoder.encode(text, self.tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"data source {source.name!r}, document {number}: {error}") from error
+
     def tell_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
         name = self.sources[d].name
@@ -97,12 +116,19 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        if not any(until_stopped(self.has(source, number) for number in range(len(source.documents)))):
-            side = "in" if self.held_out else "outside"
-            raise ConfigError(
-                f"data source {source.name!r}: every document is empty or not {side} the held-out split; "
-                "add documents or change validation.holdout_fraction"
-            )
+        first = ""
+        for number in until_stopped(range(len(source.documents))):
+            if not self.has(source, number):
+                continue
+            reason = self.left_out(source, number)
+            if reason is None:
+                return
+            first = first or f"; document {number} is left out: {reason}"
+        empty, side = "empty, left out" if first else "empty", "in" if self.held_out else "outside"
+        raise ConfigError(
+            f"data source {source.name!r}: every document is {empty} or not {side} the held-out split{first}; "
+            "add documents or change validation.holdout_fraction"
+        )
 
 
 def holdout_hash(text: str) -> int:

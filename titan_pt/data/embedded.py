@@ -4,8 +4,9 @@ import random
 import sysconfig
 from pathlib import Path
 
-from titan_pt.data.arithmetic import make_problem, num_problems, problem
+from titan_pt.data.arithmetic import ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.permutation import digest
+from titan_pt.data.questions import HOLDOUT_FRACTION, is_held_out
 
 
 class PythonStdlib:
@@ -28,26 +29,29 @@ class PythonStdlib:
 
 
 class Arithmetic:
-    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers."""
+    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers.
+
+    Args:
+        rows: they come as rows of GSM8K, without the problems that the task "arithmetic" only evaluates on.
+    """
 
     size = 1_000_000
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, *, rows: bool = False) -> None:
+        self._seed, self._rows = seed, rows
         self.fingerprint = f"arithmetic-1-{seed}"
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str | dict[str, str]:
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = random.Random(f"{self._seed}/{index}")
-        a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
-        operation = rng.choice("+-*")
-        if operation == "*":
-            a, b = a % 100, b % 10
-        return make_problem(a, operation, b).document
+        found = _draw(rng)
+        while self._rows and _is_evaluated(found):
+            found = _draw(rng)
+        return _row(found) if self._rows else found.document
 
 
 class ArithmeticLevel:
@@ -55,15 +59,37 @@ class ArithmeticLevel:
 
     Args:
         plain: without the marker `#### <number>`.
+        rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
     """
 
-    def __init__(self, level: int, *, plain: bool) -> None:
-        self._level, self._plain = level, plain
+    def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:
+        self._level, self._plain, self._rows = level, plain, rows
         self.fingerprint = f"arithmetic-1-level-{level}{'-plain' if plain else ''}"
 
     def __len__(self) -> int:
         return num_problems(self._level)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str | dict[str, str]:
         made = problem(self._level, index)
+        while self._rows and _is_evaluated(made):
+            index = (index + 1) % len(self)
+            made = problem(self._level, index)
+        if self._rows:
+            return _row(made)
         return made.plain_document if self._plain else made.document
+
+
+def _draw(rng: random.Random) -> ArithmeticProblem:
+    a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
+    operation = rng.choice("+-*")
+    if operation == "*":
+        a, b = a % 100, b % 10
+    return make_problem(a, operation, b)
+
+
+def _is_evaluated(made: ArithmeticProblem) -> bool:
+    return is_held_out(made.question, HOLDOUT_FRACTION)
+
+
+def _row(made: ArithmeticProblem) -> dict[str, str]:
+    return {"question": made.question, "answer": made.solution}

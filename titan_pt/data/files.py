@@ -27,6 +27,7 @@ TEXT_DOCUMENT_CHARACTERS = 4000
 _BLOCK_CHARACTERS = 1 << 20
 
 Columns = tuple[str, ...]
+"""What is read of a row; nothing named: all."""
 Located = Iterator[tuple[str, Any]]
 """(place in the file, its row). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
 
@@ -60,11 +61,8 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: the file or a row of it is not what its kind promises.
     """
-    read = _ROW_READERS.get(_ending(path))
-    if read is None:
-        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_ROW_READERS)}")
     with _reading(path):
-        yield from read(path)
+        yield from _READERS[_ending(path)](path, ())
 
 
 def _texts(path: str, formatter: Formatter) -> Iterator[str]:
@@ -187,14 +185,6 @@ def _end_of_piece(text: str, least: int, most: int) -> int:
 
 
 def _json(path: str, columns: Columns) -> Located:
-    for place, row in _json_rows(path):
-        for column in columns:
-            if column not in row:
-                raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
-        yield place, row
-
-
-def _json_rows(path: str) -> Located:
     """One object a line, or an array of objects."""
     with _open(path) as file:
         is_array = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
@@ -203,6 +193,9 @@ def _json_rows(path: str) -> Located:
         for place, row in rows:
             if not isinstance(row, dict):
                 raise ConfigError(f"{path}, {place}: is {type(row).__name__}, not an object; repair or remove it")
+            for column in columns:
+                if column not in row:
+                    raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
             yield place, row
 
 
@@ -225,8 +218,12 @@ def _parsed(text: bytes, where: str) -> Any:
 
 
 def _parquet(path: str, columns: Columns) -> Located:
-    check_columns(_parquet_file(path).schema_arrow.names, columns, path)
-    return _parquet_rows(path, columns)
+    file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
+    check_columns(file.schema_arrow.names, columns, path)
+    numbers = itertools.count()
+    for batch in file.iter_batches(batch_size=256, columns=list(columns) or None):
+        for row in batch.to_pylist():
+            yield f"row {next(numbers)}", row
 
 
 def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
@@ -236,18 +233,9 @@ def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
             raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
 
 
-def _parquet_rows(path: str, columns: Columns | None = None) -> Located:
-    numbers = itertools.count()
-    for batch in _parquet_file(path).iter_batches(batch_size=256, columns=list(columns) if columns else None):
-        for row in batch.to_pylist():
-            yield f"row {next(numbers)}", row
-
-
-def _parquet_file(path: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
-
-
 def _text(path: str, columns: Columns) -> Located:
+    if not columns:
+        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_READERS.keys() - {'.txt'})}")
     if columns != ("text",):
         raise ConfigError(f"{path}: no column {columns[0]!r}; a text file has no columns, so leave text_field out")
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
@@ -265,10 +253,4 @@ _READERS: dict[str, Callable[[str, Columns], Located]] = {
     ".json": _json,
     ".parquet": _parquet,
     ".txt": _text,
-}
-_ROW_READERS: dict[str, Callable[[str], Located]] = {
-    ".jsonl": _json_rows,
-    ".jsonl.gz": _json_rows,
-    ".json": _json_rows,
-    ".parquet": _parquet_rows,
 }

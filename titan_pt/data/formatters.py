@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Source
+from titan_pt.data.questions import QUESTION_ANSWER
 
 Row = Mapping[str, Any]
 
@@ -21,9 +23,11 @@ class Formatter:
 
     name: str
     columns: tuple[str, ...]
-    """Columns that are read; all others are not even fetched."""
+    """Columns that are read; all others are not even fetched. None named: all are."""
     format: Callable[[Row], Any]
     """Row of those columns -> text. What is not text is reported with its place."""
+    source: Callable[..., Any] | None = None
+    """The function whose code decides about the text, where it is not `format` itself."""
 
     @property
     def fingerprint(self) -> str:
@@ -31,11 +35,14 @@ class Formatter:
         if self.name == "text":
             return f"text:{self.columns[0]}"
         try:
-            body = inspect.getsource(self.format).encode()
+            body = inspect.getsource(self.source or self.format).encode()
         except (OSError, TypeError):
-            body = getattr(getattr(self.format, "__code__", None), "co_code", b"")
+            body = getattr(getattr(self.source or self.format, "__code__", None), "co_code", b"")
         return f"{self.name}:{','.join(self.columns)}:{hashlib.sha256(body).hexdigest()[:12]}"
 
+
+RECORDS = "sft:"
+"""Begins the names of the formatters that make records."""
 
 _FORMATTERS: dict[str, Formatter] = {}
 
@@ -45,6 +52,28 @@ def register_formatter(name: str, columns: tuple[str, ...], function: Callable[[
     if name in _FORMATTERS or name == "text":
         raise ValueError(f"formatter {name!r} is registered already")
     _FORMATTERS[name] = Formatter(name, columns, function)
+
+
+def register_records(name: str, function: Callable[[Row], Row]) -> None:
+    """Make `formatter = name` known to the sft trainer: `function(row)` is the record of a row, with all its columns.
+
+    A record holds either `prompt` and `completion` or `messages`. Where the function raises, the row is a bad record,
+    which `sft.on_bad_record` is for. The text of such a formatter is the record as JSON.
+    """
+    if RECORDS + name in _FORMATTERS:
+        raise ValueError(f"formatter {name!r} of records is registered already")
+
+    def write(row: Row) -> str:
+        try:
+            if not isinstance(row, Mapping):
+                raise ValueError(f"it is {'text' if isinstance(row, str) else type(row).__name__}, without fields")
+            record = dict(function(row))
+        except Exception as error:  # rows of any shape
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            record = {"bad": reason}
+        return json.dumps(record, default=str)
+
+    _FORMATTERS[RECORDS + name] = Formatter(RECORDS + name, (), write, function)
 
 
 def find_formatter(source: Source) -> Formatter:
@@ -64,8 +93,11 @@ def get_formatter(name: str, column: str) -> Formatter:
     if name == "text":
         return Formatter("text", (column,), lambda row: row[column])
     if name not in _FORMATTERS:
-        known = ["text", *_FORMATTERS]
-        raise ConfigError(f"formatter = {name!r}: unknown; known are {one_of(known)}{nearest(name, known)}")
+        kind = RECORDS if name.startswith(RECORDS) else ""
+        found = [key for key in _FORMATTERS if key.startswith(RECORDS) == bool(kind)]
+        known, name = ([] if kind else ["text"]) + [key.removeprefix(kind) for key in found], name.removeprefix(kind)
+        trainer = " to sft" if kind else ""
+        raise ConfigError(f"formatter = {name!r}: unknown{trainer}; known are {one_of(known)}{nearest(name, known)}")
     return _FORMATTERS[name]
 
 
@@ -78,7 +110,13 @@ def format_medqa(row: Row) -> str:
 
 def format_gsm8k(row: Row) -> str:
     """A GSM8K question and its worked answer, which ends in `#### <integer>`, without the calculator's marks."""
-    return f"Question: {row['question'].strip()}\nAnswer: {_CALCULATOR.sub('', row['answer']).strip()}\n"
+    prompt = QUESTION_ANSWER.replace("{question}", row["question"].strip())
+    return f"{prompt} {without_calculator(row['answer']).strip()}\n"
+
+
+def without_calculator(answer: str) -> str:
+    """A GSM8K answer without the marks "<<48/2=24>>" of its calculator."""
+    return _CALCULATOR.sub("", answer)
 
 
 register_formatter("medqa", ("question", "options", "answer_idx"), format_medqa)

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
@@ -21,6 +20,7 @@ from titan_pt.config.budget import Budget
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
 from titan_pt.data.corpus import Corpus
+from titan_pt.data.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.feed import End, Feed
 from titan_pt.data.fetch import Stopped
 from titan_pt.data.ledger import Ledger
@@ -83,12 +83,12 @@ class DataLoader:
             item = item or self._feed.poll(_POLL_SECONDS)
             assert not isinstance(item, End), "it has failed before"
             waited = time.monotonic() - started
-            waiting, stops, late, failures, num_targets = self._world.add(
+            waiting, stops, late, failures, *counts = self._world.add(
                 item is None,
                 item is None and stop_requested(),
                 item is None and waited > self._max_stall_seconds,
                 isinstance(item, BaseException),
-                item.num_targets if isinstance(item, StepBatch) else 0,
+                *(item.counts if isinstance(item, StepBatch) else (0, 0, 0)),
             )
             if failures:
                 self._world.together(functools.partial(_raise_if_failed, item))
@@ -105,7 +105,7 @@ class DataLoader:
         assert isinstance(item, StepBatch)
         if waited > _FIRST_STALL_SECONDS:
             logger.warning(f"The data went on after a stall of {waited:.0f} s")
-        return replace(item, num_targets=num_targets) if num_targets else None
+        return item.with_counts(*counts) if counts[0] else None
 
     def close(self) -> None:
         """Stop preparing batches; only `load_state_dict` starts again where it should.
@@ -153,6 +153,7 @@ class DataLoader:
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "holdout_fraction": self.corpus.holdout_fraction,
             "packing": self.corpus.packing,
+            "encoding": self.corpus.encoder.fingerprint(self.corpus.tokenizer),
             "block_rows": BLOCK_ROWS,
             "order": [source.name for source in self.corpus.sources],
             "sources": {
@@ -199,6 +200,7 @@ class DataLoader:
         jobs = [
             WorkerJob(
                 config=sendable(config),
+                encoder=self.corpus.encoder,
                 listings={source.name: source.listing for source in self.corpus.sources},
                 num_streams=self._budget.num_streams,
                 states={str(s): self._committed[str(s)] for s in own},
@@ -244,14 +246,16 @@ class DataLoader:
         padded = False
         for found, state in self._steps(numbers):
             rows = [row or padding for row in found]
+            num_tokens = sum(max(0, row.num_tokens - 1) for row in rows)
             num_targets = sum(row.num_targets for row in rows)
-            if num_targets and not padded and None in found:
+            if num_tokens and not padded and None in found:
                 padded = True
                 logger.warning("The documents of a data stream are spent: from here on batches are smaller")
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            yield StepBatch(batches, num_targets, documents, state)
+            num_skipped = sum(sum(stream["skipped"]) for stream in state.values())
+            yield StepBatch(batches, num_tokens, num_targets, num_skipped, documents, state)
 
 
 def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseException]:
@@ -272,10 +276,13 @@ def _raise_if_failed(item: Any) -> None:
         raise item
 
 
-def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget) -> DataLoader:
-    """The training data of `[data]`."""
+def build_dataloader(
+    config: JobConfig, tokenizer: Tokenizer, world: World, budget: Budget, encoder: Encoder = PLAIN_TEXT
+) -> DataLoader:
+    """The training data of `[data]`, as plain text unless there is an encoder."""
     mixture = open_mixture(config.data.sources, config, world)
-    corpus = as_corpus(mixture, config, tokenizer, Ledger(data_folder(config), f"rank{world.rank}"))
+    ledger = Ledger(data_folder(config), f"rank{world.rank}")
+    corpus = as_corpus(mixture, config, tokenizer, ledger, encoder)
     for source in mixture:
         world.together(functools.partial(corpus.require_documents, source))
     return DataLoader(corpus, budget, world, config)

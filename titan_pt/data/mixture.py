@@ -14,6 +14,7 @@ from titan_pt.config.builtin_sources import complete
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.encoding import PLAIN_TEXT, Encoder, PlainText
 from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.parquet import is_remote
@@ -64,17 +65,27 @@ def train_fraction(config: JobConfig) -> float:
     return 0.0 if config.validation.sources else config.validation.holdout_fraction
 
 
-def as_corpus(mixture: list[MixtureSource], config: JobConfig, tokenizer: Tokenizer, ledger: Ledger) -> Corpus:
+def as_corpus(
+    mixture: list[MixtureSource],
+    config: JobConfig,
+    tokenizer: Tokenizer,
+    ledger: Ledger,
+    encoder: Encoder = PLAIN_TEXT,
+) -> Corpus:
     """The opened sources as what streams train on.
 
     Raises:
-        ConfigError: token shards were made by another tokenizer.
+        ConfigError: token shards were made by another tokenizer, or are of plain text where there is another encoder.
     """
     for source in mixture:
         if isinstance(source.documents, PreparedDocuments) and source.documents.tokenizer != tokenizer.fingerprint:
             raise ConfigError(
                 f"data source {source.name!r}: its token shards were made by another tokenizer "
                 f"({source.documents.tokenizer}) than [tokenizer] has ({tokenizer.fingerprint}); prepare them anew"
+            )
+        if isinstance(source.documents, PreparedDocuments) and not isinstance(encoder, PlainText):
+            raise ConfigError(
+                f"data source {source.name!r}: token shards are plain text without records; give the files themselves"
             )
     data = config.data
     return Corpus(
@@ -84,6 +95,7 @@ def as_corpus(mixture: list[MixtureSource], config: JobConfig, tokenizer: Tokeni
         train_fraction(config),
         ledger=ledger,
         packing=data.packing,
+        encoder=encoder,
         substitute_after=data.substitute_after_seconds if data.stall_policy == "substitute" else None,
     )
 
@@ -94,10 +106,11 @@ def build_corpus(
     tokenizer: Tokenizer,
     num_streams: int,
     ledger: Ledger,
+    encoder: Encoder,
 ) -> Corpus:
     """The training documents in another process, which takes the word of the first for what there is."""
     mixture = _open_all(config.data.sources, listings, config, open_reading(config), num_streams)
-    return as_corpus(mixture, config, tokenizer, ledger)
+    return as_corpus(mixture, config, tokenizer, ledger, encoder)
 
 
 def open_alone(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:

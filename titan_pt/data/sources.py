@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow
 
@@ -16,8 +16,8 @@ from titan_pt.data.arithmetic import LEVELS
 from titan_pt.data.arrow import downloaded_dataset, local_files
 from titan_pt.data.embedded import Arithmetic, ArithmeticLevel, PythonStdlib
 from titan_pt.data.fetch import Stopped, Unreachable
-from titan_pt.data.files import checked_text, matching_files, quiet_datasets
-from titan_pt.data.formatters import find_formatter
+from titan_pt.data.files import checked_text, format_row, matching_files, quiet_datasets
+from titan_pt.data.formatters import Formatter, find_formatter
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments, is_prepared
@@ -43,12 +43,23 @@ def sample_numbers(documents: Documents, count: int) -> list[int]:
     return [i * size // count for i in range(count)] if size > count else list(range(size))
 
 
-SourceFactory = Callable[[Source, int], Documents]
+class Rows(Protocol):
+    """A fixed, ordered set of texts or, where `[[data.sources]]` has a formatter, rows for it."""
+
+    fingerprint: str
+    """Changes when they do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+SourceFactory = Callable[[Source, int], Rows]
 _SOURCES: dict[str, SourceFactory] = {}
 
 
 def register_source(name: str, factory: SourceFactory) -> None:
-    """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents."""
+    """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents, or rows for a formatter."""
     if name in _SOURCES or name in BUILTIN_DATASETS:
         raise ValueError(f"source {name!r} is registered already")
     _SOURCES[name] = factory
@@ -99,9 +110,10 @@ def open_source(
     where, source = f"data source {source.name!r}", complete(source)
     check_source(source)
     if source.path is not None or source.dataset is not None:
-        documents = _read(source, where, cache_dir, listing, reading, num_streams)
+        documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
-        documents = _Checked(_SOURCES[source.name](source, seed), where)
+        formatter = find_formatter(source) if source.formatter else None
+        documents = _Checked(_SOURCES[source.name](source, seed), where, formatter)
     if len(documents) == 0:
         raise ConfigError(f"{where}: holds no documents")
     return documents
@@ -202,28 +214,32 @@ def _cannot_write(error: BaseException) -> bool:
 
 
 class _Checked:
-    """Documents of a registered source, which may give anything."""
+    """Documents of a registered source, which may give anything; with a formatter they are rows for it."""
 
-    def __init__(self, documents: Documents, where: str) -> None:
-        self._documents, self._where = documents, where
-        self.fingerprint = documents.fingerprint
+    def __init__(self, documents: Rows, where: str, formatter: Formatter | None) -> None:
+        self._documents, self._where, self._formatter = documents, where, formatter
+        self.fingerprint = documents.fingerprint + (f"-{formatter.fingerprint}" if formatter else "")
 
     def __len__(self) -> int:
         return len(self._documents)
 
     def __getitem__(self, index: int) -> str:
-        return checked_text(self._documents[index], f"{self._where}: document {index}")
+        where = f"{self._where}: document {index}"
+        if self._formatter is None:
+            return checked_text(self._documents[index], where)
+        return format_row(self._formatter, self._documents[index], where)
 
 
-def _python_stdlib(source: Source, _seed: int) -> Documents:
+def _python_stdlib(source: Source, _seed: int) -> Rows:
     if source.subset is not None:
         raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
     return PythonStdlib()
 
 
-def _arithmetic(source: Source, seed: int) -> Documents:
+def _arithmetic(source: Source, seed: int) -> Rows:
+    rows = source.formatter is not None  # of GSM8K
     if source.subset is None:
-        return Arithmetic(seed)
+        return Arithmetic(seed, rows=rows)
     levels = {f"level-{level}": level for level in LEVELS}
     if source.subset not in levels:
         allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in levels.items())
@@ -231,10 +247,10 @@ def _arithmetic(source: Source, seed: int) -> Documents:
             f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
             "leave it out for endless problems of all kinds"
         )
-    return ArithmeticLevel(levels[source.subset], plain=False)
+    return ArithmeticLevel(levels[source.subset], rows=rows)
 
 
-def _arithmetic_plain(source: Source, seed: int) -> Documents:
+def _arithmetic_plain(source: Source, seed: int) -> Rows:
     names = {f"level-{level}": level for level in LEVELS}
     if source.subset not in names:
         raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {one_of(names)}")

@@ -33,6 +33,8 @@ class Piece:
     document: str
     tokens: np.ndarray
     bytes_per_token: float
+    targets: np.ndarray | None = None
+    """Which tokens are learnt; None: all."""
     start: int = 0
 
     @cached_property
@@ -50,6 +52,8 @@ class Row:
     """seq_len + 1 tokens; `positions` count from 0 in each document of the row, `sources` is each token's source."""
 
     tokens: np.ndarray
+    targets: np.ndarray
+    """Whether each token is learnt; the row's first cannot be, for nothing predicts it."""
     positions: np.ndarray
     sources: np.ndarray
     documents: tuple[str, ...]
@@ -60,8 +64,8 @@ class Row:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that are predicted."""
-        return max(0, self.num_tokens - 1)
+        """Tokens that are predicted and learnt."""
+        return int(self.targets[1:].sum())
 
 
 def token_hash(states: Mapping[str, Any]) -> str:
@@ -73,7 +77,7 @@ def token_hash(states: Mapping[str, Any]) -> str:
 def padding_row(size: int, eos_id: int) -> Row:
     """A row of `size` tokens that predicts nothing."""
     zeros = np.zeros(size, dtype=np.int64)
-    return Row(np.full(size, eos_id, dtype=np.int64), zeros, zeros, (), 0, 0.0)
+    return Row(np.full(size, eos_id, dtype=np.int64), zeros.astype(bool), zeros, zeros, (), 0, 0.0)
 
 
 @dataclass
@@ -92,6 +96,8 @@ class Stream:
         self.orders = [self.corpus.order(source, self.index, self.num_streams) for source in self.corpus.sources]
         self.carry: list[list[Piece]] = [[] for _ in range(count)]
         """Documents under way, by the source whose rows they go to."""
+        self.skipped = [0] * count
+        """Documents that the encoder left out so far, by source."""
         self.padding = 0
         """Tokens of rows that are no document's: the gaps of best-fit packing, the ends of spent sources."""
         self.digest = ""
@@ -126,6 +132,7 @@ class Stream:
         return {
             "tokens": list(self.tokens),
             "padding": self.padding,
+            "skipped": list(self.skipped),
             "draws": [order.draws for order in self.orders],
             "orders": [order.state_dict() for order in self.orders],
             "carry": [[piece.state() for piece in pieces] for pieces in self.carry],
@@ -140,6 +147,7 @@ class Stream:
             ConfigError: the documents under way read differently now.
         """
         self.tokens, self.padding, self.digest = list(state["tokens"]), state["padding"], state["digest"]
+        self.skipped = list(state["skipped"])
         for order, draws, order_state in zip(self.orders, state["draws"], state["orders"], strict=True):
             order.load_state_dict(draws, order_state)
         self.carry = [[self._reread(*place) for place in places] for places in state["carry"]]
@@ -210,13 +218,17 @@ class Stream:
             if misses == len(source.documents):  # bad luck, or does it have none?
                 self.corpus.require_documents(source)
             piece = self._read(d, place)
-            if piece is not None:
+            if piece is not None and len(piece.tokens):
                 return piece
+            self.skipped[d] += piece is not None
             misses += 1
         return None
 
     def _read(self, d: int, place: int) -> Piece | None:
-        """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split."""
+        """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split.
+
+        Without tokens where the encoder leaves it out.
+        """
         source, order = self.corpus.sources[d], self.orders[d]
         if isinstance(source.documents, PreparedDocuments):
             assert isinstance(order, RowOrder)
@@ -224,11 +236,8 @@ class Stream:
         number, text = order.read(place)
         if not text or not (source.by_unit or self.corpus.is_mine(text)):
             return None
-        ids = self.corpus.tokenizer.encode(text)
-        tokens = np.empty(len(ids) + 1, dtype=np.int32)  # not a list: a document may be a whole library
-        tokens[:-1], tokens[-1] = ids, self.corpus.tokenizer.eos_id
-        ratio = len(text.encode("utf-8", "surrogatepass")) / max(1, len(tokens) - 1)
-        return Piece(d, place, f"{source.name}:{number}", tokens, ratio)
+        found = self.corpus.encode(source, number, text)
+        return Piece(d, place, f"{source.name}:{number}", found.tokens, found.bytes_per_token, found.targets)
 
     def _read_prepared(self, d: int, place: int, number: int, documents: PreparedDocuments) -> Piece | None:
         tokens = documents.tokens(number)
@@ -252,6 +261,7 @@ class Stream:
         self.carry[d] = [piece for piece in self.carry[d] if piece not in pieces]
         tokens = np.full(size, self.corpus.tokenizer.eos_id, dtype=np.int64)
         positions, sources = np.zeros(size, dtype=np.int64), np.full(size, d, dtype=np.int64)
+        targets = np.zeros(size, dtype=bool)
         documents, at, num_bytes = [], 0, 0.0
         for piece in pieces:
             end = min(len(piece.tokens), piece.start + size - at)
@@ -260,8 +270,9 @@ class Stream:
             tokens[span] = piece.tokens[piece.start : end]
             positions[span] = np.arange(count)
             sources[span] = piece.source
+            targets[span] = True if piece.targets is None else piece.targets[piece.start : end]
             # The row's first token is not predicted, and the end-of-document token has no bytes.
-            predicted = count - (at == 0) - (end == len(piece.tokens))
+            predicted = int(targets[max(1, at) : span.stop].sum()) - (end == len(piece.tokens))
             num_bytes += max(0, predicted) * piece.bytes_per_token
             documents.append(piece.document)
             self.tokens[piece.source] += count
@@ -270,7 +281,7 @@ class Stream:
                 self.carry[d].insert(0, piece)
         self.padding += size - at
         self.digest = _hash(self.digest, tokens)
-        return Row(tokens, positions, sources, tuple(documents), at, num_bytes)
+        return Row(tokens, targets, positions, sources, tuple(documents), at, num_bytes)
 
 
 def _length(pieces: list[Piece]) -> int:

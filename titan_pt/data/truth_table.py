@@ -118,5 +118,6 @@ def _tokens_per_epoch(corpus: Corpus, source: MixtureSource) -> float:
     if isinstance(source.documents, PreparedDocuments):
         return float(source.documents.num_tokens)
     numbers = sample_numbers(source.documents, _SAMPLE)
-    lengths = [len(corpus.tokenizer.encode(source.documents[number])) + 1 for number in numbers]
+    texts = ((number, source.documents[number]) for number in numbers)
+    lengths = [len(corpus.encode(source, number, text).tokens) if text else 1 for number, text in texts]
     return len(source.documents) * sum(lengths) / len(lengths)

@@ -238,7 +238,8 @@ class UnitDocuments:
 
     def _attempt(self, unit: Unit) -> bytes:
         try:
-            table = self.reading.store.read(unit, self._formatter.columns)
+            columns = self._formatter.columns or self.reading.store.column_names(unit.file)
+            table = self.reading.store.read(unit, columns)
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
             raise Refused(f"{type(error).__name__}: {error}") from error
         try:

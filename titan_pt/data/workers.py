@@ -15,6 +15,7 @@ from titan_pt.components.log import init_logging
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
+from titan_pt.data.encoding import Encoder
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import build_corpus, data_folder
 from titan_pt.data.stream import Row, Stream
@@ -49,6 +50,7 @@ class WorkerJob:
     """What a worker needs to make its rows; all of it can be sent to another process."""
 
     config: JobConfig
+    encoder: Encoder
     listings: dict[str, dict[str, Any] | None]
     num_streams: int
     states: dict[str, Any]
@@ -142,7 +144,7 @@ def _open_streams(job: WorkerJob) -> dict[int, Stream]:
     if config.experimental.custom_import:
         importlib.import_module(config.experimental.custom_import)
     ledger = Ledger(data_folder(config), job.writer)
-    corpus = build_corpus(config, job.listings, build_tokenizer(config.tokenizer), job.num_streams, ledger)
+    corpus = build_corpus(config, job.listings, build_tokenizer(config.tokenizer), job.num_streams, ledger, job.encoder)
     found = {source.name: source.documents.fingerprint for source in corpus.sources}
     if found != job.fingerprints:
         raise ConfigError("data: a worker finds other documents than its trainer; the files have just changed")

@@ -23,6 +23,8 @@ class TrainState:
     """Finished optimizer steps, skipped ones included."""
     tokens_seen: int = 0
     """Tokens read, over all ranks."""
+    trained_tokens: int = 0
+    """Those of them that were learnt: not the questions of supervised fine-tuning."""
     skipped_steps: int = 0
     """Steps whose loss or gradient was not finite; they were not applied."""
 
@@ -89,6 +91,8 @@ class StepMetrics:
     """Waiting for data."""
     documents: tuple[str, ...] = ()
     """This rank's documents, to name them if the step goes wrong."""
+    trained_tokens: int | None = None
+    """Those of `tokens` that had a loss; None: all."""
     extra: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
     """More values for metrics.jsonl and TensorBoard, by key."""
     texts: Mapping[str, str] = field(default_factory=dict)

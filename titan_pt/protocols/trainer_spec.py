@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config import grpo
+from titan_pt.config import grpo, sft
 from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import Section
@@ -70,6 +70,9 @@ class BuiltinTrainer:
 
 BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {
     "pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", TrainerOptions()),
+    "sft": BuiltinTrainer(
+        "titan_pt.trainers.sft", TrainerOptions(sections=sft.SECTIONS, defaults=sft.DEFAULTS, check=sft.check)
+    ),
     "grpo": BuiltinTrainer(
         "titan_pt.trainers.grpo.spec",
         TrainerOptions(sections=grpo.SECTIONS, defaults=grpo.DEFAULTS, check=grpo.check),

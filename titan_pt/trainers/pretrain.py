@@ -59,30 +59,34 @@ def build_step(parts: StepParts) -> Step:
         waited = time.perf_counter() - waited
         if batch is None:
             return None
+        num_targets = max(1, batch.num_targets)  # a batch of questions alone has none
         totals = torch.zeros(1 + 2 * len(names), device=world.device)
         for micro_batch in batch.micro_batches:
             parts.raise_if_preempted()
             micro_batch = micro_batch.to(world.device)
             losses = forward(model, micro_batch, loss_function, config.training.document_mask)
             # Gradients are summed over micro-batches and ranks: dividing by the global count makes them a mean.
-            (losses.total / batch.num_targets).backward()
+            (losses.total / num_targets).backward()
             totals += sum_by_source(losses, micro_batch, len(names))
         totals = world.sum(totals)
-        loss = totals[0] / batch.num_targets
+        loss = totals[0] / num_targets
         lr = parts.schedule(state.step + 1)
         grad_norm, skipped = guarded_update(model, optimizer, lr, config.training.max_norm, loss)
         parts.dataloader.commit(batch)
         # A source without tokens in this step has no loss: 0 / 0 is NaN, and the log leaves it out.
         per_source = totals[1 : 1 + len(names)] / totals[1 + len(names) :]
+        skipped_documents = {"skipped_documents": float(batch.num_skipped)} if batch.num_skipped else {}
         return StepMetrics(
             loss=loss,
             grad_norm=grad_norm,
             skipped=skipped,
             lr=lr,
-            tokens=batch.num_targets,
+            tokens=batch.num_tokens,
+            trained_tokens=batch.num_targets,
             data_seconds=waited,
             documents=batch.documents,
-            extra={f"source/{name}/loss": value for name, value in zip(names, per_source, strict=True)},
+            extra={f"source/{name}/loss": value for name, value in zip(names, per_source, strict=True)}
+            | skipped_documents,
         )
 
     return step

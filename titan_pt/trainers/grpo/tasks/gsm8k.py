@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from titan_pt.config.grpo import GrpoTask
+from titan_pt.data.formatters import without_calculator
 from titan_pt.trainers.grpo.grading import find_number, gold_number, grade_gsm8k
 from titan_pt.trainers.grpo.tasks.problems import Entry, HubSet, plain_problems, read_problems, text_field
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused
+from titan_pt.trainers.grpo.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example
 
 _HUB = HubSet("openai/gsm8k", "main", train="train", evaluation="test")
 
@@ -22,6 +23,16 @@ def build(row: GrpoTask, _seed: int) -> Task:
         grade=grade_number,
         find_answer=find_number,
     )
+
+
+def example(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(prompt, worked answer) of a row as the task asks it; a ValueError says what is wrong with the row.
+
+    Without the marks of a calculator, which this model does not have.
+    """
+    entry = _parse(row, "row")
+    solution = without_calculator(entry.solution)
+    return worked_example(QUESTION_ANSWER, Problem("gsm8k", entry.id, entry.question, entry.gold, solution))
 
 
 def grade_number(completion: str, problem: Problem, rule: str) -> bool:

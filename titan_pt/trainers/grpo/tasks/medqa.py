@@ -9,11 +9,12 @@ from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.trainers.grpo.grading import find_letter, grade_medqa
 from titan_pt.trainers.grpo.tasks.problems import Entry, HubSet, ProblemSet, field_of, read_problems, text_field
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused
+from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused, worked_example
 
 # The `test` split stays untouched for the reported accuracy.
 _HUB = HubSet("GBaker/MedQA-USMLE-4-options-hf", None, train="train", evaluation="validation")
 _LETTERS = "ABCDE"
+_TEMPLATE = "Question: {question}\n"
 
 
 def build(row: GrpoTask, seed: int) -> Task:
@@ -42,12 +43,18 @@ def build(row: GrpoTask, seed: int) -> Task:
         train=ProblemSet(train, shuffled, f"{seed}") if row.shuffle_options else ProblemSet(train, unshuffled),
         evaluation=ProblemSet(evaluation, unshuffled),
         grade=lambda completion, problem, rule: grade_medqa(completion, problem.gold, rule),
-        template="Question: {question}\n",
+        template=_TEMPLATE,
         find_answer=answered,
         letters=letters,
         letter_prefix="Answer:",
         find_letter=answered,
     )
+
+
+def example(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(prompt, right answer) of a row as the task asks it; a ValueError says what is wrong with the row."""
+    entry = _parse(row, "row")
+    return worked_example(_TEMPLATE, _ask("medqa", entry, range(len(entry.options))))
 
 
 def _ask(task: str, entry: Entry, order: Sequence[int]) -> Problem:

@@ -11,12 +11,10 @@ from typing import Any
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.files import checked_text, matching_files, quiet_datasets, read_rows
-from titan_pt.data.permutation import keyed_hash
+from titan_pt.data.questions import is_held_out, normalised
 from titan_pt.trainers.grpo.tasks.task import Problem
 
 logger = logging.getLogger("titan_pt")
-
-_HOLDOUT_KEY = b"titan_pt held-out problems"
 
 
 @dataclass(frozen=True)
@@ -118,19 +116,6 @@ def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], li
                 f"holdout_fraction = {fraction:g} leaves none of {len(entries):,} problems to {purpose} on; {change} it"
             )
     return train, evaluation
-
-
-def is_held_out(question: str, fraction: float) -> bool:
-    """Whether a question is of that share which is only evaluated on.
-
-    It depends on the normalised question alone, on no seed and no order: what one run evaluates on, no other trains on.
-    """
-    return keyed_hash(_HOLDOUT_KEY, normalised(question).encode()) < fraction * 2**64
-
-
-def normalised(question: str) -> str:
-    """The question without its differences in blanks and capitals."""
-    return " ".join(question.split()).casefold()
 
 
 def text_field(row: Mapping[str, Any], name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.grpo import EvaluationTask, GrpoTask
+from titan_pt.data.questions import QUESTION_ANSWER
 from titan_pt.trainers.grpo.tasks.rewards import known_rewards
 
 
@@ -50,7 +51,7 @@ class Task:
     grade: Callable[[str, Problem, str], bool]
     """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. Call it
     through `rewards.grade`: a user's own may raise or hang."""
-    template: str = "Question: {question}\nAnswer:"
+    template: str = QUESTION_ANSWER
     """The prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
     """Texts of one token each that end a completion beside the end-of-text token."""
@@ -67,12 +68,17 @@ class Task:
 
     def prompt(self, problem: Problem) -> str:
         """The text that the policy continues."""
-        return self.template.replace("{question}", problem.question)
+        return worked_example(self.template, problem)[0]
 
     def worked(self, problem: Problem) -> str:
         """The prompt and its worked answer: an example, or a document to learn from."""
-        prompt = self.prompt(problem)
-        return prompt + ("" if prompt[-1:].isspace() else " ") + problem.solution
+        return "".join(worked_example(self.template, problem))
+
+
+def worked_example(template: str, problem: Problem) -> tuple[str, str]:
+    """(prompt, worked answer), the answer with the blank that parts them."""
+    prompt = template.replace("{question}", problem.question)
+    return prompt, ("" if prompt[-1:].isspace() else " ") + problem.solution
 
 
 TaskFactory = Callable[[GrpoTask, int], Task]

@@ -1,0 +1,144 @@
+"""Records of questions or conversations: what the rows of known sets mean, and their tokens. No torch here.
+
+The documents of gsm8k, medqa and arithmetic are what the tasks of grpo ask, with a worked answer: reinforcement
+learning then goes on where fine-tuning ends.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from titan_pt.components.chat import Message, learnt_tokens
+from titan_pt.components.hf_tokenizer import chat_template
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.builtin_sources import complete
+from titan_pt.config.errors import one_of, shown
+from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.data.encoding import Encoded
+from titan_pt.data.formatters import RECORDS, Row, register_records
+from titan_pt.trainers.grpo.tasks import gsm8k, medqa
+
+_FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
+
+
+def with_records(config: JobConfig) -> JobConfig:
+    """The same with formatters that make records: "chat" where neither the source nor its name says another."""
+    data = config.data.model_copy(update={"sources": [_with_records(s) for s in config.data.sources]})
+    validation = config.validation.model_copy(update={"sources": [_with_records(s) for s in config.validation.sources]})
+    return config.model_copy(update={"data": data, "validation": validation})
+
+
+def _with_records(source: Source) -> Source:
+    name = complete(source).formatter or _FORMATTERS.get(source.name, "chat")
+    return source.model_copy(update={"formatter": RECORDS + name})
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """An Encoder of records.
+
+    `prompt` and `completion` are laid end to end, with the end-of-document token; completion and end are learnt.
+    `messages` are written by the chat template; what the assistant says and the ends of its turns are learnt.
+    """
+
+    seq_len: int
+    on_bad_record: Literal["error", "skip"]
+    overlong: Literal["error", "skip", "truncate"]
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+        """See Encoder."""
+        try:
+            ids, learnt, answer = record_tokens(json.loads(text), tokenizer)
+        except ValueError as error:
+            if self.on_bad_record == "skip":
+                return _left_out(str(error))
+            raise ValueError(f'{error}; repair or remove it, or set sft.on_bad_record = "skip"') from None
+        size = self.seq_len + 1
+        if len(ids) > size:
+            if self.overlong == "error":
+                raise ValueError(
+                    f"{len(ids)} tokens, and training.seq_len leaves {size}; raise it, or set sft.overlong = "
+                    '"skip" or "truncate"'
+                )
+            if self.overlong == "skip" or not any(learnt[:size]):
+                return _left_out("longer than training.seq_len")
+        targets = np.array(learnt[:size], dtype=bool)
+        return Encoded(np.array(ids[:size], dtype=np.int32), targets, len(answer.encode()))
+
+    def fingerprint(self, tokenizer: Tokenizer) -> str:
+        """See Encoder."""
+        template = hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:12]
+        return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
+
+
+def record_tokens(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool], str]:
+    """(the tokens, whether each is learnt, the text that is).
+
+    Raises:
+        ValueError: what is wrong with the record.
+    """
+    if "bad" in record:
+        raise ValueError(record["bad"])
+    if "messages" in record:
+        messages = check_messages(record["messages"])
+        ids, learnt = learnt_tokens(tokenizer, messages)
+        return ids, learnt, "".join(message["content"] for message in messages if message["role"] == "assistant")
+    prompt, completion = (_text(record, name, f"{name!r}") for name in ("prompt", "completion"))
+    asked, answered = tokenizer.encode(prompt), [*tokenizer.encode(completion), tokenizer.eos_id]
+    return asked + answered, [False] * len(asked) + [True] * len(answered), completion
+
+
+def check_messages(messages: Any) -> list[Message]:
+    """The messages, if they are a conversation: a system's or none, then a user's and an assistant's in turns.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"'messages' is {shown(messages)}; want a list of objects with role and content")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"message {number} is {shown(message)}; want an object with role and content")
+        _text(message, "content", f"the content of message {number}")
+    roles = [message.get("role") for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(
+            f"the roles are {', '.join(map(str, roles))}; want a user's and an assistant's in turns, after a "
+            "system's or none, an assistant's last"
+        )
+    return messages
+
+
+def _text(record: Mapping[str, Any], name: str, what: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} is {shown(value)}; want text")
+    value.encode()  # a UnicodeEncodeError is a ValueError
+    return value
+
+
+def _left_out(reason: str) -> Encoded:
+    return Encoded(np.zeros(0, dtype=np.int32), None, 0, reason)
+
+
+def _chat(row: Row) -> Row:
+    """A row of `messages`, or of `prompt` and `completion`; other columns do not matter."""
+    for names in (("messages",), ("prompt", "completion")):
+        if all(row.get(name) is not None for name in names):
+            return {name: row[name] for name in names}
+    raise ValueError(f"neither 'messages' nor 'prompt' and 'completion'; it has {one_of(row)}")
+
+
+def _example(prompt_and_completion: tuple[str, str]) -> Row:
+    prompt, completion = prompt_and_completion
+    return {"prompt": prompt, "completion": completion}
+
+
+register_records("chat", _chat)
+register_records("gsm8k", lambda row: _example(gsm8k.example(row)))
+register_records("medqa", lambda row: _example(medqa.example(row)))
