@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from titan_pt.config.section import Count, Fraction, Name, NonNegative, Positive, PositiveInt, Section
-from titan_pt.config.values import CountText, Size
+from titan_pt.config.values import CountText, Hours, Size
 
 _MAX_BATCH = 2**40  # far above any batch, and its divisors are still quick to list
 
@@ -25,6 +25,9 @@ class Training(Section):
     """Optimizer steps of the run; a pair with `tokens`: give one."""
     tokens: Annotated[Size, Field(gt=0)] | None = None
     """Length of the run in tokens ("50B"), rounded up to whole steps; a pair with `steps`."""
+    max_hours: Annotated[Hours, Field(gt=0, le=100_000)] | None = None
+    """Time from the first start to the deadline, restarts included ("72h", "3d"): the run measures its speed and
+    ends, decayed and saved, before it. Unset: none. It ends at `steps` or `tokens` if those come first."""
     max_norm: Positive = 1.0
     """Gradients are clipped to this global L2 norm."""
     z_loss_coef: NonNegative = 0.0
