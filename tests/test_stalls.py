@@ -58,12 +58,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["sleep", "reset", "429", "500", "cut", "short", "garbage"])
+@pytest.mark.parametrize("kind", ["sleep", "trickle", "reset", "429", "500", "page", "cut", "short", "garbage"])
 def test_the_documents_are_those_of_the_clean_run(
     tmp_path: Path, hub: HubServer, kind: str, clean: list[tuple[str, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = build(config_of(tmp_path, Source(name="fineweb_edu", max_epochs=1.0)))
-    every = 20 if kind == "sleep" else 3
+    every = 20 if kind in ("sleep", "trickle") else 3
     hub.fault = lambda _path, count: kind if count % every == 0 else ""
     hub.sleep_seconds = 1.0
     found = []
@@ -89,11 +89,11 @@ def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tu
 
 
 def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
-    failures = iter(["500", "reset", "429", "sleep"])
+    failures = iter(["500", "reset", "429", "page", "sleep"])
     hub.fault = lambda path, _count: next(failures, "") if path.startswith("/api") else ""
     hub.sleep_seconds = 1.0
     build(config_of(tmp_path, Source(name="fineweb_edu"))).close()
-    assert sum(hub.faults.values()) == 4
+    assert sum(hub.faults.values()) == 5
 
 
 def test_a_unit_that_cannot_be_read_is_given_up(

@@ -1,6 +1,7 @@
 """Units: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
 import json
+import logging
 import threading
 from collections import Counter
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_one_rank_lists_for_all(tmp_path: Path, hub: HubServer) -> None:
 
     assert len(set(on_ranks(4, run))) == 1
     assert hub.requests["listing"] == 1
-    assert hub.requests["file"] <= 3, "three footers"
+    assert hub.requests["file"] <= 4, "three footers, and one row group to look at"
 
 
 def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServer) -> None:
@@ -178,7 +179,7 @@ def test_a_listing_comes_back_from_json() -> None:
 
 
 def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
-    cache, stop = SpillCache(tmp_path, 1000), threading.Event()
+    cache, stop = SpillCache(tmp_path, 1640), threading.Event()
     made = Counter[str]()
 
     def make(key: str) -> bytes:
@@ -186,14 +187,14 @@ def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
         return b"x" * 100
 
     for i in range(30):
-        cache.path(f"{i:064d}", lambda i=i: make(str(i)), stop)
-        cache.path(f"{0:064d}", lambda: make("0"), stop)
+        cache.content(f"{i:064d}", lambda i=i: make(str(i)), stop)
+        cache.content(f"{0:064d}", lambda: make("0"), stop)
     held = [path for path in tmp_path.glob("??/*") if path.suffix != ".lock"]
-    assert sum(path.stat().st_size for path in held) <= 1100
+    assert sum(path.stat().st_size for path in held) <= 1640 + 164
     assert made["0"] == 1 and made["29"] == 1, "what is used stays"
-    assert cache.path(f"{1:064d}", lambda: make("1"), stop).read_bytes() == b"x" * 100 and made["1"] == 2
+    assert cache.content(f"{1:064d}", lambda: make("1"), stop).to_pybytes() == b"x" * 100 and made["1"] == 2
     key = "f" * 64
-    threads = [threading.Thread(target=cache.path, args=(key, lambda: make("f"), stop)) for _ in range(8)]
+    threads = [threading.Thread(target=cache.content, args=(key, lambda: make("f"), stop)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -201,18 +202,30 @@ def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
     assert made["f"] == 1
 
 
-def test_a_damaged_cache_file_is_read_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "emptied", "a letter"])
+def test_a_damaged_cache_file_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     paths = write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     first = open_units(config)
     assert first[0] == TEXTS[0]
     for file in (tmp_path / "cache" / "units").glob("??/*"):
-        file.write_bytes(file.read_bytes()[:50])
-    assert open_units(config)[0] == TEXTS[0]
+        content = file.read_bytes()
+        other = content.replace(TEXTS[0].encode(), TEXTS[0].upper().encode())
+        file.write_bytes({"cut": content[:50], "emptied": b"", "a letter": other}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert open_units(config)[0] == TEXTS[0]
+    assert "is damaged; it is made anew" in caplog.text
     assert pq.ParquetFile(paths[0]).num_row_groups == 34
+
+
+def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shards(tmp_path / "data", TEXTS, 3, 10)
+    config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     (tmp_path / "cache2").write_text("not a folder")
     other = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": str(tmp_path / "cache2")})})
-    assert open_units(other)[0] == TEXTS[0], "without a cache it is only slower"
+    found = open_units(other)
+    assert [found[i] for i in range(0, 100, 10)] == TEXTS[0:100:10], "without a cache it is only slower"
+    assert caplog.text.count("cannot be used") == 1
 
 
 def test_units_through_the_loader(tmp_path: Path, hub: HubServer) -> None:

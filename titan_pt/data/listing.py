@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Denied, Patience, Refused, Transient, Unreadable, persist
 from titan_pt.data.parquet import ParquetStore
+from titan_pt.data.ranges import retry_after
 from titan_pt.data.units import Listing, UnitFile, rows_of_groups
 
 T = TypeVar("T")
@@ -53,13 +54,16 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     assert source.dataset is not None
     repository, api = source.dataset, HfApi()
     timeout = patience.attempt_seconds
-    info = persist(
-        lambda: _attempt(
-            lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
-        ),
-        Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
-        stop,
-    )
+    try:
+        info = persist(
+            lambda: _attempt(
+                lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
+            ),
+            Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
+            stop,
+        )
+    except Unreadable as error:
+        raise ConfigError(f"cannot be listed: {error}") from error
     found = {file.rfilename: file for file in info.siblings or []}
     patterns = _patterns(source, info.card_data or {})
     names = sorted(name for name in found if any(_matches(name, pattern) for pattern in patterns))
@@ -153,8 +157,15 @@ def _attempt(ask: Callable[[], T]) -> T:
         raise ConfigError(f"the hub is switched off by HF_HUB_OFFLINE: {error}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 500
-        kind = Refused if 400 <= status < 500 and status not in (408, 429) else Transient
-        raise kind(f"HTTP {status}: {str(error).strip().splitlines()[0]}") from error
+        reason = f"HTTP {status}: {str(error).strip().splitlines()[0]}"
+        if 400 <= status < 500 and status not in (408, 429):
+            raise Denied(reason) from error
+        headers = error.response.headers if error.response is not None else {}
+        raise Transient(reason, retry_after(headers.get("Retry-After", ""))) from error
+    except errors.HFValidationError as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
+        raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error
     except Exception as error:
         if not type(error).__module__.startswith("httpx"):  # the client library's lost connections and time-outs
             raise

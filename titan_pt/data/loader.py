@@ -99,7 +99,9 @@ class DataLoader:
             if late:
                 raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
             if waited > told:
-                logger.warning(f"{waiting} of {self._world.size} ranks have been waiting for data for {waited:.0f} s")
+                logger.warning(
+                    f"{int(waiting)} of {self._world.size} ranks have been waiting for data for {waited:.0f} s"
+                )
                 told *= 2
         _raise_if_failed(item)
         assert isinstance(item, StepBatch)

@@ -38,9 +38,10 @@ class Documents(Protocol):
 
 
 def sample_numbers(documents: Documents, count: int) -> list[int]:
-    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from its first unit."""
-    size = getattr(documents, "first_unit_rows", len(documents))
-    return [i * size // count for i in range(count)] if size > count else list(range(size))
+    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from a single unit."""
+    rows = getattr(documents, "sample_rows", range(len(documents)))
+    size = len(rows)
+    return [rows[i * size // count] for i in range(count)] if size > count else list(rows)
 
 
 class Rows(Protocol):
