@@ -21,7 +21,8 @@ COMMIT = "c0ffee" + "0" * 34
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 
 Fault = Callable[[str, int], str]
-"""(path of the request, requests so far) -> "", "sleep", "reset", "429", "500", "404", "page", "cut", "short", "trickle" or "garbage"."""
+"""(path of the request, requests so far) -> "", or "sleep", "trickle", "reset", "429", "500", "404", "page", "cut",
+"short" or "garbage"."""
 
 
 def no_fault(_path: str, _count: int) -> str:

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import ThreadWorld, on_ranks, texts
-from hub_server import COMMIT, HubServer, write_shards
+from hub_server import COMMIT, HubServer, serving, write_shards
 from unit_helpers import TEXTS, config_of, hub, open_units, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
@@ -23,6 +25,7 @@ from titan_pt.data.listing import expand
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Stream
+from titan_pt.data.truth_table import plan_mixture
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.data.units import Listing, UnitFile
 
@@ -155,6 +158,70 @@ def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
     for bad, reason in ((f"{hub.url}/x.jsonl", "must be of a .parquet file"), (f"{hub.url}/x.parquet", "HTTP 404")):
         with pytest.raises(ConfigError, match=reason):
             open_units(config_of(tmp_path / "bad", Source(name="web", path=bad)))
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
+@pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
+def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bool, longer: bool) -> None:
+    def write(texts: list[str]) -> None:
+        table = pa.table({"text": texts})
+        pq.write_table(table, tmp_path / "files" / "a.parquet", row_group_size=10, compression="none")
+
+    (tmp_path / "files").mkdir()
+    write(TEXTS)
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
+        world, budget = ThreadWorld(), plan_budget(config, 1)
+        data = build_dataloader(config, ByteTokenizer(), world, budget)
+        data.next_batch()
+        data.close()
+        write([text.upper() + "!" * longer for text in TEXTS])
+        if not kept:
+            shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(ConfigError, match=r"a\.parquet.* changed since the run began.*units\.json"):
+            build_dataloader(config, ByteTokenizer(), world, budget)
+
+
+@pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
+def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bool) -> None:
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
+        data = build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_budget(config, 1))
+        data.next_batch()
+        content = (tmp_path / "files" / "a.parquet").read_bytes()
+        pq.write_table(pa.table({"text": TEXTS[::-1]}), tmp_path / "files" / "a.parquet", row_group_size=10)
+        other = (tmp_path / "files" / "a.parquet").read_bytes()
+        padded = other[:4] + bytes(max(0, len(content) - len(other))) + other[4:]
+        (tmp_path / "files" / "a.parquet").write_bytes(other + b"!" if longer else padded[: len(content)])
+        with pytest.raises(ConfigError, match=r"a\.parquet.* (has .* bytes now|is another file now).*units\.json"):
+            for _ in range(1000):
+                data.next_batch()
+        data.close()
+
+
+def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A text is missing in the first row group, which the start looks at; in three of them it is no accident."""
+    path = str(tmp_path / "data" / "*.parquet")
+    for missing, readable in (([3], True), ([3, 13, 23], False)):
+        texts: list[Any] = [None if i in missing else text for i, text in enumerate(TEXTS)]
+        write_shards(tmp_path / "data", texts, 3, 10)
+        config = config_of(tmp_path, Source(name="web", path=path))
+        if readable:
+            data = build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_budget(config, 1))
+            assert plan_mixture(data.corpus, 1000)[0].tokens_per_epoch > 1000
+            assert "row group 0: row 3: 'text' is null" in caplog.text and "the next one is looked at" in caplog.text
+            continue
+        with pytest.raises(ConfigError, match=r"'web': cannot be read: 000_00000.parquet, row group 2: row 3: .* null"):
+            open_units(config)
+
+
+def test_a_remote_file_without_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "files" / "a.parquet")
+    with serving(tmp_path / "files") as server, pytest.raises(ConfigError, match="'web': holds no documents"):
+        open_units(config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet")))
 
 
 def test_a_changed_manifest_is_told(tmp_path: Path, hub: HubServer) -> None:

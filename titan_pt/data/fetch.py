@@ -138,8 +138,8 @@ class Attempts:
         if not isinstance(error, Changed):
             return Unreadable(reason)
         return ConfigError(
-            f"{reason}; restore it, or begin another run: without data/units.json in the run folder the data are listed "
-            'anew, and checkpoint.exclude_from_loading = ["data"] begins them anew'
+            f"{reason}; restore it, or train on what is there now: remove data/units.json from the run folder and set "
+            'checkpoint.exclude_from_loading = ["data"]'
         )
 
 

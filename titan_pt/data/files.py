@@ -128,7 +128,10 @@ def format_row(formatter: Formatter, row: Any, where: str) -> str:
         raise ConfigError(
             f"{where}: formatter {formatter.name!r} cannot read it: {reason}; repair or remove it"
         ) from error
-    return checked_text(text, f"{where}: formatter {formatter.name!r}")
+    if not isinstance(text, str):
+        found = "None" if text is None else type(text).__name__
+        raise ConfigError(f'{where}: formatter {formatter.name!r} gives {found}, not text ("" is passed over)')
+    return checked_text(text, f"{where}: the text of formatter {formatter.name!r}")
 
 
 def check_kinds(files: list[str]) -> None:

@@ -79,7 +79,7 @@ class ParquetStore:
             if not is_remote(file.location):
                 raise
             self._forget_footer(file)  # the file may be another one by now, which a new footer shows
-            raise Refused(f"cannot be decoded: {type(error).__name__}: {str(error).strip()}") from error
+            raise Refused(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if table.num_rows != unit.num_rows:
             raise Refused(f"holds {table.num_rows:,} rows, not the {unit.num_rows:,} of the listing")
         return table

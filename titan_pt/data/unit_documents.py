@@ -165,7 +165,7 @@ class UnitDocuments:
                 if number + 1 < min(_MOST_BAD_AT_START, len(self.listing)):
                     logger.warning(f"{error}; the next one is looked at")
                     continue
-                raise ConfigError(f"cannot be read: {error}") from error
+                raise self._unreadable(error) from error
             return range(self.listing.starts[number], self.listing.starts[number + 1])
         return range(0)
 
@@ -182,9 +182,12 @@ class UnitDocuments:
             if not self.by_unit:
                 self._check_all()
         except Unreadable as error:
-            raise ConfigError(f"cannot be read: {error}") from error
+            raise self._unreadable(error) from error
         if not self.sample_rows:
             raise ConfigError("holds no documents")
+
+    def _unreadable(self, error: Unreadable) -> ConfigError:
+        return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
 
     def _check_all(self) -> None:
         futures = [self.request(number) for number in range(len(self.listing))]
@@ -246,7 +249,7 @@ class UnitDocuments:
             columns = self._formatter.columns or self.reading.store.column_names(unit.file)
             table = self.reading.store.read(unit, columns)
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         try:
             texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(table.to_pylist())]
         except ConfigError as error:
