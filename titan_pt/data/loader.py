@@ -28,7 +28,7 @@ from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.order import BLOCK_ROWS
 from titan_pt.data.stream import Stream, padding_row, token_hash
 from titan_pt.data.unit_documents import Reading, UnitDocuments
-from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
+from titan_pt.data.workers import Step, WorkerDied, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled
 
@@ -36,6 +36,7 @@ logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 1.0
 _FIRST_STALL_SECONDS = 10.0
+_MOST_DEATHS = 3  # of workers, without a batch in between
 
 
 class DataLoader:
@@ -194,8 +195,8 @@ class DataLoader:
         ahead.reset()
         return Feed(ahead)
 
-    def _start_workers(self, numbers: list[int]) -> WorkerPool:
-        """Each of some streams, all with the states of the last committed batch."""
+    def _start_workers(self, numbers: list[int], states: dict[str, Any]) -> WorkerPool:
+        """Each of some streams, which go on from these states."""
         config, count = self._config, min(self._config.data.num_workers, len(self._streams))
         documents = {source.name: source.documents for source in self.corpus.sources}
         owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
@@ -205,7 +206,7 @@ class DataLoader:
                 encoder=self.corpus.encoder,
                 listings={source.name: source.listing for source in self.corpus.sources},
                 num_streams=self._budget.num_streams,
-                states={str(s): self._committed[str(s)] for s in own},
+                states={str(s): states[str(s)] for s in own},
                 numbers=[s for s in numbers if s in own],
                 writer=f"rank{self._world.rank}-worker{w}",
                 fingerprints={name: found.fingerprint for name, found in documents.items()},
@@ -232,11 +233,20 @@ class DataLoader:
         if self._config.data.num_workers == 0:
             yield from make_steps(self._streams, numbers, self._stop)
             return
-        pool = self._start_workers(numbers)
-        try:
-            yield from pool.steps(numbers, self._stop)
-        finally:
-            pool.close()
+        states, deaths = self._committed, 0
+        while not self._stop.is_set():
+            pool = self._start_workers(numbers, states)
+            try:
+                for rows, states in pool.steps(numbers, self._stop):
+                    deaths = 0
+                    yield rows, states
+            except WorkerDied as error:
+                deaths += 1
+                if deaths == _MOST_DEATHS:
+                    raise
+                logger.warning(f"{error} Others go on where it was")
+            finally:
+                pool.close()
 
     def _produce(self) -> Iterator[StepBatch]:
         numbers = [
