@@ -18,6 +18,7 @@ import pyarrow.parquet
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.data.formatters import Formatter, get_formatter
+from titan_pt.data.prepared import is_unfinished
 
 logger = logging.getLogger("titan_pt")
 
@@ -102,6 +103,10 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
     """
     path = os.path.expanduser(pattern)
     files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if is_unfinished(path):
+        raise ConfigError(
+            f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not come to its end there; run it again"
+        )
     if os.path.isdir(path):
         raise ConfigError(
             f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"

@@ -212,14 +212,15 @@ class UnitDocuments:
         return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
 
     def iterate(self) -> Iterator[str]:
-        """All texts in order, some units read ahead.
-
-        Raises:
-            Unreadable: given up.
-        """
+        """All texts in order, some units read ahead; empty ones where a unit is given up."""
         ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
-            yield from ahead.pop(0).result().to_pylist()
+            try:
+                yield from ahead.pop(0).result().to_pylist()
+            except Unreadable as error:
+                rows = self.listing[number].num_rows
+                logger.error(f"{error}: given up, {rows:,} documents are empty for it")
+                yield from [""] * rows
             if number + _THREADS < len(self.listing):
                 ahead.append(self.request(number + _THREADS))
 
