@@ -107,7 +107,7 @@ def test_an_interrupted_preparation_is_told_and_made_again(tmp_path: Path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepare, "holdout_hash", killed)
         prepare.prepare(config, "web", tmp_path / "tokens")
-    with pytest.raises(ConfigError, match="prepare did not come to its end there; run it again"):
+    with pytest.raises(ConfigError, match="prepare did not finish there; run it again"):
         open_alone([Source(name="web", path=str(tmp_path / "tokens"))], config)
     prepare.prepare(config, "web", tmp_path / "tokens")
     (source,) = open_alone([Source(name="web", path=str(tmp_path / "tokens"))], config)

@@ -115,7 +115,10 @@ def test_a_unit_that_cannot_be_read_is_given_up(
     with caplog.at_level(logging.ERROR):
         while (batch := data.next_batch()) is not None:
             found.append(batch.documents)
-    data.close()
+            data.commit(batch)
+            num_lost = batch.num_lost
+        data.close()
+    assert num_lost == 10 and "10 documents were lost to row groups that were given up" in caplog.text
     seen = {name for step in found for name in step}
     assert seen == {f"fineweb_edu:{i}" for i in range(1000)} - {f"fineweb_edu:{i}" for i in range(50, 60)}
     assert "row group 5 is given up in epoch 0, 10 documents are lost to it" in caplog.text

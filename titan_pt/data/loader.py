@@ -21,8 +21,7 @@ from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
 from titan_pt.data.corpus import Corpus
 from titan_pt.data.encoding import PLAIN_TEXT, Encoder
-from titan_pt.data.feed import End, Feed
-from titan_pt.data.fetch import Stopped
+from titan_pt.data.feed import End, Feed, with_errors
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.order import BLOCK_ROWS
@@ -89,7 +88,7 @@ class DataLoader:
                 item is None and stop_requested(),
                 item is None and waited > self._max_stall_seconds,
                 isinstance(item, BaseException),
-                *(item.counts if isinstance(item, StepBatch) else (0, 0, 0)),
+                *(item.counts if isinstance(item, StepBatch) else (0, 0, 0, 0)),
             )
             if failures:
                 self._world.together(functools.partial(_raise_if_failed, item))
@@ -118,7 +117,7 @@ class DataLoader:
         self._stop.set()
         if self._feed is not None:
             self._feed.close(self._interrupt)
-            self._report_padding()
+            self._report()
         self._feed = None
         atexit.unregister(self.close)
 
@@ -187,7 +186,7 @@ class DataLoader:
         self._stop.clear()
         for source in self.corpus.sources:
             source.wait_for_ever()
-        batches = _with_errors(self._produce())
+        batches = with_errors(self._produce())
         atexit.register(self.close)
         if self._prefetch_steps == 0:
             return Feed(batches)
@@ -219,11 +218,14 @@ class DataLoader:
         documents = [source.documents for source in self.corpus.sources]
         return list({id(d.reading): d.reading for d in documents if isinstance(d, UnitDocuments)}.values())
 
-    def _report_padding(self) -> None:
-        states = self._committed.values()
-        padding, tokens = (sum(state["padding"] for state in states), sum(sum(state["tokens"]) for state in states))
+    def _report(self) -> None:
+        padding = sum(state["padding"] for state in self._committed.values())
         if padding:
-            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {padding + tokens:,} row tokens were padding")
+            tokens = padding + _total(self._committed, "tokens")
+            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {tokens:,} row tokens were padding")
+        if lost := _total(self._committed, "lost"):
+            where = data_folder(self._config)
+            logger.error(f"{lost:,} documents were lost to row groups that were given up: {where}/ledger-*.jsonl")
 
     def _interrupt(self) -> None:
         for reading in self._readings():
@@ -266,21 +268,12 @@ class DataLoader:
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            num_skipped = sum(sum(stream["skipped"]) for stream in state.values())
-            yield StepBatch(batches, num_tokens, num_targets, num_skipped, documents, state)
+            left_out = _total(state, "skipped"), _total(state, "lost")
+            yield StepBatch(batches, num_tokens, num_targets, *left_out, documents, state)
 
 
-def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseException]:
-    """An error as the last item: torchdata's threads would make another error of it, or none and wait for ever."""
-    while True:
-        try:
-            batch = next(batches)
-        except (StopIteration, Stopped):
-            return
-        except BaseException as error:
-            yield error
-            return
-        yield batch
+def _total(states: dict[str, Any], what: str) -> int:
+    return sum(sum(state[what]) for state in states.values())
 
 
 def _raise_if_failed(item: Any) -> None:
