@@ -150,6 +150,33 @@ def test_other_datasets_keep_to_a_commit_too(tmp_path: Path, hub: HubServer, mon
     assert wished == [COMMIT] * 2 and hub.requests["listing"] == 1
 
 
+def test_a_download_is_tried_again(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` gives up after some seconds; a network that is away for longer is no error of the config."""
+    (tmp_path / "repo" / "train.jsonl").write_text('{"text": "a"}')
+    hub.card = {"configs": [{"config_name": "default", "data_files": "train.jsonl"}]}
+    failures = [
+        ConnectionError("Couldn't reach the Hub"),
+        type("ReadTimeout", (Exception,), {"__module__": "httpx"})("slow"),
+        TimeoutError("slower"),
+    ]
+
+    def download(source: Source, *_: Any) -> Any:
+        if failures:
+            try:
+                raise failures.pop()
+            except Exception as error:
+                raise RuntimeError("an error occurred while generating the dataset") from error
+        return texts(5, 6)
+
+    monkeypatch.setattr("titan_pt.data.sources.downloaded_dataset", download)
+    config = config_of(tmp_path, Source(name="medqa"))
+    (source,) = open_mixture(config.data.sources, config, ThreadWorld())
+    assert len(source.documents) == 2 and not failures
+    failures.append(ValueError("a row of another kind"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'medqa': cannot be read: ValueError: a row of another kind"):
+        open_mixture(config.data.sources, config, ThreadWorld())
+
+
 def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
     assert list(expand("a{08..10}b{1..2}")) == ["a08b1", "a08b2", "a09b1", "a09b2", "a10b1", "a10b2"]
     path = f"{hub.url}/sample/10BT/{{000..002}}_00000.parquet"

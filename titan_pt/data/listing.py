@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.fetch import Attempts, Denied, Patience, Refused, Transient, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Unreadable, persist
+from titan_pt.data.hub import attempt
 from titan_pt.data.parquet import ParquetStore
-from titan_pt.data.ranges import retry_after
 from titan_pt.data.units import Listing, UnitFile, rows_of_groups
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     timeout = patience.attempt_seconds
     try:
         info = persist(
-            lambda: _attempt(
+            lambda: _listed(
                 lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
             ),
             Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
@@ -145,28 +145,11 @@ def _content_hash(file: Any) -> str | None:
     return file.lfs.sha256 if file.lfs else file.blob_id
 
 
-def _attempt(ask: Callable[[], T]) -> T:
-    """One request to the hub, its errors sorted into those that pass and those that do not."""
-    from huggingface_hub import errors
-
+def _listed(ask: Callable[[], T]) -> T:
+    """One request for a listing."""
     try:
-        return ask()
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # gated ones are of these
-        raise ConfigError(str(error).strip().splitlines()[0]) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise ConfigError(f"the hub is switched off by HF_HUB_OFFLINE: {error}") from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 500
-        reason = f"HTTP {status}: {str(error).strip().splitlines()[0]}"
-        if 400 <= status < 500 and status not in (408, 429):
-            raise Denied(reason) from error
-        headers = error.response.headers if error.response is not None else {}
-        raise Transient(reason, retry_after(headers.get("Retry-After", ""))) from error
-    except errors.HFValidationError as error:
-        raise ConfigError(str(error).strip().splitlines()[0]) from error
+        return attempt(ask)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
-        raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error
-    except Exception as error:
-        if not type(error).__module__.startswith("httpx"):  # the client library's lost connections and time-outs
+        if isinstance(error, ConfigError):
             raise
-        raise Transient(f"{type(error).__name__}: {error}") from error
+        raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error
