@@ -18,6 +18,7 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data import loader as loader_module
 from titan_pt.data import unit_documents
+from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.units import byte_ranges
@@ -75,6 +76,24 @@ def test_the_documents_are_those_of_the_clean_run(
     assert found == clean, "nothing lost, nothing repeated, the same order"
     assert caplog.text.count("read after a stall of") >= 3
     assert "given up" not in caplog.text
+
+
+def test_closing_in_a_stall_takes_no_time(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests under way are cut: a run that was told to stop need not wait for a server that does not answer."""
+    monkeypatch.setattr("titan_pt.data.mixture.Patience", lambda **_: Patience(attempt_seconds=60.0))
+    data = build(config_of(tmp_path, Source(name="fineweb_edu")).model_copy())
+    data.next_batch()
+    hub.fault = lambda _path, _count: "sleep"
+    ahead = [data.corpus.sources[0].documents.request(unit) for unit in range(90, 94)]  # type: ignore[attr-defined]
+    time.sleep(0.5)
+    started = time.monotonic()
+    data.close()
+    while not all(future.done() for future in ahead) and time.monotonic() < started + 30:
+        time.sleep(0.01)
+    assert time.monotonic() - started < 3
+    assert "again in" not in caplog.text, "a stop is no failure"
 
 
 def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tuple[str, ...]]) -> None:

@@ -154,7 +154,7 @@ def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) 
         try:
             value = action()
         except (Transient, Refused) as error:
-            if stop.wait(attempts.failed(error)):
+            if stop.is_set() or stop.wait(attempts.failed(error)):  # a stop may be why it failed
                 raise Stopped from None
         else:
             attempts.succeeded()

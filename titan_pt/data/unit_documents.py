@@ -76,6 +76,9 @@ class Reading:
             try:
                 value = attempt()
             except (Transient, Refused) as error:
+                if stop.is_set():  # which may be why it failed
+                    found.cancel()
+                    return
                 try:
                     later = threading.Timer(attempts.failed(error), lambda: None if stop.is_set() else self._run(run))
                     later.daemon = True
