@@ -187,6 +187,21 @@ def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
             open_units(config_of(tmp_path / "bad", Source(name="web", path=bad)))
 
 
+def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "files" / f"part{i}").mkdir(parents=True)
+        table = pa.table({"text": TEXTS[i * 10 : i * 10 + 10]})
+        pq.write_table(table, tmp_path / "files" / f"part{i}" / "train.parquet")
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{0..2}}/train.parquet"))
+        documents = open_units(config)
+        assert [documents[i] for i in range(30)] == TEXTS[:30]
+        assert [file.name for file in documents.listing.files] == [f"part{i}/train.parquet" for i in range(3)]
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{2..0}}/train.parquet"))
+        with pytest.raises(ConfigError, match="stands for no address"):
+            open_units(config)
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
 @pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
 def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bool, longer: bool) -> None:

@@ -35,12 +35,17 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     """The units of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
 
     Raises:
-        ConfigError: not a .parquet address, or it cannot be read.
+        ConfigError: not a .parquet address, none, or it cannot be read.
     """
     addresses = list(expand(pattern))
     if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
         raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
-    return _listing(pattern, {address.rpartition("/")[2]: (address, None) for address in addresses}, store)
+    if not addresses:
+        raise ConfigError(
+            f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}"
+        )
+    common = len(pattern.partition("{")[0].rpartition("/")[0]) + 1  # the files of several folders may share a name
+    return _listing(pattern, {address[common:]: (address, None) for address in addresses}, store)
 
 
 def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
