@@ -116,6 +116,12 @@ def test_an_attempt_ends_however_slowly_bytes_come(server: RawServer, kind: str)
     assert time.monotonic() - started < 3
 
 
+def test_nobody_there_is_told_in_a_few_words() -> None:
+    with pytest.raises(Transient, match=r"^NameResolutionError: .*no-such-host") as found:
+        Http(PATIENCE).read("http://no-such-host.invalid/x", 0, 10, 10)
+    assert "Max retries" not in str(found.value)
+
+
 def test_an_interrupt_ends_it_at_once(server: RawServer) -> None:
     server.kind = "trickle"
     http = Http(Patience(attempt_seconds=60.0))

@@ -41,9 +41,7 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
         raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
     if not addresses:
-        raise ConfigError(
-            f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}"
-        )
+        raise ConfigError(f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}")
     common = len(pattern.partition("{")[0].rpartition("/")[0]) + 1  # the files of several folders may share a name
     return _listing(pattern, {address[common:]: (address, None) for address in addresses}, store)
 

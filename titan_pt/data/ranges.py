@@ -120,7 +120,9 @@ class Http:
         except (requests.RequestException, HTTPError, OSError) as error:
             if time.monotonic() >= end:
                 raise Transient(f"no whole answer within {seconds:g} s") from error
-            raise Transient(f"{type(error).__name__}: {error}") from error
+            cause = getattr(error.args[0], "reason", None) if error.args else None  # behind the client's own retries
+            cause = cause if isinstance(cause, Exception) else error
+            raise Transient(f"{type(cause).__name__}: {cause}") from error
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):  # sessions are not safe with several threads
@@ -202,15 +204,12 @@ class _Noting:
         _answering.answer.socket = self.sock
 
 
-class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = type("HTTPConnection", (_Noting, HTTPConnectionPool.ConnectionCls), {})
+def _noting(pool: type) -> type:
+    connection = type(pool.ConnectionCls.__name__, (_Noting, pool.ConnectionCls), {})  # type: ignore[attr-defined]
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
-class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = type("HTTPSConnection", (_Noting, HTTPSConnectionPool.ConnectionCls), {})
-
-
-_POOLS = {"http": _HttpPool, "https": _HttpsPool}
+_POOLS = {"http": _noting(HTTPConnectionPool), "https": _noting(HTTPSConnectionPool)}
 
 
 class _Adapter(HTTPAdapter):

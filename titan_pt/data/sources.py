@@ -114,7 +114,10 @@ def open_source(
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
-        formatter = find_formatter(source) if source.formatter else None
+        try:
+            formatter = find_formatter(source) if source.formatter else None
+        except ConfigError as error:
+            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
         documents = _Checked(_SOURCES[source.name](source, seed), where, formatter)
     if len(documents) == 0:
         raise ConfigError(f"{where}: holds no documents")
