@@ -33,7 +33,9 @@ _TOLERANCE = 0.005
 # A change of the run's steps that is worth a line.
 _TOLD = 0.01
 # Kept free at the end: some of the whole time, the time to leave the processes, and more than the last save took.
-_MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 2.0, 1.25
+_MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 5.0, 1.25
+# By how much short steps may be late all the same.
+_JITTER_SECONDS = 1.0
 
 
 class PlannedSchedule:
@@ -141,12 +143,12 @@ class Deadline:
     def plan(self, step: int, now: float) -> int:
         """The steps of the run, planned when `step` are done: at least one more, so that the rate can decay in it.
 
-        One step's time is kept free, for a last step that takes longer than it should.
+        One step's time is kept free, for a last step that takes twice as long as it should.
         """
         per_step = self._speed.seconds_per_step
         if not per_step:
             return self.steps
-        seconds = self.latest - per_step - now
+        seconds = self.latest - max(per_step, _JITTER_SECONDS) - now
         pauses = sum(work.seconds(step, step + int(seconds / per_step)) for work in self._works.values())
         left = max(1, int((seconds - pauses) / per_step))
         planned = min(step + left, self._max_steps)
