@@ -104,9 +104,7 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
     path = os.path.expanduser(pattern)
     files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
     if is_unfinished(path):
-        raise ConfigError(
-            f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not come to its end there; run it again"
-        )
+        raise ConfigError(f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not finish there; run it again")
     if os.path.isdir(path):
         raise ConfigError(
             f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
