@@ -108,11 +108,11 @@ def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tu
 
 
 def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
-    failures = iter(["500", "reset", "429", "page", "sleep"])
+    failures = iter(["500", "reset", "429", "page", "sleep", "trickle"])
     hub.fault = lambda path, _count: next(failures, "") if path.startswith("/api") else ""
     hub.sleep_seconds = 1.0
     build(config_of(tmp_path, Source(name="fineweb_edu"))).close()
-    assert sum(hub.faults.values()) == 5
+    assert sum(hub.faults.values()) == 6
 
 
 def test_a_unit_that_cannot_be_read_is_given_up(
