@@ -115,6 +115,26 @@ def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
     assert sum(hub.faults.values()) == 6
 
 
+@pytest.mark.parametrize("where", ["listing", "footers", "row groups"])
+def test_a_start_that_waits_can_be_stopped(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """SIGTERM while a start waits for the hub: it does not wait for data.max_stall_seconds."""
+    patience = Patience(attempt_seconds=0.5, first_pause_seconds=30.0, longest_pause_seconds=30.0, start_seconds=100.0)
+    monkeypatch.setattr("titan_pt.data.mixture.Patience", lambda **_: patience)
+    source = Source(name="fineweb_edu")
+    if where == "row groups":  # few of them, which are read whole at the start
+        source = Source(name="web", path=f"{hub.url}/sample/10BT/000_00000.parquet")
+    first = {"listing": 0, "footers": 1, "row groups": 2}[where]
+    hub.fault = lambda _path, _count: "500" if sum(hub.requests.values()) > first else ""
+    started = time.monotonic()
+    for module in ("fetch", "unit_documents"):
+        monkeypatch.setattr(f"titan_pt.data.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
+    with pytest.raises(Preempted):
+        build(config_of(tmp_path, source, streams=8))
+    assert time.monotonic() - started < 5
+
+
 def test_a_unit_that_cannot_be_read_is_given_up(
     tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -174,7 +174,7 @@ def _read(
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
         return _download(source, where, cache_dir, reading)
-    except (Unreachable, Stopped):
+    except (Unreachable, Stopped, Preempted):
         raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error

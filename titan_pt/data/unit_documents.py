@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.cache import SpillCache
 from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unfit, Unreachable, Unreadable, persist
@@ -22,6 +24,7 @@ from titan_pt.data.formatters import Formatter
 from titan_pt.data.parquet import ParquetStore
 from titan_pt.data.ranges import Http
 from titan_pt.data.units import Listing, Unit
+from titan_pt.outcome import Preempted
 
 logger = logging.getLogger("titan_pt")
 
@@ -31,6 +34,7 @@ T = TypeVar("T")
 SMALL_UNITS_PER_STREAM = 8
 _THREADS = 8
 _OPEN_UNITS = 256
+_POLL_SECONDS = 0.2
 _MOST_BAD_AT_START = 3
 # One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
 _MOST_BAD_UNITS = 16
@@ -94,6 +98,19 @@ class Reading:
 
         self._run(run)
         return found
+
+    def wait(self, found: "Future[T]") -> T:
+        """What `read_ahead` gave, at a start.
+
+        Raises:
+            Unreadable, Unreachable, ConfigError.
+            Preempted: this process was asked to stop.
+        """
+        while not found.done():
+            if stop_requested():
+                raise Preempted
+            futures.wait([found], _POLL_SECONDS)
+        return found.result()
 
     def read(self, attempt: Callable[[], T], what: str) -> T:
         """The same on this thread.
@@ -193,8 +210,8 @@ class UnitDocuments:
         return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
 
     def _check_all(self) -> None:
-        futures = [self.request(number) for number in range(len(self.listing))]
-        empty = sum(_count_empty(future.result()) for future in futures)
+        units = [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(self.reading.wait(unit)) for unit in units)
         if empty == len(self):
             raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
         if empty:
@@ -219,7 +236,7 @@ class UnitDocuments:
         ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
             try:
-                yield from ahead.pop(0).result().to_pylist()
+                yield from self.reading.wait(ahead.pop(0)).to_pylist()
             except Unreadable as error:
                 rows = self.listing[number].num_rows
                 logger.error(f"{error}: given up, {rows:,} documents are empty for it")
