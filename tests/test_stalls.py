@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from titan_pt.data import unit_documents
 from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.stream import Stream
 from titan_pt.data.units import byte_ranges
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled
@@ -115,7 +117,7 @@ def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
     assert sum(hub.faults.values()) == 6
 
 
-@pytest.mark.parametrize("where", ["listing", "footers", "row groups"])
+@pytest.mark.parametrize("where", ["listing", "footers", "row groups", "held-out rows"])
 def test_a_start_that_waits_can_be_stopped(
     tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -125,13 +127,14 @@ def test_a_start_that_waits_can_be_stopped(
     source = Source(name="fineweb_edu")
     if where == "row groups":  # few of them, which are read whole at the start
         source = Source(name="web", path=f"{hub.url}/sample/10BT/000_00000.parquet")
-    first = {"listing": 0, "footers": 1, "row groups": 2}[where]
+    first = {"listing": 0, "footers": 1, "row groups": 2, "held-out rows": 5}[where]
     hub.fault = lambda _path, _count: "500" if sum(hub.requests.values()) > first else ""
     started = time.monotonic()
     for module in ("fetch", "unit_documents"):
         monkeypatch.setattr(f"titan_pt.data.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
     with pytest.raises(Preempted):
-        build(config_of(tmp_path, source, streams=8))
+        data = build(config_of(tmp_path, source, streams=8))
+        Stream(replace(data.corpus, holdout_fraction=0.1, held_out=True), 0, 1, 64).next_row()
     assert time.monotonic() - started < 5
 
 

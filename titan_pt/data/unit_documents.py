@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unfit, Unreachable, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Stopped, Transient, Unfit, Unreachable, Unreadable, persist
 from titan_pt.data.files import check_columns, format_row
 from titan_pt.data.formatters import Formatter
 from titan_pt.data.parquet import ParquetStore
@@ -99,18 +100,26 @@ class Reading:
         self._run(run)
         return found
 
-    def wait(self, found: "Future[T]") -> T:
-        """What `read_ahead` gave, at a start.
+    def wait(self, found: "Future[T]", stop: threading.Event) -> T:
+        """What `read_ahead` gave.
+
+        Args:
+            stop: of the moment when it was asked for.
 
         Raises:
-            Unreadable, Unreachable, ConfigError.
-            Preempted: this process was asked to stop.
+            Unreadable, Unreachable, Stopped, ConfigError.
+            Preempted: this process was asked to stop before there was any training.
         """
         while not found.done():
-            if stop_requested():
+            if stop.is_set():
+                raise Stopped
+            if self.limit_seconds < math.inf and stop_requested():
                 raise Preempted
             futures.wait([found], _POLL_SECONDS)
-        return found.result()
+        try:
+            return found.result()
+        except futures.CancelledError:
+            raise Stopped from None
 
     def read(self, attempt: Callable[[], T], what: str) -> T:
         """The same on this thread.
@@ -210,8 +219,8 @@ class UnitDocuments:
         return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
 
     def _check_all(self) -> None:
-        units = [self.request(number) for number in range(len(self.listing))]
-        empty = sum(_count_empty(self.reading.wait(unit)) for unit in units)
+        stop, units = self.reading.stop, [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(self.reading.wait(unit, stop)) for unit in units)
         if empty == len(self):
             raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
         if empty:
@@ -233,10 +242,10 @@ class UnitDocuments:
 
     def iterate(self) -> Iterator[str]:
         """All texts in order, some units read ahead; empty ones where a unit is given up."""
-        ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
+        stop, ahead = self.reading.stop, [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
             try:
-                yield from self.reading.wait(ahead.pop(0)).to_pylist()
+                yield from self.reading.wait(ahead.pop(0), stop).to_pylist()
             except Unreadable as error:
                 rows = self.listing[number].num_rows
                 logger.error(f"{error}: given up, {rows:,} documents are empty for it")
