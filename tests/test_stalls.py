@@ -18,7 +18,7 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data import loader as loader_module
-from titan_pt.data import unit_documents
+from titan_pt.data import reading
 from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.loader import DataLoader, build_dataloader
@@ -130,7 +130,7 @@ def test_a_start_that_waits_can_be_stopped(
     first = {"listing": 0, "footers": 1, "row groups": 2, "held-out rows": 5}[where]
     hub.fault = lambda _path, _count: "500" if sum(hub.requests.values()) > first else ""
     started = time.monotonic()
-    for module in ("fetch", "unit_documents"):
+    for module in ("fetch", "reading"):
         monkeypatch.setattr(f"titan_pt.data.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
     with pytest.raises(Preempted):
         data = build(config_of(tmp_path, source, streams=8))
@@ -171,7 +171,7 @@ def test_a_unit_that_cannot_be_read_is_given_up(
 
 
 def test_many_bad_units_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_documents, "_MOST_BAD_UNITS", 4)
+    monkeypatch.setattr(reading, "_MOST_BAD_UNITS", 4)
     data = build(config_of(tmp_path, Source(name="fineweb_edu")))
     hub.fault = lambda _path, _count: "404"
     with pytest.raises(RuntimeError, match=r"4 units in a row cannot be read; the last: .*HTTP 404"):
