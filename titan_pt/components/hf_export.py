@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from titan_pt.components.hf_tokenizer import stop_ids, write_tokenizer
+from titan_pt.components.chat import stop_ids
+from titan_pt.components.hf_tokenizer import write_tokenizer
 from titan_pt.components.manifest import sync_folder, write_json
 from titan_pt.components.model_card import model_card
 from titan_pt.components.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from titan_pt.components.chat import stop_ids
 from titan_pt.components.checkpoint import load_documents
 from titan_pt.components.checkpoint_steps import find_initial, is_hf_folder
 from titan_pt.components.hf_export import Exported
-from titan_pt.components.hf_tokenizer import chat_template, stop_ids
+from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.hf_weights import fill, tied_copies
 from titan_pt.components.model_card import run_facts
 from titan_pt.components.tensor_readers import CheckpointTensors, SafetensorsFolder, TensorReader, check_fit

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.components.chat import encode_with_special_tokens
-from titan_pt.components.hf_tokenizer import stop_ids
+from titan_pt.components.chat import encode_with_special_tokens, stop_ids
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
