@@ -117,7 +117,7 @@ def test_the_files_of_an_export(run: Path, tmp_path: Path) -> None:
 def test_an_export_opens_as_the_same_model(run: Path, tmp_path: Path) -> None:
     assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
     step, folder = open_model_source(str(run)), open_model_source(str(tmp_path / "out"))
-    assert (step.trainer, folder.trainer, step.knows_chat) == ("pretrain", None, False)
+    assert (step.trainer, folder.trainer, step.knows_chat, folder.knows_chat) == ("pretrain", None, False, False)
     assert step.args.model_copy(update={"vocab_size": 259}) == folder.args
     ours, again = step.load("cpu", torch.float32), folder.load("cpu", torch.float32)
     for name, tensor in again.state_dict().items():
@@ -234,7 +234,8 @@ if sys.argv[3] == "save":
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
     dcp.save(tensors, checkpoint_id=folder / "tensors", no_dist=True)
 else:
-    source = Exported(args, LAYOUT, ByteTokenizer(), CheckpointTensors(folder), {}, keep_padding=False)
+    reader = CheckpointTensors(folder)
+    source = Exported(args, LAYOUT, ByteTokenizer(), reader, {}, keep_padding=False, knows_chat=False)
     before = peak("VmRSS")
     export(source, folder / "out", max_shard=int(sys.argv[4]))
     print(peak("VmHWM") - before)

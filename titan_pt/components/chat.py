@@ -23,6 +23,10 @@ Message = Mapping[str, Any]
 # around what the assistant says.
 _APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = str.maketrans("", "", _BEGIN + _END)
+
+PROMPTS, TALKS = "prompts", "conversations"
+"""What the identity of the data of fine-tuning calls its `records`."""
+
 _SAID = "What it says."
 # Templates that tell the date would make other tokens of a record tomorrow, and a resume would find them changed.
 _DAY_OF_RECORDS = date(2024, 7, 26)
@@ -76,6 +80,18 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Tokens that end an answer: the end of a document, that of a turn, and what generation_config.json adds."""
     own = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
     return list(dict.fromkeys([tokenizer.eos_id, *_end_of_turns(tokenizer), *own]))
+
+
+def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on conversations, so that a prompt is to be asked through the template.
+
+    Args:
+        trainer: kind of its last training; None of a Hugging Face folder.
+        data: the identity of what it was trained on.
+    """
+    if trainer == "sft":
+        return data.get("records") != PROMPTS
+    return trainer != "pretrain" and tokenizer.chat_template is not None
 
 
 def _end_of_turns(tokenizer: Tokenizer) -> list[int]:

@@ -25,9 +25,15 @@ from titan_pt.trainers.grpo.tasks import gsm8k, medqa
 _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 
 
-def with_records(config: JobConfig) -> JobConfig:
-    """The same with formatters that make records: "chat" where neither the source nor its name says another."""
-    data = config.data.model_copy(update={"sources": [_with_records(s) for s in config.data.sources]})
+def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
+    """The same with formatters that make records: "chat" where neither the source nor its name says another.
+
+    Args:
+        epochs: max_epochs of the sources that have none.
+    """
+    sources = [_with_records(s) for s in config.data.sources]
+    sources = [s.model_copy(update={"max_epochs": s.max_epochs or epochs}) for s in sources]
+    data = config.data.model_copy(update={"sources": sources})
     validation = config.validation.model_copy(update={"sources": [_with_records(s) for s in config.validation.sources]})
     return config.model_copy(update={"data": data, "validation": validation})
 
