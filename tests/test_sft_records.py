@@ -220,6 +220,7 @@ def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
     assert found.by_unit
     mixture = corpus(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
     learnt = "".join(learnt_of(list(Stream(mixture, 0, 1, 256))))
+    assert mixture.sources[0].tell(5) == "document 5 (x.parquet, row group 1, row 1)"
     assert sorted(learnt.split("<|endoftext|>")[:-1]) == sorted(row["completion"] for row in rows)
 
 
@@ -261,10 +262,12 @@ def test_a_bad_record_is_an_error_or_a_counted_skip(
     def found(**options: Any) -> Corpus:
         return corpus(source, encoder=encoder(**options), packing="best_fit")
 
-    with pytest.raises(ConfigError, match=f"data source 'mine', document 1: .*{problem}.*sft.on_bad_record"):
+    with pytest.raises(
+        ConfigError, match=rf"data source 'mine', document 1 \(.*bad.jsonl, line 2\): .*{problem}.*sft.on_bad_record"
+    ):
         check_records(found(), source)
     check_records(found(on_bad_record="skip"), source)
-    assert "Data mine: 1 of 2 records are left out: 1 times, first document 1: " in caplog.text
+    assert "Data mine: 1 of 2 records are left out: 1 times, first document 1 (" in caplog.text
     stream = Stream(found(on_bad_record="skip"), 0, 1, 256)
     assert learnt_of(list(stream)) == [" 2<|endoftext|>"] and stream.state_dict()["skipped"] == [1]
 

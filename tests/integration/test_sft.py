@@ -104,7 +104,7 @@ def test_a_bad_record_ends_a_run_before_its_first_step(
 ) -> None:
     assert train_here(write_sft(tmp_path, str(whole / "talks.jsonl"), on_bad_record="error")) == 2
     error = capsys.readouterr().err
-    assert "data source 'talks', document 5: the roles are assistant, user" in error and "Traceback" not in error
+    assert "talks.jsonl, line 6): the roles are assistant, user" in error and "Traceback" not in error
 
 
 def test_epochs_are_counted_and_the_learning_rate_ends_with_them(

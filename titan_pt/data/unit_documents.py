@@ -147,6 +147,11 @@ class UnitDocuments:
         number = self.listing.unit_of(index)
         return self.texts(number)[index - self.listing.starts[number]].as_py()
 
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        found = self.listing.unit_of(number)
+        return f"{self.listing[found]}, row {number - self.listing.starts[found]}"
+
     @property
     def first_unit_rows(self) -> int:
         """Rows that one look at the documents costs anyway."""

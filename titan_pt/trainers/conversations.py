@@ -17,7 +17,9 @@ from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_sources import complete
 from titan_pt.config.errors import one_of, shown
+from titan_pt.config.grpo import section
 from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.config.sft import Sft
 from titan_pt.data.encoding import Encoded
 from titan_pt.data.formatters import RECORDS, Row, register_records
 from titan_pt.trainers.grpo.tasks import gsm8k, medqa
@@ -36,6 +38,24 @@ def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
     data = config.data.model_copy(update={"sources": sources})
     validation = config.validation.model_copy(update={"sources": [_with_records(s) for s in config.validation.sources]})
     return config.model_copy(update={"data": data, "validation": validation})
+
+
+def reads_records(config: JobConfig) -> bool:
+    """Whether the run reads records and not plain text."""
+    return any(isinstance(value, Sft) for value in vars(config).values())
+
+
+def record_encoder(config: JobConfig) -> "Conversations":
+    """The encoder that [sft] describes."""
+    options = section(config, Sft)
+    return Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
+
+
+def plain_text(text: str) -> str:
+    """What is said in a record, one after the other."""
+    record = json.loads(text)
+    said = [message.get("content") for message in record.get("messages", []) if isinstance(message, Mapping)]
+    return "\n".join(map(str, [*said, *(record[name] for name in ("prompt", "completion") if name in record)]))
 
 
 def _with_records(source: Source) -> Source:

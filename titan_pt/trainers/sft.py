@@ -26,7 +26,7 @@ from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.conversations import Conversations, with_records
+from titan_pt.trainers.conversations import record_encoder, with_records
 
 logger = logging.getLogger("titan_pt")
 
@@ -40,9 +40,8 @@ def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budg
     Raises:
         ConfigError: a record is bad or too long and is not to be left out, or none is left.
     """
-    options = section(config, Sft)
-    encoder = Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
-    loader = build_loader(with_records(config, options.epochs), tokenizer, world, budget, encoder)
+    records = with_records(config, section(config, Sft).epochs)
+    loader = build_loader(records, tokenizer, world, budget, record_encoder(config))
     found = [world.on_main(functools.partial(check_records, loader.corpus, source)) for source in loader.corpus.sources]
     loader.also_identity["records"] = TALKS if any(found) else PROMPTS
     return loader
@@ -89,7 +88,8 @@ def check_records(corpus: Corpus, source: MixtureSource) -> bool:
             talks = talks or "messages" in json.loads(text)
     if not reasons:
         return talks
-    told = "; ".join(f"{times:,} times, first document {first[why]}: {why}" for why, times in reasons.most_common(5))
+    common = reasons.most_common(5)
+    told = "; ".join(f"{times:,} times, first {source.tell(first[why])}: {why}" for why, times in common)
     if reasons.total() == count:
         raise ConfigError(f"data source {source.name!r}: all {count:,} records are left out: {told}")
     logger.warning(f"Data {source.name}: {reasons.total():,} of {count:,} records are left out: {told}")
