@@ -183,7 +183,7 @@ class Validation(Section):
     tasks: list[ValidationTask] = []
     """Accuracy on tasks, by greedy answers: a TOML array of tables. Takes an unsharded copy of the weights."""
     sample_prompts: list[Name] = []
-    """Texts that the model continues in the log. Names of special tokens stand for these tokens."""
+    """Texts that the model continues in the log and in TensorBoard. Names of special tokens stand for these tokens."""
     sample_tokens: PositiveInt = 64
     """Most tokens of a continuation."""
 
