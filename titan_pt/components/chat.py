@@ -44,8 +44,16 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         ConfigError: the template cannot be read, or refuses the conversation.
     """
-    text = _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=True)
-    return encode_with_special_tokens(tokenizer, text.translate(_MARKS))
+    return encode_with_special_tokens(tokenizer, chat_text(tokenizer, messages))
+
+
+def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
+    """What `encode_with_special_tokens` makes these tokens of.
+
+    Args:
+        prompt: with the beginning of the assistant's next turn.
+    """
+    return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt).translate(_MARKS)
 
 
 def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
