@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_helpers import write_model
+from hf_helpers import export_here, write_model
+from tokenizers import Tokenizer, processors
 
 from titan_pt.components import chat
-from titan_pt.components.chat import chat_tokens, learnt_tokens, stop_ids
+from titan_pt.components.chat import chat_tokens, learnt_tokens, prompt_tokens, stop_ids
+from titan_pt.components.model_source import open_model_source
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Tokenizer as TokenizerSection
+from titan_pt.trainers.conversations import record_tokens
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -118,6 +121,25 @@ def test_a_folder_says_where_its_model_stops(tmp_path: Path, generation: Any, co
     saved = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**saved, "eos_token_id": config}))
     assert stop_ids(build_tokenizer(TokenizerSection(name=str(tmp_path)))) == stops
+
+
+def test_a_prompt_begins_as_the_folder_s_tokenizer_begins_a_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_model(tmp_path, qwen=False, tied=True)
+    rules = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    begin = ("<|im_start|>", 257)
+    rules.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
+    rules.save(str(tmp_path / "tokenizer.json"))
+    ours = build_tokenizer(TokenizerSection(name=str(tmp_path)))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = prompt_tokens(ours, "Größe")
+    assert ids == theirs("Größe").input_ids and ids == [257, *ours.encode("Größe")]
+    found, learnt, _ = record_tokens({"prompt": "a", "completion": "b"}, ours)
+    assert found == [257, *ours.encode("ab"), 258] and learnt == [False, False, True, True]
+    assert open_model_source(str(tmp_path)).stop_ids == [258]
+    assert export_here(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == 257
+    assert prompt_tokens(build_tokenizer(TokenizerSection(name=str(tmp_path / "out"))), "Größe") == ids
 
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_document() -> None:

@@ -118,6 +118,12 @@ def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [name for name, token_id in tokenizer.special_ids.items() if token_id in ids]
 
 
+def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text that is to be continued, behind what the tokenizer of its model begins every text with."""
+    prefix = tokenizer.prefix_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
+    return [*prefix, *tokenizer.encode(text)]
+
+
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a rendered template, in which the names of special tokens stand for these tokens."""
     names = tokenizer.special_ids

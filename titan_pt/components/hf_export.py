@@ -159,7 +159,8 @@ def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
     eos, stops = source.tokenizer.eos_id, stop_ids(source.tokenizer)
     config = source.layout.write_config(args)
     # transformers 4 and most tools read torch_dtype; transformers 5 reads either and writes dtype.
-    ids = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos}
+    bos = getattr(source.tokenizer, "roles", {}).get("bos_token", "")
+    ids = {"bos_token_id": source.tokenizer.special_ids.get(bos), "eos_token_id": eos, "pad_token_id": eos}
     config |= {**ids, "torch_dtype": str(dtype).removeprefix("torch.")}
     if not source.knows_chat:
         config |= _CONTINUES_TEXT

@@ -129,6 +129,7 @@ class HuggingFaceTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
         self.eos_id, self.chat_template, self.roles = eos_id, chat_template, dict(roles or {})
+        self.prefix_ids = _prefix_ids(tokenizer)
         self.stop_ids = [i for i in stop_ids if 0 <= i < self.vocab_size]
         digest = hashlib.sha256(f"{eos_id}\n{tokenizer.to_str()}".encode())
         self.fingerprint = f"huggingface-{digest.hexdigest()[:16]}"
@@ -138,6 +139,13 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.rules.decode([i for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=False)
+
+
+def _prefix_ids(rules: "tokenizers.Tokenizer") -> list[int]:
+    """What it puts before every text that its model reads, such as Llama's <|begin_of_text|>."""
+    bare, whole = (rules.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    starts = (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:

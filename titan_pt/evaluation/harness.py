@@ -7,7 +7,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
-from titan_pt.components.chat import chat_text, encode_with_special_tokens
+from titan_pt.components.chat import chat_text, encode_with_special_tokens, prompt_tokens
 from titan_pt.components.hf_tokenizer import chat_template as chat_template_of
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.evaluation.scoring import likelihoods
@@ -42,7 +42,9 @@ class HarnessModel(TemplateLM):
         return self._tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return encode_with_special_tokens(self._tokenizer, string) if self._chats else self._tokenizer.encode(string)
+        if self._chats:
+            return encode_with_special_tokens(self._tokenizer, string)
+        return self._tokenizer.encode(string) if add_special_tokens is False else prompt_tokens(self._tokenizer, string)
 
     @property
     def tokenizer_name(self) -> str:

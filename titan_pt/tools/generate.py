@@ -239,14 +239,14 @@ def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "
 
 def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
     """The tokens to continue: of a conversation, or of a text that is its first turn where the model knows chats."""
-    from titan_pt.components.chat import chat_tokens
+    from titan_pt.components.chat import chat_tokens, prompt_tokens
 
     tokenizer = opened.source.tokenizer
     if not isinstance(prompt, str):
         return chat_tokens(tokenizer, prompt)
     if opened.source.knows_chat and not raw:
         return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
-    return tokenizer.encode(prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
+    return prompt_tokens(tokenizer, prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
 
 
 def _new_tokens(
