@@ -245,7 +245,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "\ud800", "completion": "x"}, "surrogates not allowed"),
     ({"messages": [SPEAK[0], {"role": "assistant", "tool_calls": [{}]}]}, "message 1 calls tools, which are not"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SPEAK[1]]}, "message 0 has a part 'image'; want"),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SPEAK[1]]}, "a part of the content of message 0"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SPEAK[1]]}, "message 0 has a part 'text'; want"),
     ({"messages": [SPEAK[0], {**SPEAK[1], "weight": 2}]}, "the weight of message 1 is 2; want 0 or 1"),
     ({"messages": [SPEAK[0], {**SPEAK[1], "weight": 0}]}, "every message of the assistant has weight 0"),
 ]

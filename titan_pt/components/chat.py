@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import HuggingFaceTokenizer, Tokenizer
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 
 Message = Mapping[str, Any]
 """role ("system", "user", "assistant") and content; what the assistant says with a `weight` of 0 is not learnt."""
@@ -116,6 +116,22 @@ def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [name for name, token_id in tokenizer.special_ids.items() if token_id in ids]
+
+
+def joined_parts(content: Any, where: str) -> Any:
+    """A content that is a list of parts of text as one text; any other as it is.
+
+    Raises:
+        ValueError: a part is something else.
+    """
+    if not isinstance(content, list) or not content:
+        return content
+    for part in content:
+        is_text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not is_text:
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(f"{where} has a part {shown(kind)}; want parts of text")
+    return "".join(part["text"] for part in content)
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:

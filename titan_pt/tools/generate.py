@@ -148,11 +148,22 @@ def _prompt_of(row: object, where: str) -> "str | list[Message]":
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if isinstance(prompt, str) and prompt:
         return prompt
-    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-        return messages
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        messages = [{**message, "content": _content(message, where)} for message in messages]
+        if all(map(_is_message, messages)):
+            return messages
     raise ConfigError(
         f'{where}: no prompt; want {{"prompt": "..."}} or {{"messages": [{{"role": "user", "content": "..."}}]}}'
     )
+
+
+def _content(message: dict[str, object], where: str) -> object:
+    from titan_pt.components.chat import joined_parts
+
+    try:
+        return joined_parts(message.get("content"), "a message")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _is_message(value: object) -> bool:

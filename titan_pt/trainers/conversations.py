@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from titan_pt.components.chat import Message, learnt_tokens, prompt_tokens
+from titan_pt.components.chat import Message, joined_parts, learnt_tokens, prompt_tokens
 from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_sources import complete
@@ -149,14 +149,8 @@ def check_messages(messages: Any) -> list[Message]:
 
 
 def _checked(message: Mapping[str, Any], number: int) -> Message:
-    where, content = f"the content of message {number}", message.get("content")
-    if isinstance(content, list) and content:
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text":
-                kind = part.get("type") if isinstance(part, Mapping) else part
-                raise ValueError(f"{where} has a part {shown(kind)}; want text alone")
-        texts = [_text(part, "text", f"a part of {where}") for part in content]
-        message = {**message, "content": "".join(texts)}
+    where = f"the content of message {number}"
+    message = {**message, "content": joined_parts(message.get("content"), where)}
     _text(message, "content", where)
     if message.get("weight") not in (None, 0, 1):
         raise ValueError(f"the weight of message {number} is {shown(message['weight'])}; want 0 or 1")
