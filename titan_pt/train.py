@@ -178,6 +178,9 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
     materialize(model, config, world)
+    dataloader = spec.build_dataloader(config, tokenizer, world, budget)
+    if spec.size_budget:
+        budget = spec.size_budget(config, world, budget, dataloader)
     return StepParts(
         config=config,
         world=world,
@@ -186,7 +189,7 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
         model=model,
         optimizer=spec.build_optimizers(model, config),
         schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
-        dataloader=spec.build_dataloader(config, tokenizer, world, budget),
+        dataloader=dataloader,
         raise_if_preempted=functools.partial(raise_if_preempted, world),
     )
 
