@@ -65,18 +65,25 @@ def leave(code: int) -> NoReturn:
 
 def run(config: JobConfig) -> ExitCode:
     """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED."""
-    from titan_pt.components.startup import write_config
+    from titan_pt.components.attempts import count_start
+    from titan_pt.components.startup import run_folder, write_config
 
-    trainer = None
+    trainer, first_step = None, 0
     try:
         trainer = build_trainer(config)
         trainer.load()
+        first_step = trainer.state.step
         if trainer.parts.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
         trainer.train()
         code = ExitCode.DONE
     except Preempted as error:
         if trainer is not None and trainer.has_checkpoint:
+            steps = {"first_step": first_step, "last_step": trainer.state.step}
+            stuck = trainer.parts.world.on_main(lambda: count_start(run_folder(config), **steps))
+            if stuck:
+                _close(trainer, wait=True)
+                raise GaveUp(stuck) from None
             why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
             logger.warning(f"{why}; the same command goes on from the checkpoint")
             code = ExitCode.PREEMPTED
