@@ -97,7 +97,7 @@ render() {
     text="$(sed -E -e "s/[0-9]+(  # GPUS)\$/$GPUS\1/" -e "s/[0-9]+(  # NODES)\$/$NODES\1/" \
         -e "s/[0-9]+(  # BACKOFF)\$/$((6 * NODES))\1/" <<<"$text")"
     if [[ -n "$STORAGE_CLASS" ]]; then
-        text="$(sed 's/# storageClassName:/storageClassName:/' <<<"$text" | fill STORAGE_CLASS "$STORAGE_CLASS")"
+        text="$(fill STORAGE_CLASS "$STORAGE_CLASS" <<<"${text/\# storageClassName:/storageClassName:}")"
     fi
     printf '%s\n' "$text"
 }
