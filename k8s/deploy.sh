@@ -142,8 +142,10 @@ apply_configs() {
             "$NAMESPACE" "$1" "$2" "kubectl --namespace $NAMESPACE apply --server-side --filename -"
         return
     fi
-    kube create configmap "$1" --from-file "$2" --dry-run=client --output yaml |
-        apply "the configs of $2" "a ConfigMap holds 1 MiB: keep other files out of that folder"
+    local text advice="a ConfigMap holds 1 MiB: keep other files out of that folder"
+    text="$(kube create configmap "$1" --from-file "$2" --dry-run=client --output yaml)" ||
+        die "a ConfigMap could not be made of $2; $advice"
+    apply "the configs of $2" "$advice" <<<"$text"
 }
 
 # describe_job JOB: sets manifest, kind, name, and the batch Job and condition that tell how far it is.
