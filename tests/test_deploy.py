@@ -67,7 +67,9 @@ def test_from_nothing_to_the_end(cluster: Cluster) -> None:
     assert done.code == 0, done.stderr
     lines = [call.split("\n")[0] for call in cluster.calls()]
     image = "registry.example.com/team/titan-pt:v1"
-    build, push = (next(i for i, line in enumerate(lines) if line.startswith(f"docker {word}")) for word in ("build", "push"))
+    build, push = (
+        next(i for i, line in enumerate(lines) if line.startswith(f"docker {word}")) for word in ("build", "push")
+    )
     assert f"--tag {image}" in lines[build] and lines[push] == f"docker push {image}" and build < push
     assert cluster.names("PersistentVolumeClaim", "ConfigMap", "Deployment", "Service") == [
         "titan-pt", "titan-pt-configs", "titan-pt-presets", "titan-pt-tensorboard", "titan-pt-tensorboard",
@@ -79,7 +81,9 @@ def test_from_nothing_to_the_end(cluster: Cluster) -> None:
         kubernetes_validate.validate(entry, "1.34", strict=True)
         for container in entry.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
             assert container["image"] == image
-    assert all("--namespace lab" in line for line in lines if line.startswith("kubectl") and "get namespace" not in line)
+    assert all(
+        "--namespace lab" in line for line in lines if line.startswith("kubectl") and "get namespace" not in line
+    )
     assert [line.split()[3] for line in lines[-4:]] == ["apply", "wait", "logs", "wait"]
 
 
@@ -137,7 +141,9 @@ def test_several_nodes(cluster: Cluster) -> None:
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (4, 4, 24)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert {"name": "PET_NNODES", "value": "4"} in container["env"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 2 == container["resources"]["requests"]["nvidia.com/gpu"]
+    assert (
+        container["resources"]["limits"]["nvidia.com/gpu"] == 2 == container["resources"]["requests"]["nvidia.com/gpu"]
+    )
     assert [call for call in cluster.calls() if "wait --for jsonpath={.status.ready}=4" in call]
     assert cluster.names("Service") == ["titan-pt-tensorboard", "titan-pt-pretrain"]
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         args = run.parse_args(argv)
         if args.standalone and not args.local_addr:
             args.local_addr = "127.0.0.1"  # the machine's own name may mean nothing, as on many a laptop
-        _tell_who_hosts(args, argv)
+        tell_who_hosts(args, argv)
         if args.module and args.training_script == "titan_pt.train":
             # One report or help text instead of one a rank, and no waiting for ranks that cannot start.
             config = resolve(args.training_script_args).config
@@ -87,7 +87,10 @@ def _run(run: Any, args: Any, folder: Path) -> int:
         reasons = [f"failed: rank {rank}: {_reason(first)}"] if code == ExitCode.FAILED else read_reasons(folder, code)
     except RendezvousError as error:
         code = ExitCode.FAILED
-        reasons = [f"failed: no rendezvous with the other nodes at {args.rdzv_endpoint}: {' '.join(str(error).split())}"]
+        reasons = [
+            f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; see that all of them run and can reach that address"
+        ]
     except SignalException:
         codes = read_exit_codes(folder)
         code = pick(codes) if codes else ExitCode.TERMINATED
@@ -104,7 +107,7 @@ def _forwarded(number: int) -> signal.Signals:
     return signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
 
 
-def _tell_who_hosts(args: Any, argv: list[str]) -> None:
+def tell_who_hosts(args: Any, argv: list[str]) -> None:
     """With the c10d rendezvous the node of rank 0 holds its store, where the nodes were told their ranks.
 
     torchrun guesses it from the machine's name, which fails in a pod whose name is not in the DNS yet.

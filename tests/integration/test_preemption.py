@@ -120,11 +120,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_signal_from_outside(tmp_path: Path, ranks: int) -> None:
-    """To `python -m titan_pt.train`, and to the launcher."""
+@pytest.mark.parametrize(
+    ("ranks", "number"),
+    [
+        (0, signal.SIGTERM),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGUSR1, marks=pytest.mark.slow),
+        (1, signal.SIGUSR1),
+    ],
+)
+def test_a_signal_from_outside(tmp_path: Path, ranks: int, number: signal.Signals) -> None:
+    """To `python -m titan_pt.train`, and to the launcher; SIGUSR1 is Slurm's warning."""
     process = start(write_toml(tmp_path, training={"steps": 10000}), ranks)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == 75
     text = (tmp_path / "log").read_text()
     assert "the same command goes on from the checkpoint" in text and "Traceback" not in text

@@ -1,8 +1,8 @@
 """`python -m titan_pt.tools.await_start [--minutes 10] --job.config_file F ...`: wait for the run's starting weights.
 
-Beside a run's own flags. It ends with 0 when `checkpoint.initial_load_path` holds a whole checkpoint, or when the run has
-steps of its own and needs none; with 2, and what to do, when neither is so after that time. For the init container of a
-pod, whose training would end with a 2 at once.
+Beside a run's own flags. It ends with 0 when `checkpoint.initial_load_path` holds a whole checkpoint, or when the run
+has steps of its own and needs none; with 2, and what to do, when neither is so after that time. For the init container
+of a pod, whose training would end with a 2 at once.
 """
 
 import argparse
