@@ -1,6 +1,7 @@
 """k8s/deploy.sh against executables that stand for docker and kubectl, write down how they are called, and may fail."""
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ SCRIPT = str(ROOT / "k8s" / "deploy.sh")
 # of a job stand in a file of its name.
 STUB = r"""#!/usr/bin/env bash
 call="$(basename "$0") $*"
-if [[ "$call" == *"--filename -"* ]]; then call+=$'\n'"$(cat)"; fi
+if [[ "$call" == *"--filename -"* || "$call" == *"apply -f -"* ]]; then call+=$'\n'"$(cat)"; fi
 printf '%s\n--end--\n' "$call" >>"$STUBS/calls.log"
 if [[ -n "${FAIL:-}" && "$call" =~ $FAIL ]]; then echo "the stub fails" >&2; exit 1; fi
 case "$call" in
@@ -67,10 +68,8 @@ def test_from_nothing_to_the_end(cluster: Cluster) -> None:
     assert done.code == 0, done.stderr
     lines = [call.split("\n")[0] for call in cluster.calls()]
     image = "registry.example.com/team/titan-pt:v1"
-    build, push = (
-        next(i for i, line in enumerate(lines) if line.startswith(f"docker {word}")) for word in ("build", "push")
-    )
-    assert f"--tag {image}" in lines[build] and lines[push] == f"docker push {image}" and build < push
+    build, push = [line for line in lines if line.startswith("docker")]
+    assert build.startswith("docker build ") and f"--tag {image} " in build and push == f"docker push {image}"
     assert cluster.names("PersistentVolumeClaim", "ConfigMap", "Deployment", "Service") == [
         "titan-pt", "titan-pt-configs", "titan-pt-presets", "titan-pt-tensorboard", "titan-pt-tensorboard",
     ]  # fmt: skip
@@ -81,9 +80,7 @@ def test_from_nothing_to_the_end(cluster: Cluster) -> None:
         kubernetes_validate.validate(entry, "1.34", strict=True)
         for container in entry.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
             assert container["image"] == image
-    assert all(
-        "--namespace lab" in line for line in lines if line.startswith("kubectl") and "get namespace" not in line
-    )
+    assert all("--namespace lab" in line or line == "kubectl get namespace lab" for line in lines if "kubectl" in line)
     assert [line.split()[3] for line in lines[-4:]] == ["apply", "wait", "logs", "wait"]
 
 
@@ -152,6 +149,21 @@ def test_a_jobset(cluster: Cluster) -> None:
     done = cluster.deploy("pretrain", NODES="2", JOBSET="1")
     assert done.code == 0 and cluster.names("JobSet") == ["titan-pt-pretrain"] and cluster.names("Job") == []
     assert [call for call in cluster.calls() if "condition=Completed" in call and "jobset/titan-pt-pretrain" in call]
+
+
+def test_the_manual_way_of_the_readme(cluster: Cluster) -> None:
+    text = (ROOT / "README.md").read_text().split("By hand, the same steps:\n\n")[1]
+    block = textwrap.dedent(text[: text.index("\n| ")])
+    path = f"{cluster.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    env = {**cluster.env, "STUBS": str(cluster.folder), "PATH": path}
+    done = run(["bash", "-euc", block], cwd=ROOT, env=env)
+    assert done.code == 0, done.stderr
+    assert [call.split()[:2] for call in cluster.calls()[:2]] == [["docker", "build"], ["docker", "push"]]
+    assert "docker push registry.example.com/team/titan-pt:v1" in cluster.calls()
+    assert cluster.names("PersistentVolumeClaim", "Job") == ["titan-pt", "titan-pt-pretrain"]
+    for entry in cluster.applied():
+        assert "${" not in str(entry) and entry["metadata"]["namespace"] == "lab"
+        kubernetes_validate.validate(entry, "1.34", strict=True)
 
 
 WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {

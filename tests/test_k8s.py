@@ -1,16 +1,20 @@
 """k8s/ without a cluster: schemas, linters, what the manifests name exists, and the containers' commands run."""
 
+import itertools
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from helpers import ROOT, Result, run, write_toml
+from helpers import ROOT, Result, command, run, write_toml
 from pod_helpers import JOBS, K8S, MANIFESTS, Pod, containers, job_spec, mount_configs, pod_spec, read
 
 from titan_pt.config.job_config import Comm, JobConfig
@@ -74,9 +78,8 @@ def test_the_jobset() -> None:
     assert replicated.keys() == {"name", "replicas", "template"} and replicated["template"].keys() == {"spec"}
     assert replicated["template"]["spec"]["backoffLimit"] == 0, "the set is restarted, not one pod"
     name, node = jobset["metadata"]["name"], replicated["name"]
-    endpoint = Pod(Path("w"), Path("c")).environment(containers(pod_spec("pretrain-jobset"))["train"])[
-        "PET_RDZV_ENDPOINT"
-    ]
+    train = containers(pod_spec("pretrain-jobset"))["train"]
+    endpoint = Pod(Path("w"), Path("c")).environment(train)["PET_RDZV_ENDPOINT"]
     assert endpoint == f"{name}-{node}-0-0.{name}:29500", "<jobset>-<replicated job>-<job>-<pod>.<subdomain>"
 
 
@@ -200,7 +203,7 @@ def test_what_a_job_trains(tmp_path: Path, name: str) -> None:
 
 def test_each_job_starts_where_the_one_before_it_ends(tmp_path: Path) -> None:
     configs = [config_of(name, tmp_path / name) for name in SINGLE]
-    for earlier, later in zip(configs, configs[1:], strict=False):
+    for earlier, later in itertools.pairwise(configs):
         folder = Path(earlier.job.dump_folder)
         assert later.checkpoint.initial_load_path == f"{folder.parent.name}/{folder.name}"
     for name in SINGLE[1:]:  # the path is relative, and so the volume's
@@ -282,16 +285,35 @@ def test_the_start_is_awaited(tmp_path: Path, name: str) -> None:
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     pod = Pod(workspace, mount_configs(spec, tmp_path / "config"))
-    command = [*pod.command_line(container), "--minutes", "0.01"]
+    waiting = [*pod.command_line(container), "--minutes", "0.01"]
     env = {**pod.environment(container), "HOME": str(workspace)}
-    done = run(command, cwd=workspace, env=env)
+    done = run(waiting, cwd=workspace, env=env)
     start = load_config(["--job.config_file", str(pod.config / Path(container["args"][1]).name)])
     assert done.code == 2 and "Waiting for starting weights" in done.stderr, done.stderr
     assert f"checkpoint.initial_load_path = '{start.checkpoint.initial_load_path}': no such folder" in done.last_line
     found = workspace / start.checkpoint.initial_load_path
     found.mkdir(parents=True)
     (found / "config.json").write_text("{}")  # an export of the run would do
-    assert run(command, cwd=workspace, env=env).code == 0
+    assert run(waiting, cwd=workspace, env=env).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="process namespaces are Linux's")
+def test_the_launcher_as_process_1(tmp_path: Path) -> None:
+    """The kernel keeps signals without a handler from process 1; the launcher's save and its code get through."""
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("process namespaces cannot be made here")
+    config = write_toml(tmp_path, training={"steps": 10000})
+    arguments = ["unshare", "--pid", "--fork", "--mount-proc", *command(config, ranks=1)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(arguments, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline, rows = time.monotonic() + 120, tmp_path / "run" / "metrics.jsonl"
+    while not rows.exists() or not rows.read_text():
+        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    (launcher,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(launcher), signal.SIGTERM)
+    assert process.wait(60) == 75, (tmp_path / "log").read_text()
 
 
 def test_git_knows_the_scripts_and_not_the_secrets() -> None:

@@ -154,17 +154,16 @@ def test_a_signal_before_there_are_workers(tmp_path: Path, number: signal.Signal
     assert process.wait(30) == 143
 
 
+POD = {"PET_NODE_RANK": "1", "PET_RDZV_BACKEND": "c10d"}
+
+
 @pytest.mark.parametrize(
     ("flags", "environment", "conf"),
     [
         (["--rdzv_backend", "c10d", "--node_rank", "0"], {}, "is_host=1"),
         (["--rdzv-backend=c10d", "--node-rank=1"], {}, "is_host=0"),
-        (
-            ["--rdzv_conf", "join_timeout=9"],
-            {"PET_NODE_RANK": "1", "PET_RDZV_BACKEND": "c10d"},
-            "is_host=0,join_timeout=9",
-        ),
-        (["--rdzv_conf", "is_host=1"], {"PET_NODE_RANK": "1", "PET_RDZV_BACKEND": "c10d"}, "is_host=1"),
+        (["--rdzv_conf", "join_timeout=9"], POD, "is_host=0,join_timeout=9"),
+        (["--rdzv_conf", "is_host=1"], POD, "is_host=1"),
         (["--rdzv_backend", "c10d"], {}, ""),
         (["--node_rank", "1"], {}, ""),
     ],
@@ -194,4 +193,4 @@ def test_nodes_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "titan_pt.launch", *flags, "--rdzv_conf=join_timeout=1", "worker.py"]
     done = run(launch, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.last_line.startswith("failed: no rendezvous with the other nodes at 127.0.0.1:29588")
+    assert done.last_line.startswith("failed: 2 nodes did not meet at 127.0.0.1:29588 (Rendezvous")

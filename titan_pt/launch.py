@@ -88,8 +88,8 @@ def _run(run: Any, args: Any, folder: Path) -> int:
     except RendezvousError as error:
         code = ExitCode.FAILED
         reasons = [
-            f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}; see that all of them run and can reach that address"
+            f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint} "
+            f"({' '.join(f'{type(error).__name__} {error}'.split())}); see that all run and can reach that address"
         ]
     except SignalException:
         codes = read_exit_codes(folder)

@@ -50,10 +50,9 @@ def ip(*arguments: str) -> None:
 def hosts() -> Iterator[list[Host]]:
     """Two hosts with an eth0 each, that know the pods of both manifests by the names that the cluster gives them."""
     found = [Host(f"titan-pt-{os.getpid()}-{i}", address) for i, address in enumerate(ADDRESSES)]
-    names = [
-        [f"titan-pt-pretrain-{i}.titan-pt-pretrain", f"titan-pt-pretrain-node-0-{i}.titan-pt-pretrain"] for i in (0, 1)
-    ]
-    lines = [f"{host.address} {' '.join(aliases)}\n" for host, aliases in zip(found, names, strict=True)]
+    service = "titan-pt-pretrain"
+    names = [f"{service}-{i}.{service} {service}-node-0-{i}.{service}" for i in (0, 1)]
+    lines = [f"{host.address} {aliases}\n" for host, aliases in zip(found, names, strict=True)]
     folders = [Path("/etc/netns") / host.name for host in found]  # `ip netns exec` puts these over /etc
     try:
         for host, folder in zip(found, folders, strict=True):
