@@ -71,8 +71,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     Args:
         started: when this attempt began, a Unix time.
     """
-    from titan_pt.components.attempts import count_start
-    from titan_pt.components.startup import run_folder, write_config
+    from titan_pt.components.startup import write_config
 
     trainer, first_step = None, 0
     try:
@@ -85,11 +84,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         code = ExitCode.DONE
     except Preempted as error:
         if trainer is not None and trainer.has_checkpoint:
-            steps = {"first_step": first_step, "last_step": trainer.state.step}
-            stuck = trainer.parts.world.on_main(lambda: count_start(run_folder(config), **steps))
-            if stuck:
-                _close(trainer, wait=True)
-                raise GaveUp(stuck) from None
+            _give_up_without_progress(trainer, first_step)
             why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
             logger.warning(f"{why}; the same command goes on from the checkpoint")
             code = ExitCode.PREEMPTED
@@ -107,6 +102,18 @@ def run(config: JobConfig, started: float) -> ExitCode:
         raise
     _close(trainer, wait=True)
     return code
+
+
+def _give_up_without_progress(trainer: "Trainer", first_step: int) -> None:
+    """Count a start that was stopped; raise GaveUp on all ranks where several in a row finished no step."""
+    from titan_pt.components.attempts import count_start
+    from titan_pt.components.startup import run_folder
+
+    folder, last_step = run_folder(trainer.parts.config), trainer.state.step
+    reason = trainer.parts.world.on_main(lambda: count_start(folder, first_step=first_step, last_step=last_step))
+    if reason:
+        _close(trainer, wait=True)
+        raise GaveUp(reason)
 
 
 def _close(trainer: "Trainer | None", *, wait: bool) -> None:
