@@ -173,6 +173,7 @@ def test_the_training_container(name: str) -> None:
     train = containers(spec)["train"]
     assert train["command"][:3] == ["python", "-m", "titan_pt.launch"], "process 1, which gets the signals"
     resources = train["resources"]
+    assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] >= 1
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in train["volumeMounts"]}
@@ -270,10 +271,12 @@ def test_the_command_of_the_container(tmp_path: Path, name: str) -> None:
     else:
         pod = Pod(pod.workspace, pod.config, nodes=1)
         flags = ["--job.config_file", str(write_toml(tmp_path))]
-        env = {"PET_RDZV_ENDPOINT": "127.0.0.1:29587"} if name in SEVERAL else {}
+        env = {"NGPU": "1"} | ({"PET_RDZV_ENDPOINT": "127.0.0.1:29587"} if name in SEVERAL else {})
     env = {**pod.environment(train), "HOME": str(workspace), **env}
     done = run([*pod.command_line(train), *flags], cwd=workspace, env=env, timeout=300)
     assert done.code == 0, done.stderr
+    ranks = pod.nodes * int(env["NGPU"]) if name in SEVERAL else int(env["NGPU"])
+    assert f"Dry run of {ranks} ranks" in done.stderr or "fake_backend" not in flags
 
 
 @pytest.mark.parametrize("name", ["sft-job", "grpo-job"])
