@@ -180,8 +180,8 @@ deploy() {
         fi
         if [[ " $found " == *" Failed "* ]]; then explain_failure; fi
     fi
-    render "$manifest" | apply "$kind $name" "a job that is there cannot be changed: with REPLACE=1 it is deleted, saves, \
-and goes on from its checkpoint as the new one"
+    render "$manifest" | apply "$kind $name" "a job that is there cannot be changed: give its TAG and settings to follow \
+it; with REPLACE=1 it is deleted, saves, and goes on from its checkpoint as the new one"
     follow
 }
 
