@@ -3,6 +3,7 @@
 The addresses are of 192.0.2.0/24, which is for documentation and leads nowhere; a namespace sees nothing else.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, losses, train, write_toml
-from pod_helpers import Pod, containers, pod_spec
+from pod_helpers import Pod, containers, job_spec, pod_spec
+
+from titan_pt.outcome import ExitCode
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")]
 
@@ -71,6 +74,8 @@ def hosts() -> Iterator[list[Host]]:
         pytest.skip(f"network namespaces cannot be made here: {reason.strip()}")
     finally:
         for host, folder in zip(found, folders, strict=True):
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):  # what a test that failed left running
+                host.lose_power()
             subprocess.run(["ip", "netns", "delete", host.name], capture_output=True, check=False)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,16 +95,31 @@ def tiny(folder: Path) -> Path:
 
 def start(hosts: list[Host], folder: Path, manifest: str) -> "list[subprocess.Popen[bytes]]":
     """What the pods of the manifest run; only the experiment is another, and a small one."""
+    tiny(folder)
+    return [start_pod(hosts, i, folder, manifest) for i in range(len(hosts))]
+
+
+def start_pod(hosts: list[Host], index: int, folder: Path, manifest: str) -> "subprocess.Popen[bytes]":
     container = containers(pod_spec(manifest))["train"]
-    config = tiny(folder)
-    processes = []
-    for i, host in enumerate(hosts):
-        pod = Pod(folder, folder, host.address, i, len(hosts))
-        flags = ["--job.config_file", str(config), "--job.dump_folder", str(folder / "run")]
-        processes.append(
-            host.start([*pod.command_line(container), *flags], folder / f"log-{i}", pod.environment(container))
-        )
-    return processes
+    pod = Pod(folder, folder, hosts[index].address, index, len(hosts))
+    flags = ["--job.config_file", str(folder / "run.toml"), "--job.dump_folder", str(folder / "run")]
+    arguments = [*pod.command_line(container), *flags]
+    return hosts[index].start(arguments, folder / f"log-{index}", pod.environment(container))
+
+
+def replace_pods(
+    hosts: list[Host], folder: Path, manifest: str, processes: "list[subprocess.Popen[bytes]]"
+) -> list[int]:
+    """As an Indexed Job does: another pod for each that failed, until all are done. Returns the codes that count."""
+    counted, deadline = [], time.monotonic() + 180
+    while any(process.poll() != 0 for process in processes):
+        assert time.monotonic() < deadline, logs(folder)
+        for i, process in enumerate(processes):
+            if process.poll():
+                counted += [process.returncode] * (process.returncode != ExitCode.PREEMPTED)
+                processes[i] = start_pod(hosts, i, folder, manifest)
+        time.sleep(0.1)
+    return counted
 
 
 def logs(folder: Path) -> str:
@@ -114,17 +134,27 @@ def wait_for_steps(folder: Path, steps: int, processes: "list[subprocess.Popen[b
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("manifest", "victim"), [("pretrain-multinode", 1), ("pretrain-jobset", 0)])
-def test_a_node_is_lost_and_comes_back(
-    tmp_path: Path, hosts: list[Host], alone: dict[int, float], manifest: str, victim: int
-) -> None:
-    processes = start(hosts, tmp_path, manifest)
+def test_a_lost_node_of_an_indexed_job(tmp_path: Path, hosts: list[Host], alone: dict[int, float]) -> None:
+    """Each pod is replaced when it has failed: the lost one at once, the other one when it has noticed."""
+    processes = start(hosts, tmp_path, "pretrain-multinode")
     wait_for_steps(tmp_path, 7, processes)
-    hosts[victim].lose_power()
-    assert processes[victim].wait(10) == -signal.SIGKILL
-    assert processes[1 - victim].wait(60) == 1, "the survivor leaves, so that its pod can be replaced"
+    hosts[1].lose_power()
+    counted = replace_pods(hosts, tmp_path, "pretrain-multinode", processes)
+    assert counted[0] == -signal.SIGKILL and set(counted[1:]) == {ExitCode.FAILED}
+    assert len(counted) <= job_spec("pretrain-multinode")["backoffLimit"] / 6, "six such losses are allowed"
+    assert "Resumed from" in logs(tmp_path)
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_lost_node_of_a_jobset(tmp_path: Path, hosts: list[Host], alone: dict[int, float]) -> None:
+    """Both are started again together. This time it is the node that holds the rendezvous."""
+    processes = start(hosts, tmp_path, "pretrain-jobset")
+    wait_for_steps(tmp_path, 7, processes)
+    hosts[0].lose_power()
+    assert processes[0].wait(10) == -signal.SIGKILL
+    assert processes[1].wait(60) == ExitCode.FAILED, "the survivor leaves"
     assert max(losses(tmp_path / "run")) < STEPS
-    again = start(hosts, tmp_path, manifest)
+    again = start(hosts, tmp_path, "pretrain-jobset")
     assert [process.wait(120) for process in again] == [0, 0], logs(tmp_path)
     assert "Resumed from" in logs(tmp_path)
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-4)
@@ -136,9 +166,8 @@ def test_a_node_that_is_drained_stops_both_with_a_checkpoint(
     processes = start(hosts, tmp_path, "pretrain-multinode")
     wait_for_steps(tmp_path, 7, processes)
     processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(60) for process in processes] == [75, 75], logs(tmp_path)
+    assert [process.wait(60) for process in processes] == [ExitCode.PREEMPTED] * 2, logs(tmp_path)
     done = max(losses(tmp_path / "run"))
     assert done < STEPS and (tmp_path / "run" / "checkpoint" / f"step-{done}").is_dir()
-    again = start(hosts, tmp_path, "pretrain-multinode")
-    assert [process.wait(120) for process in again] == [0, 0], logs(tmp_path)
+    assert replace_pods(hosts, tmp_path, "pretrain-multinode", processes) == [], "nothing counts as a failure"
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-4)
