@@ -170,10 +170,10 @@ deploy() {
     say "$kind $name"
     if [[ "$REPLACE" == 1 ]]; then
         do_it kubectl --namespace "$NAMESPACE" delete "$kind" "$name" --ignore-not-found --wait ||
-            die "$kind $name could not be deleted; see above"
+            die "$kind $name could not be deleted; see above, and that you may: kubectl --namespace $NAMESPACE auth can-i delete $kind"
     elif [[ "$DRY_RUN" != 1 ]]; then
-        found="$(conditions)" || die "$kind $name cannot be read; see above$([[ "$kind" == job ]] ||
-            echo ", and that JobSet is installed: https://jobset.sigs.k8s.io")"
+        found="$(conditions)" || die "$kind $name cannot be read; see above, that you may: kubectl --namespace \
+$NAMESPACE auth can-i get $kind$([[ "$kind" == job ]] || echo "; and that JobSet is installed: https://jobset.sigs.k8s.io")"
         if [[ " $found " == *" $complete "* ]]; then
             say "$name is done already; REPLACE=1 starts it again"
             return

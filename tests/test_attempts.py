@@ -11,20 +11,20 @@ from titan_pt.components.preemption import install_handlers
 
 
 def idle(folder: Path) -> str | None:
-    return count_start(folder, first_step=4, last_step=4)
+    return count_start(folder, "no data", first_step=4, last_step=4)
 
 
 def test_the_third_idle_start_gives_up_and_a_new_count_begins(tmp_path: Path) -> None:
     for _ in range(2):
         assert [idle(tmp_path) for _ in range(LIMIT - 1)] == [None] * (LIMIT - 1)
         reason = idle(tmp_path)
-        assert reason and "3 starts in a row" in reason and "step 4 is saved" in reason
+        assert reason and "3 starts in a row" in reason and "the last one: no data; step 4 is saved" in reason
 
 
 def test_a_step_is_progress(tmp_path: Path) -> None:
     for _ in range(3):
         assert [idle(tmp_path) for _ in range(LIMIT - 1)] == [None] * (LIMIT - 1)
-        assert count_start(tmp_path, first_step=4, last_step=5) is None
+        assert count_start(tmp_path, "no data", first_step=4, last_step=5) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"idle_starts": null}', '{"idle_starts": "x"}'])
@@ -42,7 +42,8 @@ def test_a_run_that_is_stopped_at_once_again_and_again(tmp_path: Path, capsys: p
     config = write_faulty(tmp_path, {"kind": "signal", "steps": [3]})
     assert [train_here(config) for _ in range(4)] == [75, 75, 75, 70], "the first has finished two steps"
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("gave up: 3 starts in a row were stopped before they finished a step; step 2 is saved")
+    assert last.startswith("gave up: 3 starts in a row were stopped before they finished a step; ")
+    assert "the last one: Stopped by a signal; step 2 is saved" in last
     install_handlers()
     assert train_here(config) == 75, "a person has looked"
     assert train_here(config, "--fault.kind", "none") == 0 and max(losses(tmp_path / "run")) == 6

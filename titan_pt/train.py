@@ -84,8 +84,8 @@ def run(config: JobConfig, started: float) -> ExitCode:
         code = ExitCode.DONE
     except Preempted as error:
         if trainer is not None and trainer.has_checkpoint:
-            _give_up_without_progress(trainer, first_step)
             why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
+            _give_up_without_progress(trainer, why, first_step)
             logger.warning(f"{why}; the same command goes on from the checkpoint")
             code = ExitCode.PREEMPTED
         elif isinstance(error, Stalled):
@@ -104,13 +104,13 @@ def run(config: JobConfig, started: float) -> ExitCode:
     return code
 
 
-def _give_up_without_progress(trainer: "Trainer", first_step: int) -> None:
+def _give_up_without_progress(trainer: "Trainer", why: str, first_step: int) -> None:
     """Count a start that was stopped; raise GaveUp on all ranks where several in a row finished no step."""
     from titan_pt.components.attempts import count_start
     from titan_pt.components.startup import run_folder
 
     folder, last_step = run_folder(trainer.parts.config), trainer.state.step
-    reason = trainer.parts.world.on_main(lambda: count_start(folder, first_step=first_step, last_step=last_step))
+    reason = trainer.parts.world.on_main(lambda: count_start(folder, why, first_step=first_step, last_step=last_step))
     if reason:
         _close(trainer, wait=True)
         raise GaveUp(reason)

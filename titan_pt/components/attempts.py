@@ -13,10 +13,11 @@ FILE = "attempts.json"
 LIMIT = 3
 
 
-def count_start(run_folder: Path, *, first_step: int, last_step: int) -> str | None:
+def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) -> str | None:
     """Note a start that was stopped, by a signal or for want of data. For rank 0.
 
     Args:
+        why: what stopped it.
         first_step: the step it resumed from.
         last_step: the last step it finished.
 
@@ -33,8 +34,8 @@ def count_start(run_folder: Path, *, first_step: int, last_step: int) -> str | N
     if not gives_up:
         return None
     return (
-        f"{LIMIT} starts in a row were stopped before they finished a step; step {last_step} is saved; see in the log "
-        "what stopped them (signals, or no data), then run the same command again"
+        f"{LIMIT} starts in a row were stopped before they finished a step; the last one: {why}; step {last_step} is "
+        "saved; when the cause is gone, run the same command again"
     )
 
 
