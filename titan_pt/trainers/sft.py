@@ -55,10 +55,11 @@ def check_records(corpus: Corpus, source: MixtureSource) -> None:
     Raises:
         ConfigError: see `build_dataloader`.
     """
-    count = min(_CHECKED, getattr(source.documents, "first_unit_rows", len(source.documents)))
+    rows = getattr(source.documents, "sample_rows", range(len(source.documents)))[:_CHECKED]
+    count = len(rows)
     reasons: Counter[str] = Counter()
     first: dict[str, int] = {}
-    for number in until_stopped(range(count)):
+    for number in until_stopped(rows):
         text = source.documents[number]
         reason = corpus.encode(source, number, text).left_out if text else "empty"
         if reason is not None:
