@@ -39,6 +39,11 @@ class MixtureSource:
         """Whether it is read, and split, unit by unit."""
         return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
 
+    def tell(self, number: int) -> str:
+        """A document's number and, where its source knows it, its file and place there."""
+        place = getattr(self.documents, "place", None)
+        return f"document {number} ({place(number)})" if place else f"document {number}"
+
     def wait_for_ever(self) -> None:
         """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
         if isinstance(self.documents, UnitDocuments):
@@ -106,7 +111,7 @@ class Corpus:
         try:
             return self.encoder.encode(text, self.tokenizer)
         except ValueError as error:
-            raise ConfigError(f"data source {source.name!r}, document {number}: {error}") from error
+            raise ConfigError(f"data source {source.name!r}, {source.tell(number)}: {error}") from error
 
     def tell_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
@@ -124,7 +129,7 @@ class Corpus:
             reason = self.left_out(source, number)
             if reason is None:
                 return
-            first = first or f"; document {number} is left out: {reason}"
+            first = first or f"; {source.tell(number)} is left out: {reason}"
         empty, side = "empty, left out" if first else "empty", "in" if self.held_out else "outside"
         raise ConfigError(
             f"data source {source.name!r}: every document is {empty} or not {side} the held-out split{first}; "

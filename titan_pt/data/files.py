@@ -73,6 +73,12 @@ def _texts(path: str, formatter: Formatter) -> Iterator[str]:
             yield format_row(formatter, row, f"{path}, {place}")
 
 
+def place_of(files: Sequence[str], columns: Columns, number: int) -> str:
+    """File of a document and its place there; documents count from 0 over all files, which are read again for it."""
+    places = (f"{path}, {place}" for path in files for place, _ in _READERS[_ending(path)](path, columns))
+    return next(itertools.islice(places, number, None))
+
+
 def quiet_datasets() -> Any:
     """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
     import datasets

@@ -61,6 +61,8 @@ class DataLoader:
         self._committed: dict[str, Any] = {
             str(s): {**stream.state_dict(), "before": None} for s, stream in self._streams.items()
         }
+        self.also_identity: dict[str, str] = {}
+        """What else than the documents must be equal, of the trainer's own."""
         self._feed: Feed[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -163,6 +165,7 @@ class DataLoader:
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
                 for source in self.corpus.sources
             },
+            **self.also_identity,
         }
 
     def digest(self, state: dict[str, Any]) -> str:

@@ -52,6 +52,11 @@ class UnitDocuments:
         number = self.listing.unit_of(index)
         return self.texts(number)[index - self.listing.starts[number]].as_py()
 
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        found = self.listing.unit_of(number)
+        return f"{self.listing[found]}, row {number - self.listing.starts[found]}"
+
     @cached_property
     def sample_rows(self) -> range:
         """The rows of the first unit that can be read: one look at a row costs the whole unit.

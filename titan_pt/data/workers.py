@@ -128,7 +128,7 @@ class WorkerPool:
 
 def work(connection: Connection, job: WorkerJob) -> None:
     """A worker's life: a global batch for every message, until the loader ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the trainer decides
     if sys.platform == "linux":  # it must not outlive a killed trainer
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))

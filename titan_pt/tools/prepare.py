@@ -21,6 +21,7 @@ from titan_pt.data.prepared import PreparedDocuments, is_prepared, write_prepare
 from titan_pt.data.sources import Documents
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.tools.arguments import run_tool
+from titan_pt.trainers.conversations import reads_records
 
 logger = logging.getLogger("titan_pt")
 
@@ -33,6 +34,11 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
     Raises:
         ConfigError: there is no such source, it is token shards already, or the output cannot be used.
     """
+    if reads_records(config):
+        raise ConfigError(
+            f"job.trainer = {config.job.trainer!r}: token shards hold plain text, and it reads records, of which only "
+            "the answers are learnt; give it the files themselves"
+        )
     sources = {source.name: source for source in config.data.sources}
     if name not in sources:
         raise ConfigError(f"--source {name!r}: the config has {one_of(sources)}{nearest(name, sources)}")
