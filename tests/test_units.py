@@ -243,6 +243,19 @@ def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bo
         data.close()
 
 
+def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It would only ask whether the files are still the same; the loader has a limit of its own, and exit code 75."""
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
+        first = open_units(config)
+        assert first[0] == TEXTS[0]
+        server.down = True
+        assert open_units(config)[0] == TEXTS[0]
+        assert "whether its files are still the same is seen later" in caplog.text
+
+
 def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A text is missing in the first row group, which the start looks at; in three of them it is no accident."""
     path = str(tmp_path / "data" / "*.parquet")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data.corpus import Corpus, MixtureSource
 from titan_pt.data.encoding import PLAIN_TEXT, Encoder, PlainText
-from titan_pt.data.fetch import Patience
+from titan_pt.data.fetch import Patience, Unreachable
 from titan_pt.data.ledger import Ledger
+from titan_pt.data.listing import list_addresses
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments
 from titan_pt.data.reading import Reading
@@ -25,6 +27,8 @@ from titan_pt.data.units import Listing
 
 if TYPE_CHECKING:  # worker processes do not need torch
     from titan_pt.distributed.world import World
+
+logger = logging.getLogger("titan_pt")
 
 _MANIFEST = "units.json"
 
@@ -152,14 +156,15 @@ def _list_all(
     found: dict[str, dict[str, Any] | None] = {}
     for source in sources:
         key = _key(source)
-        at_address = source.path is not None and is_remote(source.path)
-        if key in known and not at_address:  # files of a commit of the hub, which do not change
-            found[source.name] = known[key]
+        if key in known:
+            try:
+                _require_same(source, Listing.from_json(known[key]), reading, path)
+                found[source.name] = known[key]
+            except ConfigError as error:
+                found[source.name] = {"problems": [f"data source {source.name!r}: {text}" for text in error.problems]}
             continue
         try:
             listing = list_units(source, reading=reading, num_streams=num_streams)
-            if key in known and listing is not None:
-                _require_same(source, Listing.from_json(known[key]), listing, path)
         except ConfigError as error:
             found[source.name] = {"problems": error.problems}
             continue
@@ -170,13 +175,24 @@ def _list_all(
     return found
 
 
-def _require_same(source: Source, known: Listing, found: Listing, manifest: Path) -> None:
-    """Raise a ConfigError unless the files at an address are those that the run began with."""
+def _require_same(source: Source, known: Listing, reading: Reading, manifest: Path) -> None:
+    """Raise a ConfigError unless the files at an address are those that the run began with.
+
+    Those of a commit of the hub do not change. A server that does not answer is no reason to stop: what was read is in
+    the cache, and what is read later is compared then.
+    """
+    if source.path is None or not is_remote(source.path):
+        return
+    try:
+        found = list_addresses(source.path, reading.store_for(reading.patience.attempt_seconds))
+    except Unreachable as error:
+        logger.warning(f"data source {source.name!r}: {error}; whether its files are still the same is seen later")
+        return
     changed = [new.name for old, new in zip(known.files, found.files, strict=True) if old != new]
     if changed:
         raise ConfigError(
-            f"data source {source.name!r}: {changed[0]}{' and others' * (len(changed) > 1)} at {source.path} "
-            f"changed since the run began; restore it, or remove {manifest} to train on what is there now (a resume "
+            f"{changed[0]}{' and others' * (len(changed) > 1)} at {source.path} changed "
+            f"since the run began; restore it, or remove {manifest} to train on what is there now (a resume "
             'then needs checkpoint.exclude_from_loading = ["data"])'
         )
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,11 @@ class Reading:
         self.limit_seconds = patience.start_seconds
         """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
         self._start()
+
+    def store_for(self, seconds: float) -> ParquetStore:
+        """Another store, which gives up a start after that time."""
+        patience = replace(self.patience, start_seconds=seconds)
+        return ParquetStore(Http(patience), patience, self.cache, self.stop)
 
     def interrupt(self) -> None:
         """Let nobody wait any longer; reading can go on at once."""
