@@ -10,7 +10,7 @@ from hf_helpers import export_here, write_model
 from tokenizers import Tokenizer, processors
 
 from titan_pt.components import chat
-from titan_pt.components.chat import chat_tokens, learnt_tokens, prompt_tokens, stop_ids
+from titan_pt.components.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.components.model_source import open_model_source
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
@@ -94,6 +94,20 @@ def test_the_end_of_turn_is_the_template_s() -> None:
     assert [token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt and token > 255] == [258, 258]
     assert ids[-1] == 258, "and nothing behind it"
     assert stop_ids(Templated(NO_END)) == [256] and stop_ids(Templated("{{ messages.x.y }}")) == [256]
+
+
+def test_templates_find_what_transformers_gives_them(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = (
+        "{% if tools is not none or documents %}tools{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content | tojson }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    write_model(tmp_path, qwen=True, tied=True)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    talk = [{"role": "user", "content": "<b> & 'é'"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    whole = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    assert chat_text(build_tokenizer(TokenizerSection(name=str(tmp_path))), talk) == whole
 
 
 def test_answers_of_weight_0_are_not_learnt() -> None:

@@ -1,6 +1,7 @@
 """A conversation as tokens, by the tokenizer's Jinja template: those that a model continues, or learns from."""
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -232,7 +233,12 @@ def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | No
 def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool) -> str:
     try:
         return _template(chat_template(tokenizer)).render(
-            messages=messages, add_generation_prompt=prompt, strftime_now=day.strftime, **_named_tokens(tokenizer)
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=prompt,
+            strftime_now=day.strftime,
+            **_named_tokens(tokenizer),
         )
     except TemplateError as error:
         raise ConfigError(f"chat template of the tokenizer: {error}") from None
@@ -291,4 +297,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # jinja's own is for web pages
     return environment
