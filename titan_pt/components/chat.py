@@ -75,7 +75,7 @@ def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
     at = 0
     for (start, end), is_wanted in zip(spans, wanted, strict=True):
         for part, is_learnt in ((text[at:start], False), (text[start:end], is_wanted)):
-            tokens = encode_with_special_tokens(tokenizer, part)
+            tokens = encode_with_special_tokens(tokenizer, part, begins=not ids)
             ids += tokens
             learnt += [is_learnt] * len(tokens)
         at = end
@@ -141,8 +141,19 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*prefix, *tokenizer.encode(text)]
 
 
-def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a rendered template, in which the names of special tokens stand for these tokens."""
+def encode_behind(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that other tokens come before."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.encode_behind(text)
+    return tokenizer.encode(text)
+
+
+def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool = True) -> list[int]:
+    """The ids of a rendered template, in which the names of special tokens stand for these tokens.
+
+    Args:
+        begins: nothing comes before it.
+    """
     names = tokenizer.special_ids
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     ids: list[int] = []
@@ -150,7 +161,8 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
         if part in names:
             ids.append(names[part])
         elif part:
-            ids += tokenizer.encode(part.replace(_APART, ""))
+            bare = part.replace(_APART, "")
+            ids += tokenizer.encode(bare) if begins and not ids else encode_behind(tokenizer, bare)
     return ids
 
 
