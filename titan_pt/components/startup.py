@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 
 import titan_pt
+from titan_pt.components.checkpoint_steps import iter_steps
 from titan_pt.components.flops import FORMULA
 from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
@@ -52,6 +53,12 @@ def prepare_run_folder(config: JobConfig) -> Path:
 def run_folder(config: JobConfig) -> Path:
     """job.dump_folder as a path."""
     return Path(config.job.dump_folder).expanduser()
+
+
+def has_steps(config: JobConfig) -> bool:
+    """Whether the run folder holds steps to resume from."""
+    options = config.checkpoint
+    return options.enable and any(iter_steps(run_folder(config) / options.folder))
 
 
 def lock_run_folder(folder: Path) -> IO[str]:

@@ -119,7 +119,7 @@ class Data(Section):
     substitute_after_seconds: Timeout = 600.0
     """How long "substitute" waits before it does so."""
     max_stall_seconds: Timeout = 3600.0
-    """A run that gets no data for so long saves a checkpoint and ends with exit code 75."""
+    """A run that gets no data for so long saves a checkpoint and ends with exit code 75; a start fails after it."""
 
 
 class Checkpoint(Section):

@@ -1,5 +1,6 @@
 """What streams read: the sources of a mixture, and which side of the held-out split."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -121,8 +122,8 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        first = ""
-        for number in until_stopped(range(len(source.documents))):
+        first, numbers = "", range(len(source.documents))
+        for number in until_stopped(itertools.chain(getattr(source.documents, "sample_rows", ()), numbers)):
             if not self.has(source, number):
                 continue
             reason = self.left_out(source, number)

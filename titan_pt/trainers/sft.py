@@ -74,11 +74,12 @@ def check_records(corpus: Corpus, source: MixtureSource) -> bool:
     Raises:
         ConfigError: see `build_dataloader`.
     """
-    count = min(_CHECKED, getattr(source.documents, "first_unit_rows", len(source.documents)))
+    rows = getattr(source.documents, "sample_rows", range(len(source.documents)))[:_CHECKED]
+    count = len(rows)
     reasons: Counter[str] = Counter()
     first: dict[str, int] = {}
     talks = False
-    for number in until_stopped(range(count)):
+    for number in until_stopped(rows):
         text = source.documents[number]
         reason = corpus.encode(source, number, text).left_out if text else "empty"
         if reason is not None:
