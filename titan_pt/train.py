@@ -65,6 +65,8 @@ def leave(code: int) -> NoReturn:
 
 def run(config: JobConfig) -> ExitCode:
     """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED."""
+    if config.comm.mode == "fake_backend":
+        return rehearse(config)
     from titan_pt.components.startup import write_config
 
     trainer = None
@@ -94,6 +96,18 @@ def run(config: JobConfig) -> ExitCode:
         raise
     _close(trainer, wait=True)
     return code
+
+
+def rehearse(config: JobConfig) -> ExitCode:
+    """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
+    from titan_pt.dry_run import dry_run
+
+    try:
+        dry_run(config)
+    except Preempted:
+        logger.warning("Stopped by a signal; a dry run leaves nothing")
+        return ExitCode.TERMINATED
+    return ExitCode.DONE
 
 
 def _close(trainer: "Trainer | None", *, wait: bool) -> None:

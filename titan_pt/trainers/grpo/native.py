@@ -124,6 +124,18 @@ class NativeEngine:
             completions += self._turn(requests[start : start + self._max_rows], sampling, watch)
         return completions
 
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds between generations."""
+        return [*self._model.parameters(), *self._model.buffers(), *self._decoder.output.tensors]
+
+    @torch.no_grad()
+    def decode_once(self, count: int, slots: int, sampling: Sampling) -> Rows:
+        """One decoding step of the rows that so many completions take, of at least so many slots: for a dry run."""
+        size, slots = self._size(count), _round_up(slots, self._decoder.span)
+        room = self._decoder.room(size, slots, sampling.max_new_tokens)
+        self._decoder.step(room.first(size, slots), sampling)
+        return room
+
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = self._model.args.max_seq_len
         for number, prompt in enumerate(prompts):
@@ -246,9 +258,12 @@ def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.devic
         model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
         if not isinstance(model, Transformer):
             return None
-        for parameter in model.parameters():  # not the buffers: RoPE's angles stay in float32
-            parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
-    model.to_empty(device=device)
+    compute_type = getattr(torch, config.training.mixed_precision_param)
+    for module in model.modules():  # not the buffers in this type: RoPE's angles stay in float32
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=compute_type, device=device)))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty_like(buffer, device=device))
     model.init_buffers()
     return model
 

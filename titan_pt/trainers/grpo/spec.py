@@ -24,6 +24,7 @@ from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.step import GrpoStep
+from titan_pt.trainers.grpo.trial import build_trial
 
 logger = logging.getLogger("titan_pt")
 
@@ -157,6 +158,7 @@ SPEC = register_trainer_spec(
         describe=describe,
         build_step=build_step,
         build_validator=build_validator,
+        build_trial=build_trial,
         validates_first=True,
     )
 )

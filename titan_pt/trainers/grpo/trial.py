@@ -1,0 +1,124 @@
+"""GRPO's step in a dry run: the engine and its memory, one decoding step, one update on full-length completions."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.job_config import JobConfig
+from titan_pt.distributed.fsdp import allocate
+from titan_pt.protocols.step import StepMetrics, StepParts, TrainState, Trial
+from titan_pt.protocols.trainer_spec import TrainerSpec
+from titan_pt.trainers import pretrain
+from titan_pt.trainers.grpo.decode import Rows
+from titan_pt.trainers.grpo.engine import build_engine
+from titan_pt.trainers.grpo.native import NativeEngine
+from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.policy import PolicyUpdate
+from titan_pt.trainers.grpo.reference import Reference
+from titan_pt.trainers.grpo.sampling import rollout_sampling
+
+# Of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
+PROMPT_TOKENS = 256
+
+
+def build_trial(_spec: TrainerSpec, parts: StepParts) -> Trial:
+    """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together."""
+    config = _one_iteration(parts.config)
+    parts = dataclasses.replace(parts, config=config)
+    reference = _reference(parts)
+    engine = build_engine(config, parts.tokenizer, parts.world, [parts.tokenizer.eos_id])
+    engine.sync_weights(parts.model)
+    held: dict[str, Sequence[torch.Tensor]] = {"reference": list(reference.model.parameters())} if reference else {}
+    sampling_bytes, notes = 0, [f'rollout.engine = "{section(config, Rollout).engine}" is built, and samples nothing']
+    if isinstance(engine, NativeEngine):
+        held["rollout_engine"] = engine.tensors()
+        count, slots = sampled_rows(config, parts.world.size), row_slots(config)
+        rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
+        sampling_bytes = _bytes(rows)
+        notes = [f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"]
+        del rows
+    update = PolicyUpdate(parts, reference.model if reference else None)
+    samples = synthetic_samples(config, parts.world.size)
+
+    def step(state: TrainState) -> StepMetrics:
+        updated = update([samples], parts.schedule(state.step + 1))
+        return StepMetrics(
+            loss=updated.loss,
+            grad_norm=updated.grad_norm,
+            skipped=updated.skipped,
+            lr=0.0,
+            tokens=sum(sample.num_inputs for sample in samples),
+            data_seconds=0.0,
+        )
+
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    notes.append(f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
+    batch = (
+        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
+        f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of "
+        f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
+    )
+    return Trial(step, batch, _num_samples(config) > len(samples), held, sampling_bytes, notes)
+
+
+def _one_iteration(config: JobConfig) -> JobConfig:
+    """An only update needs one forward of the policy; more of them take no more memory at a time."""
+    updates = {
+        name: value.model_copy(update={"num_iterations": 1}) for name, value in config if isinstance(value, Grpo)
+    }
+    return config.model_copy(update=updates)
+
+
+def sampled_rows(config: JobConfig, num_ranks: int) -> int:
+    """Most completions that one rank decodes together: of a step, the probe or an evaluation."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
+    wanted = [math.ceil(grpo.prompts_per_step * oversample) * rollout.num_samples]
+    if grpo.probe != "off":
+        wanted.append(grpo.probe_prompts * rollout.num_samples)
+    if config.validation.enable:
+        wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
+    return min(rollout.max_rows, -(-max(wanted) // num_ranks))
+
+
+def row_slots(config: JobConfig) -> int:
+    """Positions of a completion and its prompt."""
+    return prompt_tokens(config) + section(config, Rollout).max_new_tokens
+
+
+def prompt_tokens(config: JobConfig) -> int:
+    """Assumed of a prompt."""
+    return min(PROMPT_TOKENS, config.training.seq_len - section(config, Rollout).max_new_tokens)
+
+
+def synthetic_samples(config: JobConfig, num_ranks: int) -> list[Sample]:
+    """Of one update, or as many as fill one micro-batch of every rank."""
+    length = section(config, Rollout).max_new_tokens
+    prompt = prompt_tokens(config)
+    a_row = max(1, config.training.seq_len // (prompt + length - 1))
+    count = min(_num_samples(config), a_row * config.training.local_batch_size * num_ranks)
+    return [Sample((0,) * prompt, (0,) * length, (0.0,) * length)] * count
+
+
+def _num_samples(config: JobConfig) -> int:
+    grpo = section(config, Grpo)
+    return grpo.prompts_per_step // grpo.num_minibatches * section(config, Rollout).num_samples
+
+
+def _reference(parts: StepParts) -> Reference | None:
+    options = section(parts.config, Grpo)
+    if options.kl_coef == 0.0:
+        return None
+    model = pretrain.parallelize(pretrain.build_model(parts.config, parts.tokenizer), parts.config, parts.world)
+    allocate(model, parts.config, parts.world)
+    return Reference(model, parts.model, parts.optimizer, options)
+
+
+def _bytes(rows: Rows) -> int:
+    own: Mapping[str, object] = vars(rows)
+    cached = [tensor for layer in rows.cache.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
+    tensors = [value for value in own.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*cached, *tensors))
