@@ -69,8 +69,12 @@ class Traced:
     @property
     def peak_bytes(self) -> int:
         """The most that is alive at a time."""
-        resting = sum(self.memory[kind] for kind in self.memory if kind not in _PASSING)
-        return max(sum(self.memory.values()), resting + self.sampling_bytes)
+        return max(sum(self.memory.values()), int(resting(self.memory)) + self.sampling_bytes)
+
+
+def resting(kinds: Mapping[str, float]) -> float:
+    """What of it is there between steps too."""
+    return sum(size for kind, size in kinds.items() if kind not in _PASSING)
 
 
 # Not there between steps.

@@ -82,7 +82,7 @@ class NativeEngine:
         self._model = model.eval().requires_grad_(False)
         self._decoder = build_decoder(self._model, stop_ids, compile_backend)
         self._stop_ids, self._stop_requested, self._stride = frozenset(stop_ids), stop_requested, stride
-        self._max_rows = next(rows for rows in range(max_rows, 0, -1) if _row_count(rows) == rows)
+        self._max_rows = next(rows for rows in range(max_rows, 0, -1) if row_count(rows) == rows)
         self.stats = DecodeStats()
 
     @torch.no_grad()
@@ -181,7 +181,7 @@ class NativeEngine:
 
     def _size(self, rows: int) -> int:
         """Rows to decode with, where so many are needed."""
-        return max(_row_count(rows), self._decoder.min_rows)
+        return max(row_count(rows), self._decoder.min_rows)
 
     def _read(self, requests: Sequence[_Request], rows: Rows) -> torch.Tensor:
         """hidden_RD of the last token of each row's prompt. Different prompts are read once, the longest first."""
@@ -282,7 +282,7 @@ def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
         start += count
 
 
-def _row_count(rows: int) -> int:
+def row_count(rows: int) -> int:
     """The first of 1, 2, 3, 4, 6, 8, 12, 16, ... that holds the rows: few shapes for a compiler or graphs."""
     power = 1 << (rows - 1).bit_length()
     return power * 3 // 4 if rows <= power * 3 // 4 else power

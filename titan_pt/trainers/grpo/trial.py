@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +42,8 @@ def build_trial(_spec: TrainerSpec, parts: StepParts) -> Trial:
         notes = [f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"]
         del rows
     update = PolicyUpdate(parts, reference.model if reference else None)
-    samples = synthetic_samples(config, parts.world.size)
+    size = update_size(config, parts.world.size)
+    samples = synthetic_samples(config, size)
 
     def step(state: TrainState) -> StepMetrics:
         updated = update([samples], parts.schedule(state.step + 1))
@@ -61,7 +63,7 @@ def build_trial(_spec: TrainerSpec, parts: StepParts) -> Trial:
         f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of "
         f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
     )
-    return Trial(step, batch, _num_samples(config) > len(samples), held, sampling_bytes, notes)
+    return Trial(step, batch, size.accumulates, held, sampling_bytes, notes)
 
 
 def _one_iteration(config: JobConfig) -> JobConfig:
@@ -75,13 +77,19 @@ def _one_iteration(config: JobConfig) -> JobConfig:
 def sampled_rows(config: JobConfig, num_ranks: int) -> int:
     """Most completions that one rank decodes together: of a step, the probe or an evaluation."""
     grpo, rollout = section(config, Grpo), section(config, Rollout)
-    oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
-    wanted = [math.ceil(grpo.prompts_per_step * oversample) * rollout.num_samples]
+    wanted = [step_rows(config)]
     if grpo.probe != "off":
         wanted.append(grpo.probe_prompts * rollout.num_samples)
     if config.validation.enable:
         wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
     return min(rollout.max_rows, -(-max(wanted) // num_ranks))
+
+
+def step_rows(config: JobConfig) -> int:
+    """Completions that a step samples in its first round, over all ranks."""
+    grpo = section(config, Grpo)
+    oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
+    return math.ceil(grpo.prompts_per_step * oversample) * section(config, Rollout).num_samples
 
 
 def row_slots(config: JobConfig) -> int:
@@ -94,13 +102,33 @@ def prompt_tokens(config: JobConfig) -> int:
     return min(PROMPT_TOKENS, config.training.seq_len - section(config, Rollout).max_new_tokens)
 
 
-def synthetic_samples(config: JobConfig, num_ranks: int) -> list[Sample]:
-    """Of one update, or as many as fill one micro-batch of every rank."""
+@dataclass(frozen=True)
+class UpdateSize:
+    """One micro-batch of an update."""
+
+    samples: int
+    """Completions over all ranks."""
+    rows: int
+    """Of a rank."""
+    scored_tokens: int
+    """Tokens of a rank's completions."""
+    accumulates: bool
+    """An update has several."""
+
+
+def update_size(config: JobConfig, num_ranks: int) -> UpdateSize:
+    """The micro-batch of full-length completions."""
     length = section(config, Rollout).max_new_tokens
-    prompt = prompt_tokens(config)
-    a_row = max(1, config.training.seq_len // (prompt + length - 1))
-    count = min(_num_samples(config), a_row * config.training.local_batch_size * num_ranks)
-    return [Sample((0,) * prompt, (0,) * length, (0.0,) * length)] * count
+    a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
+    wanted, most = _num_samples(config), a_row * config.training.local_batch_size * num_ranks
+    own = -(-min(wanted, most) // num_ranks)
+    return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
+
+
+def synthetic_samples(config: JobConfig, size: UpdateSize) -> list[Sample]:
+    """Of one micro-batch."""
+    length = section(config, Rollout).max_new_tokens
+    return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 
 
 def _num_samples(config: JobConfig) -> int:
