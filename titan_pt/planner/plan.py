@@ -156,12 +156,14 @@ def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: f
 
 
 def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, float] | None:
-    """The closed form of a run, with what GRPO keeps; None where the model has none."""
+    """The closed form of a run, with what GRPO keeps beside the engine; None where the model has none."""
     if not isinstance(args, TransformerArgs):
         return None
+    offloads = config.training.enable_cpu_offload
     budget = get_trainer_spec(config.job.trainer).plan_budget(config, num_gpus)
     if not any(isinstance(value, Grpo) for _, value in config):
-        return estimate(shape_of(config, args, num_gpus, accumulates=budget.accumulation_steps > 1))
+        shape = shape_of(config, args, num_gpus, accumulates=budget.accumulation_steps > 1)
+        return on_device(estimate(shape), offloads=offloads)
     from titan_pt.trainers.grpo.trial import update_size
 
     size = update_size(config, num_gpus)
@@ -172,19 +174,16 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
     if section(config, Grpo).kl_coef > 0:
         shards = max(1, num_gpus // config.parallelism.data_parallel_replicate_degree)
         kinds["reference"] = 4 * args.num_parameters / shards
-    return kinds
+    return on_device(kinds, offloads=offloads)
 
 
 def _memory(config: JobConfig, args: Any, target: Target, traced: Traced, rollouts: Rollouts | None) -> Memory:
-    offloads = config.training.enable_cpu_offload
     kinds: dict[str, float] = dict(traced.memory)
     kinds["optimizer"] *= moment_bytes(config) / 8  # traced with moments of 32 bits
-    kinds = on_device(kinds, offloads=offloads)
+    kinds = on_device(kinds, offloads=config.training.enable_cpu_offload)
     estimated = estimated_kinds(config, args, target.num_gpus)
-    if estimated is not None:
-        estimated = on_device(estimated, offloads=offloads)
-        if rollouts:
-            estimated["rollout_engine"] = rollouts.engine_bytes
+    if estimated is not None and rollouts:
+        estimated["rollout_engine"] = rollouts.engine_bytes
     peak = max(sum(kinds.values()), resting(kinds) + traced.sampling_bytes)
     return Memory(
         traced=kinds,

@@ -105,7 +105,8 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda") -> Traced:
         parts = _build(config, spec, budget, world)
         with _told(spec):
             trial = spec.build_trial(spec, parts)
-            flops = _first_step(trial)
+            # Makes the optimizer's state; also, DTensor works out its shapes once, by tensors that must not be counted.
+            flops = count_flops(lambda: trial.step(TrainState()))
             tracker = _second_step(parts, trial)
         held = {name: _bytes(tensors) for name, tensors in trial.held.items()}
         return Traced(
@@ -140,8 +141,8 @@ def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorl
     )
 
 
-def _first_step(trial: Trial) -> int:
-    """Makes the optimizer's state; also, DTensor works out its shapes once, by tensors that must not be counted."""
+def count_flops(step: Callable[[], Any]) -> int:
+    """Operations of products and attention, also of the CPU's own attention, which torch's table leaves out."""
     aten = torch.ops.aten
     more = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
@@ -150,7 +151,7 @@ def _first_step(trial: Trial) -> int:
         ),
     }
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
-        trial.step(TrainState())
+        step()
     return counter.get_total_flops()
 
 
