@@ -4,6 +4,7 @@ A process of its own for each: the peak of resident memory during three steps le
 that libraries and caches do not count. glibc is told to give freed memory back, else its own pools are measured too.
 """
 
+import functools
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ def flags(flavor: str) -> list[str]:
 
 def measure(flavor: str, *more: str) -> dict[str, float]:
     """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
+    from titan_pt.components.deadline import PlannedSchedule
     from titan_pt.components.startup import run_folder
     from titan_pt.components.tokenizer import SizedTokenizer
     from titan_pt.config import load_config
@@ -54,7 +56,7 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
         tokenizer=tokenizer,
         model=model,
         optimizer=spec.build_optimizers(model, config),
-        schedule=spec.build_lr_schedulers(config, budget.steps),
+        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=None,
         raise_if_preempted=lambda: None,
     )

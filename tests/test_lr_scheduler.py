@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from titan_pt.components.lr_scheduler import build_lr_schedulers, lr_factor
+from titan_pt.components.lr_scheduler import build_lr_schedulers, lr_factor, warn_of_short_warmup
 from titan_pt.config import load_config
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -56,7 +56,9 @@ def test_total_steps_may_differ_from_the_run() -> None:
 def test_a_warmup_longer_than_the_run_is_shortened_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("titan_pt").propagate = True
     with caplog.at_level(logging.WARNING, logger="titan_pt"):
-        schedule = build_lr_schedulers(load_config([SOURCE, "--lr_scheduler.warmup_steps", "200"]), 20)
+        config = load_config([SOURCE, "--lr_scheduler.warmup_steps", "200"])
+        warn_of_short_warmup(config, 20)
+    schedule = build_lr_schedulers(config, 20)
     assert "shortened to 19" in caplog.text
     assert schedule(19) == pytest.approx(8e-4) and schedule(20) == 0.0
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -17,13 +18,14 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
-from titan_pt.outcome import EXIT_CODES_VARIABLE, ExitCode, read_exit_codes, read_reasons
+from titan_pt.outcome import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the workers and wait for them. Returns the exit code of the job on this node."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ[START_VARIABLE] = str(time.time())
     _handle_once((signal.SIGTERM, signal.SIGINT), lambda _: KeyboardInterrupt())
     try:
         from torch.distributed import run

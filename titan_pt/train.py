@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,7 +14,7 @@ from titan_pt.components.preemption import ignore_signals, install_handlers
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
-from titan_pt.outcome import ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.outcome import START_VARIABLE, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
 
 if TYPE_CHECKING:
     from titan_pt.protocols.step import StepParts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the arguments say; returns the exit code."""
+    started = float(os.environ.get(START_VARIABLE, time.time()))
     # Idle OpenMP threads that spin take the other ranks' and the loader's cores; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     install_handlers()
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     reason = ""
     try:
-        code = run(load_config(argv))
+        code = run(load_config(argv), started)
     except ConfigError as error:
         code, reason = ExitCode.USAGE, error.report()
     except GaveUp as error:
@@ -63,15 +65,19 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def run(config: JobConfig) -> ExitCode:
-    """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED."""
+def run(config: JobConfig, started: float) -> ExitCode:
+    """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED.
+
+    Args:
+        started: when this attempt began, a Unix time.
+    """
     if config.comm.mode == "fake_backend":
         return rehearse(config)
     from titan_pt.components.startup import write_config
 
     trainer = None
     try:
-        trainer = build_trainer(config)
+        trainer = build_trainer(config, started)
         trainer.load()
         if trainer.parts.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
@@ -124,8 +130,12 @@ def _is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def build_trainer(config: JobConfig) -> "Trainer":
-    """The decisions of a run, in order."""
+def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
+    """The decisions of a run, in order.
+
+    Args:
+        started: when this attempt began, a Unix time; None: now.
+    """
     import torch
 
     from titan_pt.components.flops import peak_flops
@@ -155,6 +165,7 @@ def build_trainer(config: JobConfig) -> "Trainer":
         flops_per_token=flops_per_token,
         flops_per_second=peak * world.size if peak else None,
         validates_first=spec.validates_first,
+        started=time.time() if started is None else started,
     )
 
 
@@ -162,6 +173,7 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     """What the step function is given: checked on this rank alone, then built together with the others."""
     import functools
 
+    from titan_pt.components.deadline import PlannedSchedule
     from titan_pt.components.preemption import raise_if_preempted
     from titan_pt.components.startup import prepare_run_folder, set_determinism
     from titan_pt.data.sources import check_sources
@@ -187,7 +199,7 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
         tokenizer=tokenizer,
         model=model,
         optimizer=spec.build_optimizers(model, config),
-        schedule=spec.build_lr_schedulers(config, budget.steps),
+        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=spec.build_dataloader(config, tokenizer, world, budget),
         raise_if_preempted=functools.partial(raise_if_preempted, world),
     )

@@ -1,8 +1,9 @@
 """The Trainer: the loop and what every kind of training shares, from resume to the last checkpoint."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,8 +13,9 @@ from titan_pt.components.hf_running import export_running
 from titan_pt.components.preemption import protect_progress
 from titan_pt.components.profiling import Profiler
 from titan_pt.components.records import Interval, Records
-from titan_pt.components.run_state import load_run, load_weights, run_documents, run_tensors
+from titan_pt.components.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
 from titan_pt.components.startup import lock_run_folder
+from titan_pt.components.timekeeper import Timekeeper
 from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
@@ -33,6 +35,7 @@ class Trainer:
         flops_per_second: peak of all ranks together, for the MFU; None where unknown.
         flops_per_token: of training.
         validates_first: validate before step 1 too.
+        started: when this attempt began, a Unix time; a deadline counts from the run's first one.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Trainer:
         flops_per_second: float | None,
         flops_per_token: float,
         validates_first: bool = False,
+        started: float,
     ) -> None:
         self.parts, self._step, self._validator = parts, step, validator
         self._identity = dict(identity)
@@ -53,6 +57,8 @@ class Trainer:
         self.state = TrainState()
         options = parts.config.checkpoint
         self._checkpointer = Checkpointer(run_folder / options.folder, options, parts.world) if options.enable else None
+        # Without checkpoints each start is another run.
+        self._time = Timekeeper(parts, run_folder if options.enable else None, started)
         self._garbage = GarbageCollection(parts.config.training)
         self._profiler = Profiler(parts.config.profiling, run_folder, parts.world)
         self._records = Records(parts, run_folder, flops_per_second=flops_per_second, flops_per_token=flops_per_token)
@@ -75,9 +81,10 @@ class Trainer:
             self._checkpointer.remove_leftovers()
         initial_path = parts.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
+        planned: Mapping[str, Any] | None = None
         if self._checkpointer and found is not None:
             resumed = load_run(parts, self._step, found, self._identity)
-            self.state = resumed.state
+            self.state, planned = resumed.state, resumed.deadline
             self._records.row, self._records.owed = resumed.owed_row or {}, resumed.owed_row is not None
             self._checkpointer.last_step = self.state.step
             protect_progress()
@@ -89,6 +96,7 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
+        self._time.begin(planned)
         # A row that is still to be written must not be there twice; nor the row of step 0, before any training.
         rewrites = self._records.owed or self.state.step == 0
         self._records.open(self.state.step - 1 if rewrites else self.state.step)
@@ -100,11 +108,11 @@ class Trainer:
             Preempted: a signal came; a checkpoint of the last finished step is on disk (`has_checkpoint`).
             GaveUp: too many steps were not finite.
         """
-        state, budget = self.state, self.parts.budget
-        if state.step < budget.steps:
+        state = self.state
+        if state.step < self._time.total_steps:
             logger.info(f"Training starts at step {state.step + 1}")
         else:
-            logger.info(f"The run has its {budget.steps:,} steps; raise training.steps to go on")
+            logger.info(f"The run has its {self._time.total_steps:,} steps; raise {self._time.advice} to go on")
         try:
             if state.step == 0 and self._validates_first and self._validator:
                 self._records.row = {"step": 0}
@@ -113,17 +121,22 @@ class Trainer:
                 self._write_row(validate=self._validator is not None)
             self._records.interval = Interval()
             with self._garbage, self._profiler:
-                while state.step < budget.steps:
+                while state.step < self._time.total_steps:
                     metrics = self._one_step()
                     if metrics is None:
                         logger.warning("Every data source is spent: the run ends here")
-                        self._finish_early()
+                        self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
         except Preempted:
             self.parts.optimizer.zero_grad(set_to_none=True)  # the unfinished step
-            self._save_finished()
-            raise
-        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens")
+            if not self._time.is_over():
+                self._save_finished()
+                raise
+            logger.warning("The deadline came before the planned last step, whose learning rate is the lowest")
+            self._finish_early(
+                f"training.max_hours = {self.parts.config.training.max_hours:g}: over", "give the run more time"
+            )
+        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._time.end()}")
 
     @property
     def has_checkpoint(self) -> bool:
@@ -143,8 +156,9 @@ class Trainer:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _one_step(self) -> StepMetrics | None:
-        state, config, budget = self.state, self.parts.config, self.parts.budget
+        state, config = self.state, self.parts.config
         self.parts.raise_if_preempted()
+        self._time.plan(state.step)
         try:
             metrics = self._step(state)
         except GaveUpTogether:
@@ -156,7 +170,8 @@ class Trainer:
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         self._records.interval.add(state.step, metrics)
-        last = state.step == budget.steps
+        self._time.step_ends()
+        last = state.step == self._time.total_steps
         validates = self._validator and (state.step == 1 or last or state.step % config.validation.freq == 0)
         if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
             self._log(validate=bool(validates))
@@ -166,16 +181,17 @@ class Trainer:
         if not self._warm:  # the first step compiles and connects
             self._warm = True
             protect_progress()
+            self._time.keep_start()
             tighten_timeouts(self.parts.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         self._profiler.step()
         return metrics
 
-    def _finish_early(self) -> None:
-        """The data ended before the steps did: log, validate and save the last finished step."""
+    def _finish_early(self, why: str, way_out: str) -> None:
+        """The data or the time ended before the steps did: log, validate and save the last finished step."""
         state, validates = self.state, self._validator is not None
         if state.step == 0:
-            raise ConfigError("data.sources: spent before the first step; add documents or raise their max_epochs")
+            raise ConfigError(f"{why} before the first step was done; {way_out}")
         records = self._records
         if records.interval.num_steps:
             self._log(validate=validates)
@@ -211,10 +227,21 @@ class Trainer:
         records = self._records
         records.owed = True
         if validate and self._validator:
-            with self.parts.world.patient():  # the first one compiles, and ranks may evaluate at their own pace
+            # Patient: the first one compiles, and ranks may evaluate at their own pace.
+            with self._pause("validation"), self.parts.world.patient():
                 records.row |= self._validator()
         records.validated = validate
-        records.write()
+        records.write(self._time.total_steps)
+
+    @contextlib.contextmanager
+    def _pause(self, what: str) -> Iterator[None]:
+        """Training waits for a validation, a save or an export: no time of a step."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._records.interval.paused_seconds += seconds
+        whole = self._checkpointer.seconds if self._checkpointer and what == "save" else 0.0
+        self._time.paused(what, seconds, whole)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -222,16 +249,17 @@ class Trainer:
         options = self.parts.config.checkpoint
         if self._checkpointer is None or options.load_only:
             return False
-        first = options.enable_first_step_checkpoint and self.state.step == 1
+        # A run with a deadline has to know early how long a save takes.
+        early = options.enable_first_step_checkpoint or self.parts.config.training.max_hours is not None
+        first = early and self.state.step == 1
         return last or first or self.state.step % options.interval == 0
 
     def _export(self, last: bool) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
         interval = self.parts.config.checkpoint.export_hf_interval
         if interval and (last or self.state.step % interval == 0):
-            paused = time.perf_counter()
-            export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
-            self._records.interval.paused_seconds += time.perf_counter() - paused
+            with self._pause("export"):
+                export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
@@ -241,18 +269,18 @@ class Trainer:
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
-        paused = time.perf_counter()
-        self._records.count_skipped(self.state)
-        self._give_up_after_too_many()
-        owed_row = self._records.row if self._records.owed else None
-        documents = run_documents(self.parts, self._step, self.state, self._identity, owed_row)
-        try:
-            self._checkpointer.save(self.state.step, run_tensors(self.parts, self._step), documents)
-            if required:
-                self._checkpointer.wait()
-        except CheckpointError as error:
-            if required:
-                raise
-            if self.parts.world.is_main:
-                logger.error(f"{error}; training goes on")
-        self._records.interval.paused_seconds += time.perf_counter() - paused
+        with self._pause("save"):
+            self._records.count_skipped(self.state)
+            self._give_up_after_too_many()
+            owed_row = self._records.row if self._records.owed else None
+            resumed = Resumed(self.state, owed_row, self._time.state_dict())
+            documents = run_documents(self.parts, self._step, self._identity, resumed)
+            try:
+                self._checkpointer.save(self.state.step, run_tensors(self.parts, self._step), documents)
+                if required:
+                    self._checkpointer.wait()
+            except CheckpointError as error:
+                if required:
+                    raise
+                if self.parts.world.is_main:
+                    logger.error(f"{error}; training goes on")

@@ -78,6 +78,8 @@ class Checkpointer:
         self._stager = BlockingAsyncStager(cache_staged_state_dict=pinned)
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
+        self.seconds = 0.0
+        """What the last save took, to its end."""
 
     def remove_leftovers(self) -> None:
         """Remove what a killed save left. Only for the one run that may write to the folder."""
@@ -156,9 +158,9 @@ class Checkpointer:
             if self._world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} could not be saved to {self._folder}: {error}") from None
-        self.last_step = step
+        self.last_step, self.seconds = step, time.monotonic() - start
         if self._world.is_main:
-            logger.info(f"saved {self._folder / f'step-{step}'} in {time.monotonic() - start:.1f} s")
+            logger.info(f"saved {self._folder / f'step-{step}'} in {self.seconds:.1f} s")
 
     def _on_all_ranks(self, action: Callable[[], T]) -> list[T]:
         """Every rank's value of the action; where it failed on any rank, its reason as a CheckpointError on all."""

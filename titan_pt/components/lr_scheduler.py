@@ -17,11 +17,6 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
     section = config.lr_scheduler
     total = section.total_steps or steps
     warmup = warmup_steps(config, steps)
-    if warmup < section.warmup_steps:
-        logger.warning(
-            f"lr_scheduler.warmup_steps = {section.warmup_steps}: not below the {total} steps of the run; "
-            f"shortened to {warmup}"
-        )
     decay = total - warmup if section.decay_ratio is None else min(round(total * section.decay_ratio), total - warmup)
 
     def schedule(step: int) -> float:
@@ -33,6 +28,16 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
 def warmup_steps(config: JobConfig, steps: int) -> int:
     """The warm-up of a run of `steps` steps: it leaves at least one for the rest of the schedule."""
     return min(config.lr_scheduler.warmup_steps, (config.lr_scheduler.total_steps or steps) - 1)
+
+
+def warn_of_short_warmup(config: JobConfig, steps: int) -> None:
+    """Say so where the run is too short for its warm-up."""
+    section, warmup = config.lr_scheduler, warmup_steps(config, steps)
+    if warmup < section.warmup_steps:
+        logger.warning(
+            f"lr_scheduler.warmup_steps = {section.warmup_steps}: not below the {section.total_steps or steps} steps "
+            f"of the run; shortened to {warmup}"
+        )
 
 
 def lr_factor(step: int, total: int, warmup: int, decay: int, decay_type: str, min_lr_factor: float) -> float:

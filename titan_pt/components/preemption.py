@@ -2,10 +2,12 @@
 
 import ctypes
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +22,7 @@ logger = logging.getLogger("titan_pt")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
+_deadline = math.inf
 
 T = TypeVar("T")
 
@@ -29,6 +32,7 @@ def install_handlers() -> None:
 
     Only a second SIGINT ends the process at once, as long as there is nothing to save (see `protect_progress`).
     """
+    stop_at(math.inf)
     for event in (_requested, _interrupted, _progress):
         event.clear()
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
@@ -50,8 +54,19 @@ def protect_progress() -> None:
     _progress.set()
 
 
+def stop_at(moment: float) -> None:
+    """From this Unix time on it is as if this process had been asked to stop; infinity for never."""
+    global _deadline
+    _deadline = moment
+
+
 def stop_requested() -> bool:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop, by a signal or because its time is over."""
+    return _requested.is_set() or time.time() >= _deadline
+
+
+def signalled() -> bool:
+    """Whether it was a signal."""
     return _requested.is_set()
 
 

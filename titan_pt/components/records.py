@@ -67,11 +67,15 @@ class Records:
         if self._writer:
             self._writer.close()
 
-    def write(self) -> None:
-        """Write the row, which is then no longer owed."""
+    def write(self, total_steps: int) -> None:
+        """Write the row, which is then no longer owed.
+
+        Args:
+            total_steps: those that the run will have, as far as is known.
+        """
         self.owed = False
         if self._writer:
-            self._writer.write({**self.row, "time": time.time()}, self._parts.budget.steps)
+            self._writer.write({**self.row, "time": time.time()}, total_steps)
 
     def write_texts(self, step: int) -> None:
         """The texts of the interval's last step."""

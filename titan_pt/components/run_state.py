@@ -29,6 +29,8 @@ class Resumed:
     state: TrainState
     owed_row: dict[str, Any] | None
     """The log row of this step, where a signal came between the step and its validation."""
+    deadline: dict[str, Any] | None
+    """The plan of a run with training.max_hours."""
 
 
 def run_tensors(parts: StepParts, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
@@ -43,20 +45,21 @@ def run_tensors(parts: StepParts, step: Step | None = None, *, optimizer: bool =
     return tensors
 
 
-def run_documents(
-    parts: StepParts, step: Step, state: TrainState, identity: Mapping[str, Any], owed_row: dict[str, Any] | None
-) -> Documents:
-    """Everything that is not a tensor, gathered from all ranks."""
+def run_documents(parts: StepParts, step: Step, identity: Mapping[str, Any], resumed: Resumed) -> Documents:
+    """Everything that is not a tensor, gathered from all ranks.
+
+    Args:
+        resumed: what the trainer will go on from.
+    """
     world, loader = parts.world, parts.dataloader
     streams: dict[str, Any] = {}
     for part in world.gather(loader.state_dict()):
         streams |= part
     train = {
-        "state": asdict(state),
+        **asdict(resumed),
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
-        "owed_row": owed_row,
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
         "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
@@ -91,7 +94,8 @@ def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, 
     states = documents.train["rng"]
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
-    return Resumed(TrainState(**documents.train["state"]), documents.train["owed_row"])
+    train = documents.train
+    return Resumed(TrainState(**train["state"]), train["owed_row"], train.get("deadline"))
 
 
 def load_weights(parts: StepParts, folder: Path, identity: Mapping[str, Any]) -> None:

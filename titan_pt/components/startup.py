@@ -12,7 +12,7 @@ import titan_pt
 from titan_pt.components.flops import FORMULA
 from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
-from titan_pt.components.lr_scheduler import warmup_steps
+from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
 from titan_pt.components.metrics import FILE as METRICS_FILE
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
@@ -112,6 +112,7 @@ def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> N
         f"{total - embedding:,} without the embedding{color.reset}"
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {parts.tokenizer.vocab_size:,} tokens")
+    warn_of_short_warmup(config, parts.budget.steps)
 
 
 def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None) -> None:

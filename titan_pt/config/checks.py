@@ -90,6 +90,12 @@ def _batch(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], st
 
 def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
     schedule = config.lr_scheduler
+    if schedule.total_steps and config.training.max_hours is not None:
+        yield (
+            ["lr_scheduler.total_steps", "training.max_hours"],
+            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
+            "moves; leave one of them out",
+        )
     if schedule.total_steps and schedule.warmup_steps >= schedule.total_steps:
         yield (
             ["lr_scheduler.total_steps", "lr_scheduler.warmup_steps"],

@@ -5,6 +5,7 @@ FSDPMemTracker adds up what is alive. A second step is measured: it has the opti
 """
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefT
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
+from titan_pt.components.deadline import PlannedSchedule
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import SizedTokenizer
 from titan_pt.config.budget import Budget
@@ -135,7 +137,7 @@ def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorl
         tokenizer=tokenizer,
         model=model,
         optimizer=spec.build_optimizers(model, config),
-        schedule=spec.build_lr_schedulers(config, budget.steps),
+        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=None,
         raise_if_preempted=_raise_if_stopped,
     )

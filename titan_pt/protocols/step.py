@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from titan_pt.components.lr_scheduler import Schedule
+    from titan_pt.components.deadline import PlannedSchedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
@@ -67,7 +67,8 @@ class StepParts:
     tokenizer: "Tokenizer"
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: "Schedule"
+    schedule: "PlannedSchedule"
+    """The learning rate of a step."""
     dataloader: Any
     """A `Data`; what else it offers is between it and the step function that the same spec builds."""
     raise_if_preempted: Callable[[], None]
