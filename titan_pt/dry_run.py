@@ -3,6 +3,7 @@
 import os
 
 from titan_pt.components.flops import FORMULA
+from titan_pt.components.hardware import GIB
 from titan_pt.components.log import logger
 from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.config.checks import model_args, tokenizer_size
@@ -10,8 +11,6 @@ from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.fake import fake_size
 from titan_pt.planner.trace import Traced, trace
 from titan_pt.protocols.model_spec import get_model_spec
-
-GIB = 2**30
 
 
 def dry_run(config: JobConfig) -> None:
@@ -39,16 +38,21 @@ def report(config: JobConfig, ranks: int, traced: Traced) -> list[str]:
     budget, training = traced.budget, config.training
     spec = get_model_spec(config.model.name)
     flops = spec.flops_per_token(model_args(config, spec, tokenizer_size(config)), training.seq_len)
-    parts = ", ".join(f"{kind.replace('_', ' ')} {size / GIB:.2f}" for kind, size in traced.memory.items() if size)
-    sampling = f"; {traced.sampling_bytes / GIB:.2f} while it samples" if traced.sampling_bytes else ""
+    parts = ", ".join(f"{kind.replace('_', ' ')} {shown(size)}" for kind, size in traced.memory.items() if size)
+    sampling = f"; {shown(traced.sampling_bytes)} while it samples" if traced.sampling_bytes else ""
     name = f"{config.model.name} {config.model.from_hf or config.model.flavor}"
     return [
         f"Ranks: {ranks:,}, mesh {traced.mesh}",
         f"Model {name}: {traced.num_parameters:,} parameters, {flops:.3g} FLOPs a token ({FORMULA})",
         f"Batch: {traced.batch}",
         f"Run: {budget.steps:,} steps, warm-up {warmup_steps(config, budget.steps):,}",
-        f"Memory of a rank at the peak of a step: {traced.peak_bytes / GIB:.2f} GiB as on CUDA, without its context "
+        f"Memory of a rank at the peak of a step: {shown(traced.peak_bytes)} as on CUDA, without its context "
         f"and what the allocator wastes ({parts}{sampling})",
         f"Dry run is done: one micro-batch and the update of trainer {config.job.trainer} ran on rank 0 of {ranks:,} "
         f"in {traced.seconds:.1f} s",
     ]
+
+
+def shown(size: float) -> str:
+    """ "1.50 GiB", or in MiB below a tenth of one."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from titan_pt.models.transformer import model as transformer
 
-_attention = F.scaled_dot_product_attention
+_attention, _norm = F.scaled_dot_product_attention, F.rms_norm
 
 
 @contextlib.contextmanager
@@ -53,10 +53,9 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _rms_norm(
-    x: torch.Tensor, _shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
+    x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor:
-    assert weight is not None, "every RMSNorm of a model here has a weight"
-    return _RmsNorm.apply(x, weight)
+    return _norm(x, shape, weight, eps) if weight is None else _RmsNorm.apply(x, weight)
 
 
 def _flash_attention(

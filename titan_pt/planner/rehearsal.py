@@ -15,7 +15,7 @@ def for_rehearsal(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
         notes.append("compile.enable is off here: there is nothing to compile")
     if config.model.sdpa_backend != "auto":
         updates["model"] = {"sdpa_backend": "auto"}
-        notes.append(f'model.sdpa_backend = "{config.model.sdpa_backend}" is not tried: it is the device that has it')
+        notes.append(f'model.sdpa_backend = "{config.model.sdpa_backend}" is not tried: kernels belong to a device')
     if config.optimizer.name == "AdamW8bit":
         updates["optimizer"] = {"name": "AdamW", "implementation": "fused"}
         notes.append('optimizer.name = "AdamW8bit" is not tried: AdamW is, with moments of 32 bits')

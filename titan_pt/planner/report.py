@@ -71,16 +71,16 @@ def shown(choice: Choice) -> str:
 
 def _memory(plan: Plan) -> Iterator[str]:
     memory = plan.memory
-    yield "Memory of one GPU at the peak of a step, GiB"
+    yield "Memory of one GPU at the peak of a step, MiB"
     yield f"  {'':<18}{'traced':>10}{'formula':>10}"
     formula: Mapping[str, float] = memory.estimated or {}
     for kind in dict.fromkeys((*memory.traced, *formula)):
-        yield f"  {kind.replace('_', ' '):<18}{_gib(memory.traced.get(kind))}{_gib(formula.get(kind))}"
-    yield f"  {'peak':<18}{_gib(sum(memory.traced.values()))}{_gib(sum(formula.values()) or None)}"
+        yield f"  {kind.replace('_', ' '):<18}{_mib(memory.traced.get(kind))}{_mib(formula.get(kind))}"
+    yield f"  {'peak':<18}{_mib(sum(memory.traced.values()))}{_mib(sum(formula.values()) or None)}"
     if memory.sampling_bytes:
-        yield f"  {'while it samples':<18}{_gib(memory.sampling_bytes)}  (with the states, without the activations)"
+        yield f"  {'while it samples':<18}{_mib(memory.sampling_bytes)}  (with the states, without the activations)"
     yield (
-        f"  {'needed':<18}{_gib(memory.needed_bytes)}  ({FRAGMENTATION:.0%} for the allocator, "
+        f"  {'needed':<18}{_mib(memory.needed_bytes)}  ({FRAGMENTATION:.0%} for the allocator, "
         f"{CONTEXT_BYTES / GIB:g} GiB for CUDA and NCCL)"
     )
     if plan.config.compile.enable:
@@ -134,5 +134,5 @@ def _millions(tokens: float | None) -> str:
     return f"{(tokens or 0.0) / 1e6:,.1f}M tokens"
 
 
-def _gib(size: float | None) -> str:
-    return f"{'-':>10}" if size is None else f"{size / GIB:>10.2f}"
+def _mib(size: float | None) -> str:
+    return f"{'-':>10}" if size is None else f"{size / 2**20:>10,.1f}"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from titan_pt.components.hardware import GIB
@@ -83,12 +83,24 @@ def choices(plan: Plan) -> Iterator[Choice]:
 
 
 def _other_ways(plan: Plan) -> Iterator[Choice]:
-    """What is not searched over: moments of 8 bits, states in CPU memory."""
+    """What is not searched over: sharding over more ranks, moments of 8 bits, states in CPU memory."""
+    target = plan.target
     overhead = _HALF_SPEED_TOKENS / (plan.config.training.local_batch_size * plan.config.training.seq_len)
-    for name, value, slower in (("optimizer.name", "AdamW8bit", 0.03), ("training.enable_cpu_offload", "true", 1.0)):
-        choice = _choice(plan, {name: value}, plan.target, 1 + slower + overhead)
+    replicate = "parallelism.data_parallel_replicate_degree"
+    ways = (
+        ((replicate, 1), 2 * _GATHER),
+        (("optimizer.name", "AdamW8bit"), 0.03),
+        (("training.enable_cpu_offload", "true"), 1.0),
+    )
+    for (name, value), slower in ways:
+        choice = _choice(plan, {name: value}, target, 1 + slower + overhead)
         if choice:
             yield choice
+    for times in (2, 4, 8):
+        more = replace(target, num_gpus=times * target.num_gpus)
+        choice = _choice(plan, {}, more, 1 + 0.1 * times + overhead)  # quick, and paid for
+        if choice:
+            yield replace(choice, settings=(("num_gpus", more.num_gpus),))
 
 
 def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float) -> Choice | None:

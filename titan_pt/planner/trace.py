@@ -14,7 +14,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
@@ -227,10 +231,10 @@ def _told(spec: TrainerSpec) -> Iterator[None]:
     """A step of a user's own may need what a dry run does not have."""
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ConfigError(
-            f"job.trainer = {spec.name!r}: its step reads the numbers of a tensor ({error}), of which a dry run "
-            "has none; give its spec a build_trial that does not"
+            f"job.trainer = {spec.name!r}: its step reads the numbers of a tensor, or has an operation without shapes "
+            f"({error}); a dry run has shapes alone: give its spec a build_trial for them"
         ) from error
     except AttributeError as error:
         if "SyntheticBatches" not in str(error):
