@@ -86,7 +86,7 @@ def predict(flavor: str, *more: str) -> dict[str, float]:
     config = load_config([*flags(flavor), *more])
     spec = get_model_spec(config.model.name)
     args = model_args(config, spec, tokenizer_size(config))
-    traced = trace(config, 1, "cpu")
+    traced = trace(config, 1, "cpu", counts=True)
     shape = shape_of(config, args, 1, accumulates=False, device="cpu")
     return {
         "traced": traced.peak_bytes,

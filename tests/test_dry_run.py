@@ -51,7 +51,6 @@ def test_hsdp_over_nodes_of_8(replicate: int, rows: int, local: int) -> None:
         f"--training.local_batch_size={local}",
         f"--data.num_streams={min(rows, 8 * replicate)}",
         f"--parallelism.data_parallel_replicate_degree={replicate}",
-        "--model.num_layers=4",
     ]
     config = load_config(["--job.config_file", str(CONFIGS / "medium_3day.toml"), *flags])
     traced = trace(config, 8 * replicate)

@@ -104,9 +104,9 @@ def estimate(shape: Shape) -> dict[str, float]:
     block, output = _gathered(shape)
     gathers = e * block if shape.shards > 1 else 0.0
     held = e * (output + block * (1 if shape.reshards else args.num_layers))
-    at_loss = {**states, "activations": activations, "loss": loss_bytes(shape), "communication": held + gathers}
+    at_loss = {**states, "activations": activations, "logits": loss_bytes(shape), "communication": held + gathers}
     if shape.scored_tokens is not None:
-        at_loss |= {"loss": e * shape.scored_tokens * args.hidden_size, "temporary": logprob_bytes(shape)}
+        at_loss |= {"logits": e * shape.scored_tokens * args.hidden_size, "temporary": logprob_bytes(shape)}
     in_backward = {
         **states,
         "activations": activations - last_norm,

@@ -229,6 +229,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "tokens_per_second": plan.pace.tokens_per_second,
         "paces": [dataclasses.asdict(pace) for pace in plan.paces],
         "steps": plan.steps,
+        "step_seconds": plan.hours * 3600 / plan.steps,
         "tokens": plan.tokens,
         "hours": plan.hours,
         "max_hours": plan.config.training.max_hours,

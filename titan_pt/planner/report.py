@@ -19,7 +19,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"Parameters        {plan.num_parameters:,}, {plan.num_parameters - embedding:,} without the embedding"
     yield f"FLOPs a token     {plan.flops_per_token:.4g} = {FORMULA}"
     yield f"Step              {plan.traced.batch}"
-    yield f"Run               {plan.steps:,} steps, {plan.tokens:,} tokens"
+    seconds = plan.hours * 3600 / plan.steps
+    yield f"Run               {plan.steps:,} steps of {seconds:.2f} s, {plan.tokens:,} tokens"
     yield ""
     yield from _memory(plan)
     yield ""

@@ -45,7 +45,7 @@ _KINDS = {
     "gradients": (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD),
     "optimizer": (_FSDPRefType.OPT,),
     "activations": (_FSDPRefType.ACT,),
-    "loss": (_FSDPRefType.INP,),
+    "logits": (_FSDPRefType.INP,),
     "communication": (_FSDPRefType.UNSHARDED_PARAM, _FSDPRefType.ALL_GATHER, _FSDPRefType.REDUCE_SCATTER),
     "temporary": (_FSDPRefType.TEMP,),
 }
@@ -65,8 +65,8 @@ class Traced:
     """Bytes at the peak of the step, by kind; with what else stays in memory."""
     sampling_bytes: int
     """Of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
-    flops: int
-    """Counted by torch.utils.flop_counter in the forward, backward and recomputation of one micro-batch."""
+    flops: int | None
+    """Counted by torch.utils.flop_counter in the forward, backward and recomputation of one micro-batch, if asked."""
     notes: tuple[str, ...]
     """What was done otherwise than in the run, and what was tried."""
     seconds: float
@@ -84,14 +84,15 @@ def resting(kinds: Mapping[str, float]) -> float:
 
 
 # Not there between steps.
-_PASSING = ("gradients", "activations", "loss", "communication", "temporary")
+_PASSING = ("gradients", "activations", "logits", "communication", "temporary")
 
 
-def trace(config: JobConfig, num_ranks: int, device: Device = "cuda") -> Traced:
+def trace(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts: bool = False) -> Traced:
     """Build the run of `num_ranks` ranks and do one micro-batch and the update.
 
     Args:
         device: whose kernels' memory to count. On a GPU of the other kinds than CUDA's it is an estimate.
+        counts: count the operations too, which takes a second or two more.
 
     Raises:
         ConfigError: the ranks do not fit the batch, the tokenizer's size is not known, or the trainer cannot.
@@ -112,7 +113,10 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda") -> Traced:
         with _told(spec):
             trial = spec.build_trial(spec, parts)
             # Makes the optimizer's state; also, DTensor works out its shapes once, by tensors that must not be counted.
-            flops = count_flops(lambda: trial.step(TrainState()))
+            first = functools.partial(trial.step, TrainState())
+            flops = count_flops(first) if counts else None
+            if not counts:
+                first()
             tracker = _second_step(parts, trial)
         held = {name: _bytes(tensors) for name, tensors in trial.held.items()}
         return Traced(
@@ -195,6 +199,12 @@ class _Tracker(FSDPMemTracker):
             tuple(marked(value) if _is_head(value) else value for value in args),
             {name: marked(value) if _is_head(value) else value for name, value in kwargs.items()},
         )
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        """Of the whole step alone: its copies of the snapshot for each module take a third of the time."""
+        for device, now in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < now["Total"]:
+                self._peak_mem[device], self._peak_mem_snap[device] = now["Total"], dict(now)
 
     def _track(self, reftype: Any, t: torch.Tensor) -> None:
         super()._track(_FSDPRefType.INP if self._in_loss and reftype is _FSDPRefType.ACT else reftype, t)
