@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,18 @@ def test_a_tokenizer_of_unknown_size_is_a_clear_mistake(tmp_path: Path) -> None:
     assert trace(known, 2).num_parameters > 0
 
 
+@pytest.mark.parametrize(
+    ("file", "flag", "reason"),
+    [
+        ("quickstart", '--data.sources=[{name="pyton_stdlib"}]', "did you mean python_stdlib"),
+        ("grpo_debug", '--grpo.tasks=[{name="arithmetics"}]', "did you mean arithmetic"),
+    ],
+)
+def test_names_that_are_not_known_are_told(file: str, flag: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        trace(load_config(["--job.config_file", str(CONFIGS / f"{file}.toml"), flag]), 2)
+
+
 def test_torchtitans_other_mode_is_named() -> None:
     with pytest.raises(ConfigError, match='no "local_tensor"; "fake_backend" is its dry run'):
         load_config(["--comm.mode=local_tensor", '--data.sources=[{name="arithmetic"}]'])
@@ -132,7 +145,7 @@ register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="mute", build_tria
 def test_a_trainer_that_cannot_be_tried_is_told(tmp_path: Path, trainer: str, reason: str) -> None:
     (tmp_path / "own_trainers.py").write_text(READER)
     config = write_toml(tmp_path, job={"trainer": trainer}, experimental={"custom_import": "own_trainers"})
-    command = ["python", "-m", "titan_pt.train", "--job.config_file", str(config), *DRY]
+    command = [sys.executable, "-m", "titan_pt.train", "--job.config_file", str(config), *DRY]
     done = run(command, cwd=tmp_path)
     assert done.code == 2 and reason in done.last_line and "Traceback" not in done.stderr
 

@@ -182,7 +182,7 @@ def _memory(config: JobConfig, args: Any, target: Target, traced: Traced, rollou
     kinds["optimizer"] *= moment_bytes(config) / 8  # traced with moments of 32 bits
     kinds = on_device(kinds, offloads=config.training.enable_cpu_offload)
     estimated = estimated_kinds(config, args, target.num_gpus)
-    if estimated is not None and rollouts:
+    if estimated is not None and rollouts and "rollout_engine" in kinds:  # another engine than ours was not tried
         estimated["rollout_engine"] = rollouts.engine_bytes
     peak = max(sum(kinds.values()), resting(kinds) + traced.sampling_bytes)
     return Memory(

@@ -44,7 +44,7 @@ def verdicts(plan: Plan) -> Iterator[str]:
         yield f"DOES NOT FIT IN MEMORY: {room}"
         changes = cheapest_changes(plan)
         if changes:
-            yield "  the cheapest changes that make it fit, each alone, by formula:"
+            yield "  the cheapest changes that make it fit, each alone, by formula and a rule of thumb for their speed:"
         for number, change in enumerate(changes, 1):
             yield f"  {number}. {shown(change)}"
         if not changes:

@@ -17,7 +17,7 @@ from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
 _CHECKPOINTS = (("none", "2", 0.0), ("selective", "op", 0.02), ("selective", "2", 1 / 6), ("full", "2", 1 / 3))
 # Tokens of a micro-batch at which half of the time is overhead of kernels: a rule of thumb, not measured on a GPU.
 _HALF_SPEED_TOKENS = 512
-_GATHER = 0.01
+_GATHER, _TURN = 0.01, 0.02
 _MOST_ROWS = 256
 
 
@@ -43,17 +43,17 @@ class Choice:
 
 
 def fastest(plan: Plan) -> Choice | None:
-    """Of local batch size, activation checkpointing and resharding, the fastest that fits; None where none does."""
+    """Of local batch size, activation checkpointing, resharding and rows sampled together the fastest that fits, if any."""
     return min((choice for choice in choices(plan) if choice.fits), key=lambda choice: choice.slowness, default=None)
 
 
 def cheapest_changes(plan: Plan, count: int = 3) -> list[Choice]:
-    """Ways to make it fit: the fewest sections of the config first, then the fastest."""
+    """Ways to make it fit, the fastest first; a second section of the config to change counts as a slowdown of 5%."""
     found = [choice for choice in (*choices(plan), *_other_ways(plan)) if choice.fits and choice.settings]
     best: dict[frozenset[str], Choice] = {}
     for choice in sorted(found, key=lambda choice: choice.slowness):
         best.setdefault(choice.sections, choice)
-    return sorted(best.values(), key=lambda choice: (len(choice.sections), choice.slowness))[:count]
+    return sorted(best.values(), key=lambda choice: choice.slowness + 0.05 * len(choice.sections))[:count]
 
 
 def apply(config: JobConfig, choice: Choice) -> JobConfig:
@@ -66,7 +66,8 @@ def choices(plan: Plan) -> Iterator[Choice]:
     reshards = (
         ("default", "never") if plan.target.num_gpus > 1 else (plan.config.parallelism.fsdp_reshard_after_forward,)
     )
-    for rows, checkpoint, reshard in itertools.product(_local_sizes(plan), _CHECKPOINTS, reshards):
+    space = itertools.product(_local_sizes(plan), _CHECKPOINTS, reshards, _sampled_together(plan))
+    for rows, checkpoint, reshard, (turns, sampled) in space:
         mode, option, recomputed = checkpoint
         wanted = {
             "training.local_batch_size": rows,
@@ -75,9 +76,10 @@ def choices(plan: Plan) -> Iterator[Choice]:
         }
         if mode == "selective":
             wanted["activation_checkpoint.selective_ac_option"] = option
+        wanted |= sampled
         gathers = _GATHER if reshard != "never" and plan.target.num_gpus > 1 else 0.0
         overhead = _HALF_SPEED_TOKENS / (rows * plan.config.training.seq_len)
-        choice = _choice(plan, wanted, plan.target, 1 + recomputed + gathers + overhead)
+        choice = _choice(plan, wanted, plan.target, 1 + recomputed + gathers + overhead + _TURN * turns)
         if choice:
             yield choice
 
@@ -109,7 +111,6 @@ def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float)
     if "training.local_batch_size" in settings and not global_rows(config) and not _is_grpo(config):
         settings["training.global_batch_size"] = plan.traced.budget.rows  # else it would follow the local one
     changed = _with(config, settings)
-    kinds = None
     try:
         kinds = estimated_kinds(changed, plan.args, target.num_gpus)
     except ConfigError:  # the GPUs cannot share a batch cut so
@@ -129,6 +130,13 @@ def _local_sizes(plan: Plan) -> list[int]:
     if _is_grpo(plan.config):
         return [2**n for n in range(9)]
     return [size for size in divisors(plan.traced.budget.rows_per_rank) if size <= _MOST_ROWS]
+
+
+def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:
+    """(halvings, the key that does it) of the completions that are decoded together."""
+    if plan.rollouts is None:
+        return [(0, {})]
+    return [(turns, {"rollout.max_rows": plan.rollouts.rows >> turns} if turns else {}) for turns in range(4)]
 
 
 def _is_grpo(config: JobConfig) -> bool:

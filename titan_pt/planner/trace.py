@@ -30,6 +30,7 @@ from titan_pt.config.budget import Budget
 from titan_pt.config.checks import tokenizer_size
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
+from titan_pt.data.sources import check_sources
 from titan_pt.distributed.fake import FakeWorld, fake_world
 from titan_pt.distributed.fsdp import allocate
 from titan_pt.outcome import Preempted
@@ -100,18 +101,15 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts:
     """
     start = time.perf_counter()
     spec = get_trainer_spec(config.job.trainer)
-    if spec.build_trial is None:
-        raise ConfigError(
-            f"job.trainer = {config.job.trainer!r}: its spec has no build_trial, which a dry run and the planner need; "
-            "give it one (see pretrain.build_trial)"
-        )
+    # Of local files nothing is asked: they are where the run will be.
+    check_sources(source for source in (*config.data.sources, *config.validation.sources) if source.path is None)
     config, notes = for_rehearsal(config)
     budget = spec.plan_budget(config, num_ranks)
     kernels = cuda_kernels() if device == "cuda" else contextlib.nullcontext()
     with _quiet(), fake_world(config, num_ranks) as world, kernels:
         parts = _build(config, spec, budget, world)
         with _told(spec):
-            trial = spec.build_trial(spec, parts)
+            trial = _build_trial(spec, parts)
             # Makes the optimizer's state; also, DTensor works out its shapes once, by tensors that must not be counted.
             first = functools.partial(trial.step, TrainState())
             flops = count_flops(first) if counts else None
@@ -149,6 +147,15 @@ def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorl
         dataloader=None,
         raise_if_preempted=_raise_if_stopped,
     )
+
+
+def _build_trial(spec: TrainerSpec, parts: StepParts) -> Trial:
+    if spec.build_trial is None:
+        raise ConfigError(
+            f"job.trainer = {spec.name!r}: its spec has no build_trial, which a dry run and the planner need; give it "
+            "one (see pretrain.build_trial)"
+        )
+    return spec.build_trial(spec, parts)
 
 
 def count_flops(step: Callable[[], Any]) -> int:

@@ -14,33 +14,34 @@ from titan_pt.protocols.step import StepMetrics, StepParts, TrainState, Trial
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.decode import Rows
-from titan_pt.trainers.grpo.engine import build_engine
-from titan_pt.trainers.grpo.native import NativeEngine
+from titan_pt.trainers.grpo.native import build_native_engine
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.sampling import rollout_sampling
+from titan_pt.trainers.grpo.tasks.task import check_task
 
 # Of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
 PROMPT_TOKENS = 256
 
 
 def build_trial(_spec: TrainerSpec, parts: StepParts) -> Trial:
-    """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together."""
-    config = _one_iteration(parts.config)
-    parts = dataclasses.replace(parts, config=config)
+    """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together.
+
+    Raises:
+        ConfigError: a task or reward of that name is not known, or the engine cannot run this model.
+    """
+    config = parts.config
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    for row in grpo.tasks:
+        check_task(row)
+    parts = dataclasses.replace(parts, config=_one_iteration(config))
     reference = _reference(parts)
-    engine = build_engine(config, parts.tokenizer, parts.world, [parts.tokenizer.eos_id])
-    engine.sync_weights(parts.model)
     held: dict[str, Sequence[torch.Tensor]] = {"reference": list(reference.model.parameters())} if reference else {}
-    sampling_bytes, notes = 0, [f'rollout.engine = "{section(config, Rollout).engine}" is built, and samples nothing']
-    if isinstance(engine, NativeEngine):
-        held["rollout_engine"] = engine.tensors()
-        count, slots = sampled_rows(config, parts.world.size), row_slots(config)
-        rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
-        sampling_bytes = _bytes(rows)
-        notes = [f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"]
-        del rows
+    if rollout.engine == "native":
+        held["rollout_engine"], sampling_bytes, tried = _sample(parts)
+    else:
+        sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
     update = PolicyUpdate(parts, reference.model if reference else None)
     size = update_size(config, parts.world.size)
     samples = synthetic_samples(config, size)
@@ -56,14 +57,24 @@ def build_trial(_spec: TrainerSpec, parts: StepParts) -> Trial:
             data_seconds=0.0,
         )
 
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
-    notes.append(f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
+    notes = (tried, f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
     batch = (
         f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
         f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of "
         f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
     )
     return Trial(step, batch, size.accumulates, held, sampling_bytes, notes)
+
+
+def _sample(parts: StepParts) -> tuple[list[torch.Tensor], int, str]:
+    """Take over the weights and decode one token: (what the engine holds, bytes of its rows, what was tried)."""
+    config = parts.config
+    engine = build_native_engine(config, parts.tokenizer, parts.world, [parts.tokenizer.eos_id])
+    engine.sync_weights(parts.model)
+    count, slots = sampled_rows(config, parts.world.size), row_slots(config)
+    rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
+    tried = f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"
+    return engine.tensors(), _bytes(rows), tried
 
 
 def _one_iteration(config: JobConfig) -> JobConfig:
