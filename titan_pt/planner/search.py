@@ -43,17 +43,19 @@ class Choice:
 
 
 def fastest(plan: Plan) -> Choice | None:
-    """Of local batch size, activation checkpointing, resharding and rows sampled together the fastest that fits, if any."""
+    """Of local batch size, activation checkpointing, resharding and rows sampled together the fastest that fits."""
     return min((choice for choice in choices(plan) if choice.fits), key=lambda choice: choice.slowness, default=None)
 
 
 def cheapest_changes(plan: Plan, count: int = 3) -> list[Choice]:
-    """Ways to make it fit, the fastest first; a second section of the config to change counts as a slowdown of 5%."""
+    """Ways to make it fit, each of other sections of the config, single ones first, then the fastest first."""
     found = [choice for choice in (*choices(plan), *_other_ways(plan)) if choice.fits and choice.settings]
     best: dict[frozenset[str], Choice] = {}
     for choice in sorted(found, key=lambda choice: choice.slowness):
         best.setdefault(choice.sections, choice)
-    return sorted(best.values(), key=lambda choice: choice.slowness + 0.05 * len(choice.sections))[:count]
+    # One that changes more than another needs to is a way too, but the last to be told.
+    ranked = sorted(best.values(), key=lambda choice: (any(other < choice.sections for other in best), choice.slowness))
+    return ranked[:count]
 
 
 def apply(config: JobConfig, choice: Choice) -> JobConfig:
