@@ -20,7 +20,7 @@ from titan_pt.components import preemption
 from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
 
 ROOT = Path(__file__).resolve().parent.parent
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,13 @@ def logit_difference(ours: Transformer, theirs: torch.nn.Module, num_tokens: int
 
 
 @torch.no_grad()
-def greedy(ours: Transformer, prompt: list[int], count: int) -> list[int]:
-    """The likeliest tokens, one after the other, read anew for each."""
+def greedy(ours: Transformer, prompt: list[int], count: int, stop_ids: Sequence[int] = ()) -> list[int]:
+    """The likeliest tokens but for those that would end the text, one after the other, read anew for each."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(int(ours(torch.tensor([tokens]))[0, -1].argmax()))
+        logits_V = ours(torch.tensor([tokens]))[0, -1]
+        logits_V[list(stop_ids)] = -torch.inf
+        tokens.append(int(logits_V.argmax()))
     return tokens[len(prompt) :]
 
 

@@ -21,7 +21,8 @@ COMMIT = "c0ffee" + "0" * 34
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 
 Fault = Callable[[str, int], str]
-"""(path of the request, requests so far) -> "", "sleep", "reset", "429", "500", "404", "cut", "short" or "garbage"."""
+"""(path of the request, requests so far) -> "", or "sleep", "trickle", "reset", "429", "500", "404", "page", "cut",
+"short" or "garbage"."""
 
 
 def no_fault(_path: str, _count: int) -> str:
@@ -76,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault in ("429", "500", "404"):
             self._send(int(fault), b"", {"Retry-After": "0"} if fault == "429" else {})
             return
+        if fault == "page":
+            self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
+            return
         if kind == "listing":
             self._listing()
         else:
@@ -117,6 +121,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
+        if fault == "trickle":
+            self._send(206, b"", headers, length=len(body))
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.2)
         self._send(206 if "Range" in self.headers else 200, body, headers)
 
     def _range(self, size: int) -> tuple[int, int]:

@@ -1,14 +1,21 @@
 """Conversations as tokens: which of them the assistant has to write, with any kind of template."""
 
+import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_helpers import export_here, write_model
+from tokenizers import Tokenizer, processors
 
-from titan_pt.components.chat import chat_tokens, learnt_tokens
+from titan_pt.components import chat
+from titan_pt.components.chat import chat_tokens, learnt_tokens, prompt_tokens, stop_ids
+from titan_pt.components.model_source import open_model_source
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Tokenizer as TokenizerSection
+from titan_pt.trainers.conversations import record_tokens
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -24,11 +31,21 @@ GENERATION = (
 )
 # The end of the turn stands behind the mark.
 SHORT_GENERATION = GENERATION.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
-# Thinks before the last answer alone, as Qwen3 does: a conversation does not begin with its beginning.
+# Thinks before the last answer alone, as Qwen3 does: what a conversation begins with is no beginning of it.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think></think>"
     "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Qwen3, and thoughts of earlier answers are left out.
+FORGETTING = THINKING.replace(
+    "{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
+)
+# An end of turn of its own name, and the end of the document at the very end, as Phi 3 has them.
+OWN_END = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+DATED = "{{ strftime_now('%d %b %Y') }} " + THINKING
 NO_END = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -52,10 +69,77 @@ def learnt_text(tokenizer: Any, messages: Any = TALK) -> str:
     return "|".join(tokenizer.decode(part) for part in parts)
 
 
-@pytest.mark.parametrize("template", [None, GENERATION, SHORT_GENERATION, THINKING])
+@pytest.mark.parametrize("template", [None, GENERATION, SHORT_GENERATION])
 def test_the_assistant_and_the_end_of_its_turns_are_learnt(template: str | None) -> None:
     assert learnt_text(Templated(template)) == "Hello!<|im_end|>|北京 is\nbig.<|im_end|>"
     assert learnt_text(Templated(template), TALK[1:3]).endswith("Hello!<|im_end|>")
+
+
+def test_what_is_learnt_begins_where_the_prompt_ends_though_earlier_turns_change() -> None:
+    assert learnt_text(Templated(THINKING)) == "Hello!<|im_end|>|<think></think>北京 is\nbig.<|im_end|>"
+    thought = [{**m, "content": f"hm</think>{m['content']}"} if m["role"] == "assistant" else m for m in TALK]
+    assert learnt_text(Templated(FORGETTING), thought) == (
+        "Hello!<|im_end|>|<think></think>hm</think>北京 is\nbig.<|im_end|>"
+    )
+    ids, learnt = learnt_tokens(Templated(THINKING), TALK)
+    prompt = chat_tokens(Templated(THINKING), TALK[:-1])
+    assert ids[: len(prompt)] == prompt and all(learnt[len(prompt) :])
+
+
+def test_the_end_of_turn_is_the_template_s() -> None:
+    tokenizer = Templated(OWN_END)
+    tokenizer.special_ids = {"<|endoftext|>": 256, "<|assistant|>": 257, "<|end|>": 258}
+    assert stop_ids(tokenizer) == [256, 258]
+    ids, learnt = learnt_tokens(tokenizer, TALK)
+    assert [token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt and token > 255] == [258, 258]
+    assert ids[-1] == 258, "and nothing behind it"
+    assert stop_ids(Templated(NO_END)) == [256] and stop_ids(Templated("{{ messages.x.y }}")) == [256]
+
+
+def test_answers_of_weight_0_are_not_learnt() -> None:
+    first = [{**message, "weight": int(i != 2)} for i, message in enumerate(TALK)]
+    assert learnt_text(Templated(), first) == "北京 is\nbig.<|im_end|>"
+
+
+def test_the_date_in_a_record_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for day in (1, 2):
+        monkeypatch.setattr(chat, "date", type("Day", (date,), {"today": lambda day=day: date(2030, 1, day)}))
+        tokenizer = Templated(DATED)
+        found.append(learnt_tokens(tokenizer, TALK))
+        assert tokenizer.decode(chat_tokens(tokenizer, TALK[:1])).startswith(f"0{day} Jan 2030 <|im_start|>system")
+    assert found[0] == found[1], "a resume on another day reads the same tokens"
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [([257, 256, 9999, None], 5, [258, 257, 256]), (257, None, [258, 257]), (None, [256], [258, 256])],
+)
+def test_a_folder_says_where_its_model_stops(tmp_path: Path, generation: Any, config: Any, stops: list[int]) -> None:
+    write_model(tmp_path, qwen=True, tied=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "eos_token_id": config}))
+    assert stop_ids(build_tokenizer(TokenizerSection(name=str(tmp_path)))) == stops
+
+
+def test_a_prompt_begins_as_the_folder_s_tokenizer_begins_a_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_model(tmp_path, qwen=False, tied=True)
+    rules = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    begin = ("<|im_start|>", 257)
+    rules.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
+    rules.save(str(tmp_path / "tokenizer.json"))
+    ours = build_tokenizer(TokenizerSection(name=str(tmp_path)))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = prompt_tokens(ours, "Größe")
+    assert ids == theirs("Größe").input_ids and ids == [257, *ours.encode("Größe")]
+    found, learnt, _ = record_tokens({"prompt": "a", "completion": "b"}, ours)
+    assert found == [257, *ours.encode("ab"), 258] and learnt == [False, False, True, True]
+    assert open_model_source(str(tmp_path)).stop_ids == [258]
+    assert export_here(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == 257
+    assert prompt_tokens(build_tokenizer(TokenizerSection(name=str(tmp_path / "out"))), "Größe") == ids
 
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_document() -> None:

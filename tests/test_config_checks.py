@@ -44,6 +44,10 @@ BROKEN_RULES = [
     ("[data]\nsources = []", "data.sources: empty"),
     (f"{SOURCE}{SOURCE}", "data.sources: two sources are named 'python_stdlib'; names must differ"),
     (
+        f"{SOURCE}[data]\nstall_policy = 'substitute'\nmax_stall_seconds = 60",
+        "data.substitute_after_seconds = 600: must be below data.max_stall_seconds = 60, at which the run ends",
+    ),
+    (
         '[[data.sources]]\nname = "a"\npath = "x"\ndataset = "y"',
         "data.sources[0] ('a'): path and dataset are both given; give one",
     ),

@@ -9,6 +9,7 @@ import torch
 from helpers import losses, read_rows, train, train_here, write_toml
 from hf_helpers import write_model
 from task_helpers import CASES, SUMS, write_rows
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tool_helpers import tool_here, train_known
 
 from titan_pt.components.model_source import open_model_source
@@ -191,12 +192,21 @@ TASKS = {
 }
 
 
+def written_texts(run: Path) -> dict[str, list[int]]:
+    """The steps of each text in TensorBoard."""
+    found = EventAccumulator(str(run / "tb"))
+    found.Reload()
+    return {tag: [event.step for event in found.Tensors(tag)] for tag in found.Tags()["tensors"]}
+
+
 def test_tasks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:8])
     tasks = [*TASKS["tasks"], {"name": "medqa", "path": cases, "max_new_tokens": 4}]
-    assert train_here(write_toml(tmp_path / "with", validation={**TASKS, "tasks": tasks})) == 0
+    validation, board = {**TASKS, "tasks": tasks}, {"metrics": {"enable_tensorboard": True}}
+    assert train_here(write_toml(tmp_path / "with", validation=validation, **board)) == 0
     printed = capsys.readouterr().err
-    assert "Validation: 8 problems of medqa" in printed and printed.count("Sample: 'What is' -> ") == 3
+    assert "Validation: 8 problems of medqa" in printed and printed.count("What is\n--> ") == 3
+    assert written_texts(tmp_path / "with" / "run") == {"validation_samples/text_summary": [1, 3, 6]}
     assert train_here(write_toml(tmp_path / "without", validation={"enable": True, "freq": 3, "steps": 1})) == 0
     assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an exam teaches nothing"
     rows = {row["step"]: row for row in read_rows(tmp_path / "with/run")}

@@ -14,8 +14,9 @@ from titan_pt.components.chat import chat_tokens
 from titan_pt.components.model_source import open_model_source
 from titan_pt.components.quantize import quantize_weights, weight_bytes
 from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.scoring import likelihoods
-from titan_pt.tools.generate import TextStream, main
+from titan_pt.tools.generate import TextStream, main, read_prompts
 from titan_pt.trainers.grpo.native import NativeEngine
 from titan_pt.trainers.grpo.sampling import Sampling
 
@@ -185,6 +186,14 @@ def test_wrong_usage(
     assert tool_here(main, *checkpoint, *flags) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    rows = [{"messages": [{"role": "user", "content": content}]} for content in (parts, "Hi", [{"type": "image"}])]
+    assert read_prompts(write_rows(tmp_path / "two.jsonl", rows[:2])) == [rows[1]["messages"]] * 2
+    with pytest.raises(ConfigError, match=r"three.jsonl, line 3: a message has a part 'image'; want parts of text"):
+        read_prompts(write_rows(tmp_path / "three.jsonl", rows))
 
 
 @pytest.mark.parametrize("row", [{}, {"prompt": ""}, {"prompt": 3}, {"messages": []}, {"messages": [{"role": "user"}]}])

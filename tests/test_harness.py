@@ -10,6 +10,7 @@ from hf_helpers import write_model
 from task_helpers import write_rows
 from tool_helpers import tool_here
 
+from titan_pt.components.chat import chat_tokens
 from titan_pt.components.model_source import open_model_source
 from titan_pt.tools.harness import main
 
@@ -78,6 +79,16 @@ def test_its_tasks_run_on_our_models(
     nats = [_rolling(model, [source.tokenizer.eos_id, *encode(row["text"])]) for row in ROWS]
     num_bytes = sum(len(row["text"]) for row in ROWS)
     assert found["own_read"]["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / num_bytes, rel=1e-4)
+    assert tool_here(main, *flags, "--tasks", "own_choose", "--apply_chat_template", "--json") == 0
+    out = capsys.readouterr().out
+    asked = json.loads(out[out.index("{") :])["own_choose"]["acc"]
+    right = 0
+    for row in ROWS:
+        ids = chat_tokens(source.tokenizer, [{"role": "user", "content": f"Question: {row['q']}\nAnswer:"}])
+        assert ids[0] == source.tokenizer.special_ids["<|im_start|>"]
+        scores = [_logprob(model, ids, encode(option)) for option in row["options"]]
+        right += scores.index(max(scores)) == 0
+    assert asked == pytest.approx(right / len(ROWS))
     assert tool_here(main, *flags, "--tasks", "own_chose") == 2
     assert "does not know own_chose" in capsys.readouterr().err
 

@@ -27,9 +27,10 @@ def write_run(folder: Path, qk_norm: bool, tied: bool, **tables: dict) -> Path:
     return write_toml(
         folder,
         training={"steps": 2},
-        optimizer={"lr": 0.02},
+        optimizer={"lr": 1e-3},
         lr_scheduler={"min_lr_factor": 0.5},
-        model={"qk_norm": qk_norm, "tie_embeddings": tied, **tables.pop("model", {})},
+        # Large weights: a greedy text of many different tokens.
+        model={"init_std": 0.3, "qk_norm": qk_norm, "tie_embeddings": tied, **tables.pop("model", {})},
         **tables,
     )
 
@@ -49,9 +50,10 @@ def check_export(checkpoint: Path, output: Path, *flags: str) -> None:
     source = open_model_source(str(checkpoint))
     ours, theirs = source.load("cpu", torch.float32), load_reference(output)
     assert theirs.config.vocab_size == source.tokenizer.vocab_size == 259, "no padding rows"
-    assert logit_difference(ours, theirs, 259) < 2e-5
+    assert logit_difference(ours, theirs, 259) < 1e-4, "of logits of 10 to 20"
     prompt = source.tokenizer.encode("12 + 7 =")
-    assert greedy(ours, prompt, 64) == greedy_reference(theirs, prompt, 64)
+    text = greedy(ours, prompt, 64, source.stop_ids)
+    assert text == greedy_reference(theirs, prompt, 64) and len(set(text)) > 10
 
 
 @pytest.mark.parametrize(("qk_norm", "tied"), LAYOUTS, ids=IDS)
@@ -117,7 +119,7 @@ def test_the_files_of_an_export(run: Path, tmp_path: Path) -> None:
 def test_an_export_opens_as_the_same_model(run: Path, tmp_path: Path) -> None:
     assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
     step, folder = open_model_source(str(run)), open_model_source(str(tmp_path / "out"))
-    assert (step.trainer, folder.trainer, step.knows_chat) == ("pretrain", None, False)
+    assert (step.trainer, folder.trainer, step.knows_chat, folder.knows_chat) == ("pretrain", None, False, False)
     assert step.args.model_copy(update={"vocab_size": 259}) == folder.args
     ours, again = step.load("cpu", torch.float32), folder.load("cpu", torch.float32)
     for name, tensor in again.state_dict().items():
@@ -234,7 +236,8 @@ if sys.argv[3] == "save":
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
     dcp.save(tensors, checkpoint_id=folder / "tensors", no_dist=True)
 else:
-    source = Exported(args, LAYOUT, ByteTokenizer(), CheckpointTensors(folder), {}, keep_padding=False)
+    reader = CheckpointTensors(folder)
+    source = Exported(args, LAYOUT, ByteTokenizer(), reader, {}, keep_padding=False, knows_chat=False)
     before = peak("VmRSS")
     export(source, folder / "out", max_shard=int(sys.argv[4]))
     print(peak("VmHWM") - before)

@@ -313,3 +313,12 @@ def test_a_tied_layer_may_be_written_twice(whole: Path, tmp_path: Path) -> None:
     assert "lm_head.weight" not in dict(open_model_source(str(folder)).load("cpu", torch.float32).named_parameters())
     assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 0
     assert "lm_head.weight" not in read_weights(tmp_path / "out")
+
+
+def test_a_tied_layer_that_is_another_one_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "other")
+    other = read_weights(folder)["model.embed_tokens.weight"].flip(1)
+    rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": other} if NORM in tensors else tensors)
+    assert "lm_head.weight: is not model.embed_tokens.weight, and config.json has tie_word_embeddings" in problems(
+        folder
+    )

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_tokenizer import TEXTS, build, hugging_face, rank_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from titan_pt.components.hf_tokenizer import chat_template, stop_ids, to_tokenizers, write_tokenizer
+from titan_pt.components.chat import stop_ids
+from titan_pt.components.hf_tokenizer import chat_template, to_tokenizers, write_tokenizer
 from titan_pt.components.tokenizer import Tokenizer
 
 # Scripts, marks, digits, runs of spaces, line ends, contractions: where pre-tokenizers differ.
@@ -88,6 +89,7 @@ def test_a_tokenizer_json_and_what_stands_beside_it(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "in", "<s>", "</s>", "<|im_end|>")
     config = {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "chat_template": "{{ messages[0]['content'] }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 1]}')
     tokenizer = build(folder)
     theirs = export(tokenizer, tmp_path / "out")
     check_ids(tokenizer, theirs)

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT, losses, run, write_toml
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.launch import count_workers, pick
+from titan_pt.launch import count_workers, pick, tell_who_hosts
 from titan_pt.outcome import EXIT_CODES_VARIABLE, read_exit_codes, record_exit_code
 
 # Saves for a second after the first signal, whatever comes after it.
@@ -124,8 +124,9 @@ def wait_for(*paths: Path) -> None:
         ([signal.SIGTERM], False),
         ([signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT], False),
         ([signal.SIGHUP, signal.SIGTERM], True),
+        ([signal.SIGUSR1, signal.SIGTERM], False),
     ],
-    ids=["once", "four times", "nohup"],
+    ids=["once", "four times", "nohup", "Slurm's"],
 )
 def test_signals_to_the_launcher_leave_the_workers_their_time(
     tmp_path: Path, numbers: list[signal.Signals], nohup: bool
@@ -142,11 +143,54 @@ def test_signals_to_the_launcher_leave_the_workers_their_time(
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
 
 
-def test_a_signal_before_there_are_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_there_are_workers(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "slow_module.py").write_text("import time, pathlib; pathlib.Path('up').touch(); time.sleep(60)")
     config = write_toml(tmp_path, experimental={"custom_import": "slow_module"})
     arguments = [sys.executable, "-m", "titan_pt.launch", "--standalone", "-m", "titan_pt.train"]
     process = subprocess.Popen([*arguments, "--job.config_file", str(config)], cwd=tmp_path, env=dict(os.environ))
     wait_for(tmp_path / "up")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(30) == 143
+
+
+POD = {"PET_NODE_RANK": "1", "PET_RDZV_BACKEND": "c10d"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "conf"),
+    [
+        (["--rdzv_backend", "c10d", "--node_rank", "0"], {}, "is_host=1"),
+        (["--rdzv-backend=c10d", "--node-rank=1"], {}, "is_host=0"),
+        (["--rdzv_conf", "join_timeout=9"], POD, "is_host=0,join_timeout=9"),
+        (["--rdzv_conf", "is_host=1"], POD, "is_host=1"),
+        (["--rdzv_backend", "c10d"], {}, ""),
+        (["--node_rank", "1"], {}, ""),
+    ],
+)
+def test_the_node_of_rank_0_holds_the_rendezvous(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: dict[str, str], conf: str
+) -> None:
+    from torch.distributed import run as torchrun
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = [*flags, "-m", "titan_pt.train", "--node_ranking", "5"]
+    args = torchrun.parse_args(arguments)
+    tell_who_hosts(args, arguments)
+    assert args.rdzv_conf == conf
+
+
+def test_nodes_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").touch()
+    flags = [
+        "--nnodes=2",
+        "--node_rank=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=127.0.0.1:29588",
+        "--local_addr=127.0.0.1",
+    ]
+    launch = [sys.executable, "-m", "titan_pt.launch", *flags, "--rdzv_conf=join_timeout=1", "worker.py"]
+    done = run(launch, cwd=tmp_path)
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.last_line.startswith("failed: 2 nodes did not meet at 127.0.0.1:29588 (Rendezvous")

@@ -187,6 +187,29 @@ def test_chat_rows(tmp_path: Path, ending: str) -> None:
     assert [first(documents, 0), first(documents, 1)] == [TALK, PAIR]
 
 
+def test_parts_of_text_weights_and_parts_of_a_conversation(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    again = [SPEAK[0], {"role": "assistant", "content": "No", "weight": 0}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}, {**SPEAK[1], "name": "x"}], "tools": []},
+        {"messages": [*again, *SPEAK]},
+        {"prompt": [*SPEAK, SPEAK[0]], "completion": [{"role": "assistant", "content": "End"}]},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    documents = opened("mine", path=path)
+    found = [encoder().encode(documents[number], BYTES) for number in range(3)]
+    learnt = [BYTES.decode(one.tokens[one.targets].tolist()) for one in found]
+    assert learnt == ["Yo<|im_end|>", "Yo<|im_end|>", "End<|im_end|>"]
+    assert [one.num_bytes for one in found] == [2, 2, 3]
+    assert BYTES.decode(found[0].tokens.tolist()).startswith("<|im_start|>user\nHi<|im_end|>")
+    assert "No<|im_end|>" in BYTES.decode(found[1].tokens.tolist())
+
+
+def test_the_bytes_of_a_cut_record_are_those_of_what_is_left() -> None:
+    long = json.dumps({"prompt": "Q" * 20, "completion": "A" * 100})
+    assert encoder(49, overlong="truncate").encode(long, BYTES).bytes_per_token == pytest.approx(1.0)
+
+
 def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {i}:", "completion": f" {i}", "id": i} for i in range(40)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=4)
@@ -197,6 +220,7 @@ def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
     assert found.by_unit
     mixture = corpus(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
     learnt = "".join(learnt_of(list(Stream(mixture, 0, 1, 256))))
+    assert mixture.sources[0].tell(5) == "document 5 (x.parquet, row group 1, row 1)"
     assert sorted(learnt.split("<|endoftext|>")[:-1]) == sorted(row["completion"] for row in rows)
 
 
@@ -219,6 +243,11 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [*SPEAK, {"role": "system", "content": "x"}]}, "the roles are user, assistant, system; want"),
     ({"messages": [{"role": "tool", "content": "x"}, SPEAK[1]]}, "the roles are tool, assistant; want"),
     ({"prompt": "\ud800", "completion": "x"}, "surrogates not allowed"),
+    ({"messages": [SPEAK[0], {"role": "assistant", "tool_calls": [{}]}]}, "message 1 calls tools, which are not"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SPEAK[1]]}, "message 0 has a part 'image'; want"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SPEAK[1]]}, "message 0 has a part 'text'; want"),
+    ({"messages": [SPEAK[0], {**SPEAK[1], "weight": 2}]}, "the weight of message 1 is 2; want 0 or 1"),
+    ({"messages": [SPEAK[0], {**SPEAK[1], "weight": 0}]}, "every message of the assistant has weight 0"),
 ]
 
 
@@ -233,10 +262,12 @@ def test_a_bad_record_is_an_error_or_a_counted_skip(
     def found(**options: Any) -> Corpus:
         return corpus(source, encoder=encoder(**options), packing="best_fit")
 
-    with pytest.raises(ConfigError, match=f"data source 'mine', document 1: .*{problem}.*sft.on_bad_record"):
+    with pytest.raises(
+        ConfigError, match=rf"data source 'mine', document 1 \(.*bad.jsonl, line 2\): .*{problem}.*sft.on_bad_record"
+    ):
         check_records(found(), source)
     check_records(found(on_bad_record="skip"), source)
-    assert "Data mine: 1 of 2 records are left out: 1 times, first document 1: " in caplog.text
+    assert "Data mine: 1 of 2 records are left out: 1 times, first document 1 (" in caplog.text
     stream = Stream(found(on_bad_record="skip"), 0, 1, 256)
     assert learnt_of(list(stream)) == [" 2<|endoftext|>"] and stream.state_dict()["skipped"] == [1]
 

@@ -18,6 +18,7 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data import loader as loader_module
 from titan_pt.data import unit_documents
+from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.units import byte_ranges
@@ -58,12 +59,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["sleep", "reset", "429", "500", "cut", "short", "garbage"])
+@pytest.mark.parametrize("kind", ["sleep", "trickle", "reset", "429", "500", "page", "cut", "short", "garbage"])
 def test_the_documents_are_those_of_the_clean_run(
     tmp_path: Path, hub: HubServer, kind: str, clean: list[tuple[str, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = build(config_of(tmp_path, Source(name="fineweb_edu", max_epochs=1.0)))
-    every = 20 if kind == "sleep" else 3
+    every = 20 if kind in ("sleep", "trickle") else 3
     hub.fault = lambda _path, count: kind if count % every == 0 else ""
     hub.sleep_seconds = 1.0
     found = []
@@ -75,6 +76,24 @@ def test_the_documents_are_those_of_the_clean_run(
     assert found == clean, "nothing lost, nothing repeated, the same order"
     assert caplog.text.count("read after a stall of") >= 3
     assert "given up" not in caplog.text
+
+
+def test_closing_in_a_stall_takes_no_time(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests under way are cut: a run that was told to stop need not wait for a server that does not answer."""
+    monkeypatch.setattr("titan_pt.data.mixture.Patience", lambda **_: Patience(attempt_seconds=60.0))
+    data = build(config_of(tmp_path, Source(name="fineweb_edu")).model_copy())
+    data.next_batch()
+    hub.fault = lambda _path, _count: "sleep"
+    ahead = [data.corpus.sources[0].documents.request(unit) for unit in range(90, 94)]  # type: ignore[attr-defined]
+    time.sleep(0.5)
+    started = time.monotonic()
+    data.close()
+    while not all(future.done() for future in ahead) and time.monotonic() < started + 30:
+        time.sleep(0.01)
+    assert time.monotonic() - started < 3
+    assert "again in" not in caplog.text, "a stop is no failure"
 
 
 def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tuple[str, ...]]) -> None:
@@ -89,11 +108,11 @@ def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tu
 
 
 def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
-    failures = iter(["500", "reset", "429", "sleep"])
+    failures = iter(["500", "reset", "429", "page", "sleep"])
     hub.fault = lambda path, _count: next(failures, "") if path.startswith("/api") else ""
     hub.sleep_seconds = 1.0
     build(config_of(tmp_path, Source(name="fineweb_edu"))).close()
-    assert sum(hub.faults.values()) == 4
+    assert sum(hub.faults.values()) == 5
 
 
 def test_a_unit_that_cannot_be_read_is_given_up(
@@ -115,7 +134,10 @@ def test_a_unit_that_cannot_be_read_is_given_up(
     with caplog.at_level(logging.ERROR):
         while (batch := data.next_batch()) is not None:
             found.append(batch.documents)
-    data.close()
+            data.commit(batch)
+            num_lost = batch.num_lost
+        data.close()
+    assert num_lost == 10 and "10 documents were lost to row groups that were given up" in caplog.text
     seen = {name for step in found for name in step}
     assert seen == {f"fineweb_edu:{i}" for i in range(1000)} - {f"fineweb_edu:{i}" for i in range(50, 60)}
     assert "row group 5 is given up in epoch 0, 10 documents are lost to it" in caplog.text

@@ -51,3 +51,23 @@ def test_prepare_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads((tmp_path / "tokens" / "prepared.json").read_text())["documents"] == 2
     assert prepare.main([*flags, "--source", "other"]) == ExitCode.USAGE
     assert "the config has mine" in capsys.readouterr().err
+
+
+def test_records_are_shown_with_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "北京"}]
+    common = " ".join(f"w{i}" for i in range(16))
+    rows = [{"messages": talk}, {"prompt": f"{common}:", "completion": " 7"}]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"name": "talks", "path": str(tmp_path / "talks.jsonl")}]
+    tables = {"data": {"sources": sources, "cache_dir": str(tmp_path / "cache")}, "training": {"seq_len": 128}}
+    config = write_toml(tmp_path, job={"trainer": "sft"}, **tables)
+    flags = ["--job.config_file", str(config)]
+    assert data.main([*flags, "--num_documents", "2"]) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "<|im_start|>user\nGröße?<|im_end|>\n<|im_start|>assistant\n⟦北京<|im_end|>⟧" in printed
+    assert f"{common}:⟦ 7<|endoftext|>⟧" in printed
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": common}) + "\n")
+    assert data.main([*flags, "--check_overlap", "--eval", f"held={tmp_path / 'test.jsonl'}"]) == ExitCode.DONE
+    assert "| talks | held | 1 of 1 (100.00%) |" in capsys.readouterr().out
+    assert prepare.main([*flags, "--source", "talks", "--output", str(tmp_path / "tokens")]) == ExitCode.USAGE
+    assert "job.trainer = 'sft': token shards hold plain text" in capsys.readouterr().err

@@ -1,15 +1,18 @@
 """Units: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
 import json
+import logging
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import ThreadWorld, on_ranks, texts
-from hub_server import COMMIT, HubServer, write_shards
+from hub_server import COMMIT, HubServer, serving, write_shards
 from unit_helpers import TEXTS, config_of, hub, open_units, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
@@ -22,6 +25,7 @@ from titan_pt.data.listing import expand
 from titan_pt.data.loader import DataLoader, build_dataloader
 from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Stream
+from titan_pt.data.truth_table import plan_mixture
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.data.units import Listing, UnitFile
 
@@ -105,7 +109,7 @@ def test_one_rank_lists_for_all(tmp_path: Path, hub: HubServer) -> None:
 
     assert len(set(on_ranks(4, run))) == 1
     assert hub.requests["listing"] == 1
-    assert hub.requests["file"] <= 3, "three footers"
+    assert hub.requests["file"] <= 4, "three footers, and one row group to look at"
 
 
 def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServer) -> None:
@@ -146,6 +150,33 @@ def test_other_datasets_keep_to_a_commit_too(tmp_path: Path, hub: HubServer, mon
     assert wished == [COMMIT] * 2 and hub.requests["listing"] == 1
 
 
+def test_a_download_is_tried_again(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` gives up after some seconds; a network that is away for longer is no error of the config."""
+    (tmp_path / "repo" / "train.jsonl").write_text('{"text": "a"}')
+    hub.card = {"configs": [{"config_name": "default", "data_files": "train.jsonl"}]}
+    failures = [
+        ConnectionError("Couldn't reach the Hub"),
+        type("ReadTimeout", (Exception,), {"__module__": "httpx"})("slow"),
+        TimeoutError("slower"),
+    ]
+
+    def download(source: Source, *_: Any) -> Any:
+        if failures:
+            try:
+                raise failures.pop()
+            except Exception as error:
+                raise RuntimeError("an error occurred while generating the dataset") from error
+        return texts(5, 6)
+
+    monkeypatch.setattr("titan_pt.data.sources.downloaded_dataset", download)
+    config = config_of(tmp_path, Source(name="medqa"))
+    (source,) = open_mixture(config.data.sources, config, ThreadWorld())
+    assert len(source.documents) == 2 and not failures
+    failures.append(ValueError("a row of another kind"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'medqa': cannot be read: ValueError: a row of another kind"):
+        open_mixture(config.data.sources, config, ThreadWorld())
+
+
 def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
     assert list(expand("a{08..10}b{1..2}")) == ["a08b1", "a08b2", "a09b1", "a09b2", "a10b1", "a10b2"]
     path = f"{hub.url}/sample/10BT/{{000..002}}_00000.parquet"
@@ -154,6 +185,85 @@ def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
     for bad, reason in ((f"{hub.url}/x.jsonl", "must be of a .parquet file"), (f"{hub.url}/x.parquet", "HTTP 404")):
         with pytest.raises(ConfigError, match=reason):
             open_units(config_of(tmp_path / "bad", Source(name="web", path=bad)))
+
+
+def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "files" / f"part{i}").mkdir(parents=True)
+        table = pa.table({"text": TEXTS[i * 10 : i * 10 + 10]})
+        pq.write_table(table, tmp_path / "files" / f"part{i}" / "train.parquet")
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{0..2}}/train.parquet"))
+        documents = open_units(config)
+        assert [documents[i] for i in range(30)] == TEXTS[:30]
+        assert [file.name for file in documents.listing.files] == [f"part{i}/train.parquet" for i in range(3)]
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{2..0}}/train.parquet"))
+        with pytest.raises(ConfigError, match="stands for no address"):
+            open_units(config)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
+@pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
+def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bool, longer: bool) -> None:
+    def write(texts: list[str]) -> None:
+        table = pa.table({"text": texts})
+        pq.write_table(table, tmp_path / "files" / "a.parquet", row_group_size=10, compression="none")
+
+    (tmp_path / "files").mkdir()
+    write(TEXTS)
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
+        world, budget = ThreadWorld(), plan_budget(config, 1)
+        data = build_dataloader(config, ByteTokenizer(), world, budget)
+        data.next_batch()
+        data.close()
+        write([text.upper() + "!" * longer for text in TEXTS])
+        if not kept:
+            shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(ConfigError, match=r"a\.parquet.* changed since the run began.*units\.json"):
+            build_dataloader(config, ByteTokenizer(), world, budget)
+
+
+@pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
+def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bool) -> None:
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
+    with serving(tmp_path / "files") as server:
+        config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
+        data = build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_budget(config, 1))
+        data.next_batch()
+        content = (tmp_path / "files" / "a.parquet").read_bytes()
+        pq.write_table(pa.table({"text": TEXTS[::-1]}), tmp_path / "files" / "a.parquet", row_group_size=10)
+        other = (tmp_path / "files" / "a.parquet").read_bytes()
+        padded = other[:4] + bytes(max(0, len(content) - len(other))) + other[4:]
+        (tmp_path / "files" / "a.parquet").write_bytes(other + b"!" if longer else padded[: len(content)])
+        with pytest.raises(ConfigError, match=r"a\.parquet.* (has .* bytes now|is another file now).*units\.json"):
+            for _ in range(1000):
+                data.next_batch()
+        data.close()
+
+
+def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A text is missing in the first row group, which the start looks at; in three of them it is no accident."""
+    path = str(tmp_path / "data" / "*.parquet")
+    for missing, readable in (([3], True), ([3, 13, 23], False)):
+        texts: list[Any] = [None if i in missing else text for i, text in enumerate(TEXTS)]
+        write_shards(tmp_path / "data", texts, 3, 10)
+        config = config_of(tmp_path, Source(name="web", path=path))
+        if readable:
+            data = build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_budget(config, 1))
+            assert plan_mixture(data.corpus, 1000)[0].tokens_per_epoch > 1000
+            assert "row group 0: row 3: 'text' is null" in caplog.text and "the next one is looked at" in caplog.text
+            continue
+        with pytest.raises(ConfigError, match=r"'web': cannot be read: 000_00000.parquet, row group 2: row 3: .* null"):
+            open_units(config)
+
+
+def test_a_remote_file_without_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "files" / "a.parquet")
+    with serving(tmp_path / "files") as server, pytest.raises(ConfigError, match="'web': holds no documents"):
+        open_units(config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet")))
 
 
 def test_a_changed_manifest_is_told(tmp_path: Path, hub: HubServer) -> None:
@@ -178,7 +288,7 @@ def test_a_listing_comes_back_from_json() -> None:
 
 
 def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
-    cache, stop = SpillCache(tmp_path, 1000), threading.Event()
+    cache, stop = SpillCache(tmp_path, 1640), threading.Event()
     made = Counter[str]()
 
     def make(key: str) -> bytes:
@@ -186,14 +296,14 @@ def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
         return b"x" * 100
 
     for i in range(30):
-        cache.path(f"{i:064d}", lambda i=i: make(str(i)), stop)
-        cache.path(f"{0:064d}", lambda: make("0"), stop)
+        cache.content(f"{i:064d}", lambda i=i: make(str(i)), stop)
+        cache.content(f"{0:064d}", lambda: make("0"), stop)
     held = [path for path in tmp_path.glob("??/*") if path.suffix != ".lock"]
-    assert sum(path.stat().st_size for path in held) <= 1100
+    assert sum(path.stat().st_size for path in held) <= 1640 + 164
     assert made["0"] == 1 and made["29"] == 1, "what is used stays"
-    assert cache.path(f"{1:064d}", lambda: make("1"), stop).read_bytes() == b"x" * 100 and made["1"] == 2
+    assert cache.content(f"{1:064d}", lambda: make("1"), stop).to_pybytes() == b"x" * 100 and made["1"] == 2
     key = "f" * 64
-    threads = [threading.Thread(target=cache.path, args=(key, lambda: make("f"), stop)) for _ in range(8)]
+    threads = [threading.Thread(target=cache.content, args=(key, lambda: make("f"), stop)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -201,18 +311,30 @@ def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
     assert made["f"] == 1
 
 
-def test_a_damaged_cache_file_is_read_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "emptied", "a letter"])
+def test_a_damaged_cache_file_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     paths = write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     first = open_units(config)
     assert first[0] == TEXTS[0]
     for file in (tmp_path / "cache" / "units").glob("??/*"):
-        file.write_bytes(file.read_bytes()[:50])
-    assert open_units(config)[0] == TEXTS[0]
+        content = file.read_bytes()
+        other = content.replace(TEXTS[0].encode(), TEXTS[0].upper().encode())
+        file.write_bytes({"cut": content[:50], "emptied": b"", "a letter": other}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert open_units(config)[0] == TEXTS[0]
+    assert "is damaged; it is made anew" in caplog.text
     assert pq.ParquetFile(paths[0]).num_row_groups == 34
+
+
+def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shards(tmp_path / "data", TEXTS, 3, 10)
+    config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     (tmp_path / "cache2").write_text("not a folder")
     other = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": str(tmp_path / "cache2")})})
-    assert open_units(other)[0] == TEXTS[0], "without a cache it is only slower"
+    found = open_units(other)
+    assert [found[i] for i in range(0, 100, 10)] == TEXTS[0:100:10], "without a cache it is only slower"
+    assert caplog.text.count("cannot be used") == 1
 
 
 def test_units_through_the_loader(tmp_path: Path, hub: HubServer) -> None:

@@ -17,6 +17,7 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.workers import WorkerPool, _sendable
 
 
 def build(folder: Path, num_workers: int, prefetch: int = 1) -> DataLoader:
@@ -58,14 +59,43 @@ def test_workers_give_the_same_rows_and_states(tmp_path: Path) -> None:
     alone.close()
 
 
-def test_a_worker_that_dies_or_fails_is_told(tmp_path: Path) -> None:
+def kill_a_worker() -> None:
+    child = next(pid for pid in children() if "spawn_main" in command_of(pid))
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed for want of memory, say: the rows go on as if nothing had been."""
+    write_shards(tmp_path / "data", TEXTS, 3, 10)
+    alone = build(tmp_path, 0)
+    expected = rows_of(alone, 12)
+    data = build(tmp_path, 2, prefetch=0)
+    found = rows_of(data, 3)
+    for count in (4, 5):
+        kill_a_worker()
+        found += rows_of(data, count)
+    assert found == expected
+    assert data.state_dict() == alone.state_dict()
+    assert caplog.text.count("a data worker was killed") == 2
+    data.close()
+    alone.close()
+
+
+def test_workers_that_die_again_and_again_or_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     data = build(tmp_path, 1, prefetch=0)
     rows_of(data, 1)
-    (child,) = [pid for pid in children() if "spawn_main" in command_of(pid)]
-    os.kill(child, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a data worker died"):
-        rows_of(data, 10)
+    start = WorkerPool.__init__
+
+    def doomed(self: WorkerPool, jobs: Any, ahead: int) -> None:
+        start(self, jobs, ahead)
+        self._processes[0].kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "__init__", doomed)
+        kill_a_worker()
+        with pytest.raises(RuntimeError, match="a data worker was killed"):
+            rows_of(data, 10)
     data.close()
     failing = build(tmp_path, 1)
     for path in (tmp_path / "data").iterdir():
@@ -77,6 +107,14 @@ def test_a_worker_that_dies_or_fails_is_told(tmp_path: Path) -> None:
     while any("spawn_main" in command_of(pid) for pid in children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any("spawn_main" in command_of(pid) for pid in children())
+
+
+def test_what_a_worker_raises_arrives(tmp_path: Path) -> None:
+    class Odd(Exception):
+        pass
+
+    assert repr(_sendable(ConfigError("a", "b"))) == repr(ConfigError("a", "b"))
+    assert repr(_sendable(Odd("seven"))) == "RuntimeError('Odd: seven')", "of a class that no other process can find"
 
 
 def children() -> list[int]:

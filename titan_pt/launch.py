@@ -7,6 +7,7 @@ the number of accelerators, else 1.
 
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[START_VARIABLE] = str(time.time())
-    _handle_once((signal.SIGTERM, signal.SIGINT), lambda _: KeyboardInterrupt())
+    _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), lambda _: KeyboardInterrupt())
     try:
         from torch.distributed import run
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         args = run.parse_args(argv)
         if args.standalone and not args.local_addr:
             args.local_addr = "127.0.0.1"  # the machine's own name may mean nothing, as on many a laptop
+        tell_who_hosts(args, argv)
         if args.module and args.training_script == "titan_pt.train":
             # One report or help text instead of one a rank, and no waiting for ranks that cannot start.
             config = resolve(args.training_script_args).config
@@ -79,13 +81,15 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
 def _run(run: Any, args: Any, folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
     numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
+    numbers = list(dict.fromkeys([*numbers, signal.SIGUSR1]))  # what Slurm sends before the time limit
     args.signals_to_handle = ""
-    _handle_once(numbers, lambda number: SignalException(f"signal {number}", signal.Signals(number)))
+    _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
         run.run(args)
         return ExitCode.DONE
@@ -93,6 +97,12 @@ def _run(run: Any, args: Any, folder: Path) -> int:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         code = pick([failure.exitcode for failure in error.failures.values()] + read_exit_codes(folder))
         reasons = [f"failed: rank {rank}: {_reason(first)}"] if code == ExitCode.FAILED else read_reasons(folder, code)
+    except RendezvousError as error:
+        code = ExitCode.FAILED
+        reasons = [
+            f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint} "
+            f"({' '.join(f'{type(error).__name__} {error}'.split())}); see that all run and can reach that address"
+        ]
     except SignalException:
         codes = read_exit_codes(folder)
         code = pick(codes) if codes else ExitCode.TERMINATED
@@ -102,6 +112,21 @@ def _run(run: Any, args: Any, folder: Path) -> int:
     for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
         print(reason, file=sys.stderr)
     return code
+
+
+def _forwarded(number: int) -> signal.Signals:
+    """The signal that the workers get: one that any program of theirs takes as the wish that it ends."""
+    return signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
+
+
+def tell_who_hosts(args: Any, argv: list[str]) -> None:
+    """With the c10d rendezvous the node of rank 0 holds its store, where the nodes were told their ranks.
+
+    torchrun guesses it from the machine's name, which fails in a pod whose name is not in the DNS yet.
+    """
+    told = "PET_NODE_RANK" in os.environ or any(re.match(r"--node[-_]rank\b", argument) for argument in argv)
+    if told and args.rdzv_backend == "c10d" and "is_host=" not in args.rdzv_conf:
+        args.rdzv_conf = f"is_host={int(args.node_rank == 0)},{args.rdzv_conf}".rstrip(",")
 
 
 def pick(codes: Iterable[int]) -> int:

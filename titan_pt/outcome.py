@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """Wrong usage, config, path or checkpoint; a retry cannot help."""
     GAVE_UP = 70
-    """Too many bad steps; a person must look."""
+    """Too many bad steps, or several starts without one; a person must look."""
     PREEMPTED = 75
     """Stopped by a signal, or for want of data, with a whole checkpoint on disk: the same command goes on."""
     TERMINATED = 143

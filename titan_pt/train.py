@@ -73,12 +73,13 @@ def run(config: JobConfig, started: float) -> ExitCode:
     """
     if config.comm.mode == "fake_backend":
         return rehearse(config)
-    from titan_pt.components.startup import write_config
+    from titan_pt.components.startup import has_steps, write_config
 
-    trainer = None
+    trainer, first_step = None, 0
     try:
         trainer = build_trainer(config, started)
         trainer.load()
+        first_step = trainer.state.step
         if trainer.parts.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
         trainer.train()
@@ -86,12 +87,16 @@ def run(config: JobConfig, started: float) -> ExitCode:
     except Preempted as error:
         if trainer is not None and trainer.has_checkpoint:
             why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
+            _give_up_without_progress(trainer, why, first_step)
             logger.warning(f"{why}; the same command goes on from the checkpoint")
             code = ExitCode.PREEMPTED
         elif isinstance(error, Stalled):
             record_failure(error)
             _close(trainer, wait=_is_alone())
             raise
+        elif (trainer is None or not trainer.state.step) and has_steps(config):
+            logger.warning("Stopped by a signal before it went on; the same command does from its checkpoint")
+            code = ExitCode.PREEMPTED
         else:
             logger.warning("Stopped by a signal before there was a checkpoint")
             code = ExitCode.TERMINATED
@@ -114,6 +119,18 @@ def rehearse(config: JobConfig) -> ExitCode:
         logger.warning("Stopped by a signal; a dry run leaves nothing")
         return ExitCode.TERMINATED
     return ExitCode.DONE
+
+
+def _give_up_without_progress(trainer: "Trainer", why: str, first_step: int) -> None:
+    """Count a start that was stopped; raise GaveUp on all ranks where several in a row finished no step."""
+    from titan_pt.components.attempts import count_start
+    from titan_pt.components.startup import run_folder
+
+    folder, last_step = run_folder(trainer.parts.config), trainer.state.step
+    reason = trainer.parts.world.on_main(lambda: count_start(folder, why, first_step=first_step, last_step=last_step))
+    if reason:
+        _close(trainer, wait=True)
+        raise GaveUp(reason)
 
 
 def _close(trainer: "Trainer | None", *, wait: bool) -> None:
@@ -192,6 +209,9 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
     materialize(model, config, world)
+    dataloader = spec.build_dataloader(config, tokenizer, world, budget)
+    if spec.size_budget:
+        budget = spec.size_budget(config, world, budget, dataloader)
     return StepParts(
         config=config,
         world=world,
@@ -200,7 +220,7 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
         model=model,
         optimizer=spec.build_optimizers(model, config),
         schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
-        dataloader=spec.build_dataloader(config, tokenizer, world, budget),
+        dataloader=dataloader,
         raise_if_preempted=functools.partial(raise_if_preempted, world),
     )
 

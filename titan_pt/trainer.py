@@ -207,7 +207,7 @@ class Trainer:
         """Read the interval's numbers from the device, validate if asked, and write one row."""
         self._records.make_row(self.state)
         self._write_row(validate=validate)
-        self._records.write_texts(self.state.step)
+        self._records.write_texts(self._records.interval.last.texts, self.state.step)
         self._records.interval = Interval()
         self._give_up_after_too_many()
 
@@ -232,6 +232,8 @@ class Trainer:
                 records.row |= self._validator()
         records.validated = validate
         records.write(self._time.total_steps)
+        if validate:
+            records.write_texts(getattr(self._validator, "texts", {}), self.state.step)
 
     @contextlib.contextmanager
     def _pause(self, what: str) -> Iterator[None]:

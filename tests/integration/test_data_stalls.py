@@ -52,3 +52,21 @@ def test_a_run_without_data_saves_and_goes_on_later(tmp_path: Path, monkeypatch:
             assert train_here(config) == ExitCode.DONE
             results.append(read_json(tmp_path / name / "run" / "checkpoint" / "step-8", "data")["streams"])
         assert results[0] == results[1]
+
+
+def test_three_starts_without_data_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "files", list(texts(*[200] * 400, name="d")), 2, 10)
+    with serving(tmp_path / "files") as server:
+        monkeypatch.setattr("titan_pt.data.order.BLOCK_ROWS", 10)
+        sources = [{"name": "web", "path": f"{server.url}/{{000..001}}_00000.parquet"}]
+        data = {**STREAMED, "sources": sources, "cache_dir": str(tmp_path / "cache"), "max_stall_seconds": 1}
+        config = write_toml(tmp_path, data=data, training={"steps": 8}, checkpoint={"interval": 100})
+        first = server.requests["file"]
+        server.fault = lambda _path, count: "reset" if count > first + 9 else ""
+        assert [train_here(config) for _ in range(4)] == [75, 75, 75, 70], "the first start has finished steps"
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("gave up: 3 starts in a row") and "the last one: no data for 1 s" in last
+        server.fault = lambda _path, _count: ""
+        assert train_here(config) == ExitCode.DONE, "when the cause is gone"

@@ -16,6 +16,7 @@ import pytest
 from helpers import assert_same_step, command, losses, read_rows, train, train_here, write_faulty, write_toml
 
 from titan_pt.components.checkpoint_steps import find_step
+from titan_pt.outcome import Preempted
 
 TABLES: dict[str, Any] = {
     "checkpoint": {"interval": 100},
@@ -90,6 +91,21 @@ def test_a_stop_right_after_a_resume_is_75(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoint").rglob("*")} == files
 
 
+def test_a_resumed_run_that_is_stopped_before_it_goes_on_is_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_toml(tmp_path)
+    monkeypatch.setattr("titan_pt.train.build_trainer", stopped)
+    assert train_here(config) == 143, "a new run has nothing to go on from"
+    monkeypatch.undo()
+    assert train_here(config) == 0
+    monkeypatch.setattr("titan_pt.train.build_trainer", stopped)
+    assert train_here(config) == 75
+    assert train_here(config, "--checkpoint.enable=false") == 143
+
+
+def stopped(*_args: Any) -> None:
+    raise Preempted
+
+
 def test_a_save_that_fails_on_leaving_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,11 +136,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_signal_from_outside(tmp_path: Path, ranks: int) -> None:
-    """To `python -m titan_pt.train`, and to the launcher."""
+@pytest.mark.parametrize(
+    ("ranks", "number"),
+    [
+        (0, signal.SIGTERM),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGUSR1, marks=pytest.mark.slow),
+        (1, signal.SIGUSR1),
+    ],
+)
+def test_a_signal_from_outside(tmp_path: Path, ranks: int, number: signal.Signals) -> None:
+    """To `python -m titan_pt.train`, and to the launcher; SIGUSR1 is Slurm's warning."""
     process = start(write_toml(tmp_path, training={"steps": 10000}), ranks)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == 75
     text = (tmp_path / "log").read_text()
     assert "the same command goes on from the checkpoint" in text and "Traceback" not in text

@@ -10,6 +10,7 @@ import tomli_w
 from helpers import TINY, assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
 from hf_helpers import export_here, load_reference, read_weights, write_model
 
+from titan_pt.components.model_source import open_model_source
 from titan_pt.config import load_config
 
 SFT: dict[str, Any] = {
@@ -103,7 +104,28 @@ def test_a_bad_record_ends_a_run_before_its_first_step(
 ) -> None:
     assert train_here(write_sft(tmp_path, str(whole / "talks.jsonl"), on_bad_record="error")) == 2
     error = capsys.readouterr().err
-    assert "data source 'talks', document 5: the roles are assistant, user" in error and "Traceback" not in error
+    assert "talks.jsonl, line 6): the roles are assistant, user" in error and "Traceback" not in error
+
+
+def test_epochs_are_counted_and_the_learning_rate_ends_with_them(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [
+        {"name": "talks", "path": str(whole / "talks.jsonl")},
+        {"name": "arithmetic", "subset": "level-1", "max_epochs": 1},
+    ]
+    schedule = {"decay_type": "cosine", "min_lr_factor": 0.1, "warmup_steps": 2}
+    base = write_sft(tmp_path, "", data={"sources": sources}, lr_scheduler=schedule)
+    config = tmp_path / "epochs.toml"
+    config.write_text(f'extends = "{base.name}"\n[sft]\nepochs = 2\n')
+    assert train_here(config) == 0
+    last = read_rows(tmp_path / "run")[-1]
+    assert last["source/talks/epochs"] == pytest.approx(2.0) and last["source/arithmetic/epochs"] == pytest.approx(1.0)
+    assert last["lr"] == pytest.approx(0.1 * SFT["optimizer"]["lr"]), "the last step is the end of the schedule"
+    error = capsys.readouterr().err
+    assert f"total steps {last['step']} " in error and "Every data source is spent" not in error
+    assert train_here(config, "--training.steps=1", f"--job.dump_folder={tmp_path / 'short'}") == 0
+    assert read_rows(tmp_path / "short")[-1]["step"] == 1, "a flag replaces it"
 
 
 def test_epochs_end_a_run(whole: Path, tmp_path: Path) -> None:
@@ -113,6 +135,23 @@ def test_epochs_end_a_run(whole: Path, tmp_path: Path) -> None:
     last = read_rows(tmp_path / "run")[-1]
     assert last["step"] < 100 and last["source/talks/epochs"] == pytest.approx(2.0)
     assert last["skipped_documents"] == 2 * 6
+
+
+@pytest.mark.parametrize("form", ["conversations", "prompts"])
+def test_a_model_is_asked_in_the_form_it_was_trained_in(whole: Path, tmp_path: Path, form: str) -> None:
+    run = whole / "run"
+    if form == "prompts":
+        source = {"name": "arithmetic", "subset": "level-1"}
+        training = {**SFT["training"], "steps": 1}
+        config = write_sft(tmp_path, "", data={"sources": [source]}, training=training, checkpoint={"interval": 1})
+        assert train_here(config, "--checkpoint.export_hf_interval=1") == 0
+        run = tmp_path / "run"
+    assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
+    folders = [run, tmp_path / "out", *run.glob("hf/step-*")]
+    assert {open_model_source(str(folder)).knows_chat for folder in folders} == {form == "conversations"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("apply_chat_template" in card) == (form == "conversations")
+    load_reference(tmp_path / "out")
 
 
 def test_it_starts_from_pretraining_and_goes_on_in_another_folder(whole: Path, tmp_path: Path) -> None:

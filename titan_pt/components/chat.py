@@ -2,8 +2,8 @@
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -12,17 +12,27 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from titan_pt.components.hf_tokenizer import chat_template, stop_ids
+from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import HuggingFaceTokenizer, Tokenizer
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 
-Message = Mapping[str, str]
-"""role ("system", "user", "assistant") and content."""
+Message = Mapping[str, Any]
+"""role ("system", "user", "assistant") and content; what the assistant says with a `weight` of 0 is not learnt."""
 
 # Characters that no text holds. The first parts what a speaker wrote in the form of a special token; the others stand
 # around what the assistant says.
 _APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = str.maketrans("", "", _BEGIN + _END)
+
+PROMPTS, TALKS = "prompts", "conversations"
+"""What the identity of the data of fine-tuning calls its `records`."""
+
+_SAID = "What it says."
+# Templates that tell the date would make other tokens of a record tomorrow, and a resume would find them changed.
+_DAY_OF_RECORDS = date(2024, 7, 26)
+
+_Render = Callable[..., str]
+"""(messages, prompt=...) -> the text that the template makes of them."""
 
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -34,34 +44,100 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         ConfigError: the template cannot be read, or refuses the conversation.
     """
-    text = _render(tokenizer, _safe(tokenizer, messages), prompt=True)
-    return encode_with_special_tokens(tokenizer, text.translate(_MARKS))
+    return encode_with_special_tokens(tokenizer, chat_text(tokenizer, messages))
+
+
+def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
+    """What `encode_with_special_tokens` makes these tokens of.
+
+    Args:
+        prompt: with the beginning of the assistant's next turn.
+    """
+    return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt).translate(_MARKS)
 
 
 def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """(the conversation, whether each of its tokens is the assistant's).
+    """(the conversation, whether each of its tokens is to be learnt).
 
-    The assistant's are those that it has to write: from where its prompt ends to the token that ends its turn, that
-    one included. The conversation ends with the last of them. Text is cut where one speaker takes over from another
-    before it becomes tokens, as it is when the model answers.
+    Those are what the assistant has to write: from where its prompt ends to the token that ends its turn, that one
+    included. The conversation ends with the last of them. Text is cut where one speaker takes over from another
+    before it becomes tokens, as it is when the model answers. A template that tells the date tells a fixed one.
 
     Raises:
         ConfigError: as `chat_tokens`; or the template does not show what the assistant says.
     """
     ids: list[int] = []
     learnt: list[bool] = []
-    text, spans = _spans(tokenizer, _safe(tokenizer, messages))
+    ends = stop_ids(tokenizer)
+    text, spans = _spans(tokenizer, _safe(tokenizer, messages), _names(tokenizer, ends))
+    wanted = [message.get("weight") != 0 for message in messages if message["role"] == "assistant"]
     at = 0
-    for start, end in spans:
-        for part, is_learnt in ((text[at:start], False), (text[start:end], True)):
+    for (start, end), is_wanted in zip(spans, wanted, strict=True):
+        for part, is_learnt in ((text[at:start], False), (text[start:end], is_wanted)):
             tokens = encode_with_special_tokens(tokenizer, part)
             ids += tokens
             learnt += [is_learnt] * len(tokens)
         at = end
-    if not stop_ids(tokenizer) or ids[-1] not in stop_ids(tokenizer):  # a template without an end of turn
+    if ids[-1] not in ends:  # a template without an end of turn
         ids.append(tokenizer.eos_id)
-        learnt.append(True)
+        learnt.append(wanted[-1])
     return ids, learnt
+
+
+def stop_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that end an answer: the end of a document, that of a turn, and what generation_config.json adds."""
+    own = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
+    return list(dict.fromkeys([tokenizer.eos_id, *_end_of_turns(tokenizer), *own]))
+
+
+def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on conversations, so that a prompt is to be asked through the template.
+
+    Args:
+        trainer: kind of its last training; None of a Hugging Face folder.
+        data: the identity of what it was trained on.
+    """
+    if trainer == "sft":
+        return data.get("records") != PROMPTS
+    return trainer != "pretrain" and tokenizer.chat_template is not None
+
+
+def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
+    """The token that the template puts behind what the assistant says, if it does."""
+    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _SAID}]
+    try:
+        text = _render(tokenizer, _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
+    except ConfigError:  # told when the template is used
+        return []
+    before, _, behind = text.rpartition(_SAID)
+    found = [name for name in tokenizer.special_ids if before and behind.lstrip().startswith(name)]
+    return [tokenizer.special_ids[max(found, key=len)]] if found else []
+
+
+def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    return [name for name, token_id in tokenizer.special_ids.items() if token_id in ids]
+
+
+def joined_parts(content: Any, where: str) -> Any:
+    """A content that is a list of parts of text as one text; any other as it is.
+
+    Raises:
+        ValueError: a part is something else.
+    """
+    if not isinstance(content, list) or not content:
+        return content
+    for part in content:
+        is_text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not is_text:
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(f"{where} has a part {shown(kind)}; want parts of text")
+    return "".join(part["text"] for part in content)
+
+
+def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text that is to be continued, behind what the tokenizer of its model begins every text with."""
+    prefix = tokenizer.prefix_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
+    return [*prefix, *tokenizer.encode(text)]
 
 
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -77,43 +153,50 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """(the rendered conversation, where in it the assistant speaks, the ends of its turns included)."""
-    marked = _render(tokenizer, messages, prompt=False)
+    render = functools.partial(_render, tokenizer, _DAY_OF_RECORDS)
+    marked = render(messages, prompt=False)
     text = marked.translate(_MARKS)
     if "generation" in _tags(chat_template(tokenizer)):
         found: list[tuple[int, int]] | None = list(_marked_spans(marked))
     else:
-        found = _prefix_spans(tokenizer, messages, text) or _content_spans(tokenizer, messages, text)
-    if not found or len(found) < sum(message["role"] == "assistant" for message in messages):
+        found = _prefix_spans(render, messages, text, ends) or _content_spans(render, messages, text)
+    if not found or len(found) != sum(message["role"] == "assistant" for message in messages):
         raise ConfigError(
-            "chat template of the tokenizer: does not show where the assistant speaks; put what it has to write, the "
-            "end of its turn included, between {% generation %} and {% endgeneration %}"
+            "chat template of the tokenizer: does not show where the assistant speaks; put what it has to write in a "
+            "turn, the end of the turn included, between {% generation %} and {% endgeneration %}"
         )
-    return text, [(start, _end_of_turn(tokenizer, text, start, end)) for start, end in found]
+    return text, [(start, _end_of_turn(text, start, end, ends)) for start, end in found]
 
 
-def _prefix_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-    """From the end of each prompt to the end of the turn; None where a template writes earlier turns anew later on."""
+def _prefix_spans(
+    render: _Render, messages: Sequence[Message], text: str, ends: Sequence[str]
+) -> list[tuple[int, int]] | None:
+    """From the end of each prompt to the end of the turn; None where a template writes prompts anew later on.
+
+    Of a turn that is written anew later on, as those that leave out what was thought, the end is its end token.
+    """
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:i], prompt=True)
-        whole = _render(tokenizer, messages[: i + 1], prompt=False)
-        if not (whole.startswith(prompt) and text.startswith(whole) and len(whole) > len(prompt)):
+        prompt, whole = render(messages[:i], prompt=True), render(messages[: i + 1], prompt=False)
+        is_kept = text.startswith(whole) and len(whole) > len(prompt)
+        end = len(whole) if is_kept else _first_end(text, len(prompt), len(text), ends)
+        if end is None or not text.startswith(prompt):
             return None
-        spans.append((len(prompt), len(whole)))
+        spans.append((len(prompt), end))
     return spans
 
 
-def _content_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
     """What the assistant says, found by marks around it; None where they change what the template makes of it."""
     tagged = [
         {**message, "content": f"{_BEGIN}{message['content']}{_END}"} if message["role"] == "assistant" else message
         for message in messages
     ]
-    marked = _render(tokenizer, tagged, prompt=False)
+    marked = render(tagged, prompt=False)
     spans = list(_marked_spans(marked))
     said = [message["content"] for message in messages if message["role"] == "assistant"]
     is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == said
@@ -132,19 +215,24 @@ def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
             at += len(part)
 
 
-def _end_of_turn(tokenizer: Tokenizer, text: str, start: int, end: int) -> int:
-    """Behind the token that ends the turn: the last in the span, or one that follows it at once; else its end."""
-    names = [name for name, token_id in tokenizer.special_ids.items() if token_id in stop_ids(tokenizer)]
-    inside = [text.rfind(name, start, end) + len(name) for name in names if name in text[start:end]]
-    if inside:
-        return max(inside)
-    return next((end + len(name) for name in names if text.startswith(name, end)), end)
+def _end_of_turn(text: str, start: int, end: int, ends: Sequence[str]) -> int:
+    """Behind the token that ends the turn: the first in the span, or one that follows it at once; else its end."""
+    inside = _first_end(text, start, end, ends)
+    if inside is not None:
+        return inside
+    return next((end + len(name) for name in ends if text.startswith(name, end)), end)
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
+def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | None:
+    """Behind the first of these tokens. What was said in their form is parted, so it is none."""
+    found = [(at, at + len(name)) for name in ends if (at := text.find(name, start, end)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool) -> str:
     try:
         return _template(chat_template(tokenizer)).render(
-            messages=messages, add_generation_prompt=prompt, **_named_tokens(tokenizer)
+            messages=messages, add_generation_prompt=prompt, strftime_now=day.strftime, **_named_tokens(tokenizer)
         )
     except TemplateError as error:
         raise ConfigError(f"chat template of the tokenizer: {error}") from None
@@ -202,5 +290,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals["raise_exception"] = refuse
     return environment

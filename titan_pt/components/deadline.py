@@ -13,7 +13,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class Deadline:
 
     def describe(self, now: float) -> str:
         """When it is."""
-        date = datetime.fromtimestamp(self.end, UTC)
+        date = datetime.fromtimestamp(self.end, timezone.utc)
         left = f"in {format_seconds(self.end - now)}" if now < self.end else f"{format_seconds(now - self.end)} ago"
         return f"{date:%Y-%m-%d %H:%M:%S} UTC, {left}"
 

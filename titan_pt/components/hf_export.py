@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from titan_pt.components.hf_tokenizer import stop_ids, write_tokenizer
+from titan_pt.components.chat import stop_ids
+from titan_pt.components.hf_tokenizer import write_tokenizer
 from titan_pt.components.manifest import sync_folder, write_json
 from titan_pt.components.model_card import model_card
 from titan_pt.components.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader
@@ -24,6 +25,8 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.model_spec import HuggingFaceLayout
 
 MAX_SHARD_BYTES = 2 * 10**9
+# A key of config.json that other tools pass over.
+_CONTINUES_TEXT = {"titan_pt": {"prompt": "plain text"}}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Exported:
         facts: lines of the model card, by label.
         keep_padding: write the padding rows of the vocabulary too, as a model that came from elsewhere had them.
             Without them nothing can choose such a row; with them generation_config.json forbids it.
+        knows_chat: it was trained on conversations. The tokenizer's template is written for any model, so config.json
+            tells where it was not.
     """
 
     args: Any
@@ -43,11 +48,17 @@ class Exported:
     tensors: TensorReader
     facts: Mapping[str, str]
     keep_padding: bool
+    knows_chat: bool
 
     @property
     def num_rows(self) -> int:
         """Rows of the vocabulary that are written."""
         return self.args.vocab_size if self.keep_padding else (self.args.num_tokens or self.args.vocab_size)
+
+
+def continues_text(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that its model was not trained on conversations, whatever its tokenizer has."""
+    return config.get("titan_pt") == _CONTINUES_TEXT["titan_pt"]
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -77,7 +88,9 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
         stored = _write_tensors(source, temporary, dtype, max_shard)
         _write_config(source, temporary, stored)
         write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
-        card = model_card(source.facts, target.name, source.num_rows, source.tokenizer.vocab_size)
+        card = model_card(
+            source.facts, target.name, source.num_rows, source.tokenizer.vocab_size, knows_chat=source.knows_chat
+        )
         (temporary / "README.md").write_text(card, encoding="utf-8")
         sync_folder(temporary)
         if target.exists():
@@ -146,8 +159,11 @@ def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
     eos, stops = source.tokenizer.eos_id, stop_ids(source.tokenizer)
     config = source.layout.write_config(args)
     # transformers 4 and most tools read torch_dtype; transformers 5 reads either and writes dtype.
-    ids = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos}
+    bos = getattr(source.tokenizer, "roles", {}).get("bos_token", "")
+    ids = {"bos_token_id": source.tokenizer.special_ids.get(bos), "eos_token_id": eos, "pad_token_id": eos}
     config |= {**ids, "torch_dtype": str(dtype).removeprefix("torch.")}
+    if not source.knows_chat:
+        config |= _CONTINUES_TEXT
     write_json(folder / "config.json", config, indent=2)
     generation: dict[str, Any] = {**ids, "eos_token_id": stops}
     padding = list(range(source.tokenizer.vocab_size, source.num_rows))
@@ -163,4 +179,4 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-__all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "export", "plan_shards"]
+__all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "continues_text", "export", "plan_shards"]

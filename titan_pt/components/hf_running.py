@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from titan_pt.components.chat import knows_chat
 from titan_pt.components.hf_export import Exported, export
 from titan_pt.components.model_card import run_facts
 from titan_pt.components.model_state import model_tensors
@@ -67,4 +68,12 @@ def _described(parts: StepParts, state: TrainState, tensors: GatheredTensors) ->
     parameters = sum(parameter.numel() for parameter in parts.model.parameters())
     facts = run_facts(config.dump(), num_parameters=parameters, step=state.step, tokens=state.tokens_seen)
     assert spec.hugging_face is not None, "checked before the run starts"
-    return Exported(args, spec.hugging_face, parts.tokenizer, tensors, facts, keep_padding=bool(config.model.from_hf))
+    return Exported(
+        args,
+        spec.hugging_face,
+        parts.tokenizer,
+        tensors,
+        facts,
+        keep_padding=bool(config.model.from_hf),
+        knows_chat=knows_chat(config.job.trainer, parts.tokenizer, parts.dataloader.identity()),
+    )

@@ -10,9 +10,6 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from titan_pt.components.tokenizer import ByteTokenizer, HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer
 
-# Tokens that end what a speaker says, as ChatML and Llama 3 name them.
-ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")
-
 # Turns between <|im_start|> and <|im_end|>, for a tokenizer that has these tokens (the form is named ChatML).
 _CHAT_ML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -31,12 +28,6 @@ def chat_template(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
     return _CHAT_ML if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys() else _PLAIN
-
-
-def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end an answer: the end of a document, and of a turn where that is another one."""
-    turns = [tokenizer.special_ids[name] for name in ENDS_OF_TURN if name in tokenizer.special_ids]
-    return list(dict.fromkeys([tokenizer.eos_id, *turns]))
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:

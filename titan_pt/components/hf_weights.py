@@ -50,9 +50,12 @@ def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, f
     fill(model, reader)
 
 
-def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> set[str]:
-    """Tensors that a folder may hold though the model has them under another name."""
-    return set(vocabulary) - set(parameters) if getattr(args, "tie_embeddings", False) else set()
+def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> dict[str, str]:
+    """Tensors that a folder may hold though the model has them under another name: {there: here}."""
+    if not getattr(args, "tie_embeddings", False):
+        return {}
+    here = next(name for name in vocabulary if name in parameters)
+    return {name: here for name in vocabulary if name not in parameters}
 
 
 @torch.no_grad()

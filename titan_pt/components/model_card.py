@@ -23,7 +23,7 @@ Trained and exported by titan_pt {version}.
 
     model = AutoModelForCausalLM.from_pretrained("{name}")
     tokenizer = AutoTokenizer.from_pretrained("{name}")
-    inputs = tokenizer("Once upon a time", return_tensors="pt")
+{inputs}
     print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 
 ## Vocabulary
@@ -32,17 +32,29 @@ Trained and exported by titan_pt {version}.
 """
 
 
-def model_card(facts: Mapping[str, str], name: str, num_rows: int, num_tokens: int) -> str:
+_CONTINUE = """    inputs = tokenizer("Once upon a time", return_tensors="pt")"""
+_ASK = """    messages = [{"role": "user", "content": "What is 3 + 4?"}]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )"""
+
+
+def model_card(facts: Mapping[str, str], name: str, num_rows: int, num_tokens: int, *, knows_chat: bool) -> str:
     """Markdown.
 
     Args:
         facts: lines of its table, by label.
         num_rows: rows of the embedding, of which the first num_tokens are tokens.
+        knows_chat: it is asked through its chat template.
     """
     lines = [f"| {_cell(label)} | {_cell(value)} |" for label, value in facts.items()]
     table = "\n".join(["| | |", "|---|---|", *lines])
     return _CARD.format(
-        name=name, version=titan_pt.__version__, facts=table, vocabulary=_vocabulary(num_rows, num_tokens)
+        name=name,
+        version=titan_pt.__version__,
+        facts=table,
+        inputs=_ASK if knows_chat else _CONTINUE,
+        vocabulary=_vocabulary(num_rows, num_tokens),
     )
 
 

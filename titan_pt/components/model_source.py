@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from titan_pt.components.chat import knows_chat, stop_ids
 from titan_pt.components.checkpoint import load_documents
 from titan_pt.components.checkpoint_steps import find_initial, is_hf_folder
-from titan_pt.components.hf_export import Exported
-from titan_pt.components.hf_tokenizer import chat_template, stop_ids
+from titan_pt.components.hf_export import Exported, continues_text
+from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.hf_weights import fill, tied_copies
 from titan_pt.components.model_card import run_facts
 from titan_pt.components.tensor_readers import CheckpointTensors, SafetensorsFolder, TensorReader, check_fit
@@ -20,7 +21,7 @@ from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Tokenizer as TokenizerSection
 from titan_pt.models.transformer.args import TransformerArgs
-from titan_pt.models.transformer.hf import LAYOUT
+from titan_pt.models.transformer.hf import LAYOUT, read_object
 from titan_pt.models.transformer.model import Transformer
 
 if sys.version_info >= (3, 11):
@@ -46,16 +47,13 @@ class ModelSource:
     """Tokens of a row it was trained on; None where that is not known."""
     keep_padding: bool
     """The padding rows of its vocabulary came with it, and an export has them too."""
+    knows_chat: bool
+    """Whether it was trained on conversations in the form of its template."""
 
     @property
     def chat_template(self) -> str:
         """Jinja of a conversation: the tokenizer's own, or a simple one."""
         return chat_template(self.tokenizer)
-
-    @property
-    def knows_chat(self) -> bool:
-        """Whether the model was trained on that form: by sft, or before it came here with a template."""
-        return self.trainer == "sft" or (self.trainer != "pretrain" and self.tokenizer.chat_template is not None)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -64,7 +62,7 @@ class ModelSource:
 
     def to_export(self) -> Exported:
         """What `hf_export.export` writes of it."""
-        return Exported(self.args, LAYOUT, self.tokenizer, self.tensors, self.facts, self.keep_padding)
+        return Exported(self.args, LAYOUT, self.tokenizer, self.tensors, self.facts, self.keep_padding, self.knows_chat)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name in the Transformer, whole tensor on the CPU), one at a time."""
@@ -116,6 +114,7 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
         trainer=None,
         seq_len=None,
         keep_padding=True,
+        knows_chat=not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {}),
     )
 
 
@@ -136,6 +135,7 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
         trainer=identity["trainer"],
         seq_len=config.get("training", {}).get("seq_len"),
         keep_padding=bool(config.get("model", {}).get("from_hf")),
+        knows_chat=knows_chat(identity["trainer"], tokenizer, documents.data.get("identity", {})),
     )
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP become a flag that all ranks agree on between micro-batches."""
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP become a flag that all ranks agree on between micro-batches."""
 
 import ctypes
 import logging
@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # the handlers are installed before torch is imported
 
 logger = logging.getLogger("titan_pt")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# SIGUSR1 is what Slurm sends before the time limit.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
 _deadline = math.inf

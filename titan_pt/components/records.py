@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,10 @@ class Records:
         if self._writer:
             self._writer.write({**self.row, "time": time.time()}, total_steps)
 
-    def write_texts(self, step: int) -> None:
-        """The texts of the interval's last step."""
+    def write_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Show texts, such as samples, under their names."""
         if self._writer:
-            self._writer.write_texts(self.interval.last.texts, step)
+            self._writer.write_texts(texts, step)
 
     def make_row(self, state: TrainState) -> None:
         """Read the interval's numbers from the device into a row, which is owed from now on."""

@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 
 import titan_pt
+from titan_pt.components.checkpoint_steps import iter_steps
 from titan_pt.components.flops import FORMULA
 from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
@@ -52,6 +53,12 @@ def prepare_run_folder(config: JobConfig) -> Path:
 def run_folder(config: JobConfig) -> Path:
     """job.dump_folder as a path."""
     return Path(config.job.dump_folder).expanduser()
+
+
+def has_steps(config: JobConfig) -> bool:
+    """Whether the run folder holds steps to resume from."""
+    options = config.checkpoint
+    return options.enable and any(iter_steps(run_folder(config) / options.folder))
 
 
 def lock_run_folder(folder: Path) -> IO[str]:
@@ -115,8 +122,12 @@ def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> N
     warn_of_short_warmup(config, parts.budget.steps)
 
 
-def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
-    """Log what follows for a run over text: batch, steps, tokens, FLOPs, time, epochs."""
+def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None, *, warns: bool = True) -> None:
+    """Log what follows for a run over text: batch, steps, tokens, FLOPs, time, epochs.
+
+    Args:
+        warns: also of sources that end before the run, or are read very often.
+    """
     config, world, budget = parts.config, parts.world, parts.budget
     logger.info(
         f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
@@ -132,10 +143,10 @@ def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None
         f"Budget: {budget.tokens:,} tokens in {budget.steps:,} steps of {budget.tokens_per_step:,}; "
         f"{flops:.3g} FLOPs ({flops_per_token:.3g} per token: {FORMULA}){hours}"
     )
-    _describe_sources(parts)
+    _describe_sources(parts, warns=warns)
 
 
-def _describe_sources(parts: StepParts) -> None:
+def _describe_sources(parts: StepParts, *, warns: bool) -> None:
     """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
     parts.raise_if_preempted()  # to read and tokenise a sample may take long
     tokens = parts.budget.tokens
@@ -143,5 +154,5 @@ def _describe_sources(parts: StepParts) -> None:
     logger.info(f"Data in {parts.budget.num_streams} streams, weights by tokens (estimates):")
     for line in lines(budgets, tokens):
         logger.info(f"  {line}")
-    for warning in warnings(budgets, tokens):
+    for warning in warnings(budgets, tokens) if warns else ():
         logger.warning(warning)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from titan_pt.protocols.model_spec import HuggingFaceLayout
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_COMPARED_ROWS = 64
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -93,13 +94,14 @@ class SafetensorsFolder:
     """The weights of a Hugging Face folder.
 
     Args:
-        ignored: tensors that are left out where the folder has them.
+        copies: tensors that are left out where the folder has them, and which ones they are copies of.
 
     Raises:
-        ConfigError: a file is missing or damaged, or a tensor is not where the index says; names file and tensor.
+        ConfigError: a file is missing or damaged, a tensor is not where the index says, or a copy is none; names file
+            and tensor.
     """
 
-    def __init__(self, folder: Path, layout: HuggingFaceLayout[Any], ignored: Collection[str] = ()) -> None:
+    def __init__(self, folder: Path, layout: HuggingFaceLayout[Any], copies: Mapping[str, str] | None = None) -> None:
         self._folder, self._layout = folder, layout
         self._files: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None
@@ -112,9 +114,27 @@ class SafetensorsFolder:
                 raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
             for there in held:
                 name = layout.from_name(there)
-                if name is not None and name not in ignored:
+                if name is not None:
                     infos[name], self._files[name] = _info(file, handle, there), (file, there)
+        for copy, original in (copies or {}).items():
+            both = copy in infos and original in infos
+            if both and not (infos[copy].shape == infos[original].shape and self._look_equal(copy, original)):
+                raise ConfigError(
+                    f"{self.place(copy)}: is not {layout.to_name(original)}, and config.json has tie_word_embeddings = "
+                    "true; set it to false there if the model was trained with both"
+                )
+            infos.pop(copy, None)
         self.infos = infos
+
+    def _look_equal(self, one: str, other: str) -> bool:
+        """By some rows of both, which does not read them whole."""
+        return all(torch.equal(*rows) for rows in zip(self._some_rows(one), self._some_rows(other), strict=True))
+
+    def _some_rows(self, name: str) -> list[torch.Tensor]:
+        file, there = self._files[name]
+        part = self._handle(file).get_slice(there)
+        count = part.get_shape()[0]
+        return [part[row : row + 1] for row in range(0, count, max(1, count // _COMPARED_ROWS))]
 
     def read(self, name: str) -> torch.Tensor:
         """A copy, so that the file's pages can go."""

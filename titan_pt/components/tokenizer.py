@@ -127,6 +127,7 @@ class HuggingFaceTokenizer:
 
     Args:
         roles: what its tokenizer_config.json calls other tokens than the end of a document, such as bos_token.
+        stop_ids: tokens at which its model stops, as the generation_config.json or config.json beside it say.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class HuggingFaceTokenizer:
         eos_id: int,
         chat_template: str | None = None,
         roles: Mapping[str, str] | None = None,
+        stop_ids: Sequence[int] = (),
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -144,6 +146,8 @@ class HuggingFaceTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
         self.eos_id, self.chat_template, self.roles = eos_id, chat_template, dict(roles or {})
+        self.prefix_ids = _prefix_ids(tokenizer)
+        self.stop_ids = [i for i in stop_ids if 0 <= i < self.vocab_size]
         digest = hashlib.sha256(f"{eos_id}\n{tokenizer.to_str()}".encode())
         self.fingerprint = f"huggingface-{digest.hexdigest()[:16]}"
 
@@ -152,6 +156,13 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.rules.decode([i for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=False)
+
+
+def _prefix_ids(rules: "tokenizers.Tokenizer") -> list[int]:
+    """What it puts before every text that its model reads, such as Llama's <|begin_of_text|>."""
+    bare, whole = (rules.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    starts = (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:
@@ -240,7 +251,7 @@ def _tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokenizer:
         raise
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"tokenizer.name = '{file}': not a usable tokenizer.json: {error}") from None
-    config = _tokenizer_config(file.parent / "tokenizer_config.json")
+    config = _object(file.parent / "tokenizer_config.json")
     eos = eos_token or _role(config, "eos_token")
     candidates = (eos,) if eos else COMMON_EOS
     found = [i for token in candidates if (i := tokenizer.token_to_id(token)) is not None]
@@ -254,10 +265,17 @@ def _tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokenizer:
         logger.warning(f"tokenizer.name = '{file}': leaves {dropped} out of every text: it has no tokens for them")
     template = _chat_template(file.parent / "chat_template.jinja", config)
     roles = {name: token for name in ("bos_token", "unk_token", "pad_token") if (token := _role(config, name))}
-    return HuggingFaceTokenizer(tokenizer, found[0], template, roles)
+    stops = [_object(file.parent / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+    return HuggingFaceTokenizer(tokenizer, found[0], template, roles, _ids(stops[0] or stops[1]))
 
 
-def _tokenizer_config(file: Path) -> dict[str, Any]:
+def _ids(value: Any) -> list[int]:
+    """One id or several, as a generation_config.json gives them."""
+    values = value if isinstance(value, list) else [value]
+    return [i for i in values if isinstance(i, int) and not isinstance(i, bool)]
+
+
+def _object(file: Path) -> dict[str, Any]:
     if not os.path.isfile(file):
         return {}
     try:

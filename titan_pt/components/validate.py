@@ -23,7 +23,10 @@ from titan_pt.protocols.step import Step, StepParts
 logger = logging.getLogger("titan_pt")
 
 Validator = Callable[[], dict[str, float]]
-"""() -> values for the metrics row. A collective: call it on all ranks."""
+"""() -> values for the metrics row. A collective: call it on all ranks.
+
+One that has `texts` shows them, by name, each time.
+"""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,13 @@ def _data(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
+    data = config.data
+    if data.stall_policy == "substitute" and data.substitute_after_seconds >= data.max_stall_seconds:
+        yield (
+            ["data.substitute_after_seconds", "data.max_stall_seconds"],
+            f"data.substitute_after_seconds = {data.substitute_after_seconds:g}: must be below "
+            f"data.max_stall_seconds = {data.max_stall_seconds:g}, at which the run ends",
+        )
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
 

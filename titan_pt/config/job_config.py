@@ -119,7 +119,7 @@ class Data(Section):
     substitute_after_seconds: Timeout = 600.0
     """How long "substitute" waits before it does so."""
     max_stall_seconds: Timeout = 3600.0
-    """A run that gets no data for so long saves a checkpoint and ends with exit code 75."""
+    """A run that gets no data for so long saves a checkpoint and ends with exit code 75; a start fails after it."""
 
 
 class Checkpoint(Section):
@@ -183,7 +183,7 @@ class Validation(Section):
     tasks: list[ValidationTask] = []
     """Accuracy on tasks, by greedy answers: a TOML array of tables. Takes an unsharded copy of the weights."""
     sample_prompts: list[Name] = []
-    """Texts that the model continues in the log. Names of special tokens stand for these tokens."""
+    """Texts that the model continues in the log and in TensorBoard. Names of special tokens stand for these tokens."""
     sample_tokens: PositiveInt = 64
     """Most tokens of a continuation."""
 
@@ -289,8 +289,9 @@ class JobConfig(Section):
         tables = self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
         for used, other in PAIRS:
             section, key = used.split(".")
-            if key in tables[section]:
-                del tables[section][other.split(".")[1]]
+            if key in tables.get(section, {}):
+                section, key = other.split(".")
+                tables[section].pop(key, None)
         return {name: table for name, table in tables.items() if table}
 
 
@@ -298,6 +299,8 @@ class JobConfig(Section):
 PAIRS = (
     ("training.tokens", "training.steps"),
     ("training.global_batch_tokens", "training.global_batch_size"),
+    ("sft.epochs", "training.steps"),
+    ("sft.epochs", "training.tokens"),
 )
 
 __all__ = [

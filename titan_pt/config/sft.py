@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from titan_pt.config.job_config import JobConfig, Section
+from titan_pt.config.job_config import JobConfig, Positive, Section
 
 
 class Sft(Section):
     """[sft] supervised fine-tuning: questions or conversations, of which only the answers are learnt."""
 
+    epochs: Positive | None = None
+    """Passes over each source that has no max_epochs of its own. The run and its learning rate end with them, so give
+    no training.steps or tokens beside it. The records are counted at the start."""
     on_bad_record: Literal["error", "skip"] = "error"
     """A record without its fields, with an empty answer or with roles in a wrong order: stop, or leave it out. What is
     left out is counted at the start and in metrics.jsonl."""

@@ -1,9 +1,10 @@
 """Whole sets of documents as memory-mapped Arrow files, which `datasets` makes of local files and downloads."""
 
+import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.files import check_columns, checked_text, format_row, quiet_datasets, read_texts
+from titan_pt.data.files import check_columns, checked_text, format_row, place_of, quiet_datasets, read_texts
 from titan_pt.data.formatters import find_formatter, get_formatter
 from titan_pt.data.permutation import digest
 
@@ -24,16 +25,22 @@ _TAIL_BYTES = 1 << 16
 
 
 class ArrowColumn:
-    """The text column of a `datasets.Dataset`: memory-mapped, so that its size does not matter."""
+    """The text column of a `datasets.Dataset`: memory-mapped, so that its size does not matter.
 
-    def __init__(self, dataset: Any, column: str, where: str, fingerprint: str) -> None:
+    Args:
+        find: the file of a document and its place there, by its number.
+    """
+
+    def __init__(
+        self, dataset: Any, column: str, where: str, fingerprint: str, find: Callable[[int], str] | None = None
+    ) -> None:
         if column not in dataset.column_names:
             raise ConfigError(f"no column {column!r}; it has {one_of(dataset.column_names)}; set text_field")
         kind = getattr(dataset.features[column], "dtype", None)
         if kind not in ("string", "large_string"):
             raise ConfigError(f"column {column!r} holds {kind or 'nested values'}, not text; set text_field")
         self._rows, self._column = dataset.select_columns([column]), column
-        self.fingerprint = fingerprint
+        self.fingerprint, self._find = fingerprint, find
         self._check_rows(where)
 
     def __len__(self) -> int:
@@ -41,6 +48,10 @@ class ArrowColumn:
 
     def __getitem__(self, index: int) -> str:
         return self._rows[index][self._column]
+
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        return self._find(number) if self._find else f"row {number}"
 
     def _check_rows(self, where: str) -> None:
         """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
@@ -81,7 +92,8 @@ def local_files(source: Source, files: list[str], where: str, cache_dir: str | N
             "version": _CONVERSION,
         },
     )
-    return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]))
+    find = functools.partial(place_of, files, formatter.columns)
+    return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]), find)
 
 
 def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:

@@ -41,19 +41,21 @@ class StepBatch:
     """Those of them that are learnt; counted likewise."""
     num_skipped: int
     """Documents that were left out since the start of the run; counted likewise."""
+    num_lost: int
+    """Documents of row groups that were given up since the start of the run; counted likewise."""
     documents: tuple[str, ...]
     """Ids of the documents in the rows."""
     state: dict[str, Any]
     """The loader's state after this batch."""
 
     @property
-    def counts(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int, int]:
         """What is to be summed over the ranks."""
-        return self.num_tokens, self.num_targets, self.num_skipped
+        return self.num_tokens, self.num_targets, self.num_skipped, self.num_lost
 
-    def with_counts(self, num_tokens: int, num_targets: int, num_skipped: int) -> "StepBatch":
+    def with_counts(self, num_tokens: int, num_targets: int, num_skipped: int, num_lost: int) -> "StepBatch":
         """The same with the sums over the ranks."""
-        return replace(self, num_tokens=num_tokens, num_targets=num_targets, num_skipped=num_skipped)
+        return replace(self, num_tokens=num_tokens, num_targets=num_targets, num_skipped=num_skipped, num_lost=num_lost)
 
 
 def collate(rows: Sequence[Row], pin: bool = False) -> MicroBatch:

@@ -1,5 +1,6 @@
 """What streams read: the sources of a mixture, and which side of the held-out split."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ class MixtureSource:
     def by_unit(self) -> bool:
         """Whether it is read, and split, unit by unit."""
         return isinstance(self.documents, UnitDocuments) and self.documents.by_unit
+
+    def tell(self, number: int) -> str:
+        """A document's number and, where its source knows it, its file and place there."""
+        place = getattr(self.documents, "place", None)
+        return f"document {number} ({place(number)})" if place else f"document {number}"
 
     def wait_for_ever(self) -> None:
         """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
@@ -105,7 +111,7 @@ class Corpus:
         try:
             return self.encoder.encode(text, self.tokenizer)
         except ValueError as error:
-            raise ConfigError(f"data source {source.name!r}, document {number}: {error}") from error
+            raise ConfigError(f"data source {source.name!r}, {source.tell(number)}: {error}") from error
 
     def tell_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
@@ -116,14 +122,14 @@ class Corpus:
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
-        first = ""
-        for number in until_stopped(range(len(source.documents))):
+        first, numbers = "", range(len(source.documents))
+        for number in until_stopped(itertools.chain(getattr(source.documents, "sample_rows", ()), numbers)):
             if not self.has(source, number):
                 continue
             reason = self.left_out(source, number)
             if reason is None:
                 return
-            first = first or f"; document {number} is left out: {reason}"
+            first = first or f"; {source.tell(number)} is left out: {reason}"
         empty, side = "empty, left out" if first else "empty", "in" if self.held_out else "outside"
         raise ConfigError(
             f"data source {source.name!r}: every document is {empty} or not {side} the held-out split{first}; "

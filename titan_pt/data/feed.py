@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from titan_pt.data.fetch import Stopped
+
 logger = logging.getLogger("titan_pt")
 
 T = TypeVar("T")
@@ -67,3 +69,16 @@ class Feed(Generic[T]):
         while not self._closing:
             self._found.put(End())
             self._wanted.acquire()
+
+
+def with_errors(items: Iterator[T]) -> Iterator[T | BaseException]:
+    """An error as the last item: torchdata's threads would make another error of it, or none and wait for ever."""
+    while True:
+        try:
+            item = next(items)
+        except (StopIteration, Stopped):
+            return
+        except BaseException as error:
+            yield error
+            return
+        yield item

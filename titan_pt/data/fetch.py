@@ -1,35 +1,51 @@
-"""Bytes over HTTP, and the one layer that retries: time-outs, dropped connections, 429, 5xx, short answers."""
+"""The one layer that retries: time-outs, dropped connections, 429, 5xx, short and damaged answers."""
 
 import logging
 import math
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import requests
+from titan_pt.config.errors import ConfigError
 
 logger = logging.getLogger("titan_pt")
 
 T = TypeVar("T")
 
-_PIECE_BYTES = 1 << 16
-_RETRIED_STATUS = (408, 425, 429)  # and 5xx
+_DENIALS_AT_START = 3
+_UNFIT_TRIES = 2  # the second would show that the first was a bad copy
 
 
 class Transient(Exception):
-    """It may well work in a moment: the network or the server, not what was asked for."""
+    """It may well work in a moment: the network or the server, not what was asked for.
 
-    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+    Args:
+        retry_after: seconds that the server asks for.
+        progress: some of it came, and the next attempt goes on behind that.
+    """
+
+    def __init__(self, reason: str, retry_after: float = 0.0, progress: bool = False) -> None:
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.retry_after, self.progress = retry_after, progress
 
 
 class Refused(Exception):
     """The server answered, and what it said or sent is wrong; a few more tries are made."""
+
+
+class Denied(Refused):
+    """It is missing or not for this user. Before there is any training that is as good as final."""
+
+
+class Unfit(Refused):
+    """It came whole, and a row of it is not what the formatter wants: another try brings the same."""
+
+
+class Changed(Refused):
+    """It is another file than the one that the run began with."""
 
 
 class Unreadable(Exception):
@@ -64,90 +80,44 @@ class Patience:
         return min(10.0, self.attempt_seconds)
 
 
-class Http:
-    """Reads ranges of files. One attempt each; `persist` makes it many. Safe with several threads."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._local = threading.local()
-
-    def read(self, url: str, start: int, length: int, size: int) -> bytes:
-        """`length` bytes of a file of `size` bytes.
-
-        Raises:
-            Transient, Refused.
-        """
-        body, total = self._get(url, f"bytes={start}-{start + length - 1}")
-        if total is not None and total != size:
-            raise Refused(f"has {total:,} bytes now, not the {size:,} of the listing")
-        if len(body) != length:
-            raise Refused(f"{len(body):,} of {length:,} bytes came")
-        return body
-
-    def read_end(self, url: str, length: int) -> tuple[bytes, int]:
-        """The last bytes of a file, at most `length`, and its size.
-
-        Raises:
-            Transient, Refused.
-        """
-        body, total = self._get(url, f"bytes=-{length}")
-        if total is None:
-            raise Refused("the server does not tell the size of the file")
-        if len(body) != min(length, total):
-            raise Refused(f"{len(body):,} of {min(length, total):,} bytes came")
-        return body, total
-
-    def _get(self, url: str, span: str) -> tuple[bytes, int | None]:
-        deadline = time.monotonic() + self._patience.attempt_seconds
-        headers = {**_hub_headers(url), "Range": span, "Accept-Encoding": "identity"}
-        body = bytearray()
-        try:
-            with self._session().get(
-                url, headers=headers, stream=True, timeout=self._patience.socket_seconds
-            ) as response:
-                _check_status(response)
-                for piece in response.iter_content(_PIECE_BYTES):
-                    body += piece
-                    if time.monotonic() > deadline:
-                        raise Transient(f"no whole answer within {self._patience.attempt_seconds:g} s")
-        except requests.RequestException as error:
-            raise Transient(f"{type(error).__name__}: {error}") from error
-        match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        return bytes(body), int(match[1]) if match else None
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):  # sessions are not safe with several threads
-            self._local.session = requests.Session()
-        session: requests.Session = self._local.session
-        return session
-
-
 class Attempts:
-    """The history of one thing that is tried until it succeeds: pauses, limits, a log of stalls."""
+    """The history of one thing that is tried until it succeeds: pauses, limits, a log of stalls.
+
+    Args:
+        limit_seconds: without an answer; infinite once there is training.
+    """
 
     def __init__(self, what: str, patience: Patience, limit_seconds: float = math.inf) -> None:
         self._what, self._patience, self._limit = what, patience, limit_seconds
-        self._started = time.monotonic()
-        self._count = self._refusals = 0
+        self._started = self._heard = time.monotonic()
+        self._count = self._in_a_row = self._refusals = 0
 
     def failed(self, error: Transient | Refused) -> float:
         """Seconds until the next attempt.
 
         Raises:
             Unreadable: the server keeps answering wrongly.
+            ConfigError: it keeps giving another file.
             Unreachable: it does not answer within the limit.
         """
+        now = time.monotonic()
         self._count += 1
         self._refusals = self._refusals + 1 if isinstance(error, Refused) else 0
-        waited = time.monotonic() - self._started
-        if self._refusals >= self._patience.refusals:
-            raise Unreadable(f"{self._what}: {error} ({self._refusals} times)") from error
-        if waited > self._limit:
-            raise Unreachable(f"{self._what}: {error}; no answer for {waited:.0f} s, {self._count} attempts") from error
-        pause = max(getattr(error, "retry_after", 0.0), _pause(self._count, self._patience))
+        self._in_a_row += 1
+        if isinstance(error, Transient) and error.progress:
+            self._in_a_row, self._heard = 1, now
+        if self._refusals >= self._most_refusals(error):
+            raise self._final(error) from error
+        if now - self._heard > self._limit:
+            raise Unreachable(
+                f"{self._what}: {error}; nothing of use for {now - self._heard:.0f} s, {self._count} attempts"
+            ) from error
+        pause = max(getattr(error, "retry_after", 0.0), _pause(self._in_a_row, self._patience))
         if self._count == 1 or self._count % 10 == 0:
+            limit = "" if self._limit == math.inf else f"; the start waits up to {self._limit:.0f} s for it"
             logger.warning(
-                f"{self._what}: {error}; attempt {self._count}, {waited:.0f} s so far; again in {pause:.1f} s"
+                f"{self._what}: {error}; attempt {self._count}, {now - self._started:.0f} s so far; "
+                f"again in {pause:.1f} s{limit}"
             )
         return pause
 
@@ -157,19 +127,34 @@ class Attempts:
             stall = time.monotonic() - self._started
             logger.warning(f"{self._what}: read after a stall of {stall:.1f} s and {self._count} failed attempts")
 
+    def _most_refusals(self, error: Transient | Refused) -> int:
+        if isinstance(error, Unfit):
+            return _UNFIT_TRIES
+        starting = self._limit < math.inf
+        return _DENIALS_AT_START if isinstance(error, Denied) and starting else self._patience.refusals
+
+    def _final(self, error: Transient | Refused) -> Exception:
+        reason = f"{self._what}: {error} ({self._refusals} times)"
+        if not isinstance(error, Changed):
+            return Unreadable(reason)
+        return ConfigError(
+            f"{reason}; restore it, or train on what is there now: remove data/units.json from the run folder and set "
+            'checkpoint.exclude_from_loading = ["data"]'
+        )
+
 
 def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) -> T:
     """The action's value, after as many attempts as it takes.
 
     Raises:
-        Unreadable, Unreachable: see `Attempts.failed`.
+        Unreadable, Unreachable, ConfigError: see `Attempts.failed`.
         Stopped: `stop` was set meanwhile.
     """
     while True:
         try:
             value = action()
         except (Transient, Refused) as error:
-            if stop.wait(attempts.failed(error)):
+            if stop.is_set() or stop.wait(attempts.failed(error)):  # a stop may be why it failed
                 raise Stopped from None
         else:
             attempts.succeeded()
@@ -180,26 +165,3 @@ def _pause(attempts: int, patience: Patience) -> float:
     """1, 2, 4, ... 60 s, each between half and the whole of it, so that ranks do not come back all at once."""
     longest = min(patience.longest_pause_seconds, patience.first_pause_seconds * 2.0 ** min(attempts - 1, 30))
     return longest * random.Random().uniform(0.5, 1.0)
-
-
-def _check_status(response: requests.Response) -> None:
-    status = response.status_code
-    if status in _RETRIED_STATUS or status >= 500:
-        raise Transient(f"HTTP {status}", _retry_after(response.headers.get("Retry-After", "")))
-    if status == 200:
-        raise Refused("the server sends whole files where a part is asked for")
-    if status != 206:
-        raise Refused(f"HTTP {status}")
-
-
-def _retry_after(text: str) -> float:
-    """Seconds; a date is not read, the own backoff does then."""
-    return min(300.0, float(text)) if text.isdigit() else 0.0
-
-
-def _hub_headers(url: str) -> dict[str, str]:
-    """The user's token, for the hub alone."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers
-
-    return build_hf_headers(library_name="titan_pt") if url.startswith(f"{constants.ENDPOINT}/") else {}

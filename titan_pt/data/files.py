@@ -18,6 +18,7 @@ import pyarrow.parquet
 from titan_pt.components.preemption import until_stopped
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.data.formatters import Formatter, get_formatter
+from titan_pt.data.prepared import is_unfinished
 
 logger = logging.getLogger("titan_pt")
 
@@ -72,6 +73,12 @@ def _texts(path: str, formatter: Formatter) -> Iterator[str]:
             yield format_row(formatter, row, f"{path}, {place}")
 
 
+def place_of(files: Sequence[str], columns: Columns, number: int) -> str:
+    """File of a document and its place there; documents count from 0 over all files, which are read again for it."""
+    places = (f"{path}, {place}" for path in files for place, _ in _READERS[_ending(path)](path, columns))
+    return next(itertools.islice(places, number, None))
+
+
 def quiet_datasets() -> Any:
     """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
     import datasets
@@ -102,6 +109,8 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
     """
     path = os.path.expanduser(pattern)
     files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if is_unfinished(path):
+        raise ConfigError(f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not finish there; run it again")
     if os.path.isdir(path):
         raise ConfigError(
             f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
@@ -128,7 +137,10 @@ def format_row(formatter: Formatter, row: Any, where: str) -> str:
         raise ConfigError(
             f"{where}: formatter {formatter.name!r} cannot read it: {reason}; repair or remove it"
         ) from error
-    return checked_text(text, f"{where}: formatter {formatter.name!r}")
+    if not isinstance(text, str):
+        found = "None" if text is None else type(text).__name__
+        raise ConfigError(f'{where}: formatter {formatter.name!r} gives {found}, not text ("" is passed over)')
+    return checked_text(text, f"{where}: the text of formatter {formatter.name!r}")
 
 
 def check_kinds(files: list[str]) -> None:

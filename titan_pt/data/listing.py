@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Unreadable, persist
+from titan_pt.data.hub import attempt
 from titan_pt.data.parquet import ParquetStore
 from titan_pt.data.units import Listing, UnitFile, rows_of_groups
 
@@ -34,12 +35,15 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     """The units of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
 
     Raises:
-        ConfigError: not a .parquet address, or it cannot be read.
+        ConfigError: not a .parquet address, none, or it cannot be read.
     """
     addresses = list(expand(pattern))
     if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
         raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
-    return _listing(pattern, {address.rpartition("/")[2]: (address, None) for address in addresses}, store)
+    if not addresses:
+        raise ConfigError(f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}")
+    common = len(pattern.partition("{")[0].rpartition("/")[0]) + 1  # the files of several folders may share a name
+    return _listing(pattern, {address[common:]: (address, None) for address in addresses}, store)
 
 
 def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
@@ -53,13 +57,16 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     assert source.dataset is not None
     repository, api = source.dataset, HfApi()
     timeout = patience.attempt_seconds
-    info = persist(
-        lambda: _attempt(
-            lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
-        ),
-        Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
-        stop,
-    )
+    try:
+        info = persist(
+            lambda: _listed(
+                lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
+            ),
+            Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
+            stop,
+        )
+    except Unreadable as error:
+        raise ConfigError(f"cannot be listed: {error}") from error
     found = {file.rfilename: file for file in info.siblings or []}
     patterns = _patterns(source, info.card_data or {})
     names = sorted(name for name in found if any(_matches(name, pattern) for pattern in patterns))
@@ -141,21 +148,11 @@ def _content_hash(file: Any) -> str | None:
     return file.lfs.sha256 if file.lfs else file.blob_id
 
 
-def _attempt(ask: Callable[[], T]) -> T:
-    """One request to the hub, its errors sorted into those that pass and those that do not."""
-    from huggingface_hub import errors
-
+def _listed(ask: Callable[[], T]) -> T:
+    """One request for a listing."""
     try:
-        return ask()
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # gated ones are of these
-        raise ConfigError(str(error).strip().splitlines()[0]) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise ConfigError(f"the hub is switched off by HF_HUB_OFFLINE: {error}") from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 500
-        kind = Refused if 400 <= status < 500 and status not in (408, 429) else Transient
-        raise kind(f"HTTP {status}: {str(error).strip().splitlines()[0]}") from error
-    except Exception as error:
-        if not type(error).__module__.startswith("httpx"):  # the client library's lost connections and time-outs
+        return attempt(ask)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
+        if isinstance(error, ConfigError):
             raise
-        raise Transient(f"{type(error).__name__}: {error}") from error
+        raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error

@@ -21,14 +21,13 @@ from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import StepBatch, collate
 from titan_pt.data.corpus import Corpus
 from titan_pt.data.encoding import PLAIN_TEXT, Encoder
-from titan_pt.data.feed import End, Feed
-from titan_pt.data.fetch import Stopped
+from titan_pt.data.feed import End, Feed, with_errors
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.order import BLOCK_ROWS
 from titan_pt.data.stream import Stream, padding_row, token_hash
 from titan_pt.data.unit_documents import Reading, UnitDocuments
-from titan_pt.data.workers import Step, WorkerJob, WorkerPool, make_steps
+from titan_pt.data.workers import Step, WorkerDied, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled
 
@@ -36,6 +35,7 @@ logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 1.0
 _FIRST_STALL_SECONDS = 10.0
+_MOST_DEATHS = 3  # of workers, without a batch in between
 
 
 class DataLoader:
@@ -60,6 +60,8 @@ class DataLoader:
         self._committed: dict[str, Any] = {
             str(s): {**stream.state_dict(), "before": None} for s, stream in self._streams.items()
         }
+        self.also_identity: dict[str, str] = {}
+        """What else than the documents must be equal, of the trainer's own."""
         self._feed: Feed[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -88,7 +90,7 @@ class DataLoader:
                 item is None and stop_requested(),
                 item is None and waited > self._max_stall_seconds,
                 isinstance(item, BaseException),
-                *(item.counts if isinstance(item, StepBatch) else (0, 0, 0)),
+                *(item.counts if isinstance(item, StepBatch) else (0, 0, 0, 0)),
             )
             if failures:
                 self._world.together(functools.partial(_raise_if_failed, item))
@@ -99,7 +101,9 @@ class DataLoader:
             if late:
                 raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
             if waited > told:
-                logger.warning(f"{waiting} of {self._world.size} ranks have been waiting for data for {waited:.0f} s")
+                logger.warning(
+                    f"{int(waiting)} of {self._world.size} ranks have been waiting for data for {waited:.0f} s"
+                )
                 told *= 2
         _raise_if_failed(item)
         assert isinstance(item, StepBatch)
@@ -115,7 +119,7 @@ class DataLoader:
         self._stop.set()
         if self._feed is not None:
             self._feed.close(self._interrupt)
-            self._report_padding()
+            self._report()
         self._feed = None
         atexit.unregister(self.close)
 
@@ -160,6 +164,7 @@ class DataLoader:
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
                 for source in self.corpus.sources
             },
+            **self.also_identity,
         }
 
     def digest(self, state: dict[str, Any]) -> str:
@@ -184,7 +189,7 @@ class DataLoader:
         self._stop.clear()
         for source in self.corpus.sources:
             source.wait_for_ever()
-        batches = _with_errors(self._produce())
+        batches = with_errors(self._produce())
         atexit.register(self.close)
         if self._prefetch_steps == 0:
             return Feed(batches)
@@ -192,8 +197,8 @@ class DataLoader:
         ahead.reset()
         return Feed(ahead)
 
-    def _start_workers(self, numbers: list[int]) -> WorkerPool:
-        """Each of some streams, all with the states of the last committed batch."""
+    def _start_workers(self, numbers: list[int], states: dict[str, Any]) -> WorkerPool:
+        """Each of some streams, which go on from these states."""
         config, count = self._config, min(self._config.data.num_workers, len(self._streams))
         documents = {source.name: source.documents for source in self.corpus.sources}
         owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
@@ -203,7 +208,7 @@ class DataLoader:
                 encoder=self.corpus.encoder,
                 listings={source.name: source.listing for source in self.corpus.sources},
                 num_streams=self._budget.num_streams,
-                states={str(s): self._committed[str(s)] for s in own},
+                states={str(s): states[str(s)] for s in own},
                 numbers=[s for s in numbers if s in own],
                 writer=f"rank{self._world.rank}-worker{w}",
                 fingerprints={name: found.fingerprint for name, found in documents.items()},
@@ -216,11 +221,14 @@ class DataLoader:
         documents = [source.documents for source in self.corpus.sources]
         return list({id(d.reading): d.reading for d in documents if isinstance(d, UnitDocuments)}.values())
 
-    def _report_padding(self) -> None:
-        states = self._committed.values()
-        padding, tokens = (sum(state["padding"] for state in states), sum(sum(state["tokens"]) for state in states))
+    def _report(self) -> None:
+        padding = sum(state["padding"] for state in self._committed.values())
         if padding:
-            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {padding + tokens:,} row tokens were padding")
+            tokens = padding + _total(self._committed, "tokens")
+            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {tokens:,} row tokens were padding")
+        if lost := _total(self._committed, "lost"):
+            where = data_folder(self._config)
+            logger.error(f"{lost:,} documents were lost to row groups that were given up: {where}/ledger-*.jsonl")
 
     def _interrupt(self) -> None:
         for reading in self._readings():
@@ -230,11 +238,20 @@ class DataLoader:
         if self._config.data.num_workers == 0:
             yield from make_steps(self._streams, numbers, self._stop)
             return
-        pool = self._start_workers(numbers)
-        try:
-            yield from pool.steps(numbers, self._stop)
-        finally:
-            pool.close()
+        states, deaths = self._committed, 0
+        while not self._stop.is_set():
+            pool = self._start_workers(numbers, states)
+            try:
+                for rows, states in pool.steps(numbers, self._stop):
+                    deaths = 0
+                    yield rows, states
+            except WorkerDied as error:
+                deaths += 1
+                if deaths == _MOST_DEATHS:
+                    raise
+                logger.warning(f"{error} Others go on where it was")
+            finally:
+                pool.close()
 
     def _produce(self) -> Iterator[StepBatch]:
         numbers = [
@@ -254,21 +271,12 @@ class DataLoader:
             documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
             chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
             batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            num_skipped = sum(sum(stream["skipped"]) for stream in state.values())
-            yield StepBatch(batches, num_tokens, num_targets, num_skipped, documents, state)
+            left_out = _total(state, "skipped"), _total(state, "lost")
+            yield StepBatch(batches, num_tokens, num_targets, *left_out, documents, state)
 
 
-def _with_errors(batches: Iterator[StepBatch]) -> Iterator[StepBatch | BaseException]:
-    """An error as the last item: torchdata's threads would make another error of it, or none and wait for ever."""
-    while True:
-        try:
-            batch = next(batches)
-        except (StopIteration, Stopped):
-            return
-        except BaseException as error:
-            yield error
-            return
-        yield batch
+def _total(states: dict[str, Any], what: str) -> int:
+    return sum(sum(state[what]) for state in states.values())
 
 
 def _raise_if_failed(item: Any) -> None:

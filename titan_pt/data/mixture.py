@@ -152,11 +152,14 @@ def _list_all(
     found: dict[str, dict[str, Any] | None] = {}
     for source in sources:
         key = _key(source)
-        if key in known:
+        at_address = source.path is not None and is_remote(source.path)
+        if key in known and not at_address:  # files of a commit of the hub, which do not change
             found[source.name] = known[key]
             continue
         try:
             listing = list_units(source, reading=reading, num_streams=num_streams)
+            if key in known and listing is not None:
+                _require_same(source, Listing.from_json(known[key]), listing, path)
         except ConfigError as error:
             found[source.name] = {"problems": error.problems}
             continue
@@ -165,6 +168,17 @@ def _list_all(
             known[key] = found[source.name]
             _write_manifest(path, known)
     return found
+
+
+def _require_same(source: Source, known: Listing, found: Listing, manifest: Path) -> None:
+    """Raise a ConfigError unless the files at an address are those that the run began with."""
+    changed = [new.name for old, new in zip(known.files, found.files, strict=True) if old != new]
+    if changed:
+        raise ConfigError(
+            f"data source {source.name!r}: {changed[0]}{' and others' * (len(changed) > 1)} at {source.path} "
+            f"changed since the run began; restore it, or remove {manifest} to train on what is there now (a resume "
+            'then needs checkpoint.exclude_from_loading = ["data"])'
+        )
 
 
 def _key(source: Source) -> str:

@@ -1,6 +1,5 @@
 """Footers and row groups of parquet files, local or over HTTP, of which only the needed bytes are read."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -12,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Attempts, Http, Patience, Refused, persist
+from titan_pt.data.fetch import Attempts, Changed, Patience, Refused, persist
+from titan_pt.data.ranges import Http
 from titan_pt.data.units import Unit, UnitFile, byte_ranges
 
 _MAGIC = b"PAR1"
+_FOOTER = "footer-"  # begins an identity that is made of the file's footer
 _END_BYTES = 1 << 16  # holds the footer of a small file; of a large one it tells the footer's size
 
 
@@ -30,7 +31,7 @@ class ParquetStore:
         """(size, identity, metadata) of a file. The identity is the given one, or made of the footer.
 
         Raises:
-            Unreadable, Stopped.
+            Unreadable, Unreachable, Stopped.
         """
         if not is_remote(location):
             metadata = pq.read_metadata(location)
@@ -41,10 +42,13 @@ class ParquetStore:
         else:
             footer, size = persist(lambda: self._fetch_footer(location), self._attempts(name), self._stop)
             metadata, end = parse_footer(footer), footer
-            identity = identity or hashlib.sha256(footer).hexdigest()[:32]
-            with contextlib.suppress(OSError):  # without a cache it is fetched again
-                self._cache.path(_footer_key(name, size, identity), lambda: footer, self._stop)
+            identity = identity or _footer_identity(footer)
+            self._cache.content(_footer_key(name, size, identity), lambda: footer, self._stop)
         return size, identity or hashlib.sha256(end).hexdigest()[:32], metadata
+
+    def interrupt(self) -> None:
+        """End what is under way over the network."""
+        self._http.interrupt()
 
     def column_names(self, file: UnitFile) -> list[str]:
         """Of a file's table."""
@@ -74,7 +78,8 @@ class ParquetStore:
         except (pa.ArrowException, OSError, EOFError) as error:
             if not is_remote(file.location):
                 raise
-            raise Refused(f"cannot be decoded: {type(error).__name__}: {error}") from error
+            self._forget_footer(file)  # the file may be another one by now, which a new footer shows
+            raise Refused(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if table.num_rows != unit.num_rows:
             raise Refused(f"holds {table.num_rows:,} rows, not the {unit.num_rows:,} of the listing")
         return table
@@ -87,13 +92,23 @@ class ParquetStore:
             return pq.read_metadata(file.location)
         key = _footer_key(file.name, file.size, file.identity)
         try:
-            path = self._cache.path(key, lambda: self._fetch_footer(file.location)[0], self._stop)
-            return parse_footer(path.read_bytes())
+            return parse_footer(self._cache.content(key, lambda: self._fetch_known(file), self._stop))
         except Refused:
             self._cache.drop(key)
             raise
-        except OSError:  # no cache, or this file of it was removed in this very moment
-            return parse_footer(self._fetch_footer(file.location)[0])
+
+    def _forget_footer(self, file: UnitFile) -> None:
+        self._cache.drop(_footer_key(file.name, file.size, file.identity))
+        self._footers.cache_clear()
+
+    def _fetch_known(self, file: UnitFile) -> bytes:
+        """The footer of a listed file. The hub keeps what a commit holds; at an address there may be another file."""
+        footer, size = self._fetch_footer(file.location)
+        if size != file.size:
+            raise Changed(f"has {size:,} bytes now, not the {file.size:,} of the listing")
+        if file.identity.startswith(_FOOTER) and file.identity != _footer_identity(footer):
+            raise Changed("is another file now than in the listing")
+        return footer
 
     def _fetch_footer(self, location: str) -> tuple[bytes, int]:
         """One attempt."""
@@ -108,18 +123,22 @@ class ParquetStore:
         return footer, size
 
 
+def _footer_identity(footer: bytes) -> str:
+    return _FOOTER + hashlib.sha256(footer).hexdigest()[:32]
+
+
 def _footer_key(name: str, size: int, identity: str) -> str:
     return hashlib.sha256(f"footer/{name}/{size}/{identity}".encode()).hexdigest()
 
 
-def parse_footer(footer: bytes) -> Any:
+def parse_footer(footer: bytes | pa.Buffer) -> Any:
     """The metadata in the last bytes of a parquet file.
 
     Raises:
         Refused: they are damaged.
     """
     try:
-        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        return pq.read_metadata(pa.BufferReader(_MAGIC + bytes(footer)))
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"its footer cannot be decoded: {error}") from error
 

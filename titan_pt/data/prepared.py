@@ -2,6 +2,7 @@
 
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 
 DESCRIPTION = "prepared.json"
+TOKENS = "tokens.bin"
 _FORMAT = 1
 
 
@@ -30,7 +32,7 @@ class PreparedDocuments:
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")
             self._bytes = np.load(folder / "bytes.npy", mmap_mode="r")
             self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")
-            self._tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
+            self._tokens = np.memmap(folder / TOKENS, dtype=about["dtype"], mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder}: not a whole set of token shards: {error}") from error
         if len(self._ends) != about["documents"] or len(self._tokens) != about["tokens"]:
@@ -65,19 +67,24 @@ def is_prepared(path: str) -> bool:
     return os.path.isfile(os.path.join(os.path.expanduser(path), DESCRIPTION))
 
 
+def is_unfinished(path: str) -> bool:
+    """Whether this is a folder of token shards of which the end was not written."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), TOKENS)) and not is_prepared(path)
+
+
 def write_prepared(
     folder: Path, documents: Iterator[tuple[str, int]], tokenizer: Tokenizer, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Write texts, each with its holdout hash, as token shards; `prepared.json` comes last and makes them whole.
 
     Args:
+        folder: without a `prepared.json`: a run may be reading it.
         about: what else to remember; its `fingerprint` is that of the documents.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-    ends, sizes, hashes, total = [], [], [], 0
-    with (folder / "tokens.bin").open("wb") as file:
+    ends, sizes, hashes = array("q"), array("I"), array("Q")  # of a hundred million documents
+    total = 0
+    with (folder / TOKENS).open("wb") as file:
         for text, holdout in documents:
             ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_id] if text else [], dtype=dtype)
             file.write(ids.tobytes())
@@ -87,9 +94,8 @@ def write_prepared(
             hashes.append(holdout)
         file.flush()
         os.fsync(file.fileno())
-    np.save(folder / "ends.npy", np.asarray(ends, dtype=np.int64))
-    np.save(folder / "bytes.npy", np.asarray(sizes, dtype=np.uint32))
-    np.save(folder / "hashes.npy", np.asarray(hashes, dtype=np.uint64))
+    for name, values in (("ends", ends), ("bytes", sizes), ("hashes", hashes)):
+        np.save(folder / f"{name}.npy", np.frombuffer(values, dtype=values.typecode))
     written = {**about, "format": _FORMAT, "dtype": dtype, "documents": len(ends), "tokens": total}
     written["tokenizer"] = tokenizer.fingerprint
     temporary = folder / f"{DESCRIPTION}.tmp"

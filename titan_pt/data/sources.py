@@ -15,9 +15,10 @@ from titan_pt.config.job_config import Source
 from titan_pt.data.arithmetic import LEVELS
 from titan_pt.data.arrow import downloaded_dataset, local_files
 from titan_pt.data.embedded import Arithmetic, ArithmeticLevel, PythonStdlib
-from titan_pt.data.fetch import Stopped, Unreachable
+from titan_pt.data.fetch import Attempts, Stopped, Unreachable, persist
 from titan_pt.data.files import checked_text, format_row, matching_files, quiet_datasets
 from titan_pt.data.formatters import Formatter, find_formatter
+from titan_pt.data.hub import attempt
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments, is_prepared
@@ -38,9 +39,10 @@ class Documents(Protocol):
 
 
 def sample_numbers(documents: Documents, count: int) -> list[int]:
-    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from its first unit."""
-    size = getattr(documents, "first_unit_rows", len(documents))
-    return [i * size // count for i in range(count)] if size > count else list(range(size))
+    """Numbers of some documents from all over the set; where reading one fetches a whole unit, from a single unit."""
+    rows = getattr(documents, "sample_rows", range(len(documents)))
+    size = len(rows)
+    return [rows[i * size // count] for i in range(count)] if size > count else list(rows)
 
 
 class Rows(Protocol):
@@ -112,7 +114,10 @@ def open_source(
     if source.path is not None or source.dataset is not None:
         documents: Documents = _read(source, where, cache_dir, listing, reading, num_streams)
     else:
-        formatter = find_formatter(source) if source.formatter else None
+        try:
+            formatter = find_formatter(source) if source.formatter else None
+        except ConfigError as error:
+            raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from None
         documents = _Checked(_SOURCES[source.name](source, seed), where, formatter)
     if len(documents) == 0:
         raise ConfigError(f"{where}: holds no documents")
@@ -161,14 +166,14 @@ def _read(
         _check_cache(cache_dir)
     try:
         if listing is not None and not listing.files:
-            return downloaded_dataset(source.model_copy(update={"revision": listing.commit}), where, cache_dir)
+            return _download(source.model_copy(update={"revision": listing.commit}), where, cache_dir, reading)
         if listing is not None and reading is not None:
             return _open_units(source, where, listing, reading, num_streams)
         if source.path is not None and is_prepared(source.path):
             return PreparedDocuments(Path(source.path).expanduser())
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
-        return downloaded_dataset(source, where, cache_dir)
+        return _download(source, where, cache_dir, reading)
     except (Unreachable, Stopped):
         raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
@@ -180,6 +185,15 @@ def _read(
             raise ConfigError(*(f"{where}: {problem}" for problem in cause.problems)) from None
         way_out = "; set data.cache_dir and HF_HOME to folders with space to write" if _cannot_write(cause) else ""
         raise ConfigError(f"{where}: cannot be read: {type(cause).__name__}: {cause}{way_out}") from error
+
+
+def _download(source: Source, where: str, cache_dir: str | None, reading: Reading | None) -> Documents:
+    """A dataset downloaded whole; like all that comes over a network it is tried again."""
+    assert source.dataset is not None
+    if reading is None or os.path.isdir(source.dataset) or _is_offline():
+        return downloaded_dataset(source, where, cache_dir)
+    attempts = Attempts(f"dataset {source.dataset}: download", reading.patience, reading.patience.start_seconds)
+    return persist(lambda: attempt(lambda: downloaded_dataset(source, where, cache_dir)), attempts, reading.stop)
 
 
 def _open_units(source: Source, where: str, listing: Listing, reading: Reading, num_streams: int) -> Documents:

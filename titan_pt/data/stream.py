@@ -98,6 +98,8 @@ class Stream:
         """Documents under way, by the source whose rows they go to."""
         self.skipped = [0] * count
         """Documents that the encoder left out so far, by source."""
+        self.lost = [0] * count
+        """Documents of row groups that were given up."""
         self.padding = 0
         """Tokens of rows that are no document's: the gaps of best-fit packing, the ends of spent sources."""
         self.digest = ""
@@ -133,6 +135,7 @@ class Stream:
             "tokens": list(self.tokens),
             "padding": self.padding,
             "skipped": list(self.skipped),
+            "lost": list(self.lost),
             "draws": [order.draws for order in self.orders],
             "orders": [order.state_dict() for order in self.orders],
             "carry": [[piece.state() for piece in pieces] for pieces in self.carry],
@@ -147,7 +150,7 @@ class Stream:
             ConfigError: the documents under way read differently now.
         """
         self.tokens, self.padding, self.digest = list(state["tokens"]), state["padding"], state["digest"]
-        self.skipped = list(state["skipped"])
+        self.skipped, self.lost = list(state["skipped"]), list(state["lost"])
         for order, draws, order_state in zip(self.orders, state["draws"], state["orders"], strict=True):
             order.load_state_dict(draws, order_state)
         self.carry = [[self._reread(*place) for place in places] for places in state["carry"]]
@@ -234,6 +237,7 @@ class Stream:
             assert isinstance(order, RowOrder)
             return self._read_prepared(d, place, order.number(place), source.documents)
         number, text = order.read(place)
+        self.lost[d] += text is None
         if not text or not (source.by_unit or self.corpus.is_mine(text)):
             return None
         found = self.corpus.encode(source, number, text)

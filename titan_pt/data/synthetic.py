@@ -19,7 +19,7 @@ class SyntheticBatches:
         zeros_BL = torch.zeros(self._shape, dtype=torch.long)
         positions_BL = torch.arange(self._shape[1]).expand(self._shape)
         micro_batch = MicroBatch(zeros_BL, zeros_BL.clone(), positions_BL, zeros_BL.clone())
-        return StepBatch((micro_batch,), self._tokens, self._tokens, 0, (), {})
+        return StepBatch((micro_batch,), self._tokens, self._tokens, 0, 0, (), {})
 
     def commit(self, batch: StepBatch) -> None:
         """Nothing to remember."""

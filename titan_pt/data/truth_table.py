@@ -120,4 +120,4 @@ def _tokens_per_epoch(corpus: Corpus, source: MixtureSource) -> float:
     numbers = sample_numbers(source.documents, _SAMPLE)
     texts = ((number, source.documents[number]) for number in numbers)
     lengths = [len(corpus.encode(source, number, text).tokens) if text else 1 for number, text in texts]
-    return len(source.documents) * sum(lengths) / len(lengths)
+    return len(source.documents) * max(1, sum(lengths)) / len(lengths)  # all of a sample may be left out

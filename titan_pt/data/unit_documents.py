@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Attempts, Http, Patience, Refused, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unfit, Unreachable, Unreadable, persist
 from titan_pt.data.files import check_columns, format_row
 from titan_pt.data.formatters import Formatter
 from titan_pt.data.parquet import ParquetStore
+from titan_pt.data.ranges import Http
 from titan_pt.data.units import Listing, Unit
 
 logger = logging.getLogger("titan_pt")
@@ -29,9 +31,10 @@ T = TypeVar("T")
 SMALL_UNITS_PER_STREAM = 8
 _THREADS = 8
 _OPEN_UNITS = 256
+_MOST_BAD_AT_START = 3
 # One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
 _MOST_BAD_UNITS = 16
-_VERSION = "1"  # of the texts in the cache
+_VERSION = "2"  # of the texts in the cache
 
 
 class Reading:
@@ -47,11 +50,9 @@ class Reading:
         self._start()
 
     def interrupt(self) -> None:
-        """Let nobody wait any longer; reading can go on at once.
-
-        Threads end with their request, of which the socket's time-out is the limit.
-        """
+        """Let nobody wait any longer; reading can go on at once."""
         self.stop.set()
+        self.store.interrupt()
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
@@ -75,11 +76,14 @@ class Reading:
             try:
                 value = attempt()
             except (Transient, Refused) as error:
+                if stop.is_set():  # which may be why it failed
+                    found.cancel()
+                    return
                 try:
                     later = threading.Timer(attempts.failed(error), lambda: None if stop.is_set() else self._run(run))
                     later.daemon = True
                     later.start()
-                except (Unreadable, Unreachable) as final:
+                except Exception as final:
                     found.set_exception(self.judged(final))
             except BaseException as error:
                 found.set_exception(error)
@@ -96,6 +100,7 @@ class Reading:
 
         Raises:
             Unreadable, Unreachable, Stopped.
+            ConfigError: it is another file than the one that the run began with.
         """
         try:
             value = persist(attempt, self.attempts(what), self.stop)
@@ -147,26 +152,54 @@ class UnitDocuments:
         number = self.listing.unit_of(index)
         return self.texts(number)[index - self.listing.starts[number]].as_py()
 
-    @property
-    def first_unit_rows(self) -> int:
-        """Rows that one look at the documents costs anyway."""
-        return self.listing[0].num_rows
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        found = self.listing.unit_of(number)
+        return f"{self.listing[found]}, row {number - self.listing.starts[found]}"
+
+    @cached_property
+    def sample_rows(self) -> range:
+        """The rows of the first unit that can be read: one look at a row costs the whole unit.
+
+        Raises:
+            ConfigError: none of the first ones can.
+        """
+        for number in range(len(self.listing)):
+            if self.listing[number].num_rows == 0:
+                continue
+            try:
+                self.texts(number)
+            except Unreadable as error:
+                if number + 1 < min(_MOST_BAD_AT_START, len(self.listing)):
+                    logger.warning(f"{error}; the next one is looked at")
+                    continue
+                raise self._unreadable(error) from error
+            return range(self.listing.starts[number], self.listing.starts[number + 1])
+        return range(0)
 
     def check(self) -> None:
         """Tell at the start what would be told hours later; a small source is read whole for it.
 
         Raises:
-            ConfigError: a column is missing, or a unit of a small source cannot be read.
+            ConfigError: there are no rows, a column is missing, a unit of a small source or the first ones of a large
+                one cannot be read.
         """
         first = self.listing.files[0]
-        check_columns(self.reading.store.column_names(first), self._formatter.columns, first.name)
-        if self.by_unit:
-            return
-        futures = [self.request(number) for number in range(len(self.listing))]
         try:
-            empty = sum(_count_empty(future.result()) for future in futures)
+            check_columns(self.reading.store.column_names(first), self._formatter.columns, first.name)
+            if not self.by_unit:
+                self._check_all()
         except Unreadable as error:
-            raise ConfigError(f"cannot be read: {error}") from error
+            raise self._unreadable(error) from error
+        if not self.sample_rows:
+            raise ConfigError("holds no documents")
+
+    def _unreadable(self, error: Unreadable) -> ConfigError:
+        return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
+
+    def _check_all(self) -> None:
+        futures = [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(future.result()) for future in futures)
         if empty == len(self):
             raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
         if empty:
@@ -187,14 +220,15 @@ class UnitDocuments:
         return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
 
     def iterate(self) -> Iterator[str]:
-        """All texts in order, some units read ahead.
-
-        Raises:
-            Unreadable: given up.
-        """
+        """All texts in order, some units read ahead; empty ones where a unit is given up."""
         ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
-            yield from ahead.pop(0).result().to_pylist()
+            try:
+                yield from ahead.pop(0).result().to_pylist()
+            except Unreadable as error:
+                rows = self.listing[number].num_rows
+                logger.error(f"{error}: given up, {rows:,} documents are empty for it")
+                yield from [""] * rows
             if number + _THREADS < len(self.listing):
                 ahead.append(self.request(number + _THREADS))
 
@@ -217,35 +251,18 @@ class UnitDocuments:
         """One attempt."""
         identity = f"{_VERSION}/{unit.file.name}/{unit.file.size}/{unit.file.identity}/{unit.group}"
         key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
-        content: list[bytes] = []
-
-        def make() -> bytes:
-            content.append(self._attempt(unit))
-            return content[0]
-
-        for _ in range(3):
-            try:
-                path = self.reading.cache.path(key, make, self.reading.stop)
-                return _read_ipc(pa.memory_map(str(path)), unit.num_rows)
-            except FileNotFoundError:
-                continue  # another process made room in this very moment
-            except pa.ArrowInvalid:
-                self.reading.cache.drop(key)  # cut short when the machine went down
-            except OSError as error:
-                logger.warning(f"the cache of units cannot be written: {error}; going on without")
-                break
-        return _read_ipc(pa.BufferReader(content[0] if content else make()), unit.num_rows)
+        return _read_ipc(self.reading.cache.content(key, lambda: self._attempt(unit), self.reading.stop))
 
     def _attempt(self, unit: Unit) -> bytes:
         try:
             columns = self._formatter.columns or self.reading.store.column_names(unit.file)
             table = self.reading.store.read(unit, columns)
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         try:
             texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(table.to_pylist())]
         except ConfigError as error:
-            raise Refused(str(error)) from error
+            raise Unfit(str(error)) from error
         column = pa.table({"text": pa.array(texts, pa.large_string())})
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, column.schema) as writer:
@@ -257,9 +274,6 @@ def _count_empty(texts: Any) -> int:
     return int(pc.sum(pc.equal(pc.binary_length(texts), 0)).as_py() or 0)
 
 
-def _read_ipc(source: Any, num_rows: int) -> Any:
-    texts = pa.ipc.open_file(source).read_all().column("text").combine_chunks()
-    texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
-    if len(texts) != num_rows:
-        raise pa.ArrowInvalid("another number of rows")
-    return texts
+def _read_ipc(content: pa.Buffer) -> Any:
+    texts = pa.ipc.open_file(content).read_all().column("text").combine_chunks()
+    return texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts

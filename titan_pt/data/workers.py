@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import multiprocessing
+import pickle
 import signal
 import sys
 import threading
@@ -45,6 +46,10 @@ def make_steps(streams: Mapping[int, Stream], numbers: Sequence[int], stop: thre
         yield rows, {str(s): {**stream.state_dict(), "before": before[s]} for s, stream in streams.items()}
 
 
+class WorkerDied(RuntimeError):
+    """A worker process is gone without a word: killed, as a rule for want of memory."""
+
+
 @dataclass(frozen=True)
 class WorkerJob:
     """What a worker needs to make its rows; all of it can be sent to another process."""
@@ -81,8 +86,8 @@ class WorkerPool:
         """Global batches, put together from all workers' parts.
 
         Raises:
-            ConfigError: of a worker.
-            RuntimeError: a worker died.
+            WorkerDied: a worker did.
+            Exception: what a worker raised; one that cannot be sent comes as a RuntimeError.
         """
         while not stop.is_set():
             waiting: dict[int, list[Row | None]] = {}
@@ -115,7 +120,7 @@ class WorkerPool:
         except (EOFError, OSError):
             if stop.is_set():
                 return None
-            raise RuntimeError("a data worker died; its reason is above, or it was out of memory") from None
+            raise WorkerDied("a data worker was killed; was it out of memory?") from None
         if isinstance(part, BaseException):
             raise part
         return part
@@ -123,7 +128,7 @@ class WorkerPool:
 
 def work(connection: Connection, job: WorkerJob) -> None:
     """A worker's life: a global batch for every message, until the loader ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the trainer decides
     if sys.platform == "linux":  # it must not outlive a killed trainer
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
@@ -136,7 +141,16 @@ def work(connection: Connection, job: WorkerJob) -> None:
     except (EOFError, OSError):
         return
     except Exception as error:
-        connection.send(error)
+        connection.send(_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # a class of the user's, which may do anything
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _open_streams(job: WorkerJob) -> dict[int, Stream]:

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from titan_pt.components.chat import encode_with_special_tokens
-from titan_pt.components.hf_tokenizer import stop_ids
+from titan_pt.components.chat import encode_with_special_tokens, stop_ids
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
@@ -23,7 +22,7 @@ logger = logging.getLogger("titan_pt")
 
 @dataclass(frozen=True)
 class Exams:
-    """A `Validator`: another one's values, and eval/<task>/<value> of each task; samples go to the log.
+    """A `Validator`: another one's values, and eval/<task>/<value> of each task; `texts` has the samples.
 
     It holds an unsharded copy of the model, in the type that the training computes in.
     """
@@ -32,6 +31,8 @@ class Exams:
     parts: StepParts
     engine: NativeEngine
     suite: Suite
+    texts: dict[str, str] = field(default_factory=dict)
+    """The samples of the last call, on rank 0."""
 
     def __call__(self) -> dict[str, float]:
         """A collective."""
@@ -42,17 +43,17 @@ class Exams:
             measured = self.suite(t, row.limit, row.max_new_tokens)
             values |= {f"eval/{row.name}/{name}": value for name, value in measured.values.items()}
         if self.parts.world.is_main and options.sample_prompts:
-            self._show(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
+            self._sample(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
         return values
 
-    def _show(self, prompts: Sequence[str], sampling: Sampling) -> None:
-        tokenizer = self.parts.tokenizer
+    def _sample(self, prompts: Sequence[str], sampling: Sampling) -> None:
         try:
             completions = self.engine.generate([_tokens(self.parts, prompt) for prompt in prompts], sampling, 1)
         except GenerationStopped:  # the next step tells all ranks
             return
-        for prompt, completion in zip(prompts, completions, strict=True):
-            logger.info(f"Sample: {prompt!r} -> {tokenizer.decode(completion.token_ids)!r}")
+        decode = self.parts.tokenizer.decode
+        shown = (f"{p}\n--> {decode(c.token_ids)}" for p, c in zip(prompts, completions, strict=True))
+        self.texts["validation_samples"] = "\n\n".join(shown)
 
 
 def build_exams(parts: StepParts, inner: Validator) -> Exams:

@@ -7,6 +7,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
+from titan_pt.components.chat import chat_text, encode_with_special_tokens, prompt_tokens
+from titan_pt.components.hf_tokenizer import chat_template as chat_template_of
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.models.transformer.model import Transformer
@@ -18,16 +20,20 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):
-    """What the harness asks of a model, on one device. It has no chat template here: give tasks as plain text.
+    """What the harness asks of a model, on one device.
 
     Args:
         model: unsharded, with its weights.
         engine: of the same model.
         seed: of sampled answers.
+        chats: the harness writes tasks as conversations: names of special tokens in a text stand for these tokens.
     """
 
-    def __init__(self, model: Transformer, engine: NativeEngine, tokenizer: Tokenizer, seed: int = 42) -> None:
+    def __init__(
+        self, model: Transformer, engine: NativeEngine, tokenizer: Tokenizer, seed: int = 42, *, chats: bool = False
+    ) -> None:
         super().__init__()
+        self._chats = chats
         self._model, self._engine, self._tokenizer, self._seed = model, engine, tokenizer, seed
         self._device = model.output_weight.device
 
@@ -36,7 +42,21 @@ class HarnessModel(TemplateLM):
         return self._tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self._tokenizer.encode(string)
+        if self._chats:
+            return encode_with_special_tokens(self._tokenizer, string)
+        return self._tokenizer.encode(string) if add_special_tokens is False else prompt_tokens(self._tokenizer, string)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._tokenizer.fingerprint
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return chat_template_of(self._tokenizer)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True, **_: Any
+    ) -> str:
+        return chat_text(self._tokenizer, chat_history, prompt=add_generation_prompt)
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
         found = likelihoods(self._model, [(context, continuation) for _, context, continuation in requests])
@@ -79,7 +99,7 @@ class HarnessModel(TemplateLM):
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """Its end, where there is no room for all."""
         room = self._model.args.max_seq_len - new_tokens
-        return (self._tokenizer.encode(context) or [self._tokenizer.eos_id])[-room:]
+        return (self.tok_encode(context) or [self._tokenizer.eos_id])[-room:]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.job_config import JobConfig, Source
+from titan_pt.config.sft import Sft
 from titan_pt.data.truth_table import share_out
 
 
@@ -28,14 +29,17 @@ def plan_sources(config: JobConfig, tokens: int) -> list[SourcePlan]:
     """The shares of the sources, by weight; a capped one gives no more than its cap, if its size is known."""
     sources = config.data.sources
     sizes = [known_tokens(source, config.tokenizer.name) for source in sources]
+    # In fine-tuning sft.epochs is the cap of those that have none of their own.
+    every = next((section.epochs for _, section in config if isinstance(section, Sft)), None)
+    limits = [source.max_epochs or every for source in sources]
     caps = [
-        float("inf") if size is None or source.max_epochs is None else size * source.max_epochs
-        for source, size in zip(sources, sizes, strict=True)
+        float("inf") if size is None or limit is None else size * limit
+        for size, limit in zip(sizes, limits, strict=True)
     ]
     given = share_out(float(tokens), [source.weight for source in sources], caps)
     return [
-        SourcePlan(source.name, got, size, source.max_epochs)
-        for source, size, got in zip(sources, sizes, given, strict=True)
+        SourcePlan(source.name, got, size, limit)
+        for source, size, limit, got in zip(sources, sizes, limits, given, strict=True)
     ]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from titan_pt.config.grpo import Rollout
 from titan_pt.config.job_config import JobConfig
+from titan_pt.config.sft import Sft
 
 
 def for_rehearsal(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
@@ -26,6 +27,10 @@ def for_rehearsal(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
         updates["training"] = {"enable_cpu_offload": False}
         notes.append("training.enable_cpu_offload is off here: parameters, gradients and optimizer are counted too")
     for name, section in config:
+        if isinstance(section, Sft) and section.epochs is not None:
+            notes.append(
+                f"sft.epochs = {section.epochs:g}: its steps follow from the data; training.steps stands for them"
+            )
         if isinstance(section, Rollout) and section.compile:
             updates[name] = {"compile": False}
             notes.append("rollout.compile is off here: there is nothing to compile")

@@ -51,6 +51,8 @@ class TrainerSpec(TrainerOptions):
     build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
     build_dataloader: "Callable[[JobConfig, Tokenizer, World, Budget], Data]"
+    size_budget: "Callable[[JobConfig, World, Budget, Any], Budget] | None" = None
+    """(config, ranks, budget, the data) -> the budget, where the number of its steps depends on the data."""
     build_step: "Callable[[StepParts], Step]"
     """What one optimizer step does."""
     build_validator: "Callable[[StepParts, Step], Validator | None]"

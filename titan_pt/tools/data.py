@@ -1,5 +1,6 @@
 """`python -m titan_pt.tools.data --job.config_file F --num_documents 5`: the first documents a run will see.
 
+Of an sft run they are its records as the model reads them, with what is learnt between ⟦ and ⟧.
 With --check_overlap: how much of the evaluation sets (MedQA's test split and GSM8K's, or --eval NAME=FILE) is in each
 training source. That reads --limit documents of each source, the first in its own order; 0 reads all.
 """
@@ -14,6 +15,7 @@ from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data.corpus import Corpus
+from titan_pt.data.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, open_alone
 from titan_pt.data.overlap import find_overlap
@@ -21,8 +23,9 @@ from titan_pt.data.prepared import PreparedDocuments
 from titan_pt.data.stream import Row, Stream
 from titan_pt.tools.arguments import run_tool
 from titan_pt.tools.prepare import iterate
+from titan_pt.trainers.conversations import plain_text, reads_records, record_encoder, with_records
 
-_SHOWN_CHARACTERS = 600
+_SHOWN_CHARACTERS = 1000
 EVALUATION = (Source(name="medqa", split="test"), Source(name="gsm8k", split="test"))
 
 
@@ -41,7 +44,7 @@ def show(corpus: Corpus, num_streams: int, seq_len: int, num_documents: int) -> 
         for name, start, end in boundaries(row):
             if name not in shown and len(shown) < num_documents:
                 shown.add(name)
-                print(f"\n[{name}]\n{_excerpt(corpus.tokenizer, row, start, end)}\n")
+                print(f"\n[{name}]\n{_excerpt(corpus, row, start, end)}\n")
         if len(shown) >= num_documents:
             return
 
@@ -55,7 +58,8 @@ def boundaries(row: Row) -> list[tuple[str, int, int]]:
 
 def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> None:
     """Print a table of every training source against every evaluation set."""
-    mixture = open_alone(config.data.sources, config)
+    records = with_records(config) if reads_records(config) else None
+    mixture = open_alone((records or config).data.sources, config)
     tokenizer = build_tokenizer(config.tokenizer)
     print("| source | evaluation set | questions with a shared run of 13 words | shared runs |")
     print("|---|---|---|---|")
@@ -63,6 +67,7 @@ def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> No
         questions = list(iterate(held.documents))
         for source in mixture:
             texts = _texts(source.documents, tokenizer)
+            texts = map(plain_text, texts) if records else texts
             found = find_overlap(itertools.islice(texts, limit or None), questions)
             share = found.shared_documents / max(1, found.documents)
             print(
@@ -81,8 +86,14 @@ def _texts(documents: object, tokenizer: Tokenizer) -> Iterator[str]:
         yield from iterate(documents)  # type: ignore[arg-type]
 
 
-def _excerpt(tokenizer: Tokenizer, row: Row, start: int, end: int) -> str:
-    text = tokenizer.decode([t for t in row.tokens[start:end].tolist() if t != tokenizer.eos_id])
+def _excerpt(corpus: Corpus, row: Row, start: int, end: int) -> str:
+    tokens, tokenizer = row.tokens[start:end].tolist(), corpus.tokenizer
+    if corpus.encoder is PLAIN_TEXT:
+        text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_id])
+    else:
+        parts = itertools.groupby(zip(tokens, row.targets[start:end].tolist(), strict=True), key=lambda pair: pair[1])
+        said = ((learnt, tokenizer.decode([token for token, _ in part])) for learnt, part in parts)
+        text = "".join(f"⟦{part}⟧" if learnt else part for learnt, part in said)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} [... {len(text):,} characters]"
 
 
@@ -98,8 +109,11 @@ def _run(own: argparse.Namespace, config: JobConfig) -> None:
     if own.check_overlap:
         check_overlap(config, _evaluation(own.eval), own.limit)
         return
-    ledger = Ledger(None)
-    corpus = as_corpus(open_alone(config.data.sources, config), config, build_tokenizer(config.tokenizer), ledger)
+    encoder: Encoder = PLAIN_TEXT
+    if reads_records(config):
+        config, encoder = with_records(config), record_encoder(config)
+    sources, tokenizer = open_alone(config.data.sources, config), build_tokenizer(config.tokenizer)
+    corpus = as_corpus(sources, config, tokenizer, Ledger(None), encoder)
     show(corpus, plan_budget(config, 1).num_streams, config.training.seq_len, own.num_documents)
 
 

@@ -148,11 +148,22 @@ def _prompt_of(row: object, where: str) -> "str | list[Message]":
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if isinstance(prompt, str) and prompt:
         return prompt
-    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-        return messages
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        messages = [{**message, "content": _content(message, where)} for message in messages]
+        if all(map(_is_message, messages)):
+            return messages
     raise ConfigError(
         f'{where}: no prompt; want {{"prompt": "..."}} or {{"messages": [{{"role": "user", "content": "..."}}]}}'
     )
+
+
+def _content(message: dict[str, object], where: str) -> object:
+    from titan_pt.components.chat import joined_parts
+
+    try:
+        return joined_parts(message.get("content"), "a message")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _is_message(value: object) -> bool:
@@ -239,14 +250,14 @@ def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "
 
 def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
     """The tokens to continue: of a conversation, or of a text that is its first turn where the model knows chats."""
-    from titan_pt.components.chat import chat_tokens
+    from titan_pt.components.chat import chat_tokens, prompt_tokens
 
     tokenizer = opened.source.tokenizer
     if not isinstance(prompt, str):
         return chat_tokens(tokenizer, prompt)
     if opened.source.knows_chat and not raw:
         return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
-    return tokenizer.encode(prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
+    return prompt_tokens(tokenizer, prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
 
 
 def _new_tokens(

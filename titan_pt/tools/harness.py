@@ -25,6 +25,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", required=True, metavar="A,B", help="names of its tasks, or of those in --include_path"
     )
     parser.add_argument("--include_path", metavar="DIR", help="a folder of tasks of your own (YAML)")
+    parser.add_argument(
+        "--apply_chat_template",
+        action="store_true",
+        help="ask through the model's chat template, examples as earlier turns (default: as plain text)",
+    )
     parser.add_argument("--num_fewshot", type=int, help="examples before a question (default: the task's own)")
     parser.add_argument("--limit", type=int, help="most questions of a task (default: all)")
     parser.add_argument(
@@ -57,11 +62,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if unknown or not names:
         raise ConfigError(f"--tasks = {arguments.tasks!r}: the harness does not know {', '.join(unknown) or 'no task'}")
     opened = open_model(arguments)
-    model = HarnessModel(
-        opened.model, opened.engine(max_rows=arguments.max_rows), opened.source.tokenizer, arguments.seed
-    )
+    engine, chats = opened.engine(max_rows=arguments.max_rows), arguments.apply_chat_template
+    model = HarnessModel(opened.model, engine, opened.source.tokenizer, arguments.seed, chats=chats)
     results = lm_eval.simple_evaluate(
-        model=model, tasks=names, num_fewshot=arguments.num_fewshot, limit=arguments.limit, task_manager=manager
+        model=model,
+        tasks=names,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        apply_chat_template=chats,
+        task_manager=manager,
     )
     values = {name: _numbers(results["results"][name]) for name in results["results"]}
     print(json.dumps(values, indent=2) if arguments.json else _report(values))

@@ -10,26 +10,35 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from titan_pt.components.folders import make_writable
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.corpus import holdout_hash
 from titan_pt.data.mixture import open_alone
 from titan_pt.data.permutation import digest
-from titan_pt.data.prepared import PreparedDocuments, write_prepared
+from titan_pt.data.prepared import PreparedDocuments, is_prepared, write_prepared
 from titan_pt.data.sources import Documents
 from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.tools.arguments import run_tool
+from titan_pt.trainers.conversations import reads_records
 
 logger = logging.getLogger("titan_pt")
+
+_TOLD_SECONDS = 30.0
 
 
 def prepare(config: JobConfig, name: str, output: Path) -> None:
     """Tokenise one source of `[[data.sources]]` in its own order.
 
     Raises:
-        ConfigError: there is no such source, or it is prepared already.
+        ConfigError: there is no such source, it is token shards already, or the output cannot be used.
     """
+    if reads_records(config):
+        raise ConfigError(
+            f"job.trainer = {config.job.trainer!r}: token shards hold plain text, and it reads records, of which only "
+            "the answers are learnt; give it the files themselves"
+        )
     sources = {source.name: source for source in config.data.sources}
     if name not in sources:
         raise ConfigError(f"--source {name!r}: the config has {one_of(sources)}{nearest(name, sources)}")
@@ -37,15 +46,34 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
     if isinstance(source.documents, PreparedDocuments):
         raise ConfigError(f"--source {name!r}: its path is a folder of token shards already")
     tokenizer = build_tokenizer(config.tokenizer)
-    started = time.perf_counter()
     about = {"source": name, "fingerprint": digest([source.documents.fingerprint, tokenizer.fingerprint])}
-    texts = ((text, holdout_hash(text)) for text in iterate(source.documents))
+    make_writable(output, f"--output {str(output)!r}")
+    if is_prepared(str(output)):
+        if PreparedDocuments(output).fingerprint != about["fingerprint"]:
+            raise ConfigError(
+                f"--output {str(output)!r}: holds the token shards of other documents or another tokenizer; "
+                "name another folder, or remove it"
+            )
+        logger.info(f"{output}: prepared already")
+        return
+    started = time.perf_counter()
+    texts = ((text, holdout_hash(text)) for text in _told(iterate(source.documents), len(source.documents)))
     written = write_prepared(output, texts, tokenizer, about)
     seconds = time.perf_counter() - started
     logger.info(
         f"{output}: {written['documents']:,} documents, {written['tokens']:,} tokens in {seconds:.1f} s, "
         f"{written['tokens'] / seconds:,.0f} tokens/s"
     )
+
+
+def _told(texts: Iterator[str], total: int) -> Iterator[str]:
+    started = told = time.monotonic()
+    for number, text in enumerate(texts):
+        now = time.monotonic()
+        if now - told > _TOLD_SECONDS:
+            told, left = now, (now - started) * (total - number) / number
+            logger.info(f"{number:,} of {total:,} documents; about {left / 60:.0f} min to go")
+        yield text
 
 
 def iterate(documents: Documents) -> Iterator[str]:

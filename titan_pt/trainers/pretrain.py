@@ -77,7 +77,7 @@ def build_step(parts: StepParts) -> Step:
         parts.dataloader.commit(batch)
         # A source without tokens in this step has no loss: 0 / 0 is NaN, and the log leaves it out.
         per_source = totals[1 : 1 + len(names)] / totals[1 + len(names) :]
-        skipped_documents = {"skipped_documents": float(batch.num_skipped)} if batch.num_skipped else {}
+        left_out = {"skipped_documents": batch.num_skipped, "lost_documents": batch.num_lost}
         return StepMetrics(
             loss=loss,
             grad_norm=grad_norm,
@@ -88,7 +88,7 @@ def build_step(parts: StepParts) -> Step:
             data_seconds=waited,
             documents=batch.documents,
             extra={f"source/{name}/loss": value for name, value in zip(names, per_source, strict=True)}
-            | skipped_documents,
+            | {key: float(count) for key, count in left_out.items() if count},
         )
 
     return step

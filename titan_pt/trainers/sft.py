@@ -1,11 +1,14 @@
 """Supervised fine-tuning: pretraining's step on records, of which only the answers are learnt."""
 
 import functools
+import json
 import logging
 from collections import Counter
 from dataclasses import replace
 
+from titan_pt.components.chat import PROMPTS, TALKS
 from titan_pt.components.preemption import until_stopped
+from titan_pt.components.startup import describe_budget
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.components.validate import Validator
 from titan_pt.components.validate import build_validator as build_loss_validator
@@ -16,13 +19,14 @@ from titan_pt.config.grpo import section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.config.sft import Sft
 from titan_pt.data.corpus import Corpus, MixtureSource
+from titan_pt.data.counting import count_steps
 from titan_pt.data.loader import DataLoader
 from titan_pt.data.loader import build_dataloader as build_loader
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import Step, StepParts
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.conversations import Conversations, with_records
+from titan_pt.trainers.conversations import record_encoder, with_records
 
 logger = logging.getLogger("titan_pt")
 
@@ -36,40 +40,61 @@ def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, budg
     Raises:
         ConfigError: a record is bad or too long and is not to be left out, or none is left.
     """
-    options = section(config, Sft)
-    encoder = Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
-    loader = build_loader(with_records(config), tokenizer, world, budget, encoder)
-    for source in loader.corpus.sources:
-        check = functools.partial(check_records, loader.corpus, source)
-        world.together(check if world.is_main else _nothing)
+    records = with_records(config, section(config, Sft).epochs)
+    loader = build_loader(records, tokenizer, world, budget, record_encoder(config))
+    found = [world.on_main(functools.partial(check_records, loader.corpus, source)) for source in loader.corpus.sources]
+    loader.also_identity["records"] = TALKS if any(found) else PROMPTS
     return loader
 
 
-def _nothing() -> None:
-    """What the other ranks do meanwhile."""
+def size_budget(config: JobConfig, world: World, budget: Budget, loader: DataLoader) -> Budget:
+    """With sft.epochs as many steps as they take.
+
+    Raises:
+        ConfigError: the records cannot be counted.
+    """
+    epochs = section(config, Sft).epochs
+    if epochs is None:
+        return budget
+    key, seq_len = f"sft.epochs = {epochs:g}", config.training.seq_len
+    return replace(budget, steps=world.on_main(lambda: count_steps(loader.corpus, budget, seq_len, key)))
 
 
-def check_records(corpus: Corpus, source: MixtureSource) -> None:
+def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
+    """As of pretraining; with sft.epochs that the sources end is what was asked for."""
+    describe_budget(parts, flops_per_token, peak, warns=section(parts.config, Sft).epochs is None)
+
+
+def check_records(corpus: Corpus, source: MixtureSource) -> bool:
     """Read the records of a source, or the first of a large one, and log how many are left out and why.
+
+    Returns:
+        Whether there are conversations among them.
 
     Raises:
         ConfigError: see `build_dataloader`.
     """
-    count = min(_CHECKED, getattr(source.documents, "first_unit_rows", len(source.documents)))
+    rows = getattr(source.documents, "sample_rows", range(len(source.documents)))[:_CHECKED]
+    count = len(rows)
     reasons: Counter[str] = Counter()
     first: dict[str, int] = {}
-    for number in until_stopped(range(count)):
+    talks = False
+    for number in until_stopped(rows):
         text = source.documents[number]
         reason = corpus.encode(source, number, text).left_out if text else "empty"
         if reason is not None:
             reasons[reason] += 1
             first.setdefault(reason, number)
+        else:
+            talks = talks or "messages" in json.loads(text)
     if not reasons:
-        return
-    told = "; ".join(f"{times:,} times, first document {first[why]}: {why}" for why, times in reasons.most_common(5))
+        return talks
+    common = reasons.most_common(5)
+    told = "; ".join(f"{times:,} times, first {source.tell(first[why])}: {why}" for why, times in common)
     if reasons.total() == count:
         raise ConfigError(f"data source {source.name!r}: all {count:,} records are left out: {told}")
     logger.warning(f"Data {source.name}: {reasons.total():,} of {count:,} records are left out: {told}")
+    return talks
 
 
 def build_validator(parts: StepParts, step: Step | None = None) -> Validator | None:
@@ -85,6 +110,8 @@ SPEC = register_trainer_spec(
         defaults=sft.DEFAULTS,
         check=sft.check,
         build_dataloader=build_dataloader,
+        size_budget=size_budget,
+        describe=describe,
         build_validator=build_validator,
     )
 )

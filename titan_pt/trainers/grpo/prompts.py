@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from titan_pt.components.chat import prompt_tokens
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import Grpo, Rollout, section
@@ -50,7 +51,7 @@ class PromptRules:
         Raises:
             ConfigError: it is empty, or too long and rollout.overlong_prompts is "error".
         """
-        ids = self.tokenizer.encode(task.prompt(problem))
+        ids = prompt_tokens(self.tokenizer, task.prompt(problem))
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:

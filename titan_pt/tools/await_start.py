@@ -1,0 +1,65 @@
+"""`python -m titan_pt.tools.await_start [--minutes 10] --job.config_file F ...`: wait for the run's starting weights.
+
+Beside a run's own flags. It ends with 0 when `checkpoint.initial_load_path` holds a whole checkpoint, or when the run
+has steps of its own and needs none; with 2, and what to do, when neither is so after that time. For the init container
+of a pod, whose training would end with a 2 at once.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from titan_pt.components.checkpoint_steps import find_initial, iter_steps
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.job_config import JobConfig
+from titan_pt.outcome import ExitCode
+from titan_pt.tools.arguments import run_tool
+
+logger = logging.getLogger("titan_pt")
+
+POLL_SECONDS = 15.0
+
+
+def await_start(config: JobConfig, minutes: float) -> None:
+    """Return when the run can start.
+
+    Raises:
+        ConfigError: there are no starting weights after that many minutes.
+    """
+    path = config.checkpoint.initial_load_path
+    own = Path(config.job.dump_folder).expanduser() / config.checkpoint.folder
+    if not path or any(iter_steps(own)):
+        logger.info(f"{own} has steps: the run goes on from them" if path else "The run starts from initial weights")
+        return
+    deadline = time.monotonic() + 60 * minutes
+    while True:
+        try:
+            found = find_initial(path)
+        except ConfigError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ConfigError(
+                    f"no starting weights after {minutes:g} minutes: {error.problems[0]}; when the run that makes them "
+                    "is done, start this one again"
+                ) from None
+            logger.warning(f"Waiting for starting weights, {left / 60:.1f} minutes more: {error.problems[0]}")
+            time.sleep(min(POLL_SECONDS, left))
+        else:
+            logger.info(f"Starting weights are there: {found}")
+            return
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    # As process 1 of a container it would not be ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    parser = argparse.ArgumentParser(prog="titan_pt.tools.await_start", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long to wait")
+    return run_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
