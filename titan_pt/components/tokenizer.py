@@ -81,6 +81,23 @@ class ByteTokenizer:
         return b"".join(names.get(i) or bytes([i]) for i in known).decode("utf-8", "replace")
 
 
+class SizedTokenizer:
+    """A size alone, where there is no text: in a dry run and the planner."""
+
+    special_ids: dict[str, int] = {}  # noqa: RUF012
+    chat_template: str | None = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.eos_id = vocab_size, vocab_size - 1
+        self.fingerprint = f"size-{vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("there is no text in a dry run")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise NotImplementedError("there is no text in a dry run")
+
+
 class TiktokenTokenizer:
     """A tiktoken encoding."""
 

@@ -27,6 +27,7 @@ from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.step import GrpoStep
 from titan_pt.trainers.grpo.tasks.task import Task
+from titan_pt.trainers.grpo.trial import build_trial
 
 logger = logging.getLogger("titan_pt")
 
@@ -160,6 +161,7 @@ SPEC = register_trainer_spec(
         describe=describe,
         build_step=build_step,
         build_validator=build_validator,
+        build_trial=build_trial,
         validates_first=True,
     )
 )
