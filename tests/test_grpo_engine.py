@@ -127,7 +127,7 @@ def test_dropping_finished_rows_changes_nothing(model: Transformer, monkeypatch:
     dropping = NativeEngine(model, stops)
     completions = dropping.generate(PROMPTS, sampling, 9)
     assert {completion.finish_reason for completion in completions} == {"stop"}
-    monkeypatch.setattr(native, "_row_count", lambda _: 64)
+    monkeypatch.setattr(native, "row_count", lambda _: 64)
     keeping = NativeEngine(model, stops, max_rows=64)
     assert tokens_of(keeping.generate(PROMPTS, sampling, 9)) == tokens_of(completions)
     used = sum(len(completion.token_ids) - 1 for completion in completions)

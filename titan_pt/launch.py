@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.module and args.training_script == "titan_pt.train":
             # One report or help text instead of one a rank, and no waiting for ranks that cannot start.
             config = resolve(args.training_script_args).config
+            if config.comm.mode == "fake_backend":
+                return _rehearse(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
@@ -49,6 +51,14 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.USAGE
     except KeyboardInterrupt:  # a signal before there were workers
         return ExitCode.TERMINATED
+
+
+def _rehearse(args: Any) -> int:
+    """A dry run: this one process plays the workers of all nodes, and waits for none of them."""
+    from titan_pt.train import main
+
+    os.environ["NGPU"] = str(count_nodes(args.nnodes) * count_workers(args.nproc_per_node))
+    return main(args.training_script_args)
 
 
 def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseException]) -> None:
@@ -159,6 +169,18 @@ def count_workers(nproc_per_node: str) -> int:
             "such as gpu, for which there must be a device"
         )
     return count
+
+
+def count_nodes(nnodes: str) -> int:
+    """The number of nodes that torchrun's option means, the most of "least:most".
+
+    Raises:
+        ConfigError: it is not a number of nodes.
+    """
+    text = nnodes.rpartition(":")[2]
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(f"--nnodes = {nnodes!r}: must be a positive integer, or two as least:most")
+    return int(text)
 
 
 def _share_cores(num_workers: int) -> None:

@@ -71,6 +71,8 @@ def run(config: JobConfig, started: float) -> ExitCode:
     Args:
         started: when this attempt began, a Unix time.
     """
+    if config.comm.mode == "fake_backend":
+        return rehearse(config)
     from titan_pt.components.startup import has_steps, write_config
 
     trainer, first_step = None, 0
@@ -105,6 +107,18 @@ def run(config: JobConfig, started: float) -> ExitCode:
         raise
     _close(trainer, wait=True)
     return code
+
+
+def rehearse(config: JobConfig) -> ExitCode:
+    """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
+    from titan_pt.dry_run import dry_run
+
+    try:
+        dry_run(config)
+    except Preempted:
+        logger.warning("Stopped by a signal; a dry run leaves nothing")
+        return ExitCode.TERMINATED
+    return ExitCode.DONE
 
 
 def _give_up_without_progress(trainer: "Trainer", why: str, first_step: int) -> None:

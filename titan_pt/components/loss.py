@@ -107,6 +107,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_TD is not None and grad_weight_VD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
                 grad_weight_VD += gradient_TV.T @ hidden_TD[part]
+            del gradient_TV  # before the next one is computed: up to 128 MiB
         if grad_hidden_TD is not None and grad_weight_VD is not None:
             ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
             ctx.weight_dtype = weight_VD.dtype

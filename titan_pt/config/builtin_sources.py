@@ -1,6 +1,6 @@
 """Datasets that a `[[data.sources]]` table means by its name alone. Known without importing a reader."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from titan_pt.config.job_config import Source
 
@@ -14,6 +14,8 @@ class BuiltinDataset:
     subset: str | None = None
     train_only: bool = False
     """Its other splits are evaluation sets, which nothing may train on."""
+    tokens: dict[str, float] = field(default_factory=dict)
+    """About how many tokens of GPT-2 each subset's training split has, "" where there are no subsets."""
     patterns: dict[str, str] | None = None
     """The files of each subset, where the hub need not be asked which they are."""
 
@@ -23,10 +25,11 @@ BUILTIN_DATASETS = {
         "HuggingFaceFW/fineweb-edu",
         "text",
         "sample-10BT",
+        tokens={"sample-10BT": 1e10, "sample-100BT": 1e11, "sample-350BT": 3.5e11},
         patterns={f"sample-{size}": f"sample/{size}/*.parquet" for size in ("10BT", "100BT", "350BT")},
     ),
-    "gsm8k": BuiltinDataset("openai/gsm8k", "gsm8k", "main", train_only=True),
-    "medqa": BuiltinDataset("GBaker/MedQA-USMLE-4-options", "medqa", train_only=True),
+    "gsm8k": BuiltinDataset("openai/gsm8k", "gsm8k", "main", train_only=True, tokens={"main": 1.0e6}),
+    "medqa": BuiltinDataset("GBaker/MedQA-USMLE-4-options", "medqa", train_only=True, tokens={"": 2.1e6}),
 }
 
 

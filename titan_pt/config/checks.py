@@ -226,6 +226,21 @@ def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> 
         ) from None
 
 
+def tokenizer_size(config: JobConfig) -> int:
+    """The tokenizer's size where it is known without opening it, else that of the model's vocabulary.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    size = BUILTIN_TOKENIZER_SIZES.get(config.tokenizer.name, config.model.vocab_size)
+    if size is None:
+        raise ConfigError(
+            f"tokenizer.name = {config.tokenizer.name!r}: its size is not known without opening it, which is not done "
+            "here; set model.vocab_size"
+        )
+    return size
+
+
 def padded_size(tokenizer_size: int) -> int:
     """The tokenizer's size rounded up to a multiple of 64, which matrix units like."""
     return -(-tokenizer_size // 64) * 64

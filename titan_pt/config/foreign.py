@@ -67,7 +67,6 @@ UNUSED: dict[str, Unused] = {
     "activation_checkpoint.preserve_rng_state": Unused((True, False), "the model draws no random numbers"),
     "activation_checkpoint.determinism_check": Unused(("default", "none"), "use debug.deterministic"),
     "activation_checkpoint.debug": Unused((False,), "use activation_checkpoint.mode"),
-    "comm.mode": Unused(("default",), "leave it out"),
     "comm.save_traces_file_prefix": Unused(("rank_",), "use comm.save_traces_folder"),
     "experimental.custom_args_module": Unused(("",), "use experimental.custom_import"),
     "debug.moe_force_load_balance": Unused((False,), "the model is dense"),

@@ -6,7 +6,7 @@ its architecture fields to `[model]` (see `manager.config_class`).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from titan_pt.config.optimization import ActivationCheckpoint, Compile, LrScheduler, Optimizer, Parallelism, Training
 from titan_pt.config.section import (
@@ -223,6 +223,9 @@ class Profiling(Section):
 class Comm(Section):
     """[comm] process groups."""
 
+    mode: Literal["default", "fake_backend"] = "default"
+    """"fake_backend" is a dry run: one process builds the run of NGPU ranks on tensors without numbers, does one
+    micro-batch and one update, tells what that proved. No data, tokenizer or weights are opened, no file written."""
     init_timeout_seconds: Timeout = 300.0
     """Limit of a collective until the first step is done."""
     train_timeout_seconds: Timeout = 100.0
@@ -233,6 +236,13 @@ class Comm(Section):
     """Its folder inside the run folder."""
     grace_seconds: Timeout = 120.0
     """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _known_mode(cls, mode: Any) -> Any:
+        if mode == "local_tensor":  # TorchTitan's other one
+            raise ValueError('titan_pt has no "local_tensor"; "fake_backend" is its dry run, "default" trains')
+        return mode
 
 
 class Debug(Section):

@@ -173,20 +173,23 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
-    replicate = config.parallelism.data_parallel_replicate_degree
-    if replicate > 1:
-        mesh = init_device_mesh(device.type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
     return World(
         rank=dist.get_rank(),
         size=size,
         device=device,
-        mesh=mesh,
+        mesh=build_mesh(device.type, size, config),
         flags=dist.new_group(backend="gloo", timeout=timeout),
         control=dist.new_group(backend="gloo", timeout=PATIENCE),
         background=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
+
+
+def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
+    """(replicate, shard), or (shard) where there is one copy of the model."""
+    replicate = config.parallelism.data_parallel_replicate_degree
+    if replicate > 1:
+        return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device_type, (size,), mesh_dim_names=("shard",))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What a step function is given and what it returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -121,3 +121,21 @@ class StatefulStep(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set what `state_dict` gave."""
         ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a dry run does of a kind of training, on synthetic data. Its tensors hold no numbers: none may be read."""
+
+    step: Step
+    """One micro-batch and one update, as of a real step."""
+    batch: str
+    """One step of a real run in words: its batch over all ranks."""
+    accumulates: bool
+    """Whether a real step has several micro-batches: there are gradients already when the last one is computed."""
+    held: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    """Tensors beside model and optimizer that stay in memory, by what they are for."""
+    sampling_bytes: int = 0
+    """Memory of a rank that is there only while it samples completions."""
+    notes: Sequence[str] = ()
+    """What was tried, for the log."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.step import Data, Step, StepParts
+    from titan_pt.protocols.step import Data, Step, StepParts, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class TrainerSpec(TrainerOptions):
     """(parts, FLOPs of training on one token, peak FLOP/s of a rank) -> log what the run will do."""
     validates_first: bool = False
     """Validate before step 1 too."""
+    build_trial: "Callable[[TrainerSpec, StepParts], Trial] | None" = None
+    """(this spec, parts without a dataloader) -> what a dry run does; None: it cannot be dry-run or planned."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pretraining: packed text, next-token cross-entropy, one clipped and guarded AdamW update a step."""
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ from titan_pt.config.checks import model_args
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import IGNORED, MicroBatch
 from titan_pt.data.loader import build_dataloader
+from titan_pt.data.synthetic import SyntheticBatches
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
+from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Trial
 from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
 
 
@@ -131,6 +133,18 @@ def guarded_update(
     return grad_norm, skipped
 
 
+def build_trial(spec: TrainerSpec, parts: StepParts) -> Trial:
+    """The spec's own step on synthetic rows: also of a spec that replaces `build_step` alone."""
+    budget, training = parts.budget, parts.config.training
+    step = spec.build_step(replace(parts, dataloader=SyntheticBatches(parts.config, budget)))
+    batch = (
+        f"{budget.rows:,} rows of {training.seq_len:,} tokens: {budget.rows_per_rank:,} a rank as "
+        f"{budget.accumulation_steps:,} x {training.local_batch_size}, from "
+        f"{budget.num_streams // parts.world.size} of {budget.num_streams} data streams"
+    )
+    return Trial(step, batch, accumulates=budget.accumulation_steps > 1)
+
+
 SPEC = register_trainer_spec(
     TrainerSpec(
         name="pretrain",
@@ -143,6 +157,7 @@ SPEC = register_trainer_spec(
         describe=describe_budget,
         build_step=build_step,
         build_validator=build_validator,
+        build_trial=build_trial,
     )
 )
 

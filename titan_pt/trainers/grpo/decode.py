@@ -109,6 +109,11 @@ class OutputLayer:
         # Kept: on a CPU the page faults of fresh memory of this size take longer than the sampling.
         self._logits_RV = self._weight_DV.new_empty(self.rows, model.args.vocab_size)
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Its memory."""
+        return self._weight_DV, self._logits_RV
+
     def refresh(self) -> None:
         """Take over the model's weight, in place."""
         self._weight_DV.copy_(self._source_VD.T)

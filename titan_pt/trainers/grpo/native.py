@@ -82,7 +82,7 @@ class NativeEngine:
         self._model = model.eval().requires_grad_(False)
         self._decoder = build_decoder(self._model, stop_ids, compile_backend)
         self._stop_ids, self._stop_requested, self._stride = frozenset(stop_ids), stop_requested, stride
-        self._max_rows = next(rows for rows in range(max_rows, 0, -1) if _row_count(rows) == rows)
+        self._max_rows = next(rows for rows in range(max_rows, 0, -1) if row_count(rows) == rows)
         self.stats = DecodeStats()
 
     @torch.no_grad()
@@ -123,6 +123,18 @@ class NativeEngine:
         for start in range(0, len(requests), self._max_rows):
             completions += self._turn(requests[start : start + self._max_rows], sampling, watch)
         return completions
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds between generations."""
+        return [*self._model.parameters(), *self._model.buffers(), *self._decoder.output.tensors]
+
+    @torch.no_grad()
+    def decode_once(self, count: int, slots: int, sampling: Sampling) -> Rows:
+        """One decoding step of the rows that so many completions take, of at least so many slots: for a dry run."""
+        size, slots = self._size(count), _round_up(slots, self._decoder.span)
+        room = self._decoder.room(size, slots, sampling.max_new_tokens)
+        self._decoder.step(room.first(size, slots), sampling)
+        return room
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = self._model.args.max_seq_len
@@ -169,7 +181,7 @@ class NativeEngine:
 
     def _size(self, rows: int) -> int:
         """Rows to decode with, where so many are needed."""
-        return max(_row_count(rows), self._decoder.min_rows)
+        return max(row_count(rows), self._decoder.min_rows)
 
     def _read(self, requests: Sequence[_Request], rows: Rows) -> torch.Tensor:
         """hidden_RD of the last token of each row's prompt. Different prompts are read once, the longest first."""
@@ -246,9 +258,12 @@ def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.devic
         model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
         if not isinstance(model, Transformer):
             return None
-        for parameter in model.parameters():  # not the buffers: RoPE's angles stay in float32
-            parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
-    model.to_empty(device=device)
+    compute_type = getattr(torch, config.training.mixed_precision_param)
+    for module in model.modules():  # not the buffers in this type: RoPE's angles stay in float32
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=compute_type, device=device)))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty_like(buffer, device=device))
     model.init_buffers()
     return model
 
@@ -267,7 +282,7 @@ def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
         start += count
 
 
-def _row_count(rows: int) -> int:
+def row_count(rows: int) -> int:
     """The first of 1, 2, 3, 4, 6, 8, 12, 16, ... that holds the rows: few shapes for a compiler or graphs."""
     power = 1 << (rows - 1).bit_length()
     return power * 3 // 4 if rows <= power * 3 // 4 else power

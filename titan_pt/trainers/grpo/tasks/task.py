@@ -103,6 +103,14 @@ def register_task(name: str, factory: TaskFactory) -> None:
     _TASKS[name] = factory
 
 
+def check_task(row: GrpoTask) -> None:
+    """Raise a ConfigError with all that can be told of a row without its problems: its name, template, weights."""
+    _factory(row.name)
+    problems = list(_mistakes(row))
+    if problems:
+        raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
+
+
 def open_task(row: GrpoTask, seed: int) -> Task:
     """The task of one row of [[grpo.tasks]], with the row's template, stops and rewards.
 

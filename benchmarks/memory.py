@@ -1,0 +1,127 @@
+"""Peak memory of real steps on this CPU against the trace and the formula: `python benchmarks/memory.py [flavor ...]`
+
+A process of its own for each: the peak of resident memory during three steps less that before the model was built, so
+that libraries and caches do not count. glibc is told to give freed memory back, else its own pools are measured too.
+"""
+
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+from typing import Any
+
+FLAVORS = ("tiny", "small")
+FLAGS = (
+    "--tokenizer.name=gpt2",
+    "--training.seq_len=1024",
+    "--training.local_batch_size=4",
+    "--training.mixed_precision_param=float32",
+    "--activation_checkpoint.mode=none",
+    '--data.sources=[{name="arithmetic"}]',
+)
+
+
+def flags(flavor: str) -> list[str]:
+    """The run that is measured."""
+    return [f"--model.flavor={flavor}", *FLAGS]
+
+
+def measure(flavor: str, *more: str) -> dict[str, float]:
+    """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
+    from titan_pt.components.deadline import PlannedSchedule
+    from titan_pt.components.startup import run_folder
+    from titan_pt.components.tokenizer import SizedTokenizer
+    from titan_pt.config import load_config
+    from titan_pt.config.checks import tokenizer_size
+    from titan_pt.distributed.fsdp import materialize
+    from titan_pt.distributed.world import start_world, stop_world
+    from titan_pt.planner.trace import count_flops
+    from titan_pt.protocols.step import StepParts, TrainState
+    from titan_pt.protocols.trainer_spec import get_trainer_spec
+
+    config = load_config([*flags(flavor), *more])
+    spec = get_trainer_spec(config.job.trainer)
+    assert spec.build_trial is not None
+    budget, tokenizer = spec.plan_budget(config, 1), SizedTokenizer(tokenizer_size(config))
+    world = start_world(config, run_folder(config))
+    before = resident("VmRSS")
+    model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
+    materialize(model, config, world)
+    parts = StepParts(
+        config=config,
+        world=world,
+        budget=budget,
+        tokenizer=tokenizer,
+        model=model,
+        optimizer=spec.build_optimizers(model, config),
+        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
+        dataloader=None,
+        raise_if_preempted=lambda: None,
+    )
+    step = spec.build_trial(spec, parts).step
+    for number in range(2):
+        step(TrainState(step=number))
+    flops = count_flops(lambda: step(TrainState(step=2)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stop_world()
+    return {"bytes": peak - before, "flops": flops}
+
+
+def resident(key: str) -> int:
+    """Bytes of this process, from Linux's own account."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{key}:"))
+
+
+def predict(flavor: str, *more: str) -> dict[str, float]:
+    """The same by trace and formula, and the step's operations."""
+    from titan_pt.config import load_config
+    from titan_pt.config.checks import model_args, tokenizer_size
+    from titan_pt.planner.memory import estimate, shape_of
+    from titan_pt.planner.trace import trace
+    from titan_pt.protocols.model_spec import get_model_spec
+
+    config = load_config([*flags(flavor), *more])
+    spec = get_model_spec(config.model.name)
+    args = model_args(config, spec, tokenizer_size(config))
+    traced = trace(config, 1, "cpu", counts=True)
+    shape = shape_of(config, args, 1, accumulates=False, device="cpu")
+    return {
+        "traced": traced.peak_bytes,
+        "formula": sum(estimate(shape).values()),
+        "flops": traced.flops,
+        "formula_flops": spec.flops_per_token(args, config.training.seq_len) * shape.tokens,
+    }
+
+
+def in_process(what: str, flavor: str, *more: str) -> Any:
+    """`measure` or `predict` in a process of its own."""
+    # Large blocks come from the system and go back to it, as on a device whose allocator is asked for the peak.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, what, flavor, *more], capture_output=True, text=True, env=env, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(arguments: list[str]) -> None:
+    """Print a Markdown table."""
+    if arguments[:1] in (["measure"], ["predict"]):
+        print(json.dumps({"measure": measure, "predict": predict}[arguments[0]](*arguments[1:])))
+        return
+    print("| model | peak MiB, measured | traced | formula | traced / measured | FLOPs, measured | traced | formula |")
+    print("|---|---|---|---|---|---|---|---|")
+    for flavor in arguments or FLAVORS:
+        measured, predicted = in_process("measure", flavor), in_process("predict", flavor)
+        traced, formula, real = predicted["traced"], predicted["formula"], measured["bytes"]
+        print(
+            f"| {flavor} | {real / 2**20:,.0f} | {traced / 2**20:,.0f} | {formula / 2**20:,.0f} | {traced / real:.3f} "
+            "| "
+            f"{measured['flops']:.4g} | {predicted['flops']:.4g} | {predicted['formula_flops']:.4g} |"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

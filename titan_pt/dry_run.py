@@ -1,0 +1,58 @@
+"""`--comm.mode fake_backend`: prove a run of many ranks on one machine before it is submitted."""
+
+import os
+
+from titan_pt.components.flops import FORMULA
+from titan_pt.components.hardware import GIB
+from titan_pt.components.log import logger
+from titan_pt.components.lr_scheduler import warmup_steps
+from titan_pt.config.checks import model_args, tokenizer_size
+from titan_pt.config.job_config import JobConfig
+from titan_pt.distributed.fake import fake_size
+from titan_pt.planner.trace import Traced, trace
+from titan_pt.protocols.model_spec import get_model_spec
+
+
+def dry_run(config: JobConfig) -> None:
+    """Build the run of NGPU ranks, do one micro-batch and one update without numbers, and log what that proved.
+
+    Raises:
+        ConfigError: the run could not start, or has a trainer that cannot be tried.
+        Preempted: the process was asked to stop.
+    """
+    if os.environ.get("RANK", "0") != "0":  # plain torchrun started several processes: one plays all ranks
+        return
+    ranks = fake_size()
+    logger.info(
+        f"Dry run of {ranks:,} ranks in this process: no data, tokenizer or weights are opened, nothing written"
+    )
+    traced = trace(config, ranks)
+    for note in traced.notes:
+        logger.info(f"Note: {note}")
+    for line in report(config, ranks, traced):
+        logger.info(line)
+
+
+def report(config: JobConfig, ranks: int, traced: Traced) -> list[str]:
+    """What the dry run proved."""
+    budget, training = traced.budget, config.training
+    spec = get_model_spec(config.model.name)
+    flops = spec.flops_per_token(model_args(config, spec, tokenizer_size(config)), training.seq_len)
+    parts = ", ".join(f"{kind.replace('_', ' ')} {shown(size)}" for kind, size in traced.memory.items() if size)
+    sampling = f"; {shown(traced.sampling_bytes)} while it samples" if traced.sampling_bytes else ""
+    name = f"{config.model.name} {config.model.from_hf or config.model.flavor}"
+    return [
+        f"Ranks: {ranks:,}, mesh {traced.mesh}",
+        f"Model {name}: {traced.num_parameters:,} parameters, {flops:.3g} FLOPs a token ({FORMULA})",
+        f"Batch: {traced.batch}",
+        f"Run: {budget.steps:,} steps, warm-up {warmup_steps(config, budget.steps):,}",
+        f"Memory of a rank at the peak of a step: {shown(traced.peak_bytes)} as on CUDA, without its context "
+        f"and what the allocator wastes ({parts}{sampling})",
+        f"Dry run is done: one micro-batch and the update of trainer {config.job.trainer} ran on rank 0 of {ranks:,} "
+        f"in {traced.seconds:.1f} s",
+    ]
+
+
+def shown(size: float) -> str:
+    """ "1.50 GiB", or in MiB below a tenth of one."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

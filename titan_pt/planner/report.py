@@ -1,0 +1,139 @@
+"""A plan as text."""
+
+from collections.abc import Iterator, Mapping
+
+from titan_pt.components.flops import FORMULA
+from titan_pt.components.hardware import GIB
+from titan_pt.planner.memory import CONTEXT_BYTES, FRAGMENTATION
+from titan_pt.planner.plan import Plan
+from titan_pt.planner.search import Choice, cheapest_changes, gpus_in_time
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """All that is known of a run before it."""
+    config, target = plan.config, plan.target
+    yield f"{config.job.config_file or 'the defaults'}: {config.job.description}"
+    yield f"on {target.num_gpus} x {target.gpu.name} ({plan.traced.mesh}), trainer {config.job.trainer}"
+    yield ""
+    embedding = getattr(plan.args, "num_embedding_parameters", 0)
+    yield f"Parameters        {plan.num_parameters:,}, {plan.num_parameters - embedding:,} without the embedding"
+    yield f"FLOPs a token     {plan.flops_per_token:.4g} = {FORMULA}"
+    yield f"Step              {plan.traced.batch}"
+    seconds = plan.hours * 3600 / plan.steps
+    yield f"Run               {plan.steps:,} steps of {seconds:.2f} s, {plan.tokens:,} tokens"
+    yield ""
+    yield from _memory(plan)
+    yield ""
+    yield from _time(plan)
+    yield ""
+    yield from _disk(plan)
+    yield from _sources(plan)
+    for note in plan.traced.notes:
+        yield f"Note: {note}"
+    yield ""
+    yield from verdicts(plan)
+
+
+def verdicts(plan: Plan) -> Iterator[str]:
+    """Whether it can work, and what would."""
+    memory, target = plan.memory, plan.target
+    room = f"needs {memory.needed_bytes / GIB:.1f} of {memory.available_bytes / GIB:.1f} GiB on each {target.gpu.name}"
+    if memory.fits:
+        yield f"FITS IN MEMORY: {room}"
+    else:
+        yield f"DOES NOT FIT IN MEMORY: {room}"
+        changes = cheapest_changes(plan)
+        if changes:
+            yield "  the cheapest changes that make it fit, each alone, by formula and a rule of thumb for their speed:"
+        for number, change in enumerate(changes, 1):
+            yield f"  {number}. {shown(change)}"
+        if not changes:
+            yield "  no local batch size, activation checkpointing or resharding makes it fit; use more or larger GPUs"
+    limit = plan.config.training.max_hours
+    if limit is None:
+        return
+    pace = f"{plan.tokens / 1e9:.3g}B tokens need {plan.hours:.0f} h at {target.mfu:.0%} MFU"
+    if plan.fits_time:
+        yield f"FITS IN TIME: {pace}, training.max_hours is {limit:g}"
+        return
+    yield f"DOES NOT FIT IN TIME: {pace}, and training.max_hours is {limit:g}"
+    possible = plan.pace.tokens_in_max_hours or 0.0
+    yield f"  {limit:g} h on {target.num_gpus} x {target.gpu.name} are {possible / 1e9:.1f}B tokens: it would end there"
+    count = gpus_in_time(plan)
+    if count:
+        hours = plan.hours * target.num_gpus / count
+        yield f"  {plan.tokens / 1e9:.3g}B tokens fit on {count} x {target.gpu.name}: {hours:.1f} h"
+
+
+def shown(choice: Choice) -> str:
+    """One way, with what it needs."""
+    return f"{choice.flags}  ({choice.needed_bytes / GIB:.1f} GiB, about {choice.slowness:.2f} x the least time)"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    yield "Memory of one GPU at the peak of a step, MiB"
+    yield f"  {'':<18}{'traced':>10}{'formula':>10}"
+    formula: Mapping[str, float] = memory.estimated or {}
+    for kind in dict.fromkeys((*memory.traced, *formula)):
+        yield f"  {kind.replace('_', ' '):<18}{_mib(memory.traced.get(kind))}{_mib(formula.get(kind))}"
+    yield f"  {'peak':<18}{_mib(sum(memory.traced.values()))}{_mib(sum(formula.values()) or None)}"
+    if memory.sampling_bytes:
+        yield f"  {'while it samples':<18}{_mib(memory.sampling_bytes)}  (with the states, without the activations)"
+    yield (
+        f"  {'needed':<18}{_mib(memory.needed_bytes)}  ({FRAGMENTATION:.0%} for the allocator, "
+        f"{CONTEXT_BYTES / GIB:g} GiB for CUDA and NCCL)"
+    )
+    if plan.config.compile.enable:
+        yield "  compile.enable is not counted: it keeps about a seventh less of the activations"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    limit = plan.config.training.max_hours
+    deadline = f"{f'tokens in {limit:g} h':>18}" if limit else ""
+    yield f"Time              {'MFU':>6}{'tokens/s':>12}{'hours':>10}{deadline}"
+    paces = {pace.mfu: (pace, "") for pace in plan.paces}
+    paces[plan.pace.mfu] = (plan.pace, f"  {plan.target.mfu_source}")
+    for pace, source in sorted(paces.values(), key=lambda item: item[0].mfu):
+        tokens = "" if pace.tokens_in_max_hours is None else f"{pace.tokens_in_max_hours / 1e9:>17.1f}B"
+        yield f"{'':<18}{pace.mfu:>6.1%}{pace.tokens_per_second:>12,.0f}{pace.hours:>10.1f}{tokens}{source}"
+    if plan.cost is not None:
+        price = plan.target.price_per_gpu_hour
+        yield f"Cost              {plan.cost:,.2f} = {plan.target.num_gpus} GPUs x {plan.hours:.1f} h x {price:g}"
+    rollouts = plan.rollouts
+    if rollouts:
+        yield (
+            f"Step of GRPO      {rollouts.step_seconds:.1f} s: sampling {rollouts.rollout_seconds:.1f} s (bandwidth of "
+            f"the memory alone: {rollouts.floor_seconds:.1f} s), updates {rollouts.train_seconds:.1f} s"
+        )
+        yield (
+            f"Completions       {rollouts.completions:,} a step, taken at their full length behind prompts of "
+            f"{rollouts.prompt_tokens} tokens"
+        )
+        yield (
+            f"KV cache          {rollouts.kv_cache_bytes / GIB:.2f} GiB: {rollouts.rows:,} rows x {rollouts.slots:,} "
+            f"positions x {rollouts.kv_bytes_per_token:,} bytes; set by rollout.max_rows"
+        )
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    one, kept, disk = plan.storage.checkpoint_bytes, plan.storage.kept, plan.storage.disk_bytes
+    yield f"Checkpoint        {one / 1e9:.2f} GB; {kept} kept, {disk / 1e9:.1f} GB of disk with one under way"
+
+
+def _sources(plan: Plan) -> Iterator[str]:
+    for source in plan.sources:
+        if source.epochs is None:
+            passes = "passes unknown: its size is not known without opening it"
+        else:
+            passes = f"{source.epochs:.3g} passes over about {_millions(source.tokens_per_epoch)}"
+        cap = "" if source.max_epochs is None else f", at most {source.max_epochs:g}"
+        yield f"Source            {source.name}: {_millions(source.tokens)}, {passes}{cap}"
+
+
+def _millions(tokens: float | None) -> str:
+    return f"{(tokens or 0.0) / 1e6:,.1f}M tokens"
+
+
+def _mib(size: float | None) -> str:
+    return f"{'-':>10}" if size is None else f"{size / 2**20:>10,.1f}"

@@ -1,0 +1,88 @@
+"""What sampling adds to a GRPO step: memory of the engine and its cache, and time that memory's bandwidth sets.
+
+Completions are taken at their full length, so times are upper bounds in that respect.
+"""
+
+from dataclasses import dataclass
+
+from titan_pt.components.hardware import Accelerator
+from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.job_config import JobConfig
+from titan_pt.models.transformer import TransformerArgs
+from titan_pt.trainers.grpo.decode import LOGIT_ELEMENTS
+from titan_pt.trainers.grpo.native import row_count
+from titan_pt.trainers.grpo.trial import prompt_tokens, row_slots, sampled_rows, step_rows
+
+_ELEMENT = {"bfloat16": 2, "float32": 4}
+# Of launching one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host
+# (docs/LOG.md has none from a GPU; an estimate).
+_LAUNCH_SECONDS = 0.0005
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One step of one rank, and the memory it takes."""
+
+    kv_bytes_per_token: int
+    rows: int
+    """Most completions decoded together on a rank."""
+    slots: int
+    """Positions of a row."""
+    kv_cache_bytes: float
+    engine_bytes: float
+    """The engine's own weights: they stay."""
+    floor_seconds: float
+    """A step's sampling at the bandwidth of the memory: weights and cache are read for every token."""
+    rollout_seconds: float
+    """The same with the time to launch kernels, where nothing replays them, and the operations."""
+    train_seconds: float
+    """A step's updates."""
+    completions: int
+    """Sampled in a step, over all ranks."""
+    prompt_tokens: int
+    """Assumed of a prompt."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Without evaluations."""
+        return self.rollout_seconds + self.train_seconds
+
+
+def plan_rollouts(
+    config: JobConfig, args: TransformerArgs, gpu: Accelerator, num_gpus: int, flops_per_token: float, mfu: float
+) -> Rollouts:
+    """The plan of a GRPO step at an MFU of its updates."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    element = _ELEMENT[config.training.mixed_precision_param]
+    per_token = 2 * args.num_layers * args.num_kv_heads * args.head_dim * element
+    rows, slots = row_count(sampled_rows(config, num_gpus)), row_slots(config)
+    peak = gpu.flops[config.training.mixed_precision_param]
+    completions = step_rows(config)
+    own = -(-completions // num_gpus)
+    turns = -(-own // rollout.max_rows)
+    together = -(-own // turns)
+    outside = args.num_embedding_parameters
+    weights = element * (args.num_parameters - outside) + 4.0 * outside  # the engine's output layer is in float32
+    read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
+    floor = read / gpu.bandwidth
+    launches = 0.0 if rollout.compile else _LAUNCH_SECONDS * args.num_layers
+    decode = max(floor, launches, 2.0 * args.num_parameters * together / peak)
+    length = prompt_tokens(config) + rollout.max_new_tokens
+    trained = grpo.prompts_per_step * rollout.num_samples * length * grpo.num_iterations
+    several = grpo.num_minibatches * grpo.num_iterations > 1
+    # A forward is a third of a step's operations: the old log-probabilities, and the reference's.
+    forwards = ((1 if several else 0) + (1 if grpo.kl_coef > 0 else 0)) / 3 / grpo.num_iterations
+    return Rollouts(
+        kv_bytes_per_token=per_token,
+        rows=rows,
+        slots=slots,
+        kv_cache_bytes=float(rows * slots * per_token),
+        engine_bytes=float(
+            element * args.num_parameters + 4 * outside + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim
+        ),
+        floor_seconds=turns * rollout.max_new_tokens * floor,
+        rollout_seconds=turns * rollout.max_new_tokens * decode,
+        train_seconds=trained * flops_per_token * (1 + forwards) / (peak * num_gpus * mfu),
+        completions=completions,
+        prompt_tokens=prompt_tokens(config),
+    )
