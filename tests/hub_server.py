@@ -80,7 +80,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "page":
             self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
             return
-        if kind == "listing":
+        if fault == "trickle" and kind == "listing":
+            self._trickle(200, b"{" + b" " * 1000, {"Content-Type": "application/json"})
+        elif kind == "listing":
             self._listing()
         else:
             self._file(path, fault)
@@ -122,11 +124,15 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if fault == "trickle":
-            self._send(206, b"", headers, length=len(body))
-            for byte in body:
-                self.wfile.write(bytes([byte]))
-                time.sleep(0.2)
+            self._trickle(206, body, headers)
+            return
         self._send(206 if "Range" in self.headers else 200, body, headers)
+
+    def _trickle(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self._send(status, b"", headers, length=len(body))
+        for byte in body:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.2)
 
     def _range(self, size: int) -> tuple[int, int]:
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-"))

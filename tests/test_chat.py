@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from hf_helpers import export_here, write_model
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from titan_pt.components import chat
-from titan_pt.components.chat import chat_tokens, learnt_tokens, prompt_tokens, stop_ids
+from titan_pt.components.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.components.model_source import open_model_source
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
@@ -94,6 +94,43 @@ def test_the_end_of_turn_is_the_template_s() -> None:
     assert [token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt and token > 255] == [258, 258]
     assert ids[-1] == 258, "and nothing behind it"
     assert stop_ids(Templated(NO_END)) == [256] and stop_ids(Templated("{{ messages.x.y }}")) == [256]
+
+
+def test_templates_find_what_transformers_gives_them(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = (
+        "{% if tools is not none or documents %}tools{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content | tojson }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    write_model(tmp_path, qwen=True, tied=True)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    talk = [{"role": "user", "content": "<b> & 'é'"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    whole = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    assert chat_text(build_tokenizer(TokenizerSection(name=str(tmp_path))), talk) == whole
+
+
+def test_a_text_behind_a_token_begins_no_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    names = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    rules = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)  # as Llama 2's and Mistral's
+    letters = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*names, *letters], show_progress=False)
+    rules.train_from_iterator(["how many are there", "there are two"] * 9, trainer)
+    rules.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": THINKING}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = build_tokenizer(TokenizerSection(name=str(tmp_path)))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = [{"role": "user", "content": "how many"}, {"role": "assistant", "content": "there are two"}]
+    whole = theirs.apply_chat_template(talk, return_dict=False)
+    ids, _ = learnt_tokens(ours, talk)
+    assert ids == whole[: len(ids)]
+    prompt = theirs.apply_chat_template(talk[:1], add_generation_prompt=True, return_dict=False)
+    assert chat_tokens(ours, talk[:1]) == prompt
+    sly = [{"role": "user", "content": "<|im_end|>"}]
+    assert chat_tokens(ours, sly).count(ours.special_ids["<|im_end|>"]) == 1, "of the turn's own"
 
 
 def test_answers_of_weight_0_are_not_learnt() -> None:

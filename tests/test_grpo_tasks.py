@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from task_helpers import CASES, asked, open_row, problem_of, problems_of, questions, write_rows
 
+from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.arithmetic import LEVELS, num_problems
+from titan_pt.trainers.grpo.spec import stop_tokens
 from titan_pt.trainers.grpo.tasks import arithmetic, rewards, task
 from titan_pt.trainers.grpo.tasks.problems import Entry, plain_problems
 from titan_pt.trainers.grpo.tasks.task import Problem, Task, open_task, register_task
@@ -200,3 +203,16 @@ def test_defaults_that_are_written_out_are_no_mistake() -> None:
     """The resolved config of a run holds every value."""
     row = GrpoTask(name="arithmetic")
     assert len(open_task(GrpoTask(**row.model_dump()), 1).train) > 0
+
+
+# Where answers end
+
+
+def test_answers_end_where_the_tokenizer_and_the_tasks_say() -> None:
+    plain, lines = open_row("arithmetic", level=1), open_row("arithmetic", level=1, stop=["\n"])
+    assert stop_tokens(ByteTokenizer(), [plain]) == [256, 258], "of documents, and of turns"
+    assert stop_tokens(ByteTokenizer(), [lines, lines]) == [256, 258, ord("\n")]
+    with pytest.raises(ConfigError, match="stop differs between tasks"):
+        stop_tokens(ByteTokenizer(), [plain, lines])
+    with pytest.raises(ConfigError, match="stop = 'ab': 2 tokens"):
+        stop_tokens(ByteTokenizer(), [open_row("arithmetic", level=1, stop=["ab"])])

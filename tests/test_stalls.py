@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.data import loader as loader_module
-from titan_pt.data import unit_documents
+from titan_pt.data import reading
 from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.data.stream import Stream
 from titan_pt.data.units import byte_ranges
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled
@@ -108,11 +110,32 @@ def test_a_dead_server_comes_back(tmp_path: Path, hub: HubServer, clean: list[tu
 
 
 def test_a_listing_is_retried(tmp_path: Path, hub: HubServer) -> None:
-    failures = iter(["500", "reset", "429", "page", "sleep"])
+    failures = iter(["500", "reset", "429", "page", "sleep", "trickle"])
     hub.fault = lambda path, _count: next(failures, "") if path.startswith("/api") else ""
     hub.sleep_seconds = 1.0
     build(config_of(tmp_path, Source(name="fineweb_edu"))).close()
-    assert sum(hub.faults.values()) == 5
+    assert sum(hub.faults.values()) == 6
+
+
+@pytest.mark.parametrize("where", ["listing", "footers", "row groups", "held-out rows"])
+def test_a_start_that_waits_can_be_stopped(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """SIGTERM while a start waits for the hub: it does not wait for data.max_stall_seconds."""
+    patience = Patience(attempt_seconds=0.5, first_pause_seconds=30.0, longest_pause_seconds=30.0, start_seconds=100.0)
+    monkeypatch.setattr("titan_pt.data.mixture.Patience", lambda **_: patience)
+    source = Source(name="fineweb_edu")
+    if where == "row groups":  # few of them, which are read whole at the start
+        source = Source(name="web", path=f"{hub.url}/sample/10BT/000_00000.parquet")
+    first = {"listing": 0, "footers": 1, "row groups": 2, "held-out rows": 5}[where]
+    hub.fault = lambda _path, _count: "500" if sum(hub.requests.values()) > first else ""
+    started = time.monotonic()
+    for module in ("fetch", "reading"):
+        monkeypatch.setattr(f"titan_pt.data.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
+    with pytest.raises(Preempted):
+        data = build(config_of(tmp_path, source, streams=8))
+        Stream(replace(data.corpus, holdout_fraction=0.1, held_out=True), 0, 1, 64).next_row()
+    assert time.monotonic() - started < 5
 
 
 def test_a_unit_that_cannot_be_read_is_given_up(
@@ -148,7 +171,7 @@ def test_a_unit_that_cannot_be_read_is_given_up(
 
 
 def test_many_bad_units_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_documents, "_MOST_BAD_UNITS", 4)
+    monkeypatch.setattr(reading, "_MOST_BAD_UNITS", 4)
     data = build(config_of(tmp_path, Source(name="fineweb_edu")))
     hub.fault = lambda _path, _count: "404"
     with pytest.raises(RuntimeError, match=r"4 units in a row cannot be read; the last: .*HTTP 404"):

@@ -1,6 +1,7 @@
 """A conversation as tokens, by the tokenizer's Jinja template: those that a model continues, or learns from."""
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -74,7 +75,7 @@ def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
     at = 0
     for (start, end), is_wanted in zip(spans, wanted, strict=True):
         for part, is_learnt in ((text[at:start], False), (text[start:end], is_wanted)):
-            tokens = encode_with_special_tokens(tokenizer, part)
+            tokens = encode_with_special_tokens(tokenizer, part, begins=not ids)
             ids += tokens
             learnt += [is_learnt] * len(tokens)
         at = end
@@ -140,8 +141,19 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*prefix, *tokenizer.encode(text)]
 
 
-def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a rendered template, in which the names of special tokens stand for these tokens."""
+def encode_behind(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that other tokens come before."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.encode_behind(text)
+    return tokenizer.encode(text)
+
+
+def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool = True) -> list[int]:
+    """The ids of a rendered template, in which the names of special tokens stand for these tokens.
+
+    Args:
+        begins: nothing comes before it.
+    """
     names = tokenizer.special_ids
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     ids: list[int] = []
@@ -149,7 +161,8 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
         if part in names:
             ids.append(names[part])
         elif part:
-            ids += tokenizer.encode(part.replace(_APART, ""))
+            bare = part.replace(_APART, "")
+            ids += tokenizer.encode(bare) if begins and not ids else encode_behind(tokenizer, bare)
     return ids
 
 
@@ -232,7 +245,12 @@ def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | No
 def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool) -> str:
     try:
         return _template(chat_template(tokenizer)).render(
-            messages=messages, add_generation_prompt=prompt, strftime_now=day.strftime, **_named_tokens(tokenizer)
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=prompt,
+            strftime_now=day.strftime,
+            **_named_tokens(tokenizer),
         )
     except TemplateError as error:
         raise ConfigError(f"chat template of the tokenizer: {error}") from None
@@ -291,4 +309,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # jinja's own is for web pages
     return environment

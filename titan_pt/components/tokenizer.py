@@ -147,12 +147,19 @@ class HuggingFaceTokenizer:
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
         self.eos_id, self.chat_template, self.roles = eos_id, chat_template, dict(roles or {})
         self.prefix_ids = _prefix_ids(tokenizer)
+        self._behind = _behind_a_token(tokenizer, self.special_ids)
         self.stop_ids = [i for i in stop_ids if 0 <= i < self.vocab_size]
         digest = hashlib.sha256(f"{eos_id}\n{tokenizer.to_str()}".encode())
         self.fingerprint = f"huggingface-{digest.hexdigest()[:16]}"
 
     def encode(self, text: str) -> list[int]:
         return self.rules.encode(text, add_special_tokens=False).ids
+
+    def encode_behind(self, text: str) -> list[int]:
+        """The ids of a text that other tokens come before: some tokenizers mark the beginning of a text alone."""
+        if self._behind is None or any(name in text for name in self.special_ids):
+            return self.encode(text)
+        return self._behind.encode(next(iter(self.special_ids)) + text, add_special_tokens=False).ids[1:]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.rules.decode([i for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=False)
@@ -163,6 +170,20 @@ def _prefix_ids(rules: "tokenizers.Tokenizer") -> list[int]:
     bare, whole = (rules.encode("a", add_special_tokens=adds).ids for adds in (False, True))
     starts = (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare)
     return whole[: next(starts, 0)]
+
+
+def _behind_a_token(rules: "tokenizers.Tokenizer", names: Mapping[str, int]) -> "tokenizers.Tokenizer | None":
+    """The same that knows its special tokens in a text; None where a text behind one has the ids that it has alone."""
+    import tokenizers
+
+    name = next(iter(names), None)
+    rules.encode_special_tokens = False
+    behind = rules.encode(f"{name}a", add_special_tokens=False).ids if name else []
+    rules.encode_special_tokens = True
+    alone = rules.encode("a", add_special_tokens=False).ids
+    if behind[:1] != [names.get(name or "")] or behind[1:] == alone:
+        return None
+    return tokenizers.Tokenizer.from_str(rules.to_str())
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:

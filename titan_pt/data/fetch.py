@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
+from titan_pt.outcome import Preempted
 
 logger = logging.getLogger("titan_pt")
 
 T = TypeVar("T")
 
+_POLL_SECONDS = 0.2
 _DENIALS_AT_START = 3
 _UNFIT_TRIES = 2  # the second would show that the first was a bad copy
 
@@ -114,12 +117,17 @@ class Attempts:
             ) from error
         pause = max(getattr(error, "retry_after", 0.0), _pause(self._in_a_row, self._patience))
         if self._count == 1 or self._count % 10 == 0:
-            limit = "" if self._limit == math.inf else f"; the start waits up to {self._limit:.0f} s for it"
+            limit = f"; the start waits up to {self._limit:.0f} s for it" if self.starting else ""
             logger.warning(
                 f"{self._what}: {error}; attempt {self._count}, {now - self._started:.0f} s so far; "
                 f"again in {pause:.1f} s{limit}"
             )
         return pause
+
+    @property
+    def starting(self) -> bool:
+        """Whether there is no training yet."""
+        return self._limit < math.inf
 
     def succeeded(self) -> None:
         """Say how long it took, where it did not work at once."""
@@ -130,8 +138,7 @@ class Attempts:
     def _most_refusals(self, error: Transient | Refused) -> int:
         if isinstance(error, Unfit):
             return _UNFIT_TRIES
-        starting = self._limit < math.inf
-        return _DENIALS_AT_START if isinstance(error, Denied) and starting else self._patience.refusals
+        return _DENIALS_AT_START if isinstance(error, Denied) and self.starting else self._patience.refusals
 
     def _final(self, error: Transient | Refused) -> Exception:
         reason = f"{self._what}: {error} ({self._refusals} times)"
@@ -149,16 +156,28 @@ def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) 
     Raises:
         Unreadable, Unreachable, ConfigError: see `Attempts.failed`.
         Stopped: `stop` was set meanwhile.
+        Preempted: this process was asked to stop before there was any training; later the loader sees to that.
     """
     while True:
         try:
             value = action()
         except (Transient, Refused) as error:
-            if stop.is_set() or stop.wait(attempts.failed(error)):  # a stop may be why it failed
+            if stop.is_set():  # which may be why it failed
                 raise Stopped from None
+            pause(attempts.failed(error), attempts, stop)
         else:
             attempts.succeeded()
             return value
+
+
+def pause(seconds: float, attempts: Attempts, stop: threading.Event) -> None:
+    """Wait so long; see `persist`."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.wait(min(left, _POLL_SECONDS)):
+            raise Stopped
+        if attempts.starting and stop_requested():
+            raise Preempted
 
 
 def _pause(attempts: int, patience: Patience) -> float:

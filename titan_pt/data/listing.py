@@ -5,14 +5,15 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 from typing import Any, TypeVar
 
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.job_config import Source
-from titan_pt.data.fetch import Attempts, Patience, Refused, Unreadable, persist
+from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unreadable, persist
 from titan_pt.data.hub import attempt
 from titan_pt.data.parquet import ParquetStore
 from titan_pt.data.units import Listing, UnitFile, rows_of_groups
@@ -60,7 +61,8 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     try:
         info = persist(
             lambda: _listed(
-                lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout)
+                lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout),
+                timeout,
             ),
             Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
             stop,
@@ -148,11 +150,22 @@ def _content_hash(file: Any) -> str | None:
     return file.lfs.sha256 if file.lfs else file.blob_id
 
 
-def _listed(ask: Callable[[], T]) -> T:
-    """One request for a listing."""
+def _listed(ask: Callable[[], T], seconds: float) -> T:
+    """One request for a listing. The client's time-out is one of every single byte: a trickle would never end."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(attempt(ask))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="listing", daemon=True).start()
     try:
-        return attempt(ask)
+        return found.result(2 * seconds)
+    except (TimeoutError, FuturesTimeout) as error:
+        raise Transient(f"no whole answer within {2 * seconds:g} s") from error
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
-        if isinstance(error, ConfigError):
-            raise
         raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error

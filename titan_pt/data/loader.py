@@ -25,8 +25,9 @@ from titan_pt.data.feed import End, Feed, with_errors
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import as_corpus, data_folder, open_mixture, sendable
 from titan_pt.data.order import BLOCK_ROWS
+from titan_pt.data.reading import Reading
 from titan_pt.data.stream import Stream, padding_row, token_hash
-from titan_pt.data.unit_documents import Reading, UnitDocuments
+from titan_pt.data.unit_documents import UnitDocuments
 from titan_pt.data.workers import Step, WorkerDied, WorkerJob, WorkerPool, make_steps
 from titan_pt.distributed.world import World
 from titan_pt.outcome import Preempted, Stalled

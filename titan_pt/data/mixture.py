@@ -19,8 +19,8 @@ from titan_pt.data.fetch import Patience
 from titan_pt.data.ledger import Ledger
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments
+from titan_pt.data.reading import Reading
 from titan_pt.data.sources import list_units, open_source
-from titan_pt.data.unit_documents import Reading
 from titan_pt.data.units import Listing
 
 if TYPE_CHECKING:  # worker processes do not need torch

@@ -9,7 +9,7 @@ the rows of a block in a keyed order. Either way the streams share out every epo
 import hashlib
 import logging
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from titan_pt.data.fetch import Stopped, Unreadable
@@ -258,16 +258,11 @@ class BlockOrder:
 
     def _finish(self, block: int) -> None:
         """Wait for the units of a block; those given up are written down."""
-        stop = self._documents.reading.stop
-        self._texts = {}
+        reading = self._documents.reading
+        stop, self._texts = reading.stop, {}
         for unit, future in self._request(block)[1].items():
-            while not future.done():
-                if stop.wait(_POLL_SECONDS):
-                    raise Stopped
             try:
-                self._texts[unit] = future.result()
-            except CancelledError:
-                raise Stopped from None
+                self._texts[unit] = reading.wait(future, stop)
             except Unreadable as error:
                 self._quarantine(block // self._blocks_per_epoch, unit, error)
         del self._waiting[block]

@@ -22,7 +22,8 @@ from titan_pt.data.hub import attempt
 from titan_pt.data.listing import list_addresses, list_dataset, list_local
 from titan_pt.data.parquet import is_remote
 from titan_pt.data.prepared import PreparedDocuments, is_prepared
-from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, Reading, UnitDocuments
+from titan_pt.data.reading import Reading
+from titan_pt.data.unit_documents import SMALL_UNITS_PER_STREAM, UnitDocuments
 from titan_pt.data.units import Listing
 from titan_pt.outcome import Preempted
 
@@ -174,7 +175,7 @@ def _read(
         if source.path:
             return local_files(source, matching_files(source.path), where, cache_dir)
         return _download(source, where, cache_dir, reading)
-    except (Unreachable, Stopped):
+    except (Unreachable, Stopped, Preempted):
         raise
     except Exception as error:  # `datasets` and what it calls raise many kinds; the cause's text is what helps
         cause = error.__cause__ or error

@@ -1,132 +1,32 @@
-"""Documents that are read unit by unit, through threads that read ahead, retry, and keep what they read on disk."""
+"""Documents that are read unit by unit."""
 
 import hashlib
 import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.cache import SpillCache
-from titan_pt.data.fetch import Attempts, Patience, Refused, Transient, Unfit, Unreachable, Unreadable, persist
+from titan_pt.data.fetch import Refused, Unfit, Unreadable
 from titan_pt.data.files import check_columns, format_row
 from titan_pt.data.formatters import Formatter
-from titan_pt.data.parquet import ParquetStore
-from titan_pt.data.ranges import Http
+from titan_pt.data.reading import THREADS, Reading
 from titan_pt.data.units import Listing, Unit
 
 logger = logging.getLogger("titan_pt")
 
-T = TypeVar("T")
-
 # A source with fewer units than this for every stream is small: it is read whole at the start and has random access.
 SMALL_UNITS_PER_STREAM = 8
-_THREADS = 8
 _OPEN_UNITS = 256
 _MOST_BAD_AT_START = 3
-# One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
-_MOST_BAD_UNITS = 16
 _VERSION = "2"  # of the texts in the cache
-
-
-class Reading:
-    """What all sources of a process share: threads, cache, retries."""
-
-    def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
-        self.patience = patience
-        self.cache = SpillCache(cache_folder, cache_bytes)
-        self._bad_in_a_row = 0
-        self._lock = threading.Lock()
-        self.limit_seconds = patience.start_seconds
-        """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
-        self._start()
-
-    def interrupt(self) -> None:
-        """Let nobody wait any longer; reading can go on at once."""
-        self.stop.set()
-        self.store.interrupt()
-        with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
-            self._start()
-
-    def _start(self) -> None:
-        # A new event: what still waits for a dead connection on an old thread must find the old one set.
-        self.stop = threading.Event()
-        self.store = ParquetStore(Http(self.patience), self.patience, self.cache, self.stop)
-        self._pool: ThreadPoolExecutor | None = None
-
-    def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":
-        """Try it on a reader thread until it succeeds. No thread is held in between: others go on meanwhile."""
-        found: Future[T] = Future()
-        attempts, stop = self.attempts(what), self.stop
-
-        def run() -> None:
-            if stop.is_set():
-                found.cancel()
-                return
-            try:
-                value = attempt()
-            except (Transient, Refused) as error:
-                if stop.is_set():  # which may be why it failed
-                    found.cancel()
-                    return
-                try:
-                    later = threading.Timer(attempts.failed(error), lambda: None if stop.is_set() else self._run(run))
-                    later.daemon = True
-                    later.start()
-                except Exception as final:
-                    found.set_exception(self.judged(final))
-            except BaseException as error:
-                found.set_exception(error)
-            else:
-                attempts.succeeded()
-                self._bad_in_a_row = 0
-                found.set_result(value)
-
-        self._run(run)
-        return found
-
-    def read(self, attempt: Callable[[], T], what: str) -> T:
-        """The same on this thread.
-
-        Raises:
-            Unreadable, Unreachable, Stopped.
-            ConfigError: it is another file than the one that the run began with.
-        """
-        try:
-            value = persist(attempt, self.attempts(what), self.stop)
-        except (Unreadable, Unreachable) as error:
-            raise self.judged(error) from error
-        self._bad_in_a_row = 0
-        return value
-
-    def attempts(self, what: str) -> Attempts:
-        """Of one unit."""
-        return Attempts(what, self.patience, self.limit_seconds)
-
-    def judged(self, error: Exception) -> Exception:
-        """The error of a unit, or where there were too many of them the error of all."""
-        if not isinstance(error, Unreadable):
-            return error
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row < _MOST_BAD_UNITS:
-            return error
-        return RuntimeError(f"{_MOST_BAD_UNITS} units in a row cannot be read; the last: {error}")
-
-    def _run(self, action: Callable[[], None]) -> None:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="reader")
-            self._pool.submit(action)
 
 
 class UnitDocuments:
@@ -198,8 +98,8 @@ class UnitDocuments:
         return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
 
     def _check_all(self) -> None:
-        futures = [self.request(number) for number in range(len(self.listing))]
-        empty = sum(_count_empty(future.result()) for future in futures)
+        stop, units = self.reading.stop, [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(self.reading.wait(unit, stop)) for unit in units)
         if empty == len(self):
             raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
         if empty:
@@ -221,16 +121,16 @@ class UnitDocuments:
 
     def iterate(self) -> Iterator[str]:
         """All texts in order, some units read ahead; empty ones where a unit is given up."""
-        ahead = [self.request(number) for number in range(min(_THREADS, len(self.listing)))]
+        stop, ahead = self.reading.stop, [self.request(number) for number in range(min(THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
             try:
-                yield from ahead.pop(0).result().to_pylist()
+                yield from self.reading.wait(ahead.pop(0), stop).to_pylist()
             except Unreadable as error:
                 rows = self.listing[number].num_rows
                 logger.error(f"{error}: given up, {rows:,} documents are empty for it")
                 yield from [""] * rows
-            if number + _THREADS < len(self.listing):
-                ahead.append(self.request(number + _THREADS))
+            if number + THREADS < len(self.listing):
+                ahead.append(self.request(number + THREADS))
 
     def request(self, number: int) -> "Future[Any]":
         """`texts`, read ahead on other threads."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from titan_pt.components.chat import Message, joined_parts, learnt_tokens, prompt_tokens
+from titan_pt.components.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
 from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_sources import complete
@@ -115,7 +115,7 @@ def record_tokens(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list
         ids, learnt = learnt_tokens(tokenizer, messages)
         return ids, learnt, "".join(message["content"] for message in messages if _is_learnt(message))
     prompt, completion = (_text(record, name, f"{name!r}") for name in ("prompt", "completion"))
-    asked, answered = prompt_tokens(tokenizer, prompt), [*tokenizer.encode(completion), tokenizer.eos_id]
+    asked, answered = prompt_tokens(tokenizer, prompt), [*encode_behind(tokenizer, completion), tokenizer.eos_id]
     return asked + answered, [False] * len(asked) + [True] * len(answered), completion
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from torch import nn
 
+from titan_pt.components.chat import stop_ids
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.components.validate import Validator
@@ -24,6 +26,7 @@ from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.step import GrpoStep
+from titan_pt.trainers.grpo.tasks.task import Task
 from titan_pt.trainers.grpo.trial import build_trial
 
 logger = logging.getLogger("titan_pt")
@@ -67,8 +70,8 @@ def build_step(parts: StepParts) -> GrpoStep:
         ConfigError: a stop text that is not one token, or an engine that cannot run this model.
     """
     prompts: PromptLoader = parts.dataloader
-    stop_ids = [parts.tokenizer.eos_id, *stop_tokens(parts.tokenizer, prompts)]
-    engine = build_engine(parts.config, parts.tokenizer, parts.world, stop_ids)
+    stops = stop_tokens(parts.tokenizer, prompts.tasks)
+    engine = build_engine(parts.config, parts.tokenizer, parts.world, stops)
     sampler = Sampler(
         engine,
         parts.tokenizer,
@@ -100,18 +103,18 @@ def build_validator(parts: StepParts, step: Step) -> Validator | None:
     return Evaluator(parts, step.engine, step.sampler, step.reference)
 
 
-def stop_tokens(tokenizer: Tokenizer, prompts: PromptLoader) -> list[int]:
-    """The tokens of all tasks' stop texts.
+def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
+    """The tokens that end the model's answers, and those of all tasks' stop texts.
 
     Raises:
         ConfigError: one is not exactly one token, or tasks differ: their completions are drawn together.
     """
-    stops = {tuple(sorted(task.stop)) for task in prompts.tasks}
+    stops = {tuple(sorted(task.stop)) for task in tasks}
     if len(stops) > 1:
         raise ConfigError(
             f"grpo.tasks: stop differs between tasks ({', '.join(map(str, sorted(stops)))}); give all the same"
         )
-    ids = []
+    ids = stop_ids(tokenizer)
     for text in next(iter(stops)):
         own = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
         if len(own) != 1:
@@ -119,7 +122,7 @@ def stop_tokens(tokenizer: Tokenizer, prompts: PromptLoader) -> list[int]:
                 f"grpo.tasks: stop = {text!r}: {len(own)} tokens; a stop must be one token of the tokenizer"
             )
         ids += own
-    return ids
+    return list(dict.fromkeys(ids))
 
 
 def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
