@@ -18,7 +18,7 @@ def test_the_third_idle_start_gives_up_and_a_new_count_begins(tmp_path: Path) ->
     for _ in range(2):
         assert [idle(tmp_path) for _ in range(LIMIT - 1)] == [None] * (LIMIT - 1)
         reason = idle(tmp_path)
-        assert reason and "3 starts in a row" in reason and "the last one: no data; step 4 is saved" in reason
+        assert reason and "3 starts in a row" in reason and "the last one: no data; its checkpoint is whole" in reason
 
 
 def test_a_step_is_progress(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_run_that_is_stopped_at_once_again_and_again(tmp_path: Path, capsys: p
     assert [train_here(config) for _ in range(4)] == [75, 75, 75, 70], "the first has finished two steps"
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("gave up: 3 starts in a row were stopped before they finished a step; ")
-    assert "the last one: Stopped by a signal; step 2 is saved" in last
+    assert "the last one: Stopped by a signal; its checkpoint is whole" in last
     install_handlers()
     assert train_here(config) == 75, "a person has looked"
     assert train_here(config, "--fault.kind", "none") == 0 and max(losses(tmp_path / "run")) == 6

@@ -3,6 +3,7 @@
 `main` is the list of decisions of a run, top to bottom. torch is imported after the config is known to be right.
 """
 
+import functools
 import os
 import sys
 import time
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         code, reason = ExitCode.USAGE, error.report()
     except GaveUp as error:
         code, reason = ExitCode.GAVE_UP, f"gave up: {error}"
+    except Stalled as error:
+        code, reason = ExitCode.FAILED, f"failed: {error}"
     except Exception as error:
         code = ExitCode.FAILED
         traceback.print_exc()
@@ -73,7 +76,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     """
     if config.comm.mode == "fake_backend":
         return rehearse(config)
-    from titan_pt.components.startup import has_steps, write_config
+    from titan_pt.components.startup import write_config
 
     trainer, first_step = None, 0
     try:
@@ -85,21 +88,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         trainer.train()
         code = ExitCode.DONE
     except Preempted as error:
-        if trainer is not None and trainer.has_checkpoint:
-            why = str(error) if isinstance(error, Stalled) else "Stopped by a signal"
-            _give_up_without_progress(trainer, why, first_step)
-            logger.warning(f"{why}; the same command goes on from the checkpoint")
-            code = ExitCode.PREEMPTED
-        elif isinstance(error, Stalled):
-            record_failure(error)
-            _close(trainer, wait=_is_alone())
-            raise
-        elif (trainer is None or not trainer.state.step) and has_steps(config):
-            logger.warning("Stopped by a signal before it went on; the same command does from its checkpoint")
-            code = ExitCode.PREEMPTED
-        else:
-            logger.warning("Stopped by a signal before there was a checkpoint")
-            code = ExitCode.TERMINATED
+        code = _stopped(config, trainer, error, first_step)
     except Exception as error:
         if not isinstance(error, ConfigError | GaveUp):
             record_failure(error)  # before this rank leaves, which makes the others fail too
@@ -121,15 +110,43 @@ def rehearse(config: JobConfig) -> ExitCode:
     return ExitCode.DONE
 
 
-def _give_up_without_progress(trainer: "Trainer", why: str, first_step: int) -> None:
-    """Count a start that was stopped; raise GaveUp on all ranks where several in a row finished no step."""
+def _stopped(config: JobConfig, trainer: "Trainer | None", error: Preempted, first_step: int) -> ExitCode:
+    """How a run ends that was asked to stop, or has no data: by whether there is a checkpoint to go on from.
+
+    Raises:
+        GaveUp: several starts in a row finished no step.
+        Stalled: there is no data, and no checkpoint.
+    """
+    from titan_pt.components.startup import has_steps
+
+    why = str(error) or "Stopped by a signal"
+    began = trainer is not None and trainer.state.step > 0
+    if trainer.has_checkpoint if trainer is not None and began else has_steps(config):
+        _give_up_without_progress(config, trainer, why, first_step)
+        logger.warning(f"{why}; the same command goes on from the checkpoint")
+        return ExitCode.PREEMPTED
+    if isinstance(error, Stalled):
+        record_failure(error)
+        _close(trainer, wait=_is_alone())
+        raise error
+    logger.warning(f"{why} before there was a checkpoint")
+    return ExitCode.TERMINATED
+
+
+def _give_up_without_progress(config: JobConfig, trainer: "Trainer | None", why: str, first_step: int) -> None:
+    """Count a start that was stopped; raise GaveUp where several in a row finished no step.
+
+    On all ranks, but for a start that has not met the others yet: then on the main one, whose code the launcher takes.
+    """
     from titan_pt.components.attempts import count_start
     from titan_pt.components.startup import run_folder
 
-    folder, last_step = run_folder(trainer.parts.config), trainer.state.step
-    reason = trainer.parts.world.on_main(lambda: count_start(folder, why, first_step=first_step, last_step=last_step))
+    last_step = trainer.state.step if trainer else first_step
+    count = functools.partial(count_start, run_folder(config), why, first_step=first_step, last_step=last_step)
+    alone = count if os.environ.get("RANK", "0") == "0" else (lambda: None)
+    reason = trainer.parts.world.on_main(count) if trainer else alone()
     if reason:
-        _close(trainer, wait=True)
+        _close(trainer, wait=trainer is not None or _is_alone())
         raise GaveUp(reason)
 
 
@@ -188,8 +205,6 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
 
 def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     """What the step function is given: checked on this rank alone, then built together with the others."""
-    import functools
-
     from titan_pt.components.deadline import PlannedSchedule
     from titan_pt.components.preemption import raise_if_preempted
     from titan_pt.components.startup import prepare_run_folder, set_determinism

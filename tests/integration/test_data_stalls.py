@@ -1,5 +1,6 @@
 """Runs whose data stalls: the collectives' time-out is not tripped, exit code 75, and the same tokens in the end."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,27 @@ def test_three_starts_without_data_give_up(
         assert last.startswith("gave up: 3 starts in a row") and "the last one: no data for 1 s" in last
         server.fault = lambda _path, _count: ""
         assert train_here(config) == ExitCode.DONE, "when the cause is gone"
+
+
+def test_a_start_without_data_is_75_where_there_is_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "files", list(texts(*[200] * 400, name="d")), 2, 10)
+    with serving(tmp_path / "files") as server:
+        path = f"{server.url}/{{000..001}}_00000.parquet"
+        data = {**STREAMED, "sources": [{"name": "web", "path": path}], "cache_dir": str(tmp_path / "cache")}
+        config = write_toml(tmp_path, data=data, training={"steps": 4})
+        flags = ["--data.max_stall_seconds", "2"]
+        server.fault = lambda _path, _count: "reset"
+        assert train_here(config, *flags) == ExitCode.FAILED
+        told = capsys.readouterr().err
+        assert "nothing of use for" in told.splitlines()[-1] and "Traceback" not in told
+        server.fault = lambda _path, _count: ""
+        assert train_here(config, *flags) == ExitCode.DONE
+        server.fault = lambda _path, _count: "reset"
+        shutil.rmtree(tmp_path / "cache")
+        more = [*flags, "--training.steps", "8"]
+        codes = [train_here(config, *more) for _ in range(3)]
+        assert codes == [ExitCode.PREEMPTED, ExitCode.PREEMPTED, ExitCode.GAVE_UP]
+        server.fault = lambda _path, _count: ""
+        assert train_here(config, *more) == ExitCode.DONE

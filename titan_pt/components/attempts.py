@@ -34,8 +34,8 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
     if not gives_up:
         return None
     return (
-        f"{LIMIT} starts in a row were stopped before they finished a step; the last one: {why}; step {last_step} is "
-        "saved; when the cause is gone, run the same command again"
+        f"{LIMIT} starts in a row were stopped before they finished a step; the last one: {why}; its checkpoint "
+        "is whole; when the cause is gone, run the same command again"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
-from titan_pt.outcome import Preempted
+from titan_pt.outcome import Preempted, Stalled
 
 logger = logging.getLogger("titan_pt")
 
@@ -55,7 +55,7 @@ class Unreadable(Exception):
     """Given up after several tries."""
 
 
-class Unreachable(Exception):
+class Unreachable(Stalled):
     """The network or the server did not come back in the time that a start may take."""
 
 

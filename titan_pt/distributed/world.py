@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Comm, JobConfig
-from titan_pt.outcome import Preempted
+from titan_pt.outcome import Preempted, Stalled
 
 T = TypeVar("T")
 
@@ -97,19 +97,21 @@ class World:
         """
         value: T | None = None
         problems: list[str] = []
-        stopped = False
+        stopped: str | None = None
         try:
             value = action()
         except ConfigError as error:
             problems = error.problems
-        except Preempted:
-            stopped = True
+        except Preempted as error:
+            stopped = str(error)
         ends = self.gather((problems, stopped))
         found = dict.fromkeys(problem for rank_problems, _ in ends for problem in rank_problems)
         if found:
             raise ConfigError(*found)
-        if any(rank_stopped for _, rank_stopped in ends):
-            raise Preempted
+        stops = [why for _, why in ends if why is not None]
+        if stops:
+            why = next(filter(None, stops), "")
+            raise Stalled(why) if why else Preempted
         return value  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
