@@ -1,5 +1,6 @@
 """Shared by all tests: quiet threads, no network, and the folder of real data."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,15 @@ def _close_loaders() -> Iterator[None]:
     module.DataLoader.__init__ = original  # type: ignore[attr-defined]
     for loader in opened:
         loader.close()
+
+
+@pytest.fixture(autouse=True)
+def _restore_log() -> Iterator[None]:
+    """A run or a tool in a test's own process takes the log for itself, and so do tests that read it."""
+    log = logging.getLogger("titan_pt")
+    before = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before
 
 
 @pytest.fixture(scope="session")
