@@ -1,6 +1,7 @@
 """A tiny experiment, run as a user does (a process, or the launcher's) or in this process, which is seconds faster."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -74,15 +75,18 @@ def write_faulty(folder: Path, fault: dict[str, Any], **tables: dict[str, Any]) 
 
 
 def train_here(config: Path, *flags: str) -> int:
-    """`python -m titan_pt.train` in this process, one rank; its signal handlers are taken away again."""
+    """`python -m titan_pt.train` in this process, one rank; its signal handlers and log are taken away again."""
     from titan_pt.components.preemption import install_handlers
     from titan_pt.train import main
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    log = logging.getLogger("titan_pt")
+    before = log.handlers, log.level, log.propagate  # a fixture of a module may call this, before any test of it
     try:
         return int(main(["--job.config_file", str(config), *flags]))
     finally:
         install_handlers()  # forgets the signals of this run
+        log.handlers, log.level, log.propagate = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
         preemption._requested.clear()  # a signal of this run is none of the next test's

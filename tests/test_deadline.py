@@ -81,19 +81,18 @@ def test_a_speed_is_known_from_the_second_step_on_and_the_first_one_compiles() -
     assert speed.seconds_per_step == pytest.approx(2.0)
 
 
-def test_a_plan_that_changes_by_more_than_a_percent_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("titan_pt").propagate = True
+def test_a_plan_that_changes_by_more_than_a_percent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger("titan_pt"), "info", told.append)
     deadline = Deadline(config_of(DAY), 10**6, 0.0)
-    with caplog.at_level(logging.INFO, logger="titan_pt"):
-        for step in range(1, 400):
-            deadline.step_ends(step * 2.0)
-            deadline.plan(step, step * 2.0)
-        told = [record.message for record in caplog.records]
-        assert len(told) == 1 and "43,0" in told[0] and "1,000,000 were" in told[0]
-        for step in range(400, 500):
-            deadline.step_ends(800 + (step - 400) * 3.0)
-            deadline.plan(step, 800 + (step - 400) * 3.0)
-    assert len(caplog.records) > 1 and "3 s a step" in caplog.records[-1].message
+    for step in range(1, 400):
+        deadline.step_ends(step * 2.0)
+        deadline.plan(step, step * 2.0)
+    assert len(told) == 1 and "43,0" in told[0] and "1,000,000 were" in told[0]
+    for step in range(400, 500):
+        deadline.step_ends(800 + (step - 400) * 3.0)
+        deadline.plan(step, 800 + (step - 400) * 3.0)
+    assert len(told) > 1 and "3 s a step" in told[-1]
 
 
 def test_a_raised_deadline_or_budget_goes_on_and_the_same_one_does_not() -> None:
@@ -249,12 +248,12 @@ def test_a_fixed_end_of_the_decay_and_a_deadline_exclude_each_other(capsys: pyte
 
 
 @pytest.mark.slow
-def test_two_ranks_keep_a_minute(tmp_path: Path) -> None:
+def test_two_ranks_keep_their_deadline(tmp_path: Path) -> None:
     """On the real clock. A loaded machine may drop the last step, but is not late."""
-    config = write_toml(tmp_path, training={"steps": 10**6, "max_hours": 1 / 60})
+    config = write_toml(tmp_path, training={"steps": 10**6, "max_hours": 40 / 3600})
     started = time.time()
     done = train(config, ranks=2)
     assert done.code == 0, done.stderr
-    assert time.time() - started < 60, done.stderr
+    assert time.time() - started < 40, done.stderr
     rows = read_rows(tmp_path / "run")
-    assert rows[-1]["time"] - started > 40 and rows[-1]["lr"] < 0.1 * rows[len(rows) // 2]["lr"]
+    assert rows[-1]["time"] - started > 25 and rows[-1]["lr"] < 0.1 * rows[len(rows) // 2]["lr"]
