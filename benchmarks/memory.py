@@ -4,7 +4,6 @@ A process of its own for each: the peak of resident memory during three steps le
 that libraries and caches do not count. glibc is told to give freed memory back, else its own pools are measured too.
 """
 
-import functools
 import json
 import os
 import resource
@@ -30,7 +29,7 @@ def flags(flavor: str) -> list[str]:
 
 def measure(flavor: str, *more: str) -> dict[str, float]:
     """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
-    from titan_pt.components.deadline import PlannedSchedule
+    from titan_pt.components.parts import build_step_parts
     from titan_pt.components.startup import run_folder
     from titan_pt.components.tokenizer import SizedTokenizer
     from titan_pt.config import load_config
@@ -38,7 +37,7 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.trace import count_flops
-    from titan_pt.protocols.step import StepParts, TrainState
+    from titan_pt.protocols.step import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
 
     config = load_config([*flags(flavor), *more])
@@ -49,14 +48,13 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
     before = resident("VmRSS")
     model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
     materialize(model, config, world)
-    parts = StepParts(
-        config=config,
-        world=world,
+    parts = build_step_parts(
+        spec,
+        config,
+        world,
         budget=budget,
         tokenizer=tokenizer,
         model=model,
-        optimizer=spec.build_optimizers(model, config),
-        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=None,
         raise_if_preempted=lambda: None,
     )

@@ -143,8 +143,8 @@ def _give_up_without_progress(config: JobConfig, trainer: "Trainer | None", why:
 
     last_step = trainer.state.step if trainer else first_step
     count = functools.partial(count_start, run_folder(config), why, first_step=first_step, last_step=last_step)
-    alone = count if os.environ.get("RANK", "0") == "0" else (lambda: None)
-    reason = trainer.parts.world.on_main(count) if trainer else alone()
+    is_main = os.environ.get("RANK", "0") == "0"
+    reason = trainer.parts.world.on_main(count) if trainer else (count() if is_main else None)
     if reason:
         _close(trainer, wait=trainer is not None or _is_alone())
         raise GaveUp(reason)
@@ -205,13 +205,12 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
 
 def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     """What the step function is given: checked on this rank alone, then built together with the others."""
-    from titan_pt.components.deadline import PlannedSchedule
+    from titan_pt.components.parts import build_step_parts
     from titan_pt.components.preemption import raise_if_preempted
     from titan_pt.components.startup import prepare_run_folder, set_determinism
     from titan_pt.data.sources import check_sources
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
-    from titan_pt.protocols.step import StepParts
 
     # What can be wrong without other ranks is checked before there are any.
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
@@ -227,14 +226,13 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     dataloader = spec.build_dataloader(config, tokenizer, world, budget)
     if spec.size_budget:
         budget = spec.size_budget(config, world, budget, dataloader)
-    return StepParts(
-        config=config,
-        world=world,
+    return build_step_parts(
+        spec,
+        config,
+        world,
         budget=budget,
         tokenizer=tokenizer,
         model=model,
-        optimizer=spec.build_optimizers(model, config),
-        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=dataloader,
         raise_if_preempted=functools.partial(raise_if_preempted, world),
     )

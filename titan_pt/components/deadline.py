@@ -191,9 +191,9 @@ def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | 
 
     The folder knows before there is a checkpoint: a run that was killed early has spent time too.
     """
-    starts = [now, *([saved["started"]] if saved else [])]
     if run_folder is None:
         return now
+    starts = [now, *([saved["started"]] if saved else [])]
     # There may be none, or a damaged one: the checkpoint has it too.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text())["started"]))

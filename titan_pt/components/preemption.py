@@ -39,15 +39,21 @@ def install_handlers() -> None:
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
     for number in _SIGNALS[:-1] if nohup else _SIGNALS:
         signal.signal(number, _request)
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         # A launcher that dies at once (kill -9, out of memory) cannot end its workers: let the kernel tell them.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        die_with_parent(signal.SIGTERM)
 
 
 def ignore_signals() -> None:
-    """The exit code is decided: a signal while Python shuts down must not change it."""
+    """None ends or changes this process from now on: its exit code is decided, or another process decides."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Let the kernel send this signal when the parent is gone, however it went. On Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def protect_progress() -> None:

@@ -120,8 +120,15 @@ def validation_rows(parts: StepParts) -> list[Row]:
     once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
     train: Corpus = parts.dataloader.corpus
     known = {source.name for source in once}  # that they end is what they are for
-    side = replace(train, sources=once, holdout_fraction=fraction, held_out=held_out)
-    corpus = replace(side, ledger=Ledger(), substitute_after=None, spent=known)
+    corpus = replace(
+        train,
+        sources=once,
+        holdout_fraction=fraction,
+        held_out=held_out,
+        ledger=Ledger(),
+        substitute_after=None,
+        spent=known,
+    )
     limit = None if config.validation.steps < 0 else config.validation.steps * parts.budget.rows
     stream = Stream(corpus, 0, 1, config.training.seq_len)
     rows = parts.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))

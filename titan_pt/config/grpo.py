@@ -247,4 +247,11 @@ def without_effect(config: JobConfig) -> Iterator[str]:
 
 def section(config: JobConfig, kind: type[S]) -> S:
     """The config's section of this type, which the trainer brought."""
-    return next(value for value in vars(config).values() if isinstance(value, kind))
+    found = find_section(config, kind)
+    assert found is not None, f"the trainer brings no {kind.__name__}"
+    return found
+
+
+def find_section(config: JobConfig, kind: type[S]) -> S | None:
+    """The same; None where the trainer brings none."""
+    return next((value for value in vars(config).values() if isinstance(value, kind)), None)

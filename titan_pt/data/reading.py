@@ -56,7 +56,7 @@ class Reading:
     def _start(self) -> None:
         # A new event: what still waits for a dead connection on an old thread must find the old one set.
         self.stop = threading.Event()
-        self.store = ParquetStore(Http(self.patience), self.patience, self.cache, self.stop)
+        self.store = self.store_for(self.patience.start_seconds)
         self._pool: ThreadPoolExecutor | None = None
 
     def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":

@@ -1,11 +1,9 @@
 """The rows of streams, made in this process or tokenised ahead by others; the same rows in the same order."""
 
-import ctypes
 import importlib
 import multiprocessing
 import pickle
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from titan_pt.components.log import init_logging
+from titan_pt.components.preemption import die_with_parent, ignore_signals
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import JobConfig
@@ -25,7 +24,6 @@ Step = tuple[list[Row | None], dict[str, Any]]
 """The rows of one global batch that some streams give, None of a spent one, and the streams' states after it."""
 
 _POLL_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 def make_steps(streams: Mapping[int, Stream], numbers: Sequence[int], stop: threading.Event | None) -> Iterator[Step]:
@@ -128,10 +126,8 @@ class WorkerPool:
 
 def work(connection: Connection, job: WorkerJob) -> None:
     """A worker's life: a global batch for every message, until the loader ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the trainer decides
-    if sys.platform == "linux":  # it must not outlive a killed trainer
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    ignore_signals()  # the trainer decides
+    die_with_parent(signal.SIGKILL)  # it must not outlive a killed trainer
     init_logging()
     try:
         streams = _open_streams(job)

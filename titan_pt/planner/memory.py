@@ -20,7 +20,7 @@ Device = Literal["cuda", "cpu"]
 CONTEXT_BYTES = 1.25 * GIB
 FRAGMENTATION = 0.08
 
-_ELEMENT = {"bfloat16": 2, "float32": 4}
+ELEMENT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def shape_of(
         shards=max(1, num_ranks // config.parallelism.data_parallel_replicate_degree),
         rows=training.local_batch_size,
         seq_len=training.seq_len,
-        element=_ELEMENT[training.mixed_precision_param],
+        element=ELEMENT_BYTES[training.mixed_precision_param],
         reshards=config.parallelism.fsdp_reshard_after_forward != "never",
         accumulates=accumulates,
         checkpoint=config.activation_checkpoint,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS
+from titan_pt.config.grpo import find_section
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.config.sft import Sft
 from titan_pt.data.truth_table import share_out
@@ -30,7 +31,8 @@ def plan_sources(config: JobConfig, tokens: int) -> list[SourcePlan]:
     sources = config.data.sources
     sizes = [known_tokens(source, config.tokenizer.name) for source in sources]
     # In fine-tuning sft.epochs is the cap of those that have none of their own.
-    every = next((section.epochs for _, section in config if isinstance(section, Sft)), None)
+    sft = find_section(config, Sft)
+    every = sft.epochs if sft else None
     limits = [source.max_epochs or every for source in sources]
     caps = [
         float("inf") if size is None or limit is None else size * limit

@@ -8,7 +8,7 @@ from typing import Any
 from titan_pt.components.hardware import GIB, Accelerator
 from titan_pt.config.checks import model_args, tokenizer_size
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.grpo import Grpo, Rollout, find_section, section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import estimate, moment_bytes, needed_bytes, on_device, shape_of
@@ -16,12 +16,11 @@ from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
 from titan_pt.planner.storage import Storage, storage
 from titan_pt.planner.throughput import SHOWN_MFUS, Pace, pace
-from titan_pt.planner.trace import Traced, resting, trace
+from titan_pt.planner.trace import Traced, peak_of, trace
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 
 ASSUMED_MFU = 0.5
-STATES = ("parameters", "gradients", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def peak_rate(config: JobConfig, target: Target) -> float:
 
 def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: float) -> Rollouts | None:
     """What sampling adds; None where the trainer samples nothing, or with an engine of another's."""
-    if not any(isinstance(value, Grpo) for _, value in config) or not isinstance(args, TransformerArgs):
+    if find_section(config, Grpo) is None or not isinstance(args, TransformerArgs):
         return None
     return plan_rollouts(config, args, target.gpu, target.num_gpus, flops_per_token, target.mfu)
 
@@ -161,7 +160,8 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
         return None
     offloads = config.training.enable_cpu_offload
     budget = get_trainer_spec(config.job.trainer).plan_budget(config, num_gpus)
-    if not any(isinstance(value, Grpo) for _, value in config):
+    grpo = find_section(config, Grpo)
+    if grpo is None:
         shape = shape_of(config, args, num_gpus, accumulates=budget.accumulation_steps > 1)
         return on_device(estimate(shape), offloads=offloads)
     from titan_pt.trainers.grpo.trial import update_size
@@ -170,10 +170,10 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
     # One of several micro-batches; a small step's rows may be fewer than training.local_batch_size.
     training = config.training.model_copy(update={"local_batch_size": size.rows})
     config = config.model_copy(update={"training": training})
-    kinds = estimate(shape_of(config, args, num_gpus, accumulates=size.accumulates, scored_tokens=size.scored_tokens))
-    if section(config, Grpo).kl_coef > 0:
-        shards = max(1, num_gpus // config.parallelism.data_parallel_replicate_degree)
-        kinds["reference"] = 4 * args.num_parameters / shards
+    shape = shape_of(config, args, num_gpus, accumulates=size.accumulates, scored_tokens=size.scored_tokens)
+    kinds = estimate(shape)
+    if grpo.kl_coef > 0:
+        kinds["reference"] = 4 * args.num_parameters / shape.shards
     return on_device(kinds, offloads=offloads)
 
 
@@ -184,7 +184,7 @@ def _memory(config: JobConfig, args: Any, target: Target, traced: Traced, rollou
     estimated = estimated_kinds(config, args, target.num_gpus)
     if estimated is not None and rollouts and "rollout_engine" in kinds:  # another engine than ours was not tried
         estimated["rollout_engine"] = rollouts.engine_bytes
-    peak = max(sum(kinds.values()), resting(kinds) + traced.sampling_bytes)
+    peak = peak_of(kinds, traced.sampling_bytes)
     return Memory(
         traced=kinds,
         estimated=estimated,

@@ -9,11 +9,11 @@ from titan_pt.components.hardware import Accelerator
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
+from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.trainers.grpo.decode import LOGIT_ELEMENTS
 from titan_pt.trainers.grpo.native import row_count
 from titan_pt.trainers.grpo.trial import prompt_tokens, row_slots, sampled_rows, step_rows
 
-_ELEMENT = {"bfloat16": 2, "float32": 4}
 # Of launching one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host
 # (docs/LOG.md has none from a GPU; an estimate).
 _LAUNCH_SECONDS = 0.0005
@@ -53,7 +53,7 @@ def plan_rollouts(
 ) -> Rollouts:
     """The plan of a GRPO step at an MFU of its updates."""
     grpo, rollout = section(config, Grpo), section(config, Rollout)
-    element = _ELEMENT[config.training.mixed_precision_param]
+    element = ELEMENT_BYTES[config.training.mixed_precision_param]
     per_token = 2 * args.num_layers * args.num_kv_heads * args.head_dim * element
     rows, slots = row_count(sampled_rows(config, num_gpus)), row_slots(config)
     peak = gpu.flops[config.training.mixed_precision_param]

@@ -8,7 +8,7 @@ from typing import Any
 from titan_pt.components.hardware import GIB
 from titan_pt.config.budget import divisors, global_rows, plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo
+from titan_pt.config.grpo import Grpo, find_section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
@@ -142,7 +142,7 @@ def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:
 
 
 def _is_grpo(config: JobConfig) -> bool:
-    return any(isinstance(section, Grpo) for _, section in config)
+    return find_section(config, Grpo) is not None
 
 
 def _now(config: JobConfig, name: str) -> Any:

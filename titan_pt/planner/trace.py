@@ -23,7 +23,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefT
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
-from titan_pt.components.deadline import PlannedSchedule
+from titan_pt.components.parts import build_step_parts
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import SizedTokenizer
 from titan_pt.config.budget import Budget
@@ -76,12 +76,13 @@ class Traced:
     @property
     def peak_bytes(self) -> int:
         """The most that is alive at a time."""
-        return max(sum(self.memory.values()), int(resting(self.memory)) + self.sampling_bytes)
+        return int(peak_of(self.memory, self.sampling_bytes))
 
 
-def resting(kinds: Mapping[str, float]) -> float:
-    """What of it is there between steps too."""
-    return sum(size for kind, size in kinds.items() if kind not in _PASSING)
+def peak_of(kinds: Mapping[str, float], sampling_bytes: float) -> float:
+    """The larger of a step, and of sampling beside what is there between steps too."""
+    resting = sum(size for kind, size in kinds.items() if kind not in _PASSING)
+    return max(sum(kinds.values()), resting + sampling_bytes)
 
 
 # Not there between steps.
@@ -136,14 +137,13 @@ def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorl
     model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
     allocate(model, config, world)
     model.train()
-    return StepParts(
-        config=config,
-        world=world,
+    return build_step_parts(
+        spec,
+        config,
+        world,
         budget=budget,
         tokenizer=tokenizer,
         model=model,
-        optimizer=spec.build_optimizers(model, config),
-        schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), budget.steps),
         dataloader=None,
         raise_if_preempted=_raise_if_stopped,
     )

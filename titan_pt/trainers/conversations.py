@@ -17,7 +17,7 @@ from titan_pt.components.hf_tokenizer import chat_template
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_sources import complete
 from titan_pt.config.errors import one_of, shown
-from titan_pt.config.grpo import section
+from titan_pt.config.grpo import find_section, section
 from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.config.sft import Sft
 from titan_pt.data.encoding import Encoded
@@ -42,7 +42,7 @@ def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
 
 def reads_records(config: JobConfig) -> bool:
     """Whether the run reads records and not plain text."""
-    return any(isinstance(value, Sft) for value in vars(config).values())
+    return find_section(config, Sft) is not None
 
 
 def record_encoder(config: JobConfig) -> "Conversations":
