@@ -53,6 +53,16 @@ def test_prepare_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "the config has mine" in capsys.readouterr().err
 
 
+def test_a_first_document_that_takes_long_is_told_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_TOLD_SECONDS", -1.0)
+    config = config_of(tmp_path, ["one text", "another text"])
+    arguments = ["--job.config_file", str(config), "--source", "mine", "--output", str(tmp_path / "shards")]
+    assert prepare.main(arguments) == ExitCode.DONE
+    assert "1 of 2 documents; about 0 min to go" in capsys.readouterr().err
+
+
 def test_records_are_shown_with_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "北京"}]
     common = " ".join(f"w{i}" for i in range(16))

@@ -68,7 +68,7 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
 
 def _told(texts: Iterator[str], total: int) -> Iterator[str]:
     started = told = time.monotonic()
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, 1):
         now = time.monotonic()
         if now - told > _TOLD_SECONDS:
             told, left = now, (now - started) * (total - number) / number
