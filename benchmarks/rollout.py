@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from titan_pt.generation.native import NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs
-from titan_pt.trainers.grpo.native import NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 SAMPLES = 16
 Prompts = list[list[int]]

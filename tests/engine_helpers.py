@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from titan_pt.generation.engine import Completion
+from titan_pt.generation.native import NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.engine import Completion
-from titan_pt.trainers.grpo.native import NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 ARGS = TransformerArgs(
     hidden_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=64, vocab_size=64,

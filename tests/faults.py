@@ -12,11 +12,10 @@ from pydantic import Field
 from torch import nn
 
 from titan_pt.components.preemption import stop_requested
-from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Section
 from titan_pt.outcome import GaveUp
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
+from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
 

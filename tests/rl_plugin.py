@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 
 from titan_pt.config.grpo import GrpoTask
-from titan_pt.trainers.grpo.engine import register_engine
-from titan_pt.trainers.grpo.native import build_native_engine
-from titan_pt.trainers.grpo.tasks.rewards import Sample, register_reward
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, register_task
+from titan_pt.generation.engine import register_engine
+from titan_pt.generation.native import build_native_engine
+from titan_pt.tasks.rewards import Sample, register_reward
+from titan_pt.tasks.task import Problem, Task, register_task
 
 
 @dataclass(frozen=True)

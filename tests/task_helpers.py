@@ -8,8 +8,8 @@ import pytest
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import GrpoTask
-from titan_pt.trainers.grpo.tasks.problems import normalised
-from titan_pt.trainers.grpo.tasks.task import Problem, Problems, Task, open_task
+from titan_pt.tasks.problems import normalised
+from titan_pt.tasks.task import Problem, Problems, Task, open_task
 
 SUMS = [{"question": f"How much is {i} and {i}? ", "answer": f"It is <<{i}+{i}>>.\n#### {2 * i}"} for i in range(40)]
 CASES = [

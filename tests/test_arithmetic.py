@@ -6,7 +6,7 @@ from titan_pt.config import ConfigError
 from titan_pt.config.job_config import Source
 from titan_pt.data.arithmetic import LEVELS, num_problems, problem
 from titan_pt.data.sources import open_source
-from titan_pt.trainers.grpo.grading import grade_gsm8k
+from titan_pt.tasks.grading import grade_gsm8k
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 

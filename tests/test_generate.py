@@ -16,9 +16,9 @@ from titan_pt.components.quantize import quantize_weights, weight_bytes
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.generation.native import NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.tools.generate import TextStream, main, read_prompts
-from titan_pt.trainers.grpo.native import NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 ASK, ANSWER = "Question: What is 3 + 4?\nAnswer:", " 3 + 4 = 7\n#### 7"
 

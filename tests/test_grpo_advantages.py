@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.trainers.grpo.advantages import group_advantages, pass_at_k
+from titan_pt.evaluation.accuracy import pass_at_k
+from titan_pt.trainers.grpo.advantages import group_advantages
 
 
 def reference(rewards: np.ndarray, scale: str) -> np.ndarray:

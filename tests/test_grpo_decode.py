@@ -8,11 +8,11 @@ import pytest
 import torch
 from engine_helpers import ARGS, PROMPTS, STOP, generate, make_model, tokens_of
 
+from titan_pt.generation import decode
+from titan_pt.generation.decode import Decoder, GraphDecoder, OutputLayer
+from titan_pt.generation.native import STRIDE, NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import Transformer
-from titan_pt.trainers.grpo import decode
-from titan_pt.trainers.grpo.decode import Decoder, GraphDecoder, OutputLayer
-from titan_pt.trainers.grpo.native import STRIDE, NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

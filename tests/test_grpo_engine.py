@@ -17,16 +17,16 @@ from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import config_class
 from titan_pt.distributed.world import World
+from titan_pt.generation import engine as engines
+from titan_pt.generation import native
+from titan_pt.generation.decode import Decoder
+from titan_pt.generation.engine import Completion, GenerationStopped, build_engine, register_engine
+from titan_pt.generation.native import STRIDE, NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.protocols import model_spec as model_specs
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.trainers.grpo import engine as engines
-from titan_pt.trainers.grpo import native
-from titan_pt.trainers.grpo.decode import Decoder
-from titan_pt.trainers.grpo.engine import Completion, GenerationStopped, build_engine, register_engine
 from titan_pt.trainers.grpo.logprobs import logprob_head
-from titan_pt.trainers.grpo.native import STRIDE, NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

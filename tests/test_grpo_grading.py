@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from titan_pt.trainers.grpo.grading import (
+from titan_pt.tasks.grading import (
     RULES,
     find_letter,
     find_number,

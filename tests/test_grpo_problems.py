@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from task_helpers import CASES, SUMS, asked, open_row, problem_of, questions, write_rows
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.trainers.grpo.tasks.problems import Entry, hold_out, is_held_out, normalised
-from titan_pt.trainers.grpo.tasks.task import Problem
+from titan_pt.tasks.problems import Entry, hold_out, is_held_out, normalised
+from titan_pt.tasks.task import Problem
 
 
 def test_every_kind_of_file(tmp_path: Path) -> None:

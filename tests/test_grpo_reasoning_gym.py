@@ -141,7 +141,7 @@ def test_without_reasoning_gym(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_reasoning_gym() -> None:
     factory = pytest.importorskip("reasoning_gym.factory")
-    evaluates_text = importlib.import_module("titan_pt.trainers.grpo.tasks.reasoning_gym").evaluates_text
+    evaluates_text = importlib.import_module("titan_pt.tasks.reasoning_gym").evaluates_text
     refused = {name for name, (kind, _) in factory.DATASETS.items() if evaluates_text(kind)}
     assert refused >= {"countdown", "n_queens", "puzzle24", "simple_integration", "spiral_matrix", "string_insertion"}
     assert len(refused) < len(factory.DATASETS) / 5

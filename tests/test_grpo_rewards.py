@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from titan_pt.components import preemption
-from titan_pt.trainers.grpo.grading import find_number, grade_gsm8k
-from titan_pt.trainers.grpo.tasks import rewards
-from titan_pt.trainers.grpo.tasks.rewards import RewardProblem, Sample, Score, grade, register_reward, score
-from titan_pt.trainers.grpo.tasks.task import Problem, Task
+from titan_pt.tasks import rewards
+from titan_pt.tasks.grading import find_number, grade_gsm8k
+from titan_pt.tasks.rewards import RewardProblem, Sample, Score, grade, register_reward, score
+from titan_pt.tasks.task import Problem, Task
 
 PROBLEM = Problem("numbers", "numbers/x.jsonl:1", "What is 9 + 9?", "18")
 RIGHT, WRONG, FORMLESS = "9 + 9 = 18\n#### 18", "9 + 9 = 19\n#### 19", "It is 18."

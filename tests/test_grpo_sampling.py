@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.trainers.grpo.sampling import Sampling, row_key, sample, uniform
+from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
 
 
 def log_distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -13,10 +13,10 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.arithmetic import LEVELS, num_problems
+from titan_pt.tasks import arithmetic, rewards, task
+from titan_pt.tasks.problems import Entry, plain_problems
+from titan_pt.tasks.task import Problem, Task, open_task, register_task
 from titan_pt.trainers.grpo.spec import stop_tokens
-from titan_pt.trainers.grpo.tasks import arithmetic, rewards, task
-from titan_pt.trainers.grpo.tasks.problems import Entry, plain_problems
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, open_task, register_task
 
 # MedQA
 

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from titan_pt.components.adamw8bit import block_size
-from titan_pt.components.optimizer import build_optimizers, optimizer_tensors, reset, split_parameters
+from titan_pt.components.optimizer import build_optimizers, guarded_update, optimizer_tensors, reset, split_parameters
 from titan_pt.config import load_config
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.pretrain import guarded_update
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
 ARGS = TransformerArgs(

@@ -11,7 +11,6 @@ import torch
 from data_helpers import Texts, ThreadWorld, corpus, on_ranks, texts
 
 from titan_pt.components.tokenizer import ByteTokenizer
-from titan_pt.components.validate import LossValidator, build_validator, validation_rows
 from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Data, JobConfig, Source, Training, Validation
@@ -20,6 +19,7 @@ from titan_pt.data.corpus import MixtureSource
 from titan_pt.data.loader import DataLoader
 from titan_pt.data.stream import Stream, padding_row
 from titan_pt.distributed.world import World
+from titan_pt.evaluation.validation import LossValidator, build_validator, validation_rows
 from titan_pt.models.transformer import Transformer, TransformerArgs
 
 DOCUMENTS = texts(*[20 + 7 * (i % 13) for i in range(120)])

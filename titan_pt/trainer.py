@@ -16,12 +16,11 @@ from titan_pt.components.records import Interval, Records
 from titan_pt.components.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
 from titan_pt.components.startup import lock_run_folder
 from titan_pt.components.timekeeper import Timekeeper
-from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
 from titan_pt.outcome import GaveUp, GaveUpTogether, Preempted
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState
+from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Validator
 
 logger = logging.getLogger("titan_pt")
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from titan_pt.data.batch import IGNORED
+IGNORED = -100
+"""Target of a token that is not predicted."""
 
 # Logits of one chunk, in elements: 2^26 in float32 is 256 MiB.
 CHUNK_ELEMENTS = 2**26

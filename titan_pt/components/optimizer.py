@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from titan_pt.config.job_config import Compile, JobConfig
 from titan_pt.distributed.compile import check_compiler
@@ -108,3 +109,26 @@ def _initialize(optimizer: torch.optim.Optimizer) -> None:
     set_rate(optimizer, rate)
     reset(optimizer)
     optimizer.zero_grad(set_to_none=True)
+
+
+def guarded_update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm: float, loss: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip and update, unless loss or gradient is not finite. Returns (grad_norm, skipped), both on the device.
+
+    Both are the same on all ranks, so all ranks skip together. The fused optimizer reads the flag on the device and
+    leaves weights, moments and its step count alone; multiplying by zero would not do, 0 * NaN is NaN.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # With CPU offload the gradients and the optimizer are on the CPU, and the loss is waited for.
+    finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
+    skipped = 1.0 - finite.to(torch.float32)
+    set_rate(optimizer, lr)
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(finite):  # reads the device: the price of the other implementations
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm, skipped

@@ -16,7 +16,6 @@ from titan_pt.components.identity import check_identity, check_model_identity
 from titan_pt.components.model_state import model_tensors
 from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.manager import dump_toml
 from titan_pt.protocols.step import StatefulStep, Step, StepParts, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -64,7 +63,7 @@ def run_documents(parts: StepParts, step: Step, identity: Mapping[str, Any], res
         "honoured": parts.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
-    return Documents(train, data, dump_toml(parts.config))
+    return Documents(train, data, parts.config.to_toml())
 
 
 def load_run(parts: StepParts, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:

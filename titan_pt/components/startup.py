@@ -10,21 +10,16 @@ import torch
 
 import titan_pt
 from titan_pt.components.checkpoint_steps import iter_steps
-from titan_pt.components.flops import FORMULA
 from titan_pt.components.folders import make_writable
 from titan_pt.components.log import Color
-from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
+from titan_pt.components.lr_scheduler import warn_of_short_warmup
 from titan_pt.components.metrics import FILE as METRICS_FILE
-from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.job_config import Debug, JobConfig
-from titan_pt.config.manager import dump_toml
-from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.step import StepParts
 
 logger = logging.getLogger("titan_pt")
 
-ASSUMED_MFU = 0.5
 CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
 
 
@@ -82,7 +77,7 @@ def write_config(config: JobConfig) -> None:
     """Write the resolved config into the run folder; at no time is it half there."""
     path = run_folder(config) / CONFIG_FILE
     temporary = path.with_suffix(".toml.tmp")
-    temporary.write_text(dump_toml(config))
+    temporary.write_text(config.to_toml())
     os.replace(temporary, path)
 
 
@@ -101,7 +96,7 @@ def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> N
     config, world = parts.config, parts.world
     logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
     if config.job.print_config:
-        logger.info(f"Config:\n{dump_toml(config)}")
+        logger.info(f"Config:\n{config.to_toml()}")
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     measured = " (measured)" if world.device.type == "cpu" else ""
     logger.info(
@@ -120,39 +115,3 @@ def describe(parts: StepParts, args: Any, peak: float | None, color: Color) -> N
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {parts.tokenizer.vocab_size:,} tokens")
     warn_of_short_warmup(config, parts.budget.steps)
-
-
-def describe_budget(parts: StepParts, flops_per_token: float, peak: float | None, *, warns: bool = True) -> None:
-    """Log what follows for a run over text: batch, steps, tokens, FLOPs, time, epochs.
-
-    Args:
-        warns: also of sources that end before the run, or are read very often.
-    """
-    config, world, budget = parts.config, parts.world, parts.budget
-    logger.info(
-        f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
-        f"{budget.rows}, gradient accumulation steps {budget.accumulation_steps}, sequence length "
-        f"{config.training.seq_len}, total steps {budget.steps} (warmup {warmup_steps(config, budget.steps)})"
-    )
-    flops = budget.tokens * flops_per_token
-    hours = ""
-    if peak:
-        seconds = flops / (peak * world.size * ASSUMED_MFU)
-        hours = f"; {format_seconds(seconds)} at an assumed MFU of {ASSUMED_MFU:.0%}"
-    logger.info(
-        f"Budget: {budget.tokens:,} tokens in {budget.steps:,} steps of {budget.tokens_per_step:,}; "
-        f"{flops:.3g} FLOPs ({flops_per_token:.3g} per token: {FORMULA}){hours}"
-    )
-    _describe_sources(parts, warns=warns)
-
-
-def _describe_sources(parts: StepParts, *, warns: bool) -> None:
-    """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
-    parts.raise_if_preempted()  # to read and tokenise a sample may take long
-    tokens = parts.budget.tokens
-    budgets = plan_mixture(parts.dataloader.corpus, tokens)
-    logger.info(f"Data in {parts.budget.num_streams} streams, weights by tokens (estimates):")
-    for line in lines(budgets, tokens):
-        logger.info(f"  {line}")
-    for warning in warnings(budgets, tokens) if warns else ():
-        logger.warning(warning)

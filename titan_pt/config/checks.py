@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -10,7 +10,9 @@ from titan_pt.config.budget import batch_problems, global_rows
 from titan_pt.config.builtin_sources import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.job_config import JobConfig, Source
-from titan_pt.protocols.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.model_spec import ModelSpec
 
 # Known without opening any file.
 BUILTIN_TOKENIZER_SIZES = {"byte": 259, "gpt2": 50257}
@@ -30,7 +32,7 @@ Broken = Iterator[tuple[list[str], str]]
 
 
 def cross_check(
-    config: JobConfig, model_spec: ModelSpec[Any], own: Callable[[JobConfig], Broken] | None = None
+    config: JobConfig, model_spec: "ModelSpec[Any]", own: Callable[[JobConfig], Broken] | None = None
 ) -> list[Problem]:
     """All broken rules of a config whose single values are valid; `own` are the trainer's."""
     common = (
@@ -41,7 +43,7 @@ def cross_check(
     return [Problem(frozenset(fields), text) for fields, text in broken]
 
 
-def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     model = config.model
     if model.flavor not in spec.flavors:
         hint = nearest(model.flavor, spec.flavors)
@@ -68,7 +70,7 @@ def _model(config: JobConfig, spec: ModelSpec[Any]) -> Iterator[tuple[list[str],
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
 
 
-def _batch(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     training = config.training
     if training.global_batch_size == 0:
         yield (
@@ -88,7 +90,7 @@ def _batch(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], st
         yield from batch_problems(config, 1)
 
 
-def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     schedule = config.lr_scheduler
     if schedule.total_steps and config.training.max_hours is not None:
         yield (
@@ -103,7 +105,7 @@ def _schedule(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str],
         )
 
 
-def _data(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
         experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
         yield (
@@ -143,7 +145,7 @@ def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str
                 yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
 
 
-def _validation(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     validation = config.validation
     if validation.enable and validation.steps == 0:
         yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
@@ -160,7 +162,7 @@ def _validation(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str
         )
 
 
-def _exams(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _exams(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     validation = config.validation
     given = [name for name in ("tasks", "sample_prompts") if getattr(validation, name)]
     for name in given if not validation.enable else ():
@@ -173,7 +175,7 @@ def _exams(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], st
         yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
 
 
-def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _memory(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     option = config.activation_checkpoint.selective_ac_option
     valid = option == "op" or (option.isascii() and option.isdigit() and int(option) > 0)
     if config.activation_checkpoint.mode == "selective" and not valid:
@@ -183,7 +185,7 @@ def _memory(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], s
         )
 
 
-def _profiling(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str], str]]:
+def _profiling(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     profiling = config.profiling
     needed = profiling.profiler_active + profiling.profiler_warmup
     if profiling.enable_profiling and profiling.profile_freq < needed:
@@ -194,7 +196,7 @@ def _profiling(config: JobConfig, _: ModelSpec[Any]) -> Iterator[tuple[list[str]
         )
 
 
-def model_args(config: JobConfig, spec: ModelSpec[Any], tokenizer_size: int) -> Any:
+def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:
     """The model's arguments: the flavor, then the overrides of `[model]`, then the vocabulary.
 
     Raises:

@@ -6,6 +6,7 @@ its architecture fields to `[model]` (see `manager.config_class`).
 
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import Field, field_validator
 
 from titan_pt.config.optimization import ActivationCheckpoint, Compile, LrScheduler, Optimizer, Parallelism, Training
@@ -293,6 +294,10 @@ class JobConfig(Section):
                 section, key = other.split(".")
                 tables[section].pop(key, None)
         return {name: table for name, table in tables.items() if table}
+
+    def to_toml(self) -> str:
+        """The resolved config; loading it again gives an equal one."""
+        return tomli_w.dumps(self.dump())
 
 
 # (the one that holds when both have a value, its pair): a higher layer's one replaces the lower layer's other.

@@ -205,7 +205,7 @@ def _with_metadata(info: FieldInfo) -> Any:
 
 def dump_toml(config: JobConfig) -> str:
     """The resolved config as TOML; loading it again gives an equal config."""
-    return tomli_w.dumps(config.dump())
+    return config.to_toml()
 
 
 def explain(resolved: Resolved) -> str:

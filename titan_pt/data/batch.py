@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from titan_pt.components.loss import IGNORED
 from titan_pt.data.stream import Row
-
-IGNORED = -100
-"""Target of a token that is not predicted."""
 
 
 @dataclass(frozen=True)

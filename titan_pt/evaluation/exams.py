@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 
 from titan_pt.components.chat import encode_with_special_tokens, stop_ids
 from titan_pt.components.preemption import stop_requested
-from titan_pt.components.validate import Validator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import Grpo
 from titan_pt.config.job_config import ValidationTask
 from titan_pt.evaluation.suite import ExamTask, Suite, build_suite, open_exam
-from titan_pt.protocols.step import StepParts
-from titan_pt.trainers.grpo.engine import GenerationStopped
-from titan_pt.trainers.grpo.native import NativeEngine, unsharded_model
-from titan_pt.trainers.grpo.rollouts import Sampler
-from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.generation.engine import GenerationStopped
+from titan_pt.generation.native import NativeEngine, unsharded_model
+from titan_pt.generation.sampling import Sampling
+from titan_pt.protocols.step import StepParts, Validator
+from titan_pt.tasks.rollouts import Sampler
 
 logger = logging.getLogger("titan_pt")
 

@@ -11,9 +11,9 @@ from titan_pt.components.chat import chat_text, encode_with_special_tokens, prom
 from titan_pt.components.hf_tokenizer import chat_template as chat_template_of
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.generation.native import NativeEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.native import NativeEngine
-from titan_pt.trainers.grpo.sampling import Sampling
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), their tokens)."""

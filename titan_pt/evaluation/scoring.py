@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from titan_pt.generation.decode import OutputLayer
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.decode import OutputLayer
 
 # Most tokens of one forward, padding included; a longer row goes alone.
 _BATCH_TOKENS = 2**14

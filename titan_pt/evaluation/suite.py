@@ -9,15 +9,14 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.permutation import permute
 from titan_pt.distributed.world import World
+from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.evaluate import accuracies, likeliest_letters, pass_rates
-from titan_pt.trainers.grpo.packing import Sample
-from titan_pt.trainers.grpo.prompts import PromptRules, held_out_prompts
-from titan_pt.trainers.grpo.rollouts import Sampler
-from titan_pt.trainers.grpo.sampling import Sampling
-from titan_pt.trainers.grpo.tasks.task import Task, open_task
+from titan_pt.tasks.prompts import PromptRules, held_out_prompts
+from titan_pt.tasks.rollouts import Sampler
+from titan_pt.tasks.task import Task, open_task
 
 logger = logging.getLogger("titan_pt")
 
@@ -95,10 +94,10 @@ class Suite:
         names = [name for name in values if name in SHARES or name.startswith("pass_at_")]
         return Measured(count, values, {name: wilson(values[name], count) for name in names})
 
-    def _score(self, samples: Sequence[Sample]) -> list[float]:
+    def _score(self, samples: Sequence[Pair]) -> list[float]:
         """Each rank its share."""
         own = samples[self.world.rank :: self.world.size]
-        found = likelihoods(self.model, [(sample.prompt_ids, sample.completion_ids) for sample in own])
+        found = likelihoods(self.model, own)
         shares = self.world.gather([one.logprob for one in found])
         return [shares[i % self.world.size][i // self.world.size] for i in range(len(samples))]
 

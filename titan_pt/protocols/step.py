@@ -104,6 +104,13 @@ Step = Callable[[TrainState], StepMetrics | None]
 """One optimizer update; None when the data is spent. Raises Preempted with weights and data as before the step."""
 
 
+Validator = Callable[[], dict[str, float]]
+"""() -> values for the metrics row. A collective: call it on all ranks.
+
+One that has `texts` shows them, by name, each time.
+"""
+
+
 @runtime_checkable
 class StatefulStep(Protocol):
     """A step function with state beside the model, the optimizer and the data: every checkpoint holds it too."""

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
-    from titan_pt.components.validate import Validator
     from titan_pt.config.budget import Budget
     from titan_pt.config.job_config import JobConfig
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.step import Data, Step, StepParts, Trial
+    from titan_pt.protocols.step import Data, Step, StepParts, Trial, Validator
 
 
 @dataclass(frozen=True, kw_only=True)

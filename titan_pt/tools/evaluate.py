@@ -185,7 +185,7 @@ def _build_suite(
 ) -> "Suite":
     from titan_pt.config.grpo import Grpo
     from titan_pt.evaluation.suite import build_suite, open_exam
-    from titan_pt.trainers.grpo.rollouts import Sampler
+    from titan_pt.tasks.rollouts import Sampler
 
     tasks = [open_exam(one, arguments.seed, "--tasks") for one in asked]
     tokenizer = opened.source.tokenizer

@@ -16,8 +16,8 @@ from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags,
 if TYPE_CHECKING:
     from titan_pt.components.chat import Message
     from titan_pt.components.tokenizer import Tokenizer
-    from titan_pt.trainers.grpo.engine import Completion
-    from titan_pt.trainers.grpo.sampling import Sampling
+    from titan_pt.generation.engine import Completion
+    from titan_pt.generation.sampling import Sampling
 
 _DEFAULT_NEW_TOKENS = 256
 

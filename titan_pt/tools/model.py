@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import torch
 
     from titan_pt.components.model_source import ModelSource
+    from titan_pt.generation.native import NativeEngine
+    from titan_pt.generation.sampling import Sampling
     from titan_pt.models.transformer.model import Transformer
-    from titan_pt.trainers.grpo.native import NativeEngine
-    from titan_pt.trainers.grpo.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class OpenModel:
 
     def engine(self, *, max_rows: int = 1024, stride: int = 16) -> "NativeEngine":
         """The engine that generates with it, see there."""
-        from titan_pt.trainers.grpo.native import NativeEngine
+        from titan_pt.generation.native import NativeEngine
 
         return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
 
@@ -95,7 +95,7 @@ def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
     Raises:
         ConfigError: a value out of its range.
     """
-    from titan_pt.trainers.grpo.sampling import Sampling
+    from titan_pt.generation.sampling import Sampling
 
     try:
         return Sampling(

@@ -22,7 +22,7 @@ from titan_pt.config.job_config import JobConfig, Source
 from titan_pt.config.sft import Sft
 from titan_pt.data.encoding import Encoded
 from titan_pt.data.formatters import RECORDS, Row, register_records
-from titan_pt.trainers.grpo.tasks import gsm8k, medqa
+from titan_pt.tasks import gsm8k, medqa
 
 _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 

@@ -5,14 +5,11 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_chunk
 from titan_pt.components.lr_scheduler import build_lr_schedulers
-from titan_pt.components.optimizer import build_optimizers, set_rate
-from titan_pt.components.startup import describe_budget
+from titan_pt.components.optimizer import build_optimizers, guarded_update
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.components.validate import build_validator
 from titan_pt.config.checks import model_args
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.batch import IGNORED, MicroBatch
@@ -20,9 +17,11 @@ from titan_pt.data.loader import build_dataloader
 from titan_pt.data.synthetic import SyntheticBatches
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
+from titan_pt.evaluation.validation import build_validator
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Trial
 from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.trainers.summary import describe_budget
 
 
 def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
@@ -108,29 +107,6 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
     sums = torch.zeros(2, num_sources, device=kept_T.device)
     sums.index_add_(1, batch.sources_BL.flatten(), torch.stack([losses.cross_entropy_T, kept_T]))
     return torch.cat([losses.cross_entropy_T.sum()[None], sums.flatten()])
-
-
-def guarded_update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm: float, loss: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip and update, unless loss or gradient is not finite. Returns (grad_norm, skipped), both on the device.
-
-    Both are the same on all ranks, so all ranks skip together. The fused optimizer reads the flag on the device and
-    leaves weights, moments and its step count alone; multiplying by zero would not do, 0 * NaN is NaN.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # With CPU offload the gradients and the optimizer are on the CPU, and the loss is waited for.
-    finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
-    skipped = 1.0 - finite.to(torch.float32)
-    set_rate(optimizer, lr)
-    if optimizer.defaults.get("fused"):
-        optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
-        optimizer.step()
-    elif bool(finite):  # reads the device: the price of the other implementations
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return grad_norm, skipped
 
 
 def build_trial(spec: TrainerSpec, parts: StepParts) -> Trial:

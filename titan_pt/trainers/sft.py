@@ -8,10 +8,7 @@ from dataclasses import replace
 
 from titan_pt.components.chat import PROMPTS, TALKS
 from titan_pt.components.preemption import until_stopped
-from titan_pt.components.startup import describe_budget
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.components.validate import Validator
-from titan_pt.components.validate import build_validator as build_loss_validator
 from titan_pt.config import sft
 from titan_pt.config.budget import Budget
 from titan_pt.config.errors import ConfigError
@@ -23,10 +20,12 @@ from titan_pt.data.counting import count_steps
 from titan_pt.data.loader import DataLoader
 from titan_pt.data.loader import build_dataloader as build_loader
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import Step, StepParts
+from titan_pt.evaluation.validation import build_validator as build_loss_validator
+from titan_pt.protocols.step import Step, StepParts, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.conversations import record_encoder, with_records
+from titan_pt.trainers.summary import describe_budget
 
 logger = logging.getLogger("titan_pt")
 

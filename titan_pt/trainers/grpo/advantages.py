@@ -3,8 +3,6 @@
 Legend: P prompts, G samples per prompt.
 """
 
-import math
-
 import torch
 
 SCALES = ("group", "batch", "none")
@@ -53,28 +51,6 @@ def group_advantages(rewards_PG: torch.Tensor, scale: str = "group") -> torch.Te
     elif len(wide_PG) and scale == "batch":
         centred_PG = centred_PG / (wide_PG.std() + EPSILON)
     return centred_PG.to(torch.float64 if rewards_PG.dtype == torch.float64 else torch.float32)
-
-
-def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is right.
-
-    1 - C(n - c, k) / C(n, k), Chen et al. 2021, arXiv 2107.03374, equation 1. Computed in whole numbers, so that
-    neither large nor nearly equal binomials lose digits.
-
-    Args:
-        num_correct: c, right samples among the n drawn.
-        num_samples: n.
-        k: size of the draw, 1 to n.
-
-    Raises:
-        ValueError: not 0 <= c <= n or not 1 <= k <= n.
-    """
-    if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"num_correct = {num_correct}: want 0 to num_samples = {num_samples}")
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k = {k}: want 1 to num_samples = {num_samples}")
-    draws = math.comb(num_samples, k)
-    return (draws - math.comb(num_samples - num_correct, k)) / draws
 
 
 def _check_finite(rewards_PG: torch.Tensor) -> None:

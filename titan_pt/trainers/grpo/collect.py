@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 
 from titan_pt.config.grpo import Grpo
+from titan_pt.generation.sampling import Sampling
+from titan_pt.tasks.rollouts import Group, Sampler
 from titan_pt.trainers.grpo.prompts import PromptLoader
-from titan_pt.trainers.grpo.rollouts import Group, Sampler
-from titan_pt.trainers.grpo.sampling import Sampling
 
 logger = logging.getLogger("titan_pt")
 

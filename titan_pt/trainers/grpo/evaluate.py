@@ -1,22 +1,20 @@
 """Accuracy on held-out problems during training: greedy, pass@k, and by likelihood where answers are letters."""
 
-import functools
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
+from titan_pt.generation.engine import RolloutEngine
+from titan_pt.generation.sampling import Sampling, rollout_sampling
 from titan_pt.protocols.step import StepParts
-from titan_pt.trainers.grpo.advantages import pass_at_k
-from titan_pt.trainers.grpo.engine import RolloutEngine
+from titan_pt.tasks.prompts import Prompt
+from titan_pt.tasks.rollouts import Sampler
+from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import loglikelihoods
-from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader
+from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.rollouts import Group, Sampler
-from titan_pt.trainers.grpo.sampling import Sampling, rollout_sampling
-from titan_pt.trainers.grpo.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -52,64 +50,10 @@ class Evaluator:
         return values
 
 
-def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
-    """Shares of right greedy completions by each rule; for letters also how often each is answered and is right."""
-    count = len(greedy)
-    rollouts = [(group.prompt.problem, group.rollouts[0]) for group in greedy]
-    values = {
-        "accuracy": sum(rollout.strict for _, rollout in rollouts) / count,
-        "accuracy_official": sum(rollout.official for _, rollout in rollouts) / count,
-        "accuracy_lenient": sum(rollout.lenient for _, rollout in rollouts) / count,
-        "truncated_fraction": sum(rollout.truncated for _, rollout in rollouts) / count,
-    }
-    if not task.letters:
-        return values
-    answered = Counter(rollout.letter for _, rollout in rollouts)
-    gold = Counter(problem.gold for problem, _ in rollouts)
-    values["constant_letter_baseline"] = max(gold.values()) / count
-    for letter in task.letters:
-        values[f"answered_{letter}"] = answered[letter] / count
-        right = sum(rollout.strict for problem, rollout in rollouts if problem.gold == letter)
-        if gold[letter]:
-            values[f"accuracy_{letter}"] = right / gold[letter]
-    return values
-
-
-def pass_rates(groups: Sequence[Group], ks: Iterable[int]) -> dict[str, float]:
-    """Means over the groups of the unbiased pass@k, for each k of `ks`."""
-    counts = [(sum(rollout.strict for rollout in group.rollouts), len(group.rollouts)) for group in groups]
-    return {f"pass_at_{k}": sum(pass_at_k(right, drawn, k) for right, drawn in counts) / len(counts) for k in ks}
-
-
 def letter_accuracy(parts: StepParts, task: Task, prompts: Sequence[Prompt]) -> float:
     """`likeliest_letters` of the policy. A collective."""
-    score = functools.partial(loglikelihoods, parts)
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        return loglikelihoods(parts, [Sample(asked, answer, (0.0,) * len(answer)) for asked, answer in pairs])
+
     return likeliest_letters(task, prompts, parts.tokenizer, parts.config.training.seq_len, score)
-
-
-def likeliest_letters(
-    task: Task,
-    prompts: Sequence[Prompt],
-    tokenizer: Tokenizer,
-    longest: int,
-    score: Callable[[Sequence[Sample]], Sequence[float]],
-) -> float:
-    """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness.
-
-    Args:
-        longest: most tokens of a question with its answer; of a longer question the end is kept.
-        score: the log-likelihoods of completions.
-    """
-    samples = []
-    for prompt in prompts:
-        question = (*prompt.token_ids, *tokenizer.encode(task.letter_prefix))
-        for letter in task.letters:
-            answer = tuple(tokenizer.encode(f" {letter}"))
-            samples.append(Sample(question[-(longest - len(answer)) :], answer, (0.0,) * len(answer)))
-    scores = score(samples)
-    size = len(task.letters)
-    right = 0
-    for i, prompt in enumerate(prompts):
-        own = scores[i * size : (i + 1) * size]
-        right += task.letters[own.index(max(own))] == prompt.problem.gold
-    return right / len(prompts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.distributed.world import World
 from titan_pt.protocols.step import StepParts
@@ -16,7 +17,6 @@ from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, mas
 from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
 from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
 from titan_pt.trainers.grpo.packing import PackedBatch, Sample, pack
-from titan_pt.trainers.pretrain import guarded_update
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ import math
 
 from titan_pt.components.startup import run_folder
 from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.generation.sampling import Sampling
 from titan_pt.outcome import GaveUp
 from titan_pt.protocols.step import StepParts
+from titan_pt.tasks.rollouts import Sampler
 from titan_pt.trainers.grpo.evaluate import letter_accuracy
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.recorder import record
-from titan_pt.trainers.grpo.rollouts import Sampler
-from titan_pt.trainers.grpo.sampling import Sampling
 
 logger = logging.getLogger("titan_pt")
 

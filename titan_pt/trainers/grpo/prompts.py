@@ -5,64 +5,20 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from titan_pt.components.chat import prompt_tokens
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.data.permutation import permute
-from titan_pt.trainers.grpo.tasks.task import Problem, Problems, Task, open_task
+from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
+from titan_pt.tasks.task import Problem, Problems, Task, open_task
 
 logger = logging.getLogger("titan_pt")
 
 # Prompts that are read at start to see whether they fit; of a larger task the others are read when their turn comes.
 _CHECKED = 20_000
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One problem as the policy reads it."""
-
-    task: int
-    """Number of the task."""
-    draw: int
-    """How many prompts of the task came before it."""
-    problem: Problem
-    text: str
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PromptRules:
-    """How a problem becomes tokens."""
-
-    tokenizer: Tokenizer
-    longest: int
-    """Most tokens of a prompt: training.seq_len without rollout.max_new_tokens."""
-    overlong: str
-    """rollout.overlong_prompts."""
-
-    def encode(self, task: Task, problem: Problem) -> tuple[tuple[int, ...] | None, bool]:
-        """(the tokens, or None where the prompt is left out; whether it is too long).
-
-        Raises:
-            ConfigError: it is empty, or too long and rollout.overlong_prompts is "error".
-        """
-        ids = prompt_tokens(self.tokenizer, task.prompt(problem))
-        if not ids:
-            raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
-        if len(ids) <= self.longest:
-            return tuple(ids), False
-        if self.overlong == "error":
-            raise ConfigError(
-                f"grpo.tasks ({task.name!r}): the prompt of {problem.id} has {len(ids)} tokens, and training.seq_len "
-                f"leaves {self.longest} beside rollout.max_new_tokens; raise training.seq_len, lower "
-                'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
-            )
-        return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
 
 
 class PromptLoader:
@@ -215,34 +171,6 @@ class PromptLoader:
     def _restore(self, state: dict[str, Any]) -> None:
         self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
         self._carry = [(t, draw) for t, draw in state["carry"]]
-
-
-def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
-    """(at most `limit` held-out prompts of a task, the same each time; how many were too long).
-
-    Args:
-        t: number of the task.
-
-    Raises:
-        ConfigError: all are too long.
-    """
-    size = len(task.evaluation)
-    order = range(size) if size <= limit else (permute(i, size, b"evaluation") for i in range(size))
-    prompts: list[Prompt] = []
-    num_too_long = 0
-    for index in order:
-        if len(prompts) == limit:
-            break
-        problem = task.evaluation.get(index, 0)
-        ids, too_long = rules.encode(task, problem)
-        num_too_long += too_long
-        if ids is not None:
-            prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
-    if not prompts:
-        raise ConfigError(
-            f"grpo.tasks ({task.name!r}): all {size} problems to evaluate on are longer than {rules.longest} tokens"
-        )
-    return sorted(prompts, key=lambda prompt: prompt.draw), num_too_long
 
 
 def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:

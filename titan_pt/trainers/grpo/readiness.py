@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.trainers.grpo.rollouts import Group
+from titan_pt.tasks.rollouts import Group
 
 
 @dataclass(frozen=True)

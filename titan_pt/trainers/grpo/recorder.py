@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_pt.trainers.grpo.rollouts import Group
+from titan_pt.tasks.rollouts import Group
 
 logger = logging.getLogger("titan_pt")
 

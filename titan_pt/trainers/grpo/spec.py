@@ -9,7 +9,6 @@ from torch import nn
 from titan_pt.components.chat import stop_ids
 from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.components.validate import Validator
 from titan_pt.config import grpo
 from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError
@@ -17,16 +16,16 @@ from titan_pt.config.grpo import Grpo, Rollout, section, without_effect
 from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import Step, StepParts
+from titan_pt.generation.engine import build_engine
+from titan_pt.protocols.step import Step, StepParts, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.tasks.rollouts import Sampler
+from titan_pt.tasks.task import Task
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.engine import build_engine
 from titan_pt.trainers.grpo.evaluate import Evaluator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.rollouts import Sampler
 from titan_pt.trainers.grpo.step import GrpoStep
-from titan_pt.trainers.grpo.tasks.task import Task
 from titan_pt.trainers.grpo.trial import build_trial
 
 logger = logging.getLogger("titan_pt")

@@ -9,11 +9,14 @@ import torch
 
 from titan_pt.components.startup import run_folder
 from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.generation.engine import RolloutEngine
+from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.outcome import GaveUpTogether
 from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
+from titan_pt.tasks.rollouts import Group, Sampler, Timing
+from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.advantages import group_advantages
 from titan_pt.trainers.grpo.collect import Collected, collect
-from titan_pt.trainers.grpo.engine import RolloutEngine
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
 from titan_pt.trainers.grpo.probe import probe
@@ -21,9 +24,6 @@ from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.recorder import record, shown
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.rollouts import Group, Sampler, Timing
-from titan_pt.trainers.grpo.sampling import rollout_sampling
-from titan_pt.trainers.grpo.tasks.task import Task
 
 
 class GrpoStep:

@@ -10,16 +10,16 @@ import torch
 from titan_pt.config.grpo import Grpo, Rollout, section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.fsdp import allocate
+from titan_pt.generation.decode import Rows
+from titan_pt.generation.native import build_native_engine
+from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.step import StepMetrics, StepParts, TrainState, Trial
 from titan_pt.protocols.trainer_spec import TrainerSpec
+from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.decode import Rows
-from titan_pt.trainers.grpo.native import build_native_engine
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.sampling import rollout_sampling
-from titan_pt.trainers.grpo.tasks.task import check_task
 
 # Of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
 PROMPT_TOKENS = 256

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from titan_pt.generation.sampling import Sampling, sample, uniform
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.cache import KVCache
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.trainers.grpo.sampling import Sampling, sample, uniform
 
 logger = logging.getLogger("titan_pt")
 

@@ -6,10 +6,10 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.arithmetic import LEVELS, num_problems, problem
 from titan_pt.data.permutation import permute
-from titan_pt.trainers.grpo.grading import find_number
-from titan_pt.trainers.grpo.tasks.gsm8k import grade_number
-from titan_pt.trainers.grpo.tasks.problems import Entry, hold_out, plain_problems
-from titan_pt.trainers.grpo.tasks.task import Task, refuse_unused
+from titan_pt.tasks.grading import find_number
+from titan_pt.tasks.gsm8k import grade_number
+from titan_pt.tasks.problems import Entry, hold_out, plain_problems
+from titan_pt.tasks.task import Task, refuse_unused
 
 # Of a larger level this many are used, always the same.
 _MOST_PROBLEMS = 20_000

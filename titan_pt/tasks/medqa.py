@@ -7,9 +7,9 @@ from typing import Any
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.permutation import keyed_hash
-from titan_pt.trainers.grpo.grading import find_letter, grade_medqa
-from titan_pt.trainers.grpo.tasks.problems import Entry, HubSet, ProblemSet, field_of, read_problems, text_field
-from titan_pt.trainers.grpo.tasks.task import Problem, Task, refuse_unused, worked_example
+from titan_pt.tasks.grading import find_letter, grade_medqa
+from titan_pt.tasks.problems import Entry, HubSet, ProblemSet, field_of, read_problems, text_field
+from titan_pt.tasks.task import Problem, Task, refuse_unused, worked_example
 
 # The `test` split stays untouched for the reported accuracy.
 _HUB = HubSet("GBaker/MedQA-USMLE-4-options-hf", None, train="train", evaluation="validation")

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.grpo import Grpo
 from titan_pt.distributed.world import World
+from titan_pt.generation.engine import Completion, GenerationStopped, RolloutEngine
+from titan_pt.generation.sampling import Sampling
 from titan_pt.outcome import GaveUpTogether
-from titan_pt.trainers.grpo.engine import Completion, GenerationStopped, RolloutEngine
-from titan_pt.trainers.grpo.prompts import Prompt
-from titan_pt.trainers.grpo.sampling import Sampling
-from titan_pt.trainers.grpo.tasks import rewards
-from titan_pt.trainers.grpo.tasks.task import Task
+from titan_pt.tasks import rewards
+from titan_pt.tasks.prompts import Prompt
+from titan_pt.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
 

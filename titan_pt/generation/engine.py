@@ -11,7 +11,7 @@ from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.grpo import Rollout, section
 from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.world import World
-from titan_pt.trainers.grpo.sampling import Sampling
+from titan_pt.generation.sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
 
@@ -60,7 +60,7 @@ EngineFactory = Callable[[JobConfig, Tokenizer, World, Sequence[int]], RolloutEn
 
 
 def _native(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
-    from titan_pt.trainers.grpo.native import build_native_engine
+    from titan_pt.generation.native import build_native_engine
 
     return build_native_engine(config, tokenizer, world, stop_ids)
 

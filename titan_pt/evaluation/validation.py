@@ -18,15 +18,10 @@ from titan_pt.data.ledger import Ledger
 from titan_pt.data.mixture import open_mixture
 from titan_pt.data.stream import Row, Stream, padding_row
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import Step, StepParts
+from titan_pt.evaluation.exams import build_exams
+from titan_pt.protocols.step import Step, StepParts, Validator
 
 logger = logging.getLogger("titan_pt")
-
-Validator = Callable[[], dict[str, float]]
-"""() -> values for the metrics row. A collective: call it on all ranks.
-
-One that has `texts` shows them, by name, each time.
-"""
 
 
 @dataclass(frozen=True)
@@ -98,8 +93,6 @@ def build_validator(parts: StepParts, _step: Step | None = None) -> Validator | 
     )
     if not (config.validation.tasks or config.validation.sample_prompts):
         return losses
-    from titan_pt.evaluation.exams import build_exams
-
     return build_exams(parts, losses)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.questions import QUESTION_ANSWER
-from titan_pt.trainers.grpo.tasks.rewards import known_rewards
+from titan_pt.tasks.rewards import known_rewards
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def refuse_unused(row: GrpoTask, *used: str) -> None:
 def _factory(name: str) -> TaskFactory:
     family = name.partition(":")[0]
     if family in _BUILTIN:
-        factory: TaskFactory = importlib.import_module(f"titan_pt.trainers.grpo.tasks.{family}").build
+        factory: TaskFactory = importlib.import_module(f"titan_pt.tasks.{family}").build
         return factory
     if family not in _TASKS:
         known = {*_TASKS, *_BUILTIN}

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:  # task.py needs the names of the rewards
-    from titan_pt.trainers.grpo.tasks.task import Problem, Task
+    from titan_pt.tasks.task import Problem, Task
 
 logger = logging.getLogger("titan_pt")
 

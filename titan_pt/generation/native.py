@@ -19,12 +19,12 @@ from titan_pt.config.job_config import JobConfig
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
+from titan_pt.generation.decode import Rows, build_decoder
+from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped
+from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.trainers.grpo.decode import Rows, build_decoder
-from titan_pt.trainers.grpo.engine import Completion, FinishReason, GenerationStopped
-from titan_pt.trainers.grpo.sampling import Sampling, row_key
 
 # Steps between looks at the finished rows, for which the host waits for the device, and at the stop signal.
 STRIDE = 16

@@ -5,9 +5,9 @@ from typing import Any
 
 from titan_pt.config.grpo import GrpoTask
 from titan_pt.data.formatters import without_calculator
-from titan_pt.trainers.grpo.grading import find_number, gold_number, grade_gsm8k
-from titan_pt.trainers.grpo.tasks.problems import Entry, HubSet, plain_problems, read_problems, text_field
-from titan_pt.trainers.grpo.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example
+from titan_pt.tasks.grading import find_number, gold_number, grade_gsm8k
+from titan_pt.tasks.problems import Entry, HubSet, plain_problems, read_problems, text_field
+from titan_pt.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example
 
 _HUB = HubSet("openai/gsm8k", "main", train="train", evaluation="test")
 

@@ -1,0 +1,1 @@
+"""Sampling from a model: the engine interface and the native engine."""
