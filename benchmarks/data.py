@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import torch
 
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.config.budget import plan_budget
-from titan_pt.config.job_config import Data, Job, JobConfig, Source, Training, Validation
-from titan_pt.config.job_config import Tokenizer as TokenizerSection
-from titan_pt.data.loader import DataLoader, build_dataloader
+from titan_pt.config.run_size import plan_run_size
+from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source, Training, Validation
+from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.distributed.world import World, start_world, stop_world
 from titan_pt.tools.prepare import prepare
 
@@ -51,7 +51,7 @@ def config_of(folder: Path, path: str, num_workers: int = 0) -> JobConfig:
 
 def build(config: JobConfig, tokenizer: Tokenizer, world: World) -> DataLoader:
     """The loader of one rank."""
-    return build_dataloader(config, tokenizer, world, plan_budget(config, 1))
+    return build_dataloader(config, tokenizer, world, plan_run_size(config, 1))
 
 
 def measure(config: JobConfig, tokenizer: Tokenizer, world: World) -> tuple[float, dict[str, Any]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from titan_pt.components.quantize import quantize_weights, weight_bytes
 from titan_pt.generation.native import NativeEngine
+from titan_pt.generation.quantize import quantize_weights, weight_bytes
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import FLAVORS, Transformer
 

@@ -29,36 +29,36 @@ def flags(flavor: str) -> list[str]:
 
 def measure(flavor: str, *more: str) -> dict[str, float]:
     """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
-    from titan_pt.components.parts import build_step_parts
-    from titan_pt.components.startup import run_folder
+    from titan_pt.components.parts import build_train_context
     from titan_pt.components.tokenizer import SizedTokenizer
     from titan_pt.config import load_config
-    from titan_pt.config.checks import tokenizer_size
+    from titan_pt.config.resolve.checks import tokenizer_size
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.trace import count_flops
-    from titan_pt.protocols.step import TrainState
+    from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
+    from titan_pt.run.run_folder import run_folder
 
     config = load_config([*flags(flavor), *more])
     spec = get_trainer_spec(config.job.trainer)
-    assert spec.build_trial is not None
-    budget, tokenizer = spec.plan_budget(config, 1), SizedTokenizer(tokenizer_size(config))
+    assert spec.build_dry_run is not None
+    run_size, tokenizer = spec.plan_run_size(config, 1), SizedTokenizer(tokenizer_size(config))
     world = start_world(config, run_folder(config))
     before = resident("VmRSS")
     model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
     materialize(model, config, world)
-    parts = build_step_parts(
+    context = build_train_context(
         spec,
         config,
         world,
-        budget=budget,
+        run_size=run_size,
         tokenizer=tokenizer,
         model=model,
         dataloader=None,
         raise_if_preempted=lambda: None,
     )
-    step = spec.build_trial(spec, parts).step
+    step = spec.build_dry_run(spec, context).step
     for number in range(2):
         step(TrainState(step=number))
     flops = count_flops(lambda: step(TrainState(step=2)))
@@ -76,7 +76,7 @@ def resident(key: str) -> int:
 def predict(flavor: str, *more: str) -> dict[str, float]:
     """The same by trace and formula, and the step's operations."""
     from titan_pt.config import load_config
-    from titan_pt.config.checks import model_args, tokenizer_size
+    from titan_pt.config.resolve.checks import model_args, tokenizer_size
     from titan_pt.planner.memory import estimate, shape_of
     from titan_pt.planner.trace import trace
     from titan_pt.protocols.model_spec import get_model_spec

@@ -21,7 +21,7 @@ for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "CONFIG_FILE", "LO
 @pytest.fixture(autouse=True)
 def _close_loaders() -> Iterator[None]:
     """The threads of loaders that a test left open would slow down all tests after it."""
-    module = sys.modules.get("titan_pt.data.loader")
+    module = sys.modules.get("titan_pt.data.stream.loader")
     if module is None:
         yield
         return

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 
 from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
-from titan_pt.config.budget import plan_budget
-from titan_pt.config.job_config import Data, JobConfig, Training
-from titan_pt.data.corpus import Corpus, MixtureSource
-from titan_pt.data.loader import DataLoader
+from titan_pt.config.run_size import plan_run_size
+from titan_pt.config.schema.job_config import Data, JobConfig, Training
+from titan_pt.data.stream.loader import DataLoader
+from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
 from titan_pt.distributed.world import World
 
 T = TypeVar("T")
@@ -28,10 +28,10 @@ def texts(*lengths: int, name: str = "t") -> Texts:
     return Texts((f"{name}{i}-" + "abcdefghij" * (length // 10 + 1))[:length] for i, length in enumerate(lengths))
 
 
-def corpus(*sources: MixtureSource | Sequence[str], seed: int = 1, **options: Any) -> Corpus:
+def corpus(*sources: MixtureSource | Sequence[str], seed: int = 1, **options: Any) -> TokenizedMixture:
     """A corpus of bytes; bare documents become sources "s0", "s1", ... of weight 1 without end."""
     mixture = [s if isinstance(s, MixtureSource) else MixtureSource(f"s{i}", s, 1.0) for i, s in enumerate(sources)]
-    return Corpus(mixture, ByteTokenizer(), seed, **options)
+    return TokenizedMixture(mixture, ByteTokenizer(), seed, **options)
 
 
 def data_config(
@@ -101,10 +101,10 @@ def on_ranks(size: int, function: Callable[[ThreadWorld], T]) -> list[T]:
     return [future.result() for future in futures]
 
 
-def loader(documents: Corpus, config: JobConfig, world: World | None = None) -> DataLoader:
+def loader(documents: TokenizedMixture, config: JobConfig, world: World | None = None) -> DataLoader:
     """The loader of one rank."""
     world = world or ThreadWorld()
-    return DataLoader(documents, plan_budget(config, world.size), world, config)
+    return DataLoader(documents, plan_run_size(config, world.size), world, config)
 
 
 def encoded(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from titan_pt.components.deadline import Deadline, PlannedSchedule
 from titan_pt.components.lr_scheduler import build_lr_schedulers
-from titan_pt.config.job_config import Checkpoint, JobConfig, LrScheduler, Optimizer, Training, Validation
+from titan_pt.config.schema.job_config import Checkpoint, JobConfig, LrScheduler, Optimizer, Training, Validation
+from titan_pt.run.deadline import Deadline, PlannedSchedule
 
 HOUR = 3600.0
 
@@ -100,7 +100,7 @@ SCENARIOS = [
     Scenario(
         "killed, back on half the machines", lambda now: 2.7 if now < 40 * HOUR else 5.4, kills={40 * HOUR: 600.0}
     ),
-    Scenario("a budget that is done before", max_steps=50_000),
+    Scenario("a length that is reached before", max_steps=50_000),
     Scenario("1 hour, 8 s a step", lambda _: 8.0, max_hours=1.0),
     Scenario("24 hours, 5 min a step (grpo)", lambda _: 300.0, max_hours=24.0, noise=0.3),
 ]

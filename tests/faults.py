@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Section
-from titan_pt.outcome import GaveUp
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Validator
+from titan_pt.config.schema.job_config import Section
+from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.run.exit_codes import GaveUp
+from titan_pt.run.signals import stop_requested
 from titan_pt.trainers import pretrain
 
 
@@ -39,19 +39,19 @@ class Fault(Section):
     """In the second micro-batch of a validation, not of a step."""
 
 
-def build_step(parts: StepParts) -> Step:
-    fault: Fault = parts.config.fault  # type: ignore[attr-defined]
+def build_step(context: TrainContext) -> Step:
+    fault: Fault = context.config.fault  # type: ignore[attr-defined]
     now = {"step": 0, "calls": 0}
 
     def before_micro_batch() -> None:
         now["calls"] += 1
-        if now["calls"] == 2 and not fault.during_validation and is_here(fault, parts, now["step"]):
+        if now["calls"] == 2 and not fault.during_validation and is_here(fault, context, now["step"]):
             happen(fault)
-        parts.raise_if_preempted()
+        context.raise_if_preempted()
 
-    inner = pretrain.build_step(dataclasses.replace(parts, raise_if_preempted=before_micro_batch))
+    inner = pretrain.build_step(dataclasses.replace(context, raise_if_preempted=before_micro_batch))
     if fault.kind.startswith("nan_"):
-        poison(parts.model, fault.kind, lambda: is_here(fault, parts, now["step"]))
+        poison(context.model, fault.kind, lambda: is_here(fault, context, now["step"]))
 
     def step(state: TrainState) -> StepMetrics | None:
         now["step"], now["calls"] = state.step + 1, 0
@@ -60,17 +60,17 @@ def build_step(parts: StepParts) -> Step:
     return step
 
 
-def build_validator(parts: StepParts, step: Step) -> Validator | None:
-    fault: Fault = parts.config.fault  # type: ignore[attr-defined]
+def build_validator(context: TrainContext, step: Step) -> Validator | None:
+    fault: Fault = context.config.fault  # type: ignore[attr-defined]
     now = {"validation": 0, "calls": 0}
 
     def before_micro_batch() -> None:
         now["calls"] += 1
-        if now["calls"] == 2 and fault.during_validation and is_here(fault, parts, now["validation"]):
+        if now["calls"] == 2 and fault.during_validation and is_here(fault, context, now["validation"]):
             happen(fault)
-        parts.raise_if_preempted()
+        context.raise_if_preempted()
 
-    inner = pretrain.SPEC.build_validator(dataclasses.replace(parts, raise_if_preempted=before_micro_batch), step)
+    inner = pretrain.SPEC.build_validator(dataclasses.replace(context, raise_if_preempted=before_micro_batch), step)
     if inner is None:
         return None
 
@@ -81,8 +81,8 @@ def build_validator(parts: StepParts, step: Step) -> Validator | None:
     return validate
 
 
-def is_here(fault: Fault, parts: StepParts, step: int) -> bool:
-    return step in fault.steps and fault.rank in (-1, parts.world.rank)
+def is_here(fault: Fault, context: TrainContext, step: int) -> bool:
+    return step in fault.steps and fault.rank in (-1, context.world.rank)
 
 
 def happen(fault: Fault) -> None:

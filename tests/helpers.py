@@ -16,8 +16,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from titan_pt.components import preemption
-from titan_pt.components.checkpoint_reader import SafeReader, TensorOnlyPlanner
+from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
+from titan_pt.run import signals as preemption
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -76,7 +76,7 @@ def write_faulty(folder: Path, fault: dict[str, Any], **tables: dict[str, Any]) 
 
 def train_here(config: Path, *flags: str) -> int:
     """`python -m titan_pt.train` in this process, one rank; its signal handlers and log are taken away again."""
-    from titan_pt.components.preemption import install_handlers
+    from titan_pt.run.signals import install_handlers
     from titan_pt.train import main
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}

@@ -6,7 +6,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.generation.engine import register_engine
 from titan_pt.generation.native import build_native_engine
 from titan_pt.tasks.rewards import Sample, register_reward

@@ -3,7 +3,7 @@
 import os
 import time
 
-from titan_pt.data.sources import register_source
+from titan_pt.data.sources.registry import register_source
 
 
 class Slow:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.tasks.problems import normalised
 from titan_pt.tasks.task import Problem, Problems, Task, open_task
 

@@ -12,13 +12,13 @@ from helpers import ROOT, losses, run, write_toml
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.launch import count_workers, pick, tell_who_hosts
-from titan_pt.outcome import EXIT_CODES_VARIABLE, read_exit_codes, record_exit_code
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, read_exit_codes, record_exit_code
 
 # Saves for a second after the first signal, whatever comes after it.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from titan_pt.outcome import record_exit_code
+from titan_pt.run.exit_codes import record_exit_code
 
 signals = []
 for number in (signal.SIGTERM, signal.SIGINT):

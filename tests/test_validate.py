@@ -11,16 +11,16 @@ import torch
 from data_helpers import Texts, ThreadWorld, corpus, on_ranks, texts
 
 from titan_pt.components.tokenizer import ByteTokenizer
-from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Data, JobConfig, Source, Training, Validation
-from titan_pt.data.batch import IGNORED, MicroBatch, collate
-from titan_pt.data.corpus import MixtureSource
-from titan_pt.data.loader import DataLoader
-from titan_pt.data.stream import Stream, padding_row
+from titan_pt.config.run_size import plan_run_size
+from titan_pt.config.schema.job_config import Data, JobConfig, Source, Training, Validation
+from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
+from titan_pt.data.stream.loader import DataLoader
+from titan_pt.data.stream.mixture import MixtureSource
+from titan_pt.data.stream.stream import Stream, padding_row
 from titan_pt.distributed.world import World
-from titan_pt.evaluation.validation import LossValidator, build_validator, validation_rows
 from titan_pt.models.transformer import Transformer, TransformerArgs
+from titan_pt.validate import LossValidator, build_validator, validation_rows
 
 DOCUMENTS = texts(*[20 + 7 * (i % 13) for i in range(120)])
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 48}
@@ -41,16 +41,16 @@ def parts(
     training = Training(seq_len=24, local_batch_size=2, global_batch_size=2 * world.size, document_mask=True)
     data = Data(cache_dir=str(cache) if cache else None)
     config = JobConfig(training=training, data=data, validation=options or validation())
-    budget = plan_budget(config, world.size)
+    run_size = plan_run_size(config, world.size)
     mixture = documents or [MixtureSource("a", DOCUMENTS, 1.0)]
     fraction = 0.0 if config.validation.sources else config.validation.holdout_fraction
-    loader = DataLoader(corpus(*mixture, holdout_fraction=fraction, seed=config.debug.seed), budget, world, config)
+    loader = DataLoader(corpus(*mixture, holdout_fraction=fraction, seed=config.debug.seed), run_size, world, config)
     model = Transformer(TransformerArgs(**SMALL, vocab_size=320), document_mask=True)
     model.init_weights(seed=3)
     return SimpleNamespace(
         config=config,
         world=world,
-        budget=budget,
+        run_size=run_size,
         tokenizer=ByteTokenizer(),
         model=model,
         dataloader=loader,
@@ -157,7 +157,7 @@ def test_steps_limit_the_rows_and_keep_the_mixture() -> None:
     ]
     made = parts(documents=sources, options=validation(steps=20, holdout_fraction=0.5))
     rows = validation_rows(made)
-    assert len(rows) == 20 * made.budget.rows
+    assert len(rows) == 20 * made.run_size.rows
     counts = Counter(int(row.sources[0]) for row in rows)
     assert counts[0] / len(rows) == pytest.approx(0.75, abs=0.05)
     every = validation_rows(parts(documents=sources, options=validation(steps=-1, holdout_fraction=0.5)))

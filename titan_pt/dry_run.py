@@ -3,14 +3,14 @@
 import os
 
 from titan_pt.components.flops import FORMULA
-from titan_pt.components.hardware import GIB
-from titan_pt.components.log import logger
 from titan_pt.components.lr_scheduler import warmup_steps
-from titan_pt.config.checks import model_args, tokenizer_size
-from titan_pt.config.job_config import JobConfig
-from titan_pt.distributed.fake import fake_size
+from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.dry_run_world import dry_run_size
+from titan_pt.planner.accelerators import GIB
 from titan_pt.planner.trace import Traced, trace
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.run.log import logger
 
 
 def dry_run(config: JobConfig) -> None:
@@ -22,7 +22,7 @@ def dry_run(config: JobConfig) -> None:
     """
     if os.environ.get("RANK", "0") != "0":  # plain torchrun started several processes: one plays all ranks
         return
-    ranks = fake_size()
+    ranks = dry_run_size()
     logger.info(
         f"Dry run of {ranks:,} ranks in this process: no data, tokenizer or weights are opened, nothing written"
     )
@@ -35,7 +35,7 @@ def dry_run(config: JobConfig) -> None:
 
 def report(config: JobConfig, ranks: int, traced: Traced) -> list[str]:
     """What the dry run proved."""
-    budget, training = traced.budget, config.training
+    run_size, training = traced.run_size, config.training
     spec = get_model_spec(config.model.name)
     flops = spec.flops_per_token(model_args(config, spec, tokenizer_size(config)), training.seq_len)
     parts = ", ".join(f"{kind.replace('_', ' ')} {shown(size)}" for kind, size in traced.memory.items() if size)
@@ -45,7 +45,7 @@ def report(config: JobConfig, ranks: int, traced: Traced) -> list[str]:
         f"Ranks: {ranks:,}, mesh {traced.mesh}",
         f"Model {name}: {traced.num_parameters:,} parameters, {flops:.3g} FLOPs a token ({FORMULA})",
         f"Batch: {traced.batch}",
-        f"Run: {budget.steps:,} steps, warm-up {warmup_steps(config, budget.steps):,}",
+        f"Run: {run_size.steps:,} steps, warm-up {warmup_steps(config, run_size.steps):,}",
         f"Memory of a rank at the peak of a step: {shown(traced.peak_bytes)} as on CUDA, without its context "
         f"and what the allocator wastes ({parts}{sampling})",
         f"Dry run is done: one micro-batch and the update of trainer {config.job.trainer} ran on rank 0 of {ranks:,} "

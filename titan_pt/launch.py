@@ -1,8 +1,8 @@
 """torchrun that keeps its children's exit codes: `python -m titan_pt.launch [torchrun options] -m titan_pt.train ...`.
 
 torchrun's own options and engine. Bare torchrun turns every non-zero exit code into 1; here the caller (a shell, a
-Kubernetes Job, Slurm) reads the codes of `titan_pt.outcome`. Processes per node: `--nproc_per_node`, else NGPU, else
-the number of accelerators, else 1.
+Kubernetes Job, Slurm) reads the codes of `titan_pt.run.exit_codes`. Processes per node: `--nproc_per_node`, else NGPU,
+else the number of accelerators, else 1.
 """
 
 import logging
@@ -19,7 +19,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
-from titan_pt.outcome import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
 
 
 def main(argv: list[str] | None = None) -> int:

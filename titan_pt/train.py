@@ -10,15 +10,15 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from titan_pt.components.log import init_logging, logger, print_once, quiet_libraries, terminal_colors
-from titan_pt.components.preemption import ignore_signals, install_handlers
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
-from titan_pt.outcome import START_VARIABLE, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.run.log import init_logging, logger, print_once, quiet_libraries, terminal_colors
+from titan_pt.run.signals import ignore_signals, install_handlers
 
 if TYPE_CHECKING:
-    from titan_pt.protocols.step import StepParts
+    from titan_pt.protocols.context import TrainContext
     from titan_pt.protocols.trainer_spec import TrainerSpec
     from titan_pt.trainer import Trainer
 
@@ -75,15 +75,15 @@ def run(config: JobConfig, started: float) -> ExitCode:
         started: when this attempt began, a Unix time.
     """
     if config.comm.mode == "fake_backend":
-        return rehearse(config)
-    from titan_pt.components.startup import write_config
+        return dry_run_here(config)
+    from titan_pt.run.run_folder import write_config
 
     trainer, first_step = None, 0
     try:
         trainer = build_trainer(config, started)
         trainer.load()
         first_step = trainer.state.step
-        if trainer.parts.world.is_main:  # only now: the config of a refused resume must not replace the run's own
+        if trainer.context.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
         trainer.train()
         code = ExitCode.DONE
@@ -98,7 +98,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     return code
 
 
-def rehearse(config: JobConfig) -> ExitCode:
+def dry_run_here(config: JobConfig) -> ExitCode:
     """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
     from titan_pt.dry_run import dry_run
 
@@ -117,7 +117,7 @@ def _stopped(config: JobConfig, trainer: "Trainer | None", error: Preempted, fir
         GaveUp: several starts in a row finished no step.
         Stalled: there is no data, and no checkpoint.
     """
-    from titan_pt.components.startup import has_steps
+    from titan_pt.run.run_folder import has_steps
 
     why = str(error) or "Stopped by a signal"
     began = trainer is not None and trainer.state.step > 0
@@ -138,13 +138,13 @@ def _give_up_without_progress(config: JobConfig, trainer: "Trainer | None", why:
 
     On all ranks, but for a start that has not met the others yet: then on the main one, whose code the launcher takes.
     """
-    from titan_pt.components.attempts import count_start
-    from titan_pt.components.startup import run_folder
+    from titan_pt.run.idle_starts import count_start
+    from titan_pt.run.run_folder import run_folder
 
     last_step = trainer.state.step if trainer else first_step
     count = functools.partial(count_start, run_folder(config), why, first_step=first_step, last_step=last_step)
     is_main = os.environ.get("RANK", "0") == "0"
-    reason = trainer.parts.world.on_main(count) if trainer else (count() if is_main else None)
+    reason = trainer.context.world.on_main(count) if trainer else (count() if is_main else None)
     if reason:
         _close(trainer, wait=trainer is not None or _is_alone())
         raise GaveUp(reason)
@@ -172,30 +172,30 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
     """
     import torch
 
+    from titan_pt.components.checkpoint.compatibility import run_identity
     from titan_pt.components.flops import peak_flops
-    from titan_pt.components.identity import run_identity
-    from titan_pt.components.startup import describe, run_folder
-    from titan_pt.config.checks import model_args
+    from titan_pt.config.resolve.checks import model_args
     from titan_pt.protocols.model_spec import get_model_spec
     from titan_pt.protocols.trainer_spec import get_trainer_spec
+    from titan_pt.run.run_folder import describe, run_folder
     from titan_pt.trainer import Trainer
 
     spec, model_spec = get_trainer_spec(config.job.trainer), get_model_spec(config.model.name)
-    parts = build_parts(config, spec)
-    world = parts.world
-    args = model_args(config, model_spec, parts.tokenizer.vocab_size)
+    context = build_context(config, spec)
+    world = context.world
+    args = model_args(config, model_spec, context.tokenizer.vocab_size)
     flops_per_token = model_spec.flops_per_token(args, config.training.seq_len)
     peak = peak_flops(world.device, getattr(torch, config.training.mixed_precision_param))
-    describe(parts, args, peak, terminal_colors(config.metrics.disable_color_printing))
+    describe(context, args, peak, terminal_colors(config.metrics.disable_color_printing))
     if spec.describe:
-        spec.describe(parts, flops_per_token, peak)
-    step = spec.build_step(parts)
+        spec.describe(context, flops_per_token, peak)
+    step = spec.build_step(context)
     return Trainer(
-        parts,
+        context,
         step,
-        spec.build_validator(parts, step),
+        spec.build_validator(context, step),
         run_folder=run_folder(config),
-        identity=run_identity(config, args, parts.tokenizer),
+        identity=run_identity(config, args, context.tokenizer),
         flops_per_token=flops_per_token,
         flops_per_second=peak * world.size if peak else None,
         validates_first=spec.validates_first,
@@ -203,18 +203,18 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
     )
 
 
-def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
+def build_context(config: JobConfig, spec: "TrainerSpec") -> "TrainContext":
     """What the step function is given: checked on this rank alone, then built together with the others."""
-    from titan_pt.components.parts import build_step_parts
-    from titan_pt.components.preemption import raise_if_preempted
-    from titan_pt.components.startup import prepare_run_folder, set_determinism
-    from titan_pt.data.sources import check_sources
+    from titan_pt.components.parts import build_train_context
+    from titan_pt.data.sources.registry import check_sources
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
+    from titan_pt.run.run_folder import prepare_run_folder, set_determinism
+    from titan_pt.run.signals import raise_if_preempted
 
     # What can be wrong without other ranks is checked before there are any.
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
-    budget = spec.plan_budget(config, world_size())
+    run_size = spec.plan_run_size(config, world_size())
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)
@@ -223,14 +223,14 @@ def build_parts(config: JobConfig, spec: "TrainerSpec") -> "StepParts":
     world = start_world(config, run_folder)
     model = spec.parallelize(model, config, world)
     materialize(model, config, world)
-    dataloader = spec.build_dataloader(config, tokenizer, world, budget)
-    if spec.size_budget:
-        budget = spec.size_budget(config, world, budget, dataloader)
-    return build_step_parts(
+    dataloader = spec.build_dataloader(config, tokenizer, world, run_size)
+    if spec.adjust_run_size:
+        run_size = spec.adjust_run_size(config, world, run_size, dataloader)
+    return build_train_context(
         spec,
         config,
         world,
-        budget=budget,
+        run_size=run_size,
         tokenizer=tokenizer,
         model=model,
         dataloader=dataloader,

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from titan_pt.components.checkpoint import Checkpointer, CheckpointError
-from titan_pt.components.checkpoint_steps import find_initial
-from titan_pt.components.hf_running import export_running
-from titan_pt.components.preemption import protect_progress
+from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
+from titan_pt.components.checkpoint.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
+from titan_pt.components.checkpoint.steps import find_initial
 from titan_pt.components.profiling import Profiler
-from titan_pt.components.records import Interval, Records
-from titan_pt.components.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
-from titan_pt.components.startup import lock_run_folder
-from titan_pt.components.timekeeper import Timekeeper
+from titan_pt.components.records import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
-from titan_pt.outcome import GaveUp, GaveUpTogether, Preempted
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Validator
+from titan_pt.hf.export_running import export_running
+from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
+from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
+from titan_pt.run.run_folder import lock_run_folder
+from titan_pt.run.signals import protect_progress
+from titan_pt.run.timekeeper import Timekeeper
 
 logger = logging.getLogger("titan_pt")
 
@@ -29,7 +29,7 @@ class Trainer:
     """Runs a step function from the state it finds in the run folder to the last step.
 
     Args:
-        parts: what train.py built.
+        context: what train.py built.
         identity: what a checkpoint must share with this run to be resumed.
         flops_per_second: peak of all ranks together, for the MFU; None where unknown.
         flops_per_token: of training.
@@ -39,7 +39,7 @@ class Trainer:
 
     def __init__(
         self,
-        parts: StepParts,
+        context: TrainContext,
         step: Step,
         validator: Validator | None,
         *,
@@ -50,17 +50,21 @@ class Trainer:
         validates_first: bool = False,
         started: float,
     ) -> None:
-        self.parts, self._step, self._validator = parts, step, validator
+        self.context, self._step, self._validator = context, step, validator
         self._identity = dict(identity)
         self._run_folder, self._validates_first = run_folder, validates_first
         self.state = TrainState()
-        options = parts.config.checkpoint
-        self._checkpointer = Checkpointer(run_folder / options.folder, options, parts.world) if options.enable else None
+        options = context.config.checkpoint
+        self._checkpointer = (
+            Checkpointer(run_folder / options.folder, options, context.world) if options.enable else None
+        )
         # Without checkpoints each start is another run.
-        self._time = Timekeeper(parts, run_folder if options.enable else None, started)
-        self._garbage = GarbageCollection(parts.config.training)
-        self._profiler = Profiler(parts.config.profiling, run_folder, parts.world)
-        self._records = Records(parts, run_folder, flops_per_second=flops_per_second, flops_per_token=flops_per_token)
+        self._time = Timekeeper(context, run_folder if options.enable else None, started)
+        self._garbage = GarbageCollection(context.config.training)
+        self._profiler = Profiler(context.config.profiling, run_folder, context.world)
+        self._records = MetricRows(
+            context, run_folder, flops_per_second=flops_per_second, flops_per_token=flops_per_token
+        )
         self._lock: IO[str] | None = None
         self._warm = False
 
@@ -73,24 +77,24 @@ class Trainer:
             ConfigError: the checkpoint is damaged, missing, or of another run.
             RuntimeError: another run is in the run folder.
         """
-        parts = self.parts
-        if parts.world.is_main:
+        context = self.context
+        if context.world.is_main:
             self._lock = lock_run_folder(self._run_folder)
         if self._checkpointer:
             self._checkpointer.remove_leftovers()
-        initial_path = parts.config.checkpoint.initial_load_path
+        initial_path = context.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         planned: Mapping[str, Any] | None = None
         if self._checkpointer and found is not None:
-            resumed = load_run(parts, self._step, found, self._identity)
+            resumed = load_run(context, self._step, found, self._identity)
             self.state, planned = resumed.state, resumed.deadline
             self._records.row, self._records.owed = resumed.owed_row or {}, resumed.owed_row is not None
             self._checkpointer.last_step = self.state.step
             protect_progress()
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
-            initial = parts.world.on_main(lambda: find_initial(initial_path))
-            load_weights(parts, initial, self._identity)
+            initial = context.world.on_main(lambda: find_initial(initial_path))
+            load_weights(context, initial, self._identity)
             logger.info(f"Starting weights from {initial}")
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
@@ -127,13 +131,13 @@ class Trainer:
                         self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
         except Preempted:
-            self.parts.optimizer.zero_grad(set_to_none=True)  # the unfinished step
+            self.context.optimizer.zero_grad(set_to_none=True)  # the unfinished step
             if not self._time.is_over():
                 self._save_finished()
                 raise
             logger.warning("The deadline came before the planned last step, whose learning rate is the lowest")
             self._finish_early(
-                f"training.max_hours = {self.parts.config.training.max_hours:g}: over", "give the run more time"
+                f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
             )
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._time.end()}")
 
@@ -147,7 +151,7 @@ class Trainer:
         if self._checkpointer and wait:
             self._checkpointer.close()
         if wait:
-            self.parts.dataloader.close()
+            self.context.dataloader.close()
         self._records.close()
         if self._lock:
             self._lock.close()
@@ -155,8 +159,8 @@ class Trainer:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _one_step(self) -> StepMetrics | None:
-        state, config = self.state, self.parts.config
-        self.parts.raise_if_preempted()
+        state, config = self.state, self.context.config
+        self.context.raise_if_preempted()
         self._time.plan(state.step)
         try:
             metrics = self._step(state)
@@ -181,7 +185,7 @@ class Trainer:
             self._warm = True
             protect_progress()
             self._time.keep_start()
-            tighten_timeouts(self.parts.world, config.comm.train_timeout_seconds)
+            tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         self._profiler.step()
         return metrics
@@ -211,7 +215,7 @@ class Trainer:
         self._give_up_after_too_many()
 
     def _give_up_after_too_many(self) -> None:
-        limit, skipped = self.parts.config.training.max_skipped_steps, self.state.skipped_steps
+        limit, skipped = self.context.config.training.max_skipped_steps, self.state.skipped_steps
         if skipped > limit:
             if self._checkpointer:
                 self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
@@ -227,7 +231,7 @@ class Trainer:
         records.owed = True
         if validate and self._validator:
             # Patient: the first one compiles, and ranks may evaluate at their own pace.
-            with self._pause("validation"), self.parts.world.patient():
+            with self._pause("validation"), self.context.world.patient():
                 records.row |= self._validator()
         records.validated = validate
         records.write(self._time.total_steps)
@@ -247,20 +251,20 @@ class Trainer:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _saves(self, last: bool) -> bool:
-        options = self.parts.config.checkpoint
+        options = self.context.config.checkpoint
         if self._checkpointer is None or options.load_only:
             return False
         # A run with a deadline has to know early how long a save takes.
-        early = options.enable_first_step_checkpoint or self.parts.config.training.max_hours is not None
+        early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
         first = early and self.state.step == 1
         return last or first or self.state.step % options.interval == 0
 
     def _export(self, last: bool) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
-        interval = self.parts.config.checkpoint.export_hf_interval
+        interval = self.context.config.checkpoint.export_hf_interval
         if interval and (last or self.state.step % interval == 0):
             with self._pause("export"):
-                export_running(self.parts, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
+                export_running(self.context, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
@@ -275,13 +279,13 @@ class Trainer:
             self._give_up_after_too_many()
             owed_row = self._records.row if self._records.owed else None
             resumed = Resumed(self.state, owed_row, self._time.state_dict())
-            documents = run_documents(self.parts, self._step, self._identity, resumed)
+            documents = run_documents(self.context, self._step, self._identity, resumed)
             try:
-                self._checkpointer.save(self.state.step, run_tensors(self.parts, self._step), documents)
+                self._checkpointer.save(self.state.step, run_tensors(self.context, self._step), documents)
                 if required:
                     self._checkpointer.wait()
             except CheckpointError as error:
                 if required:
                     raise
-                if self.parts.world.is_main:
+                if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")

@@ -13,8 +13,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from titan_pt.config.job_config import Section
-from titan_pt.data.sources import register_source
+from titan_pt.config.schema.job_config import Section
+from titan_pt.data.sources.registry import register_source
 from titan_pt.distributed.fsdp import shard
 from titan_pt.distributed.init import fill_keyed
 from titan_pt.protocols.model_spec import ModelSpec, register_model_spec
@@ -60,10 +60,10 @@ class Scaled(Section):
     """Multiplies the learning rate."""
 
 
-def build_step(parts):
-    schedule = parts.schedule
-    scale = parts.config.scaled.lr_scale
-    inner = pretrain.build_step(dataclasses.replace(parts, schedule=lambda step: scale * schedule(step)))
+def build_step(context):
+    schedule = context.schedule
+    scale = context.config.scaled.lr_scale
+    inner = pretrain.build_step(dataclasses.replace(context, schedule=lambda step: scale * schedule(step)))
 
     def step(state):
         metrics = inner(state)

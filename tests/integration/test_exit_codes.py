@@ -81,7 +81,7 @@ HANGING_SAVE = """
 import time
 import faults
 from titan_pt.components import checkpoint
-from titan_pt.components.preemption import stop_requested
+from titan_pt.run.signals import stop_requested
 
 write = checkpoint.Checkpointer._write_tensors
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from helpers import assert_same_step, command, losses, read_rows, train, train_here, write_faulty, write_toml
 
-from titan_pt.components.checkpoint_steps import find_step
-from titan_pt.outcome import Preempted
+from titan_pt.components.checkpoint.steps import find_step
+from titan_pt.run.exit_codes import Preempted
 
 TABLES: dict[str, Any] = {
     "checkpoint": {"interval": 100},
@@ -109,7 +109,7 @@ def stopped(*_args: Any) -> None:
 def test_a_save_that_fails_on_leaving_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from titan_pt.components import checkpoint
+    from titan_pt.components.checkpoint.checkpointer import checkpointer as checkpoint
 
     def full(*_arguments: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -39,12 +39,12 @@ from titan_pt.config.manager import load_config
 from titan_pt.distributed.world import stop_world
 from titan_pt.train import build_trainer
 
-parts = build_trainer(load_config(sys.argv[1:])).parts
+context = build_trainer(load_config(sys.argv[1:])).context
 hashes = {}
-for name, tensor in parts.model.state_dict().items():
+for name, tensor in context.model.state_dict().items():
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     hashes[name] = hashlib.sha256(full.contiguous().numpy().tobytes()).hexdigest()
-if parts.world.is_main:
+if context.world.is_main:
     print(json.dumps(hashes, sort_keys=True))
 stop_world()
 """

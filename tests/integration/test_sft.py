@@ -10,8 +10,8 @@ import tomli_w
 from helpers import TINY, assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
 from hf_helpers import export_here, load_reference, read_weights, write_model
 
-from titan_pt.components.model_source import open_model_source
 from titan_pt.config import load_config
+from titan_pt.hf.model_source import open_model_source
 
 SFT: dict[str, Any] = {
     "training": {"steps": 6, "local_batch_size": 2, "global_batch_size": 4},

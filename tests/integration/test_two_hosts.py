@@ -18,7 +18,7 @@ import pytest
 from helpers import ROOT, losses, train, write_toml
 from pod_helpers import Pod, containers, job_spec, pod_spec
 
-from titan_pt.outcome import ExitCode
+from titan_pt.run.exit_codes import ExitCode
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")]
 

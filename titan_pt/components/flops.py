@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from titan_pt.components.hardware import named_device
+from titan_pt.planner.accelerators import named_device
 
 FORMULA = "6 N + 12 layers heads head_dim seq_len per token, tied output layer counted once, attention not halved"
 

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig
 
 logger = logging.getLogger("titan_pt")
 

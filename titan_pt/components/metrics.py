@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from titan_pt.components.log import terminal_colors
-from titan_pt.config.job_config import Metrics
+from titan_pt.config.schema.job_config import Metrics
+from titan_pt.run.log import terminal_colors
 
 logger = logging.getLogger("titan_pt")
 

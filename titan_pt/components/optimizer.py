@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from titan_pt.config.job_config import Compile, JobConfig
+from titan_pt.config.schema.job_config import Compile, JobConfig
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 
@@ -25,7 +25,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if options.name == "AdamW8bit":
-        from titan_pt.components.adamw8bit import ShardedAdamW8bit
+        from titan_pt.optimizers.adamw8bit import ShardedAdamW8bit
 
         device = next(model.parameters()).device
         check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
@@ -91,7 +91,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return
-    from titan_pt.components.adamw8bit import state_tensors
+    from titan_pt.optimizers.adamw8bit import state_tensors
 
     for key, value in values.items():
         yield from state_tensors(parameter, key, value)

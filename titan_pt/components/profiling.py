@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from titan_pt.config.job_config import Profiling
+from titan_pt.config.schema.job_config import Profiling
 from titan_pt.distributed.world import World
 
 logger = logging.getLogger("titan_pt")

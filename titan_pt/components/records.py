@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from titan_pt.components.metrics import MetricsWriter, memory_gib
-from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
+from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 
 logger = logging.getLogger("titan_pt")
 
@@ -37,7 +37,7 @@ class Interval:
         self.unread.append((step, metrics))
 
 
-class Records:
+class MetricRows:
     """The rows of metrics.jsonl, TensorBoard and the console, over all restarts.
 
     Args:
@@ -46,9 +46,9 @@ class Records:
     """
 
     def __init__(
-        self, parts: StepParts, run_folder: Path, *, flops_per_second: float | None, flops_per_token: float
+        self, context: TrainContext, run_folder: Path, *, flops_per_second: float | None, flops_per_token: float
     ) -> None:
-        self._parts, self._run_folder = parts, run_folder
+        self._context, self._run_folder = context, run_folder
         self._flops_per_second, self._flops_per_token = flops_per_second, flops_per_token
         self._writer: MetricsWriter | None = None
         self.interval = Interval()
@@ -59,9 +59,9 @@ class Records:
     def open(self, last_step: int) -> None:
         """Rank 0 writes from the step after this one on; what was written about later steps is dropped."""
         self.close()
-        if self._parts.world.is_main:
-            options = self._parts.config.metrics
-            self._writer = MetricsWriter(self._run_folder, options, last_step, self._parts.world.size)
+        if self._context.world.is_main:
+            options = self._context.config.metrics
+            self._writer = MetricsWriter(self._run_folder, options, last_step, self._context.world.size)
 
     def close(self) -> None:
         """Flush and close."""
@@ -100,7 +100,7 @@ class Records:
             "mfu": self._mfu(tokens_per_second),
             "step_seconds": seconds / interval.num_steps,
             "data_seconds": interval.data_seconds / interval.num_steps,
-            "memory_gib": memory_gib(self._parts.world.device),
+            "memory_gib": memory_gib(self._context.world.device),
             "skipped_steps": state.skipped_steps,
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
             **self._extras(metrics),
@@ -130,7 +130,7 @@ class Records:
         """The step's own values, and each source's tokens and passes over all ranks; NaN means there was none."""
         values = {key: float(value) for key, value in metrics.extra.items()}
         values = {key: value for key, value in values.items() if value == value}
-        for progress in self._parts.world.gather(self._parts.dataloader.progress()):
+        for progress in self._context.world.gather(self._context.dataloader.progress()):
             for name, (tokens, epochs) in progress.items():
                 values[f"source/{name}/tokens"] = values.get(f"source/{name}/tokens", 0) + tokens
                 values[f"source/{name}/epochs"] = values.get(f"source/{name}/epochs", 0.0) + epochs

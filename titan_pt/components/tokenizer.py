@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from titan_pt.config.checks import BUILTIN_TOKENIZER_SIZES
 from titan_pt.config.errors import ConfigError, nearest, shown
-from titan_pt.config.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
+from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
 
 if TYPE_CHECKING:
     import tiktoken

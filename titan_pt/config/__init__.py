@@ -1,7 +1,7 @@
 """Typed configuration: `JobConfig` and `load_config`."""
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig, Section
+from titan_pt.config.schema.job_config import JobConfig, Section
 
 
 def load_config(argv: list[str] | None = None) -> JobConfig:

@@ -18,13 +18,13 @@ import tomli_w
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config import command_line
-from titan_pt.config.checks import DERIVED_ARGS, Problem, cross_check
 from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
-from titan_pt.config.foreign import MODELS, drop_foreign
-from titan_pt.config.job_config import Experimental, Job, JobConfig, Model, Section
-from titan_pt.config.layers import Layer, Merged, merge, read_layers
-from titan_pt.config.validate import validate
+from titan_pt.config.resolve import flags as command_line
+from titan_pt.config.resolve.checks import DERIVED_ARGS, Problem, cross_check
+from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
+from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
+from titan_pt.config.resolve.validate import validate
+from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_names, trainer_options
 

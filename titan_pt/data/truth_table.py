@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.data.corpus import Corpus, MixtureSource
-from titan_pt.data.prepared import PreparedDocuments
-from titan_pt.data.sources import sample_numbers
+from titan_pt.data.sources.prepared import PreparedDocuments
+from titan_pt.data.sources.registry import sample_numbers
+from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
 
 # Beyond this many passes over the same text a language model learns little that is new (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
@@ -38,7 +38,7 @@ class SourceBudget:
         return self.wished_tokens / self.tokens_per_epoch
 
 
-def plan_mixture(corpus: Corpus, tokens: int) -> list[SourceBudget]:
+def plan_mixture(corpus: TokenizedMixture, tokens: int) -> list[SourceBudget]:
     """Share out the tokens of a run: by weight, and what a capped source cannot give goes to the others."""
     sizes = [_tokens_per_epoch(corpus, source) for source in corpus.sources]
     caps = [
@@ -114,7 +114,7 @@ def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
     return found
 
 
-def _tokens_per_epoch(corpus: Corpus, source: MixtureSource) -> float:
+def _tokens_per_epoch(corpus: TokenizedMixture, source: MixtureSource) -> float:
     if isinstance(source.documents, PreparedDocuments):
         return float(source.documents.num_tokens)
     numbers = sample_numbers(source.documents, _SAMPLE)

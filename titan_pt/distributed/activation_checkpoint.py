@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from titan_pt.config.job_config import ActivationCheckpoint
+from titan_pt.config.schema.job_config import ActivationCheckpoint
 
 aten = torch.ops.aten
 # Costly to compute again and small next to what is recomputed from them (norms, rotations, SiLU times up).

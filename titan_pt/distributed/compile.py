@@ -8,7 +8,7 @@ import torch._inductor.config
 from torch import nn
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Compile
+from titan_pt.config.schema.job_config import Compile
 
 
 def compile_blocks(blocks: nn.ModuleList, config: Compile, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.world import World
 
 logger = logging.getLogger("titan_pt")

@@ -5,7 +5,7 @@ import logging
 import time
 from types import TracebackType
 
-from titan_pt.config.job_config import Training
+from titan_pt.config.schema.job_config import Training
 
 logger = logging.getLogger("titan_pt")
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import Comm, JobConfig
-from titan_pt.outcome import Preempted, Stalled
+from titan_pt.config.schema.job_config import Comm, JobConfig
+from titan_pt.run.exit_codes import Preempted, Stalled
 
 T = TypeVar("T")
 

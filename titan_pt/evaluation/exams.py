@@ -4,17 +4,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from titan_pt.components.chat import encode_with_special_tokens, stop_ids
-from titan_pt.components.preemption import stop_requested
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo
-from titan_pt.config.job_config import ValidationTask
+from titan_pt.config.schema.grpo import Grpo
+from titan_pt.config.schema.job_config import ValidationTask
 from titan_pt.evaluation.suite import ExamTask, Suite, build_suite, open_exam
 from titan_pt.generation.engine import GenerationStopped
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
-from titan_pt.protocols.step import StepParts, Validator
-from titan_pt.tasks.rollouts import Sampler
+from titan_pt.hf.chat import encode_with_special_tokens, stop_ids
+from titan_pt.protocols.context import TrainContext, Validator
+from titan_pt.run.signals import stop_requested
+from titan_pt.tasks.rollouts import RolloutSampler
 
 logger = logging.getLogger("titan_pt")
 
@@ -27,7 +27,7 @@ class Exams:
     """
 
     inner: Validator
-    parts: StepParts
+    context: TrainContext
     engine: NativeEngine
     suite: Suite
     texts: dict[str, str] = field(default_factory=dict)
@@ -35,67 +35,67 @@ class Exams:
 
     def __call__(self) -> dict[str, float]:
         """A collective."""
-        options = self.parts.config.validation
+        options = self.context.config.validation
         values = self.inner()
-        self.engine.sync_weights(self.parts.model)
+        self.engine.sync_weights(self.context.model)
         for t, row in enumerate(options.tasks):
             measured = self.suite(t, row.limit, row.max_new_tokens)
             values |= {f"eval/{row.name}/{name}": value for name, value in measured.values.items()}
-        if self.parts.world.is_main and options.sample_prompts:
+        if self.context.world.is_main and options.sample_prompts:
             self._sample(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
         return values
 
     def _sample(self, prompts: Sequence[str], sampling: Sampling) -> None:
         try:
-            completions = self.engine.generate([_tokens(self.parts, prompt) for prompt in prompts], sampling, 1)
+            completions = self.engine.generate([_tokens(self.context, prompt) for prompt in prompts], sampling, 1)
         except GenerationStopped:  # the next step tells all ranks
             return
-        decode = self.parts.tokenizer.decode
+        decode = self.context.tokenizer.decode
         shown = (f"{p}\n--> {decode(c.token_ids)}" for p, c in zip(prompts, completions, strict=True))
         self.texts["validation_samples"] = "\n\n".join(shown)
 
 
-def build_exams(parts: StepParts, inner: Validator) -> Exams:
+def build_exams(context: TrainContext, inner: Validator) -> Exams:
     """The validator of `[validation]` with its tasks and samples.
 
     Raises:
         ConfigError: a task's problems cannot be had, a prompt leaves no room, or the model is no transformer.
     """
-    options = parts.config.validation
-    model = unsharded_model(parts.config, parts.tokenizer, parts.world.device)
+    options = context.config.validation
+    model = unsharded_model(context.config, context.tokenizer, context.world.device)
     if model is None:
         raise ConfigError(
             'validation.tasks, sample_prompts: need model.name = "transformer", not '
-            f"{parts.config.model.name!r}; leave them out"
+            f"{context.config.model.name!r}; leave them out"
         )
     longest = model.args.max_seq_len - options.sample_tokens
     for prompt in options.sample_prompts:
-        if len(_tokens(parts, prompt)) > longest:
+        if len(_tokens(context, prompt)) > longest:
             raise ConfigError(
                 f"validation.sample_prompts: {prompt[:40]!r} and validation.sample_tokens = {options.sample_tokens} "
                 f"are more than model.max_seq_len = {model.args.max_seq_len}"
             )
-    tasks = parts.world.together(lambda: [open_exam(_asked(row), 0, "validation.tasks") for row in options.tasks])
-    engine = NativeEngine(model, stop_ids(parts.tokenizer), stop_requested=stop_requested)
-    sampler = Sampler(
+    tasks = context.world.together(lambda: [open_exam(_asked(row), 0, "validation.tasks") for row in options.tasks])
+    engine = NativeEngine(model, stop_ids(context.tokenizer), stop_requested=stop_requested)
+    sampler = RolloutSampler(
         engine,
-        parts.tokenizer,
+        context.tokenizer,
         tasks,
-        parts.world,
+        context.world,
         Grpo(),
         stop_requested=stop_requested,
-        raise_if_preempted=parts.raise_if_preempted,
+        raise_if_preempted=context.raise_if_preempted,
     )
     new_tokens = max((row.max_new_tokens for row in options.tasks), default=1)
-    suite = build_suite(tasks, sampler, model, parts.tokenizer, parts.world, new_tokens)
+    suite = build_suite(tasks, sampler, model, context.tokenizer, context.world, new_tokens)
     for row, task in zip(options.tasks, tasks, strict=True):
         logger.info(f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, answered greedily")
-    return Exams(inner, parts, engine, suite)
+    return Exams(inner, context, engine, suite)
 
 
 def _asked(row: ValidationTask) -> ExamTask:
     return ExamTask(row.name, path=row.path, level=row.level)
 
 
-def _tokens(parts: StepParts, prompt: str) -> list[int]:
-    return encode_with_special_tokens(parts.tokenizer, prompt)
+def _tokens(context: TrainContext, prompt: str) -> list[int]:
+    return encode_with_special_tokens(context.tokenizer, prompt)

@@ -7,12 +7,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
-from titan_pt.components.chat import chat_text, encode_with_special_tokens, prompt_tokens
-from titan_pt.components.hf_tokenizer import chat_template as chat_template_of
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.sampling import Sampling
+from titan_pt.hf.chat import chat_text, encode_with_special_tokens, prompt_tokens
+from titan_pt.hf.tokenizer_files import chat_template as chat_template_of
 from titan_pt.models.transformer.model import Transformer
 
 Pair = tuple[tuple[str, str], list[int], list[int]]

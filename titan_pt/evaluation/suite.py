@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import EvaluationTask, GrpoTask
+from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.permutation import permute
 from titan_pt.distributed.world import World
 from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
@@ -15,7 +15,7 @@ from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.tasks.prompts import PromptRules, held_out_prompts
-from titan_pt.tasks.rollouts import Sampler
+from titan_pt.tasks.rollouts import RolloutSampler
 from titan_pt.tasks.task import Task, open_task
 
 logger = logging.getLogger("titan_pt")
@@ -63,7 +63,7 @@ class Suite:
     """Asks tasks and measures the answers. A collective: call it on all ranks."""
 
     tasks: Sequence[Task]
-    sampler: Sampler
+    sampler: RolloutSampler
     rules: PromptRules
     model: Transformer
     """Unsharded, of the sampler's engine."""
@@ -149,7 +149,12 @@ def with_examples(task: Task, count: int) -> Task:
 
 
 def build_suite(
-    tasks: Sequence[Task], sampler: Sampler, model: Transformer, tokenizer: Tokenizer, world: World, max_new_tokens: int
+    tasks: Sequence[Task],
+    sampler: RolloutSampler,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    world: World,
+    max_new_tokens: int,
 ) -> Suite:
     """The suite whose prompts leave room for the completions.
 

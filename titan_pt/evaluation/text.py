@@ -11,8 +11,8 @@ import torch
 from titan_pt.components.loss import ChunkedCrossEntropy
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.data.batch import IGNORED
-from titan_pt.data.files import checked_text, matching_files, read_rows
+from titan_pt.data.sources.local import checked_text, matching_files, read_rows
+from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer.model import Transformer
 
 # Most tokens of one forward, padding included.

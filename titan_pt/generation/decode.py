@@ -195,7 +195,7 @@ class GraphDecoder(Decoder):
 
     A captured graph reads and writes fixed memory: the rows are kept from request to request while they are large
     enough, and new weights are copied in place. That it equals Decoder on a device is checked by the `gpu` test of
-    tests/test_grpo_decode.py.
+    tests/generation/test_decode.py.
     """
 
     span = 128  # fewer graphs

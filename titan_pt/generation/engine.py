@@ -8,8 +8,8 @@ from torch import nn
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.grpo import Rollout, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.grpo import Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.checks import model_args
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Rollout, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.resolve.checks import model_args
+from titan_pt.config.schema.grpo import Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
@@ -25,6 +24,7 @@ from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.run.signals import stop_requested
 
 # Steps between looks at the finished rows, for which the host waits for the device, and at the stop signal.
 STRIDE = 16

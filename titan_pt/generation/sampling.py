@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from titan_pt.config.grpo import Rollout, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.grpo import Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
 
 _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from titan_pt.config.builtin_sources import BUILTIN_DATASETS
-from titan_pt.config.grpo import find_section
-from titan_pt.config.job_config import JobConfig, Source
-from titan_pt.config.sft import Sft
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
+from titan_pt.config.schema.grpo import find_section
+from titan_pt.config.schema.job_config import JobConfig, Source
+from titan_pt.config.schema.sft import Sft
 from titan_pt.data.truth_table import share_out
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titan_pt.components.hardware import GIB, Accelerator
-from titan_pt.config.checks import model_args, tokenizer_size
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, Rollout, find_section, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.config.schema.grpo import Grpo, Rollout, find_section, section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
+from titan_pt.planner.accelerators import GIB, Accelerator
 from titan_pt.planner.memory import estimate, moment_bytes, needed_bytes, on_device, shape_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
@@ -106,10 +106,10 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     peak = peak_rate(config, target) * target.num_gpus
     traced = trace(config, target.num_gpus)
     rollouts = rollouts_of(config, args, target, flops_per_token)
-    tokens = traced.budget.tokens
+    tokens = traced.run_size.tokens
     if rollouts:
         options, length = section(config, Grpo), rollouts.prompt_tokens + section(config, Rollout).max_new_tokens
-        tokens = traced.budget.steps * options.prompts_per_step * section(config, Rollout).num_samples * length
+        tokens = traced.run_size.steps * options.prompts_per_step * section(config, Rollout).num_samples * length
     limit = config.training.max_hours
     paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, target.mfu}}
     if rollouts:
@@ -123,10 +123,10 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         traced=traced,
         memory=_memory(config, args, target, traced, rollouts),
         tokens=tokens,
-        steps=traced.budget.steps,
+        steps=traced.run_size.steps,
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
         pace=paces[target.mfu],
-        storage=storage(config, traced.num_parameters, traced.budget.steps),
+        storage=storage(config, traced.num_parameters, traced.run_size.steps),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
@@ -159,12 +159,12 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
     if not isinstance(args, TransformerArgs):
         return None
     offloads = config.training.enable_cpu_offload
-    budget = get_trainer_spec(config.job.trainer).plan_budget(config, num_gpus)
+    run_size = get_trainer_spec(config.job.trainer).plan_run_size(config, num_gpus)
     grpo = find_section(config, Grpo)
     if grpo is None:
-        shape = shape_of(config, args, num_gpus, accumulates=budget.accumulation_steps > 1)
+        shape = shape_of(config, args, num_gpus, accumulates=run_size.accumulation_steps > 1)
         return on_device(estimate(shape), offloads=offloads)
-    from titan_pt.trainers.grpo.trial import update_size
+    from titan_pt.trainers.grpo.dry_run import update_size
 
     size = update_size(config, num_gpus)
     # One of several micro-batches; a small step's rows may be fewer than training.local_batch_size.
@@ -215,7 +215,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parameters": plan.num_parameters,
         "parameters_without_embedding": plan.num_parameters - getattr(plan.args, "num_embedding_parameters", 0),
         "flops_per_token": plan.flops_per_token,
-        "batch": dataclasses.asdict(plan.traced.budget),
+        "batch": dataclasses.asdict(plan.traced.run_size),
         "memory": {
             "traced": dict(plan.memory.traced),
             "estimated": plan.memory.estimated and dict(plan.memory.estimated),

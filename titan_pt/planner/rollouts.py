@@ -5,14 +5,14 @@ Completions are taken at their full length, so times are upper bounds in that re
 
 from dataclasses import dataclass
 
-from titan_pt.components.hardware import Accelerator
-from titan_pt.config.grpo import Grpo, Rollout, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.generation.decode import LOGIT_ELEMENTS
 from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
+from titan_pt.planner.accelerators import Accelerator
 from titan_pt.planner.memory import ELEMENT_BYTES
-from titan_pt.trainers.grpo.trial import prompt_tokens, row_slots, sampled_rows, step_rows
+from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
 
 # Of launching one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host
 # (docs/LOG.md has none from a GPU; an estimate).

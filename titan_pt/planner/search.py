@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titan_pt.components.hardware import GIB
-from titan_pt.config.budget import divisors, global_rows, plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, find_section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.run_size import divisors, global_rows, plan_run_size
+from titan_pt.config.schema.grpo import Grpo, find_section
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.planner.accelerators import GIB
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
 
@@ -111,7 +111,7 @@ def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float)
     config = plan.config
     settings = {name: value for name, value in wanted.items() if _now(config, name) != value}
     if "training.local_batch_size" in settings and not global_rows(config) and not _is_grpo(config):
-        settings["training.global_batch_size"] = plan.traced.budget.rows  # else it would follow the local one
+        settings["training.global_batch_size"] = plan.traced.run_size.rows  # else it would follow the local one
     changed = _with(config, settings)
     try:
         kinds = estimated_kinds(changed, plan.args, target.num_gpus)
@@ -131,7 +131,7 @@ def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float)
 def _local_sizes(plan: Plan) -> list[int]:
     if _is_grpo(plan.config):
         return [2**n for n in range(9)]
-    return [size for size in divisors(plan.traced.budget.rows_per_rank) if size <= _MOST_ROWS]
+    return [size for size in divisors(plan.traced.run_size.rows_per_rank) if size <= _MOST_ROWS]
 
 
 def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:
@@ -174,7 +174,7 @@ def gpus_in_time(plan: Plan, most: int = 1024) -> int | None:
         if plan.hours * plan.target.num_gpus / count > limit:
             continue
         try:
-            plan_budget(plan.config, count)
+            plan_run_size(plan.config, count)
         except ConfigError:
             continue
         return count

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from titan_pt.config.grpo import Grpo, find_section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.grpo import Grpo, find_section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.planner.memory import moment_bytes
 
 

@@ -23,21 +23,21 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefT
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
-from titan_pt.components.parts import build_step_parts
-from titan_pt.components.preemption import stop_requested
+from titan_pt.components.parts import build_train_context
 from titan_pt.components.tokenizer import SizedTokenizer
-from titan_pt.config.budget import Budget
-from titan_pt.config.checks import tokenizer_size
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig
-from titan_pt.data.sources import check_sources
-from titan_pt.distributed.fake import FakeWorld, fake_world
+from titan_pt.config.resolve.checks import tokenizer_size
+from titan_pt.config.run_size import RunSize
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.data.sources.registry import check_sources
+from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
 from titan_pt.distributed.fsdp import allocate
-from titan_pt.outcome import Preempted
+from titan_pt.planner.dry_run_config import for_dry_run
 from titan_pt.planner.kernels import cuda_kernels
-from titan_pt.planner.rehearsal import for_rehearsal
-from titan_pt.protocols.step import StepParts, TrainState, Trial
+from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
+from titan_pt.run.exit_codes import Preempted
+from titan_pt.run.signals import stop_requested
 
 Device = Literal["cuda", "cpu"]
 
@@ -56,7 +56,7 @@ _KINDS = {
 class Traced:
     """What one rank does in one step, with one micro-batch."""
 
-    budget: Budget
+    run_size: RunSize
     mesh: str
     batch: str
     """One step of the run, in words."""
@@ -104,25 +104,25 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts:
     spec = get_trainer_spec(config.job.trainer)
     # Of local files nothing is asked: they are where the run will be.
     check_sources(source for source in (*config.data.sources, *config.validation.sources) if source.path is None)
-    config, notes = for_rehearsal(config)
-    budget = spec.plan_budget(config, num_ranks)
+    config, notes = for_dry_run(config)
+    run_size = spec.plan_run_size(config, num_ranks)
     kernels = cuda_kernels() if device == "cuda" else contextlib.nullcontext()
-    with _quiet(), fake_world(config, num_ranks) as world, kernels:
-        parts = _build(config, spec, budget, world)
+    with _quiet(), dry_run_world(config, num_ranks) as world, kernels:
+        context = _build(config, spec, run_size, world)
         with _told(spec):
-            trial = _build_trial(spec, parts)
+            trial = _build_trial(spec, context)
             # Makes the optimizer's state; also, DTensor works out its shapes once, by tensors that must not be counted.
             first = functools.partial(trial.step, TrainState())
             flops = count_flops(first) if counts else None
             if not counts:
                 first()
-            tracker = _second_step(parts, trial)
+            tracker = _second_step(context, trial)
         held = {name: _bytes(tensors) for name, tensors in trial.held.items()}
         return Traced(
-            budget=budget,
+            run_size=run_size,
             mesh=_describe(world),
             batch=trial.batch,
-            num_parameters=sum(parameter.numel() for parameter in parts.model.parameters()),
+            num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
             memory={**_by_kind(tracker), **held},
             sampling_bytes=trial.sampling_bytes,
             flops=flops,
@@ -131,17 +131,17 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts:
         )
 
 
-def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorld) -> StepParts:
-    """As train.build_parts, without what opens a file."""
+def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:
+    """As train.build_context, without what opens a file."""
     tokenizer = SizedTokenizer(tokenizer_size(config))
     model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
     allocate(model, config, world)
     model.train()
-    return build_step_parts(
+    return build_train_context(
         spec,
         config,
         world,
-        budget=budget,
+        run_size=run_size,
         tokenizer=tokenizer,
         model=model,
         dataloader=None,
@@ -149,13 +149,13 @@ def _build(config: JobConfig, spec: TrainerSpec, budget: Budget, world: FakeWorl
     )
 
 
-def _build_trial(spec: TrainerSpec, parts: StepParts) -> Trial:
-    if spec.build_trial is None:
+def _build_trial(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
+    if spec.build_dry_run is None:
         raise ConfigError(
-            f"job.trainer = {spec.name!r}: its spec has no build_trial, which a dry run and the planner need; give it "
-            "one (see pretrain.build_trial)"
+            f"job.trainer = {spec.name!r}: its spec has no build_dry_run, which a dry run and the planner need; "
+            "give it one (see pretrain.build_dry_run)"
         )
-    return spec.build_trial(spec, parts)
+    return spec.build_dry_run(spec, context)
 
 
 def count_flops(step: Callable[[], Any]) -> int:
@@ -172,12 +172,12 @@ def count_flops(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def _second_step(parts: StepParts, trial: Trial) -> "_Tracker":
+def _second_step(context: TrainContext, trial: DryRunStep) -> "_Tracker":
     if trial.accumulates:
-        for parameter in parts.model.parameters():
+        for parameter in context.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    tracker = _Tracker(parts.model, parts.optimizer)
-    hook = parts.model.register_forward_pre_hook(tracker.mark_loss, with_kwargs=True)
+    tracker = _Tracker(context.model, context.optimizer)
+    hook = context.model.register_forward_pre_hook(tracker.mark_loss, with_kwargs=True)
     with tracker:
         trial.step(TrainState(step=1))
     hook.remove()
@@ -232,7 +232,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in local}.values())
 
 
-def _describe(world: FakeWorld) -> str:
+def _describe(world: DryRunWorld) -> str:
     """ "64 replicate x 8 shard"."""
     names = world.mesh.mesh_dim_names or ()
     return " x ".join(f"{size} {name}" for size, name in zip(world.mesh.shape, names, strict=True))
@@ -251,14 +251,14 @@ def _told(spec: TrainerSpec) -> Iterator[None]:
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ConfigError(
             f"job.trainer = {spec.name!r}: its step reads the numbers of a tensor, or has an operation without shapes "
-            f"({error}); a dry run has shapes alone: give its spec a build_trial for them"
+            f"({error}); a dry run has shapes alone: give its spec a build_dry_run for them"
         ) from error
     except AttributeError as error:
         if "SyntheticBatches" not in str(error):
             raise
         raise ConfigError(
             f"job.trainer = {spec.name!r}: its step asks its data for what a dry run does not have ({error}); give its "
-            "spec a build_trial of its own"
+            "spec a build_dry_run of its own"
         ) from error
 
 

@@ -13,7 +13,7 @@ from titan_pt.config.errors import ConfigError, nearest, one_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from titan_pt.config.job_config import JobConfig
+    from titan_pt.config.schema.job_config import JobConfig
     from titan_pt.distributed.world import World
 
 Args = TypeVar("Args", bound=BaseModel)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config import grpo, sft
-from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.job_config import Section
+from titan_pt.config.run_size import RunSize, plan_run_size
+from titan_pt.config.schema import grpo, sft
+from titan_pt.config.schema.job_config import Section
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
-    from titan_pt.config.budget import Budget
-    from titan_pt.config.job_config import JobConfig
+    from titan_pt.config.run_size import RunSize
+    from titan_pt.config.schema.job_config import JobConfig
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.step import Data, Step, StepParts, Trial, Validator
+    from titan_pt.protocols.context import Data, DryRunStep, Step, TrainContext, Validator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class TrainerSpec(TrainerOptions):
     """What `train.py` calls, top to bottom. `dataclasses.replace` of a built-in spec makes a new kind of training."""
 
     name: str
-    plan_budget: "Callable[[JobConfig, int], Budget]" = plan_budget
+    plan_run_size: "Callable[[JobConfig, int], RunSize]" = plan_run_size
     """(config, number of ranks) -> the run in numbers."""
     build_tokenizer: "Callable[[JobConfig], Tokenizer]"
     build_model: "Callable[[JobConfig, Tokenizer], nn.Module]"
@@ -49,18 +49,18 @@ class TrainerSpec(TrainerOptions):
     build_optimizers: "Callable[[nn.Module, JobConfig], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[JobConfig, Tokenizer, World, Budget], Data]"
-    size_budget: "Callable[[JobConfig, World, Budget, Any], Budget] | None" = None
-    """(config, ranks, budget, the data) -> the budget, where the number of its steps depends on the data."""
-    build_step: "Callable[[StepParts], Step]"
+    build_dataloader: "Callable[[JobConfig, Tokenizer, World, RunSize], Data]"
+    adjust_run_size: "Callable[[JobConfig, World, RunSize, Any], RunSize] | None" = None
+    """(config, ranks, run_size, the data) -> the run size, where the number of steps depends on the data."""
+    build_step: "Callable[[TrainContext], Step]"
     """What one optimizer step does."""
-    build_validator: "Callable[[StepParts, Step], Validator | None]"
-    describe: "Callable[[StepParts, float, float | None], None] | None" = None
-    """(parts, FLOPs of training on one token, peak FLOP/s of a rank) -> log what the run will do."""
+    build_validator: "Callable[[TrainContext, Step], Validator | None]"
+    describe: "Callable[[TrainContext, float, float | None], None] | None" = None
+    """(context, FLOPs of training on one token, peak FLOP/s of a rank) -> log what the run will do."""
     validates_first: bool = False
     """Validate before step 1 too."""
-    build_trial: "Callable[[TrainerSpec, StepParts], Trial] | None" = None
-    """(this spec, parts without a dataloader) -> what a dry run does; None: it cannot be dry-run or planned."""
+    build_dry_run: "Callable[[TrainerSpec, TrainContext], DryRunStep] | None" = None
+    """(this spec, context without a dataloader) -> what a dry run does; None: it cannot be dry-run or planned."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BuiltinTrainer:
 BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {
     "pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", TrainerOptions()),
     "sft": BuiltinTrainer(
-        "titan_pt.trainers.sft", TrainerOptions(sections=sft.SECTIONS, defaults=sft.DEFAULTS, check=sft.check)
+        "titan_pt.trainers.sft.spec", TrainerOptions(sections=sft.SECTIONS, defaults=sft.DEFAULTS, check=sft.check)
     ),
     "grpo": BuiltinTrainer(
         "titan_pt.trainers.grpo.spec",

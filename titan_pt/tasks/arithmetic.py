@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import GrpoTask
-from titan_pt.data.arithmetic import LEVELS, num_problems, problem
+from titan_pt.config.schema.grpo import GrpoTask
+from titan_pt.data.builtin.arithmetic import LEVELS, num_problems, problem
 from titan_pt.data.permutation import permute
 from titan_pt.tasks.grading import find_number
 from titan_pt.tasks.gsm8k import grade_number

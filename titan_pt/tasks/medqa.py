@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.tasks.grading import find_letter, grade_medqa
 from titan_pt.tasks.problems import Entry, HubSet, ProblemSet, field_of, read_problems, text_field

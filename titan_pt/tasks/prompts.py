@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from titan_pt.components.chat import prompt_tokens
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import permute
+from titan_pt.hf.chat import prompt_tokens
 from titan_pt.tasks.task import Problem, Task
 
 

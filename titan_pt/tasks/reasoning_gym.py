@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from titan_pt.config.errors import ConfigError, nearest, shown
-from titan_pt.config.grpo import GrpoTask
+from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.tasks.grading import find_text
 from titan_pt.tasks.problems import Entry, hold_out, normalised, plain_problems
 from titan_pt.tasks.task import Problem, Task, refuse_unused

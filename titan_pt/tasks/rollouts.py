@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.grpo import Grpo
+from titan_pt.config.schema.grpo import Grpo
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import Completion, GenerationStopped, RolloutEngine
 from titan_pt.generation.sampling import Sampling
-from titan_pt.outcome import GaveUpTogether
+from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.tasks import rewards
 from titan_pt.tasks.prompts import Prompt
 from titan_pt.tasks.task import Task
@@ -86,12 +86,12 @@ class _Share:
     reward_seconds: float = 0.0
 
 
-class Sampler:
+class RolloutSampler:
     """Samples and grades.
 
     Args:
         stop_requested: whether this process was asked to stop; looked at while sampling and grading.
-        raise_if_preempted: see StepParts.
+        raise_if_preempted: see TrainContext.
     """
 
     def __init__(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
-from titan_pt.config.grpo import EvaluationTask, GrpoTask
-from titan_pt.data.questions import QUESTION_ANSWER
+from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
+from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.tasks.rewards import known_rewards
 
 

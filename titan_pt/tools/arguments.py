@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Callable
 
-from titan_pt.config.job_config import JobConfig
 from titan_pt.config.manager import load_config
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.tools import command
 
 

@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from titan_pt.components.checkpoint_steps import find_initial, iter_steps
+from titan_pt.components.checkpoint.steps import find_initial, iter_steps
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig
-from titan_pt.outcome import ExitCode
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.exit_codes import ExitCode
 from titan_pt.tools.arguments import run_tool
 
 logger = logging.getLogger("titan_pt")

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable
 
-from titan_pt.components.log import init_logging, quiet_libraries
 from titan_pt.config.errors import ConfigError
-from titan_pt.outcome import ExitCode
+from titan_pt.run.exit_codes import ExitCode
+from titan_pt.run.log import init_logging, quiet_libraries
 
 
 def run_tool(action: Callable[[], None]) -> int:

@@ -11,25 +11,25 @@ import sys
 from collections.abc import Iterator
 
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.config.budget import plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.job_config import JobConfig, Source
-from titan_pt.data.corpus import Corpus
-from titan_pt.data.encoding import PLAIN_TEXT, Encoder
-from titan_pt.data.ledger import Ledger
-from titan_pt.data.mixture import as_corpus, open_alone
+from titan_pt.config.run_size import plan_run_size
+from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.overlap import find_overlap
-from titan_pt.data.prepared import PreparedDocuments
-from titan_pt.data.stream import Row, Stream
+from titan_pt.data.sources.mixture import as_corpus, open_alone
+from titan_pt.data.sources.prepared import PreparedDocuments
+from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
+from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.skip_log import SkipLog
+from titan_pt.data.stream.stream import Row, Stream
 from titan_pt.tools.arguments import run_tool
 from titan_pt.tools.prepare import iterate
-from titan_pt.trainers.conversations import plain_text, reads_records, record_encoder, with_records
+from titan_pt.trainers.sft.records import plain_text, reads_records, record_encoder, with_records
 
 _SHOWN_CHARACTERS = 1000
 EVALUATION = (Source(name="medqa", split="test"), Source(name="gsm8k", split="test"))
 
 
-def show(corpus: Corpus, num_streams: int, seq_len: int, num_documents: int) -> None:
+def show(corpus: TokenizedMixture, num_streams: int, seq_len: int, num_documents: int) -> None:
     """Print the first rows of a run until they have had so many documents."""
     streams = [Stream(corpus, s, num_streams, seq_len) for s in range(num_streams)]
     shown: set[str] = set()
@@ -86,7 +86,7 @@ def _texts(documents: object, tokenizer: Tokenizer) -> Iterator[str]:
         yield from iterate(documents)  # type: ignore[arg-type]
 
 
-def _excerpt(corpus: Corpus, row: Row, start: int, end: int) -> str:
+def _excerpt(corpus: TokenizedMixture, row: Row, start: int, end: int) -> str:
     tokens, tokenizer = row.tokens[start:end].tolist(), corpus.tokenizer
     if corpus.encoder is PLAIN_TEXT:
         text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_id])
@@ -113,8 +113,8 @@ def _run(own: argparse.Namespace, config: JobConfig) -> None:
     if reads_records(config):
         config, encoder = with_records(config), record_encoder(config)
     sources, tokenizer = open_alone(config.data.sources, config), build_tokenizer(config.tokenizer)
-    corpus = as_corpus(sources, config, tokenizer, Ledger(None), encoder)
-    show(corpus, plan_budget(config, 1).num_streams, config.training.seq_len, own.num_documents)
+    corpus = as_corpus(sources, config, tokenizer, SkipLog(None), encoder)
+    show(corpus, plan_run_size(config, 1).num_streams, config.training.seq_len, own.num_documents)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -183,13 +183,13 @@ def _measure_tasks(
 def _build_suite(
     opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], new_tokens: int, world: "World"
 ) -> "Suite":
-    from titan_pt.config.grpo import Grpo
+    from titan_pt.config.schema.grpo import Grpo
     from titan_pt.evaluation.suite import build_suite, open_exam
-    from titan_pt.tasks.rollouts import Sampler
+    from titan_pt.tasks.rollouts import RolloutSampler
 
     tasks = [open_exam(one, arguments.seed, "--tasks") for one in asked]
     tokenizer = opened.source.tokenizer
-    sampler = Sampler(
+    sampler = RolloutSampler(
         opened.engine(max_rows=arguments.max_rows),
         tokenizer,
         tasks,

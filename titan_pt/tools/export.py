@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 def _export(arguments: argparse.Namespace) -> None:
     import torch
 
-    from titan_pt.components.hf_export import check_target, export
-    from titan_pt.components.model_source import open_model_source
+    from titan_pt.hf.export import check_target, export
+    from titan_pt.hf.model_source import open_model_source
 
     try:
         max_shard = parse_bytes(arguments.max_shard_size)

@@ -8,16 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from titan_pt.components.log import logger
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.log import logger
 from titan_pt.tools.command import run_tool
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
 
 if TYPE_CHECKING:
-    from titan_pt.components.chat import Message
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.generation.engine import Completion
     from titan_pt.generation.sampling import Sampling
+    from titan_pt.hf.chat import Message
 
 _DEFAULT_NEW_TOKENS = 256
 
@@ -129,7 +129,7 @@ def read_prompts(file: str) -> list["str | list[Message]"]:
     Raises:
         ConfigError: the file cannot be read, or a row has neither.
     """
-    from titan_pt.data.files import read_rows
+    from titan_pt.data.sources.local import read_rows
 
     if not Path(file).is_file():
         raise ConfigError(f"--prompts_file = {file!r}: no such file")
@@ -158,7 +158,7 @@ def _prompt_of(row: object, where: str) -> "str | list[Message]":
 
 
 def _content(message: dict[str, object], where: str) -> object:
-    from titan_pt.components.chat import joined_parts
+    from titan_pt.hf.chat import joined_parts
 
     try:
         return joined_parts(message.get("content"), "a message")
@@ -236,7 +236,7 @@ def _read_line() -> str | None:
 
 def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "list[Message]":
     """The conversation without its oldest turns, where the model has no room for all and an answer."""
-    from titan_pt.components.chat import chat_tokens
+    from titan_pt.hf.chat import chat_tokens
 
     longest = opened.source.args.max_seq_len - new_tokens
     while len(messages) > 1 and len(chat_tokens(opened.source.tokenizer, messages)) > longest:
@@ -250,7 +250,7 @@ def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "
 
 def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
     """The tokens to continue: of a conversation, or of a text that is its first turn where the model knows chats."""
-    from titan_pt.components.chat import chat_tokens, prompt_tokens
+    from titan_pt.hf.chat import chat_tokens, prompt_tokens
 
     tokenizer = opened.source.tokenizer
     if not isinstance(prompt, str):

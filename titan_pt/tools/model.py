@@ -9,9 +9,9 @@ from titan_pt.config.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from titan_pt.components.model_source import ModelSource
     from titan_pt.generation.native import NativeEngine
     from titan_pt.generation.sampling import Sampling
+    from titan_pt.hf.model_source import ModelSource
     from titan_pt.models.transformer.model import Transformer
 
 
@@ -76,9 +76,9 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
     """
     import torch
 
-    from titan_pt.components.model_source import open_model_source
-    from titan_pt.components.quantize import quantize_weights
     from titan_pt.distributed.world import find_device
+    from titan_pt.generation.quantize import quantize_weights
+    from titan_pt.hf.model_source import open_model_source
 
     source = open_model_source(arguments.checkpoint, arguments.tokenizer)
     device = find_device()

@@ -10,18 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from titan_pt.components.folders import make_writable
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.job_config import JobConfig
-from titan_pt.data.corpus import holdout_hash
-from titan_pt.data.mixture import open_alone
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest
-from titan_pt.data.prepared import PreparedDocuments, is_prepared, write_prepared
-from titan_pt.data.sources import Documents
-from titan_pt.data.unit_documents import UnitDocuments
+from titan_pt.data.remote.row_group_documents import RowGroupDocuments
+from titan_pt.data.sources.mixture import open_alone
+from titan_pt.data.sources.prepared import PreparedDocuments, is_prepared, write_prepared
+from titan_pt.data.sources.registry import Documents
+from titan_pt.data.stream.mixture import holdout_hash
+from titan_pt.run.files import make_writable
 from titan_pt.tools.arguments import run_tool
-from titan_pt.trainers.conversations import reads_records
+from titan_pt.trainers.sft.records import reads_records
 
 logger = logging.getLogger("titan_pt")
 
@@ -78,7 +78,7 @@ def _told(texts: Iterator[str], total: int) -> Iterator[str]:
 
 def iterate(documents: Documents) -> Iterator[str]:
     """All documents in their own order."""
-    if isinstance(documents, UnitDocuments):
+    if isinstance(documents, RowGroupDocuments):
         yield from documents.iterate()
         return
     for number in range(len(documents)):

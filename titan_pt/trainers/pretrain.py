@@ -10,18 +10,18 @@ from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.components.optimizer import build_optimizers, guarded_update
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.config.checks import model_args
-from titan_pt.config.job_config import JobConfig
-from titan_pt.data.batch import IGNORED, MicroBatch
-from titan_pt.data.loader import build_dataloader
-from titan_pt.data.synthetic import SyntheticBatches
+from titan_pt.config.resolve.checks import model_args
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.data.stream.batch import IGNORED, MicroBatch
+from titan_pt.data.stream.loader import build_dataloader
+from titan_pt.data.stream.synthetic import SyntheticBatches
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
-from titan_pt.evaluation.validation import build_validator
+from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.protocols.step import Step, StepMetrics, StepParts, TrainState, Trial
 from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
-from titan_pt.trainers.summary import describe_budget
+from titan_pt.trainers.summary import describe_run
+from titan_pt.validate import build_validator
 
 
 def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
@@ -48,22 +48,22 @@ def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     return ChunkedCrossEntropy(config.training.z_loss_coef)
 
 
-def build_step(parts: StepParts) -> Step:
+def build_step(context: TrainContext) -> Step:
     """One optimizer update on one global batch."""
-    config, world, model, optimizer = parts.config, parts.world, parts.model, parts.optimizer
+    config, world, model, optimizer = context.config, context.world, context.model, context.optimizer
     loss_function = build_loss(config, world.device)
     names = [source.name for source in config.data.sources]
 
     def step(state: TrainState) -> StepMetrics | None:
         waited = time.perf_counter()
-        batch = parts.dataloader.next_batch()
+        batch = context.dataloader.next_batch()
         waited = time.perf_counter() - waited
         if batch is None:
             return None
         num_targets = max(1, batch.num_targets)  # a batch of questions alone has none
         totals = torch.zeros(1 + 2 * len(names), device=world.device)
         for micro_batch in batch.micro_batches:
-            parts.raise_if_preempted()
+            context.raise_if_preempted()
             micro_batch = micro_batch.to(world.device)
             losses = forward(model, micro_batch, loss_function, config.training.document_mask)
             # Gradients are summed over micro-batches and ranks: dividing by the global count makes them a mean.
@@ -71,9 +71,9 @@ def build_step(parts: StepParts) -> Step:
             totals += sum_by_source(losses, micro_batch, len(names))
         totals = world.sum(totals)
         loss = totals[0] / num_targets
-        lr = parts.schedule(state.step + 1)
+        lr = context.schedule(state.step + 1)
         grad_norm, skipped = guarded_update(model, optimizer, lr, config.training.max_norm, loss)
-        parts.dataloader.commit(batch)
+        context.dataloader.commit(batch)
         # A source without tokens in this step has no loss: 0 / 0 is NaN, and the log leaves it out.
         per_source = totals[1 : 1 + len(names)] / totals[1 + len(names) :]
         left_out = {"skipped_documents": batch.num_skipped, "lost_documents": batch.num_lost}
@@ -109,16 +109,16 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
     return torch.cat([losses.cross_entropy_T.sum()[None], sums.flatten()])
 
 
-def build_trial(spec: TrainerSpec, parts: StepParts) -> Trial:
+def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     """The spec's own step on synthetic rows: also of a spec that replaces `build_step` alone."""
-    budget, training = parts.budget, parts.config.training
-    step = spec.build_step(replace(parts, dataloader=SyntheticBatches(parts.config, budget)))
+    run_size, training = context.run_size, context.config.training
+    step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
     batch = (
-        f"{budget.rows:,} rows of {training.seq_len:,} tokens: {budget.rows_per_rank:,} a rank as "
-        f"{budget.accumulation_steps:,} x {training.local_batch_size}, from "
-        f"{budget.num_streams // parts.world.size} of {budget.num_streams} data streams"
+        f"{run_size.rows:,} rows of {training.seq_len:,} tokens: {run_size.rows_per_rank:,} a rank as "
+        f"{run_size.accumulation_steps:,} x {training.local_batch_size}, from "
+        f"{run_size.num_streams // context.world.size} of {run_size.num_streams} data streams"
     )
-    return Trial(step, batch, accumulates=budget.accumulation_steps > 1)
+    return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)
 
 
 SPEC = register_trainer_spec(
@@ -130,10 +130,10 @@ SPEC = register_trainer_spec(
         build_optimizers=build_optimizers,
         build_lr_schedulers=build_lr_schedulers,
         build_dataloader=build_dataloader,
-        describe=describe_budget,
+        describe=describe_run,
         build_step=build_step,
         build_validator=build_validator,
-        build_trial=build_trial,
+        build_dry_run=build_dry_run,
     )
 )
 

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from titan_pt.hf.transformer import LAYOUT
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
-from titan_pt.models.transformer.hf import LAYOUT
 from titan_pt.protocols.model_spec import ModelSpec, register_model_spec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from titan_pt.config.job_config import JobConfig
+    from titan_pt.config.schema.job_config import JobConfig
     from titan_pt.distributed.world import World
     from titan_pt.models.transformer.model import Transformer
 

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import nn
 
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoint
 from titan_pt.distributed.compile import compile_blocks
 from titan_pt.distributed.fsdp import shard

@@ -5,9 +5,9 @@ import math
 import time
 from dataclasses import dataclass
 
-from titan_pt.config.grpo import Grpo
+from titan_pt.config.schema.grpo import Grpo
 from titan_pt.generation.sampling import Sampling
-from titan_pt.tasks.rollouts import Group, Sampler
+from titan_pt.tasks.rollouts import Group, RolloutSampler
 from titan_pt.trainers.grpo.prompts import PromptLoader
 
 logger = logging.getLogger("titan_pt")
@@ -30,7 +30,7 @@ class Collected:
         return [self.groups[i] for i in self.chosen]
 
 
-def collect(prompts: PromptLoader, sampler: Sampler, sampling: Sampling, n: int, options: Grpo) -> Collected:
+def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, n: int, options: Grpo) -> Collected:
     """Sample groups for one step.
 
     With grpo.dynamic_sampling = "refill" only groups with different rewards are chosen (DAPO, arXiv 2503.14476,

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
 from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
 from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import Sampling, rollout_sampling
-from titan_pt.protocols.step import StepParts
+from titan_pt.protocols.context import TrainContext
 from titan_pt.tasks.prompts import Prompt
-from titan_pt.tasks.rollouts import Sampler
+from titan_pt.tasks.rollouts import RolloutSampler
 from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import loglikelihoods
@@ -21,16 +21,16 @@ from titan_pt.trainers.grpo.reference import Reference
 class Evaluator:
     """Evaluates on the same problems and the same noise each time; a `Validator`."""
 
-    parts: StepParts
+    context: TrainContext
     engine: RolloutEngine
-    sampler: Sampler
+    sampler: RolloutSampler
     reference: Reference | None
 
     def __call__(self) -> dict[str, float]:
         """eval/<task>/{accuracy, accuracy_official, accuracy_lenient, pass_at_1, pass_at_<k>, ...}. A collective."""
-        prompts: PromptLoader = self.parts.dataloader
-        options, rollout = section(self.parts.config, Grpo), section(self.parts.config, Rollout)
-        self.engine.sync_weights(self.parts.model)
+        prompts: PromptLoader = self.context.dataloader
+        options, rollout = section(self.context.config, Grpo), section(self.context.config, Rollout)
+        self.engine.sync_weights(self.context.model)
         values: dict[str, float] = {}
         for t, task in enumerate(prompts.tasks):
             held_out = prompts.evaluation(t, options.eval_prompts)
@@ -38,11 +38,11 @@ class Evaluator:
             found = accuracies(task, self.sampler.sample(held_out, greedy, 1))
             if options.eval_samples:
                 # As in training, with noise of its own: step -1 is no step of a run.
-                sampling = rollout_sampling(self.parts.config, -1)
+                sampling = rollout_sampling(self.context.config, -1)
                 groups = self.sampler.sample(held_out, sampling, options.eval_samples)
                 found |= pass_rates(groups, sorted({1, options.eval_samples}))
             if task.letters:
-                found["accuracy_loglikelihood"] = letter_accuracy(self.parts, task, held_out)
+                found["accuracy_loglikelihood"] = letter_accuracy(self.context, task, held_out)
             values |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
         if self.reference:
             own = [values[f"eval/{task.name}/accuracy"] for task in prompts.tasks]
@@ -50,10 +50,10 @@ class Evaluator:
         return values
 
 
-def letter_accuracy(parts: StepParts, task: Task, prompts: Sequence[Prompt]) -> float:
+def letter_accuracy(context: TrainContext, task: Task, prompts: Sequence[Prompt]) -> float:
     """`likeliest_letters` of the policy. A collective."""
 
     def score(pairs: Sequence[Pair]) -> list[float]:
-        return loglikelihoods(parts, [Sample(asked, answer, (0.0,) * len(answer)) for asked, answer in pairs])
+        return loglikelihoods(context, [Sample(asked, answer, (0.0,) * len(answer)) for asked, answer in pairs])
 
-    return likeliest_letters(task, prompts, parts.tokenizer, parts.config.training.seq_len, score)
+    return likeliest_letters(task, prompts, context.tokenizer, context.config.training.seq_len, score)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from titan_pt.components.loss import CHUNK_ELEMENTS
-from titan_pt.data.batch import IGNORED
+from titan_pt.data.stream.batch import IGNORED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from titan_pt.data.batch import IGNORED
+from titan_pt.data.stream.batch import IGNORED
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from titan_pt.components.optimizer import guarded_update
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
 from titan_pt.distributed.world import World
-from titan_pt.protocols.step import StepParts
+from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
 from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
 from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
@@ -101,16 +101,16 @@ class UpdateMetrics:
 class PolicyUpdate:
     """The updates of one step on its samples."""
 
-    def __init__(self, parts: StepParts, reference: nn.Module | None) -> None:
-        config = parts.config
-        self._parts = parts
+    def __init__(self, context: TrainContext, reference: nn.Module | None) -> None:
+        config = context.config
+        self._context = context
         self._grpo, rollout = section(config, Grpo), section(config, Rollout)
         self._loss = get_policy_loss(self._grpo.loss)
         self._kl = get_kl(self._grpo.kl_estimator)
-        size = parts.tokenizer.vocab_size
-        self._scorer = Scorer(parts.model, rollout.temperature, size)
+        size = context.tokenizer.vocab_size
+        self._scorer = Scorer(context.model, rollout.temperature, size)
         self._reference = None if reference is None else Scorer(reference, rollout.temperature, size)
-        self._packing = build_packing(parts)
+        self._packing = build_packing(context)
         self._loss_config = PolicyLossConfig(
             clip_low=self._grpo.clip_low,
             clip_high=self._grpo.clip_high,
@@ -133,12 +133,16 @@ class PolicyUpdate:
             for samples, batches in zip(minibatches, prepared, strict=True):
                 loss_config = replace(self._loss_config, **global_counts(samples))
                 results = [self._backward(batch, loss_config, first=not updates) for batch in batches]
-                total = self._parts.world.sum(torch.stack([own for own, _ in results]).sum(dim=0))
+                total = self._context.world.sum(torch.stack([own for own, _ in results]).sum(dim=0))
                 sums.append(total)
                 largest.append(torch.stack([maxima for _, maxima in results]).amax(dim=0))
                 updates.append(
                     guarded_update(
-                        self._parts.model, self._parts.optimizer, lr, self._parts.config.training.max_norm, total[0]
+                        self._context.model,
+                        self._context.optimizer,
+                        lr,
+                        self._context.config.training.max_norm,
+                        total[0],
                     )
                 )
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
@@ -147,7 +151,7 @@ class PolicyUpdate:
     def _prepare(self, samples: Sequence[Sample], *, several: bool) -> list[Batch]:
         batches = []
         for packed in self._packing(samples):
-            self._parts.raise_if_preempted()
+            self._context.raise_if_preempted()
             old = self._scorer(packed).logprobs_SC if several else None
             reference = self._reference(packed).logprobs_SC if self._reference else None
             batches.append(Batch(packed, old, reference))
@@ -156,7 +160,7 @@ class PolicyUpdate:
     def _backward(self, batch: Batch, config: PolicyLossConfig, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds this micro-batch's gradient. Returns its sums and maxima, see `_metrics`."""
         if first:
-            self._parts.raise_if_preempted()
+            self._context.raise_if_preempted()
         packed = batch.packed
         scored = self._scorer(packed)
         logprobs = scored.logprobs_SC
@@ -188,7 +192,7 @@ class PolicyUpdate:
     ) -> UpdateMetrics:
         tokens = sums[:, 1].sum().clamp(min=1)
         entropy, clipped, kl = sums[:, 2:5].sum(dim=0) / tokens
-        world_max = self._parts.world.max(largest)
+        world_max = self._context.world.max(largest)
         return UpdateMetrics(
             loss=sums[:, 0].mean(),
             grad_norm=torch.stack([norm for norm, _ in updates]).amax(),
@@ -208,18 +212,18 @@ def global_counts(samples: Sequence[Sample]) -> dict[str, int]:
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
 
 
-def build_packing(parts: StepParts) -> Packing:
+def build_packing(context: TrainContext) -> Packing:
     """As [training] says."""
-    training, tokenizer = parts.config.training, parts.tokenizer
-    return Packing(parts.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
+    training, tokenizer = context.config.training, context.tokenizer
+    return Packing(context.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
 
 
 @torch.no_grad()
-def loglikelihoods(parts: StepParts, samples: Sequence[Sample]) -> list[float]:
+def loglikelihoods(context: TrainContext, samples: Sequence[Sample]) -> list[float]:
     """Of each sample's completion at temperature 1, on every rank. A collective."""
-    scorer = Scorer(parts.model, 1.0, parts.tokenizer.vocab_size)
-    found = torch.zeros(len(samples), device=parts.world.device)
-    for packed in build_packing(parts)(samples):
-        parts.raise_if_preempted()
+    scorer = Scorer(context.model, 1.0, context.tokenizer.vocab_size)
+    found = torch.zeros(len(samples), device=context.world.device)
+    for packed in build_packing(context)(samples):
+        context.raise_if_preempted()
         found[packed.numbers_S] = masked(scorer(packed).logprobs_SC, packed.sampled_SC).sum(dim=1)
-    return parts.world.sum(found).tolist()
+    return context.world.sum(found).tolist()

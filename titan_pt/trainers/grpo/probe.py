@@ -3,21 +3,21 @@
 import logging
 import math
 
-from titan_pt.components.startup import run_folder
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
 from titan_pt.generation.sampling import Sampling
-from titan_pt.outcome import GaveUp
-from titan_pt.protocols.step import StepParts
-from titan_pt.tasks.rollouts import Sampler
+from titan_pt.protocols.context import TrainContext
+from titan_pt.run.exit_codes import GaveUp
+from titan_pt.run.run_folder import run_folder
+from titan_pt.tasks.rollouts import RolloutSampler
 from titan_pt.trainers.grpo.evaluate import letter_accuracy
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.readiness import readiness
-from titan_pt.trainers.grpo.recorder import record
+from titan_pt.trainers.grpo.rollout_log import record
 
 logger = logging.getLogger("titan_pt")
 
 
-def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
+def probe(context: TrainContext, sampler: RolloutSampler, sampling: Sampling) -> None:
     """Sample the first prompts of the run, say what there is to learn from, and stop where it is too little.
 
     The prompts are not used up.
@@ -26,14 +26,14 @@ def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
         GaveUp: too few groups with different rewards, or letters no better than guessed, and grpo.probe is "stop".
         Preempted: on all ranks.
     """
-    options, rollout = section(parts.config, Grpo), section(parts.config, Rollout)
-    prompts: PromptLoader = parts.dataloader
+    options, rollout = section(context.config, Grpo), section(context.config, Rollout)
+    prompts: PromptLoader = context.dataloader
     if options.probe == "off":
         return
     groups = sampler.sample(prompts.take(options.probe_prompts), sampling, rollout.num_samples)
     prompts.rewind()
-    if parts.world.is_main and rollout.record_freq:
-        record(run_folder(parts.config), 0, groups, {})
+    if context.world.is_main and rollout.record_freq:
+        record(run_folder(context.config), 0, groups, {})
     found = readiness(groups)
     logger.info(
         f"Readiness: {len(groups)} prompts x {rollout.num_samples} samples: pass rate {found.pass_rate:.2%}, "
@@ -47,23 +47,23 @@ def probe(parts: StepParts, sampler: Sampler, sampling: Sampling) -> None:
             f"{options.probe_min_signal:.2%} (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
             + found.advice
         )
-    problems += _guessed_letters(parts)
+    problems += _guessed_letters(context)
     for problem in problems:
         if options.probe == "stop":
             raise GaveUp(f'readiness probe: {problem}; grpo.probe = "warn" goes on all the same')
         logger.warning(f"readiness probe: {problem}")
 
 
-def _guessed_letters(parts: StepParts) -> list[str]:
+def _guessed_letters(context: TrainContext) -> list[str]:
     """Tasks of letters where the policy is no better than guessing: nearly every group has signal, and it is noise."""
-    options = section(parts.config, Grpo)
-    prompts: PromptLoader = parts.dataloader
+    options = section(context.config, Grpo)
+    prompts: PromptLoader = context.dataloader
     problems = []
     for t, task in enumerate(prompts.tasks):
         if not task.letters:
             continue
         held_out = prompts.evaluation(t, options.eval_prompts)
-        accuracy = letter_accuracy(parts, task, held_out)
+        accuracy = letter_accuracy(context, task, held_out)
         chance = 1 / len(task.letters)
         bar = chance + 2 * math.sqrt(chance * (1 - chance) / len(held_out))
         logger.info(f"Readiness of {task.name}: log-likelihood accuracy {accuracy:.2%}; guessing gives {chance:.2%}")

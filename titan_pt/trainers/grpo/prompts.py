@@ -9,8 +9,8 @@ from typing import Any
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, Rollout, section
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import permute
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
 from titan_pt.tasks.task import Problem, Problems, Task, open_task

@@ -6,27 +6,27 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from titan_pt.components.chat import stop_ids
-from titan_pt.components.preemption import stop_requested
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config import grpo
-from titan_pt.config.budget import Budget, plan_budget
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.grpo import Grpo, Rollout, section, without_effect
-from titan_pt.config.job_config import JobConfig
+from titan_pt.config.run_size import RunSize, plan_run_size
+from titan_pt.config.schema import grpo
+from titan_pt.config.schema.grpo import Grpo, Rollout, section, without_effect
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
-from titan_pt.protocols.step import Step, StepParts, Validator
+from titan_pt.hf.chat import stop_ids
+from titan_pt.protocols.context import Step, TrainContext, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
-from titan_pt.tasks.rollouts import Sampler
+from titan_pt.run.signals import stop_requested
+from titan_pt.tasks.rollouts import RolloutSampler
 from titan_pt.tasks.task import Task
 from titan_pt.trainers import pretrain
+from titan_pt.trainers.grpo.dry_run import build_dry_run
 from titan_pt.trainers.grpo.evaluate import Evaluator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.step import GrpoStep
-from titan_pt.trainers.grpo.trial import build_trial
 
 logger = logging.getLogger("titan_pt")
 
@@ -37,7 +37,7 @@ def for_rollouts(config: JobConfig) -> JobConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
-def plan(config: JobConfig, world_size: int) -> Budget:
+def plan(config: JobConfig, world_size: int) -> RunSize:
     """The run in numbers; its rows and tokens are those of one micro-batch on every rank."""
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
@@ -45,7 +45,7 @@ def plan(config: JobConfig, world_size: int) -> Budget:
             "training.global_batch_size and global_batch_tokens have no effect on grpo; its batch is "
             "grpo.prompts_per_step x rollout.num_samples"
         )
-    return plan_budget(for_rollouts(config), world_size)
+    return plan_run_size(for_rollouts(config), world_size)
 
 
 def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
@@ -53,7 +53,7 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
     return pretrain.build_model(for_rollouts(config), tokenizer)
 
 
-def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _budget: Budget) -> PromptLoader:
+def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
     """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
     first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
     prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
@@ -62,44 +62,44 @@ def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _bud
     return prompts
 
 
-def build_step(parts: StepParts) -> GrpoStep:
+def build_step(context: TrainContext) -> GrpoStep:
     """The engine, the reference and the step around them.
 
     Raises:
         ConfigError: a stop text that is not one token, or an engine that cannot run this model.
     """
-    prompts: PromptLoader = parts.dataloader
-    stops = stop_tokens(parts.tokenizer, prompts.tasks)
-    engine = build_engine(parts.config, parts.tokenizer, parts.world, stops)
-    sampler = Sampler(
+    prompts: PromptLoader = context.dataloader
+    stops = stop_tokens(context.tokenizer, prompts.tasks)
+    engine = build_engine(context.config, context.tokenizer, context.world, stops)
+    sampler = RolloutSampler(
         engine,
-        parts.tokenizer,
+        context.tokenizer,
         prompts.tasks,
-        parts.world,
-        section(parts.config, Grpo),
+        context.world,
+        section(context.config, Grpo),
         stop_requested=stop_requested,
-        raise_if_preempted=parts.raise_if_preempted,
+        raise_if_preempted=context.raise_if_preempted,
     )
-    return GrpoStep(parts, engine, sampler, build_reference(parts))
+    return GrpoStep(context, engine, sampler, build_reference(context))
 
 
-def build_reference(parts: StepParts) -> Reference | None:
+def build_reference(context: TrainContext) -> Reference | None:
     """Sharded like the policy; None where nothing is to be kept close to it."""
-    options = section(parts.config, Grpo)
+    options = section(context.config, Grpo)
     if options.kl_coef == 0.0:
         return None
-    config = for_rollouts(parts.config)
-    model = pretrain.parallelize(pretrain.build_model(config, parts.tokenizer), config, parts.world)
-    materialize(model, parts.config, parts.world)
-    return Reference(model, parts.model, parts.optimizer, options)
+    config = for_rollouts(context.config)
+    model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
+    materialize(model, context.config, context.world)
+    return Reference(model, context.model, context.optimizer, options)
 
 
-def build_validator(parts: StepParts, step: Step) -> Validator | None:
+def build_validator(context: TrainContext, step: Step) -> Validator | None:
     """Accuracy on held-out problems, with the engine of the step."""
-    if not parts.config.validation.enable:
+    if not context.config.validation.enable:
         return None
     assert isinstance(step, GrpoStep)
-    return Evaluator(parts, step.engine, step.sampler, step.reference)
+    return Evaluator(context, step.engine, step.sampler, step.reference)
 
 
 def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
@@ -124,19 +124,19 @@ def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
-def describe(parts: StepParts, flops_per_token: float, peak: float | None) -> None:
+def describe(context: TrainContext, flops_per_token: float, peak: float | None) -> None:
     """Log what the run will do."""
-    config, prompts = parts.config, parts.dataloader
+    config, prompts = context.config, context.dataloader
     options, rollout = section(config, Grpo), section(config, Rollout)
     logger.info(
-        f"Each of {parts.budget.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples = "
-        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
+        f"Each of {context.run_size.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples "
+        f"= {options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
         f"{options.num_minibatches * options.num_iterations} updates of loss {options.loss}, packed into rows of "
         f"{config.training.seq_len} tokens, {config.training.local_batch_size} rows a micro-batch"
     )
     total = sum(row.weight for row in options.tasks)
     for row, task in zip(options.tasks, prompts.tasks, strict=True):
-        count = options.prompts_per_step * parts.budget.steps * row.weight / total
+        count = options.prompts_per_step * context.run_size.steps * row.weight / total
         logger.info(
             f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
             f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out"
@@ -154,13 +154,13 @@ SPEC = register_trainer_spec(
         sections=grpo.SECTIONS,
         defaults=grpo.DEFAULTS,
         check=grpo.check,
-        plan_budget=plan,
+        plan_run_size=plan,
         build_model=build_model,
         build_dataloader=build_dataloader,
         describe=describe,
         build_step=build_step,
         build_validator=build_validator,
-        build_trial=build_trial,
+        build_dry_run=build_dry_run,
         validates_first=True,
     )
 )

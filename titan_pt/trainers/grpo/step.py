@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from titan_pt.components.startup import run_folder
-from titan_pt.config.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
 from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import rollout_sampling
-from titan_pt.outcome import GaveUpTogether
-from titan_pt.protocols.step import StepMetrics, StepParts, TrainState
-from titan_pt.tasks.rollouts import Group, Sampler, Timing
+from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.run.exit_codes import GaveUpTogether
+from titan_pt.run.run_folder import run_folder
+from titan_pt.tasks.rollouts import Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.advantages import group_advantages
 from titan_pt.trainers.grpo.collect import Collected, collect
@@ -22,19 +22,21 @@ from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
 from titan_pt.trainers.grpo.probe import probe
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.readiness import readiness
-from titan_pt.trainers.grpo.recorder import record, shown
 from titan_pt.trainers.grpo.reference import Reference
+from titan_pt.trainers.grpo.rollout_log import record, shown
 
 
 class GrpoStep:
     """See the module. Its state beside model, optimizer and prompts: the reference and a count of idle steps."""
 
-    def __init__(self, parts: StepParts, engine: RolloutEngine, sampler: Sampler, reference: Reference | None) -> None:
+    def __init__(
+        self, context: TrainContext, engine: RolloutEngine, sampler: RolloutSampler, reference: Reference | None
+    ) -> None:
         self.engine, self.sampler, self.reference = engine, sampler, reference
-        self._parts = parts
-        self._grpo, self._rollout = section(parts.config, Grpo), section(parts.config, Rollout)
-        self._prompts: PromptLoader = parts.dataloader
-        self._update = PolicyUpdate(parts, reference.model if reference else None)
+        self._context = context
+        self._grpo, self._rollout = section(context.config, Grpo), section(context.config, Rollout)
+        self._prompts: PromptLoader = context.dataloader
+        self._update = PolicyUpdate(context, reference.model if reference else None)
         self._idle_steps = 0
 
     def __call__(self, state: TrainState) -> StepMetrics:
@@ -45,12 +47,12 @@ class GrpoStep:
             GaveUp: there is nothing to learn from.
         """
         self._prompts.rewind()  # of a step that was not finished
-        sampling = rollout_sampling(self._parts.config, state.step + 1)
+        sampling = rollout_sampling(self._context.config, state.step + 1)
         if self.reference:
             self.reference.renew_if_due(state.step)
         sync_seconds = self._sync()
         if state.step == 0:
-            probe(self._parts, self.sampler, rollout_sampling(self._parts.config, 0))
+            probe(self._context, self.sampler, rollout_sampling(self._context.config, 0))
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
@@ -58,7 +60,7 @@ class GrpoStep:
             torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
             self._grpo.advantage_scale,
         ).tolist()
-        lr = self._parts.schedule(state.step + 1)
+        lr = self._context.schedule(state.step + 1)
         start = time.perf_counter()
         updated = self._update(self._minibatches(collected.trained, advantages), lr)
         float(updated.loss)  # waits for the device, so that the time is the updates'
@@ -112,7 +114,7 @@ class GrpoStep:
     def _sync(self) -> float:
         """The engine takes over the weights; returns the seconds."""
         start = time.perf_counter()
-        self.engine.sync_weights(self._parts.model)
+        self.engine.sync_weights(self._context.model)
         return time.perf_counter() - start
 
     def _give_up_if_idle(self, step: int, collected: Collected) -> int:
@@ -158,9 +160,9 @@ class GrpoStep:
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
         """Without advantages: of a step that is not trained on."""
         frequency = self._rollout.record_freq
-        if self._parts.world.is_main and frequency and step % frequency == 0:
+        if self._context.world.is_main and frequency and step % frequency == 0:
             numbered = dict(zip(collected.chosen, advantages, strict=False))
-            record(run_folder(self._parts.config), step, collected.groups, numbered)
+            record(run_folder(self._context.config), step, collected.groups, numbered)
 
 
 def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[int]:

@@ -1,0 +1,98 @@
+"""Chunked cross-entropy against the definition in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from titan_pt.components.loss import ChunkedCrossEntropy, compiled_chunk
+from titan_pt.data.stream.batch import IGNORED
+
+
+def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_coef: float) -> torch.Tensor:
+    """Sum over kept tokens of -log softmax(h W^T)[target] + z_coef * (log sum exp)^2, by the formula."""
+    logits = hidden.double() @ weight.double().T
+    total = torch.zeros((), dtype=torch.float64)
+    for row, target in zip(logits, targets.tolist(), strict=True):
+        if target != IGNORED:
+            log_z = row.exp().sum().log()
+            total = total + log_z - row[target] + z_coef * log_z**2
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 17),
+    vocab=st.integers(2, 40),
+    chunk_rows=st.integers(1, 20),
+    z_coef=st.sampled_from([0.0, 1e-4, 0.3]),
+    ignored=st.floats(0.0, 1.0),
+    seed=st.integers(0, 2**31),
+)
+def test_value_and_gradients_equal_the_definition(
+    tokens: int, vocab: int, chunk_rows: int, z_coef: float, ignored: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(1, tokens, 8, generator=generator).requires_grad_()
+    weight = torch.randn(vocab, 8, generator=generator).requires_grad_()
+    targets = torch.randint(0, vocab, (1, tokens), generator=generator)
+    targets[torch.rand(1, tokens, generator=generator) < ignored] = IGNORED
+    loss = ChunkedCrossEntropy(z_coef, chunk_elements=chunk_rows * vocab)
+    losses = loss.head(targets)(hidden, weight)
+    (losses.total / 3).backward()
+
+    hidden_64, weight_64 = (t.detach().double().requires_grad_() for t in (hidden, weight))
+    expected = reference(hidden_64[0], weight_64, targets[0], z_coef)
+    torch.testing.assert_close(losses.total.double(), expected, rtol=1e-5, atol=1e-5)
+    if (targets != IGNORED).any():
+        (expected / 3).backward()
+        torch.testing.assert_close(hidden.grad.double(), hidden_64.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weight.grad.double(), weight_64.grad, rtol=1e-4, atol=1e-5)
+    else:
+        assert not hidden.grad.any() and not weight.grad.any()
+    each = reference(hidden_64[0], weight_64, targets[0], 0.0)
+    torch.testing.assert_close(losses.cross_entropy_T.double().sum(), each, rtol=1e-5, atol=1e-5)
+    assert not losses.cross_entropy_T[targets[0] == IGNORED].any()
+
+
+def test_bfloat16_keeps_the_loss_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 512, 32, generator=generator).bfloat16().requires_grad_()
+    weight = (0.1 * torch.randn(1000, 32, generator=generator)).bfloat16().requires_grad_()
+    targets = torch.randint(0, 1000, (1, 512), generator=generator)
+    losses = ChunkedCrossEntropy(chunk_elements=100_000).head(targets)(hidden, weight)
+    expected = reference(hidden.detach()[0], weight.detach(), targets[0], 0.0)
+    assert losses.total.dtype == torch.float32
+    # Only the logits' own rounding is left: 2^-9 relative on each, which averages out over the tokens.
+    assert abs(losses.total.item() / expected.item() - 1) < 1e-3
+    losses.total.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+
+
+def test_no_gradients_are_made_where_none_are_wanted() -> None:
+    hidden, weight = torch.randn(1, 4, 8), torch.randn(16, 8, requires_grad=True)
+    calls = []
+
+    def chunk(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        from titan_pt.components.loss import cross_entropy_chunk
+
+        calls.append(1)
+        return cross_entropy_chunk(*args)
+
+    with torch.no_grad():
+        losses = ChunkedCrossEntropy(chunk=chunk).head(torch.zeros(1, 4, dtype=torch.long))(hidden, weight)
+    assert calls and not losses.total.requires_grad
+
+
+@pytest.mark.slow
+def test_compiled_chunks_give_the_same() -> None:
+    hidden, weight = torch.randn(1, 12, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    targets = torch.randint(0, 16, (1, 12))
+    results = []
+    for loss in (ChunkedCrossEntropy(0.1), ChunkedCrossEntropy(0.1, compiled_chunk("inductor"), chunk_elements=64)):
+        hidden.grad = weight.grad = None
+        losses = loss.head(targets)(hidden, weight)
+        losses.total.backward()
+        results.append((losses.total.detach(), losses.cross_entropy_T, hidden.grad, weight.grad))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)

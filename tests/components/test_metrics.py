@@ -1,0 +1,196 @@
+"""metrics.jsonl and TensorBoard: what is written, when, and that a restart neither repeats nor loses a step."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import read_rows, train_here, write_toml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, keep_rows_up_to
+from titan_pt.config.schema.job_config import Metrics
+from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.trainers import pretrain
+
+KEYS = [
+    *("step", "loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "mfu", "step_seconds", "data_seconds"),
+    *("memory_gib", "skipped_steps", "time"),
+    *("source/arithmetic/loss", "source/arithmetic/tokens", "source/arithmetic/epochs"),
+]
+VALIDATION = ["val_loss", "val_perplexity", "val_bpb"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 steps, logged at 1, 3, 6, 7 and validated at 1, 2, 4, 6, 7; checkpoints at 2, 4, 6 and 7."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_toml(
+        folder,
+        training={"steps": 7},
+        metrics={"log_freq": 3, "enable_tensorboard": True},
+        validation={"enable": True, "freq": 2, "steps": 1},
+        checkpoint={"interval": 2, "keep_latest_k": 0},
+    )
+    assert train_here(config) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """The trained folder to change; its run.toml points to the copy."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run.toml").write_text((trained / "run.toml").read_text().replace(str(trained), str(tmp_path)))
+    return tmp_path
+
+
+def curve(run_folder: Path, tag: str) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(run_folder / "tb"), size_guidance={"scalars": 0})
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def write_rows(path: Path, steps: list[int], end: str = "") -> None:
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in steps) + end)
+
+
+def test_rows_have_the_documented_keys_at_the_documented_steps(trained: Path) -> None:
+    rows = read_rows(trained / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 6, 7]
+    for row in rows:
+        validated = row["step"] != 3
+        assert set(row) == {*KEYS, *(VALIDATION if validated else [])}, row["step"]
+        assert row["tokens_seen"] == row["step"] * 16 * 128
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+
+
+def test_tensorboard_has_the_names_of_torchtitan(trained: Path) -> None:
+    board = EventAccumulator(str(trained / "run" / "tb"))
+    board.Reload()
+    wanted = {"loss_metrics/global_avg_loss", "throughput(tps)", "grad_norm", "lr", "memory/max_active(GiB)"}
+    assert wanted | {"validation_metrics/loss", "n_tokens_seen", "mfu(%)"} <= set(board.Tags()["scalars"])
+    rows = read_rows(trained / "run")
+    logged = curve(trained / "run", "loss_metrics/global_avg_loss")
+    assert [step for step, _ in logged] == [row["step"] for row in rows]
+    assert [value for _, value in logged] == pytest.approx([row["loss"] for row in rows])
+
+
+@pytest.mark.parametrize("resume_at", [4, 6])
+def test_a_restart_goes_on_with_one_record(copy: Path, trained: Path, resume_at: int) -> None:
+    """Killed some time after step `resume_at` was saved: the later rows are trained again."""
+    for step in (6, 7):
+        if step > resume_at:
+            shutil.rmtree(copy / "run" / "checkpoint" / f"step-{step}")
+    assert train_here(copy / "run.toml") == 0
+    before, after = read_rows(trained / "run"), read_rows(copy / "run")
+    assert [(row["step"], row["loss"], row.get("val_loss")) for row in after] == [
+        (row["step"], row["loss"], row.get("val_loss")) for row in before
+    ]
+    assert len(list((copy / "run" / "tb").iterdir())) == 2
+    for tag in ("loss_metrics/global_avg_loss", "validation_metrics/loss"):
+        assert curve(copy / "run", tag) == curve(trained / "run", tag), tag
+
+
+def test_a_start_from_nothing_drops_the_old_record(copy: Path) -> None:
+    shutil.rmtree(copy / "run" / "checkpoint")
+    assert train_here(copy / "run.toml", "--training.steps", "2") == 0
+    assert [row["step"] for row in read_rows(copy / "run")] == [1, 2]
+    assert [step for step, _ in curve(copy / "run", "lr")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ['{"step": 4, "lo', '{"step": 4}', "123\n", "[]\n", '{"loss": 1.0}\n', "\x00\x00\x00", "\n\n"],
+    ids=["cut", "without a line end", "number", "list", "no step", "zeros", "empty lines"],
+)
+def test_what_is_no_whole_row_of_an_earlier_step_is_dropped(tmp_path: Path, end: str) -> None:
+    write_rows(tmp_path / FILE, [0, 1, 2, 3], end)
+    keep_rows_up_to(tmp_path / FILE, 2)
+    assert [row["step"] for row in read_rows(tmp_path)] == [0, 1, 2]
+
+
+def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:
+    write_rows(tmp_path / FILE, [1])
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes() + b"\xff\xfe\x00")
+    keep_rows_up_to(tmp_path / FILE, 5)
+    assert [row["step"] for row in read_rows(tmp_path)] == [1]
+
+
+ROW = {
+    "step": 1,
+    "loss": float("nan"),
+    "grad_norm": float("inf"),
+    "lr": 0.1,
+    "tokens_seen": 5,
+    "mfu": None,
+    "tokens_per_second": 1.0,
+    "step_seconds": 1.0,
+    "data_seconds": 0.0,
+    "memory_gib": 0.1,
+}
+
+
+def test_a_row_is_there_when_written_and_is_json_to_every_parser(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
+    writer.write(ROW, 10)
+    row = json.loads((tmp_path / FILE).read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert (row["loss"], row["grad_norm"], row["mfu"]) == (None, None, None)
+    writer.close()
+
+
+def test_a_rate_above_the_peak_is_no_utilisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titan_pt.components.flops.measure_matmul", lambda *_arguments: 1.0)
+    assert train_here(write_toml(tmp_path, training={"steps": 1})) == 0
+    assert read_rows(tmp_path / "run")[0]["mfu"] is None
+
+
+def test_the_start_tells_the_warm_up_that_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_here(write_toml(tmp_path, training={"steps": 2}, lr_scheduler={"warmup_steps": 30})) == 0
+    assert "total steps 2 (warmup 1)" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_rows_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
+    writer._file.close()
+    writer._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with caplog.at_level("ERROR", logger="titan_pt"):
+        writer.write(ROW, 10)
+        writer.close()
+    assert "the row of step 1 could not be written" in caplog.text and "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "00:00"), (61.4, "01:01"), (3723, "01:02:03"), (93784, "1d 02:03:04"), (float("inf"), "?")],
+)
+def test_format_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_the_last_step_is_validated_where_the_data_end_early(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"document {i} " + "abcdefgh " * 40}) for i in range(32)]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
+    config = write_toml(
+        tmp_path,
+        data={"sources": [{"name": "few", "path": str(tmp_path / "few.jsonl"), "max_epochs": 1}], "num_streams": 1},
+        metrics={"enable_tensorboard": True},
+        validation={"enable": True, "freq": 100, "steps": 1, "holdout_fraction": 0.2},
+        training={"steps": 50, "global_batch_size": 4},
+    )
+    assert train_here(config) == 0
+    rows = read_rows(tmp_path / "run")
+    steps = [row["step"] for row in rows]
+    assert steps == list(range(1, steps[-1] + 1)) and 2 < steps[-1] < 50
+    assert ["val_loss" in row for row in rows] == [True, *[False] * (len(rows) - 2), True]
+    assert [step for step, _ in curve(tmp_path / "run", "lr")] == steps
+    assert (tmp_path / "run" / "checkpoint" / f"step-{steps[-1]}").is_dir()
+    assert train_here(config) == 0, "nothing is left to do"
+    assert read_rows(tmp_path / "run") == rows
+
+
+def test_data_without_one_step_are_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dataclasses.replace(pretrain.SPEC, name="without_data", build_step=lambda parts: lambda state: None)
+    register_trainer_spec(spec)
+    assert train_here(write_toml(tmp_path, job={"trainer": "without_data"})) == 2
+    assert "data.sources: spent before the first step" in capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""What a user reads after a mistake: nearest names, TorchTitan's names, all problems, no secret, exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from config_helpers import SOURCE, config_of, problem_of, problems_of, resolve_text, write
+
+from titan_pt.config import ConfigError, load_config
+from titan_pt.config.manager import main
+from titan_pt.config.resolve.fields import keys
+from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED
+from titan_pt.config.schema.job_config import JobConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nstpes = 5", "training.stpes (x.toml): unknown key; did you mean training.steps?"),  # #2386
+        ("[training]\nlocal-batch-size = 5", "unknown key; did you mean training.local_batch_size?"),
+        ("[training]\nSTEPS = 5", "training.STEPS (x.toml): unknown key; did you mean training.steps?"),
+        ("[optimiser]\nlr = 1", "optimiser (x.toml): unknown table or key; did you mean optimizer?"),
+        ("[Training]\nsteps = 1", "Training (x.toml): unknown table or key; did you mean training?"),
+        ("[training]\nlr = 1", "training.lr (x.toml): unknown key; did you mean optimizer.lr?"),
+        ("lr = 1", "lr (x.toml): unknown table or key; did you mean optimizer.lr?"),
+        ("[training.a.b]\nc = 1", "training.a (x.toml): unknown key; the keys are document_mask, dtype"),
+        ("[training]\nint = 1", "training.int (x.toml): unknown key"),
+        ('[training]\n"" = 1', 'training."" (x.toml): unknown key'),
+        ('[training]\n"a.b" = 1', 'training."a.b" (x.toml): unknown key'),
+        ('"training.steps" = 1', '"training.steps" (x.toml): unknown table or key; did you mean training.steps?'),
+        ("[list]\na = 1", "list (x.toml): unknown table or key"),
+        ('[job]\n"ключ" = 1', 'job."ключ" (x.toml): unknown key'),
+        ('[[data.sources]]\nname = "a"\npth = "b"', "data.sources[0].pth (x.toml): unknown key; did you mean path?"),
+        ('[job]\ntrainer = "pretrian"', "job.trainer = 'pretrian' (x.toml): unknown; known are grpo, pretrain"),
+        ('[model]\nname = "transfomer"', "did you mean transformer?"),
+        ('[model]\nflavor = "meduim"', "model.flavor = 'meduim': transformer has debugmodel, medium"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest_known_one(tmp_path: Path, text: str, message: str) -> None:
+    assert message in problem_of(tmp_path, text)
+
+
+def test_all_mistakes_of_all_layers_come_at_once(tmp_path: Path) -> None:
+    write(tmp_path, '[training]\nsteps = "many"', "base.toml")
+    text = (
+        'extends = "base.toml"\n[job]\ntrainer = "pretrian"\n[optimiser]\nlr = 1\n[training]\nlocal_batch_size = 3\n'
+        "global_batch_size = 16\n[parallelism]\ntensor_parallel_degree = 2\n[model]\nnum_heads = 5"
+    )
+    problems = problems_of(tmp_path, text, "--optimizer.lr=x", "--compile.enabel=1", "stray")
+    starts = (
+        "job.trainer = 'pretrian' (x.toml)",
+        "--compile.enabel (command line)",
+        "'stray' (command line)",
+        "parallelism.tensor_parallel_degree = 2 (x.toml)",
+        "optimiser (x.toml)",
+        "training.steps = 'many' (base.toml)",
+        "optimizer.lr = 'x' (command line)",
+        "training.global_batch_size = 16: 16 rows are not a multiple",
+        "model.num_heads = 5: not a multiple of model.num_kv_heads = 2",
+    )
+    for start in starts:
+        assert sum(problem.startswith(start) for problem in problems) == 1, (start, problems)
+    assert len(problems) == len(starts), problems
+
+
+def test_a_rule_between_fields_is_silent_when_one_of_them_is_invalid_itself(tmp_path: Path) -> None:
+    text = "[training]\nlocal_batch_size = -3\nglobal_batch_size = 16"
+    assert problem_of(tmp_path, text).startswith("training.local_batch_size = -3")
+    assert problem_of(tmp_path, "[model]\nflavor = 3\nnum_heads = 5").startswith("model.flavor = 3")
+    assert problem_of(tmp_path, "[model]\nnum_heads = -5\nnum_kv_heads = 3").startswith("model.num_heads = -5")
+    assert problem_of(tmp_path, "data = 3").startswith("data = 3 (x.toml): must be a table")
+
+
+def test_a_broken_rule_says_which_layers_set_its_fields(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path, "[training]\nlocal_batch_size = 3", "--training.global_batch_size", "16")
+    assert "x.toml" in problem.partition("(set by ")[2]
+    assert "command line" in problem.partition("(set by ")[2]
+
+
+def test_a_torchtitan_file_with_no_ops_runs_with_one_notice(tmp_path: Path) -> None:
+    text = """
+[metrics]
+enable_wandb = false
+[model]
+converters = []
+[training.dataloader]
+num_workers = 0
+[parallelism]
+tensor_parallel_degree = 1
+pipeline_parallel_degree = 1
+[quantize.linear.float8]
+enable_fsdp_float8_all_gather = false
+filter_fqns = ["output"]
+[fault_tolerance]
+enable = false
+process_group = "gloo"
+[memory_estimation]
+enable = false
+"""
+    resolved = resolve_text(tmp_path, text)
+    assert resolved.config == config_of(tmp_path, ""), "a no-op changes nothing"
+    (notice,) = resolved.notices
+    for name in (
+        "metrics.enable_wandb = false",
+        "training.dataloader.num_workers = 0",
+        "fault_tolerance.process_group",
+    ):
+        assert name in notice
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "hint"),
+    [
+        ("[parallelism]\ntensor_parallel_degree = 2", "parallelism.tensor_parallel_degree = 2", "data only"),
+        ("[parallelism]\ntensor_parallel_degree = true", "parallelism.tensor_parallel_degree = true", "data only"),
+        ("[parallelism.tensor_parallel_degree]\na = 1", "parallelism.tensor_parallel_degree = {...}", "data only"),
+        ('[model]\nconverters = ["float8"]', "model.converters = [...]", "bfloat16"),
+        ("[training.dataloader]\nnum_workers = 4", "training.dataloader.num_workers = 4", "data.prefetch_steps"),
+        ("[training.dataloader]\nfoo = 4", "training.dataloader.foo", "data.prefetch_steps"),
+        ("[fault_tolerance]\nenable = true\nreplica_id = 0", "fault_tolerance.enable = true", "checkpoint"),
+        ("[quantize.linear.fp8]\nemulate = false", "quantize.linear.fp8.emulate", "bfloat16"),
+        ("[float8]\nenable_float8_linear = true", "float8.enable_float8_linear", "bfloat16"),
+    ],
+)
+def test_at_another_value_a_torchtitan_key_is_an_error(tmp_path: Path, text: str, name: str, hint: str) -> None:
+    problem = problem_of(tmp_path, text)
+    assert problem.startswith(f"{name} (x.toml): titan_pt does not have this TorchTitan ")
+    assert hint in problem
+
+
+def test_torchtitan_keys_as_flags(tmp_path: Path) -> None:
+    flags = ("--parallelism.tensor_parallel_degree", "1", "--training.dataloader.num_workers=0")
+    (notice,) = resolve_text(tmp_path, "", *flags).notices
+    assert "parallelism.tensor_parallel_degree = 1 (command line), " in notice
+    problem = problem_of(tmp_path, "", "--metrics.enable_wandb")
+    assert problem.startswith("metrics.enable_wandb = true (command line): titan_pt does not have")
+
+
+def test_every_renamed_key_points_at_one_that_exists(tmp_path: Path) -> None:
+    known = keys(JobConfig)
+    for name, new in RENAMED.items():
+        section, key = name.split(".")
+        assert (
+            problem_of(tmp_path, f"[{section}]\n{key} = 1") == f"{name} (x.toml): unknown key; in titan_pt it is {new}"
+        )
+        assert problem_of(tmp_path, "", f"--{name}=1").startswith(f"--{name} (command line): unknown key; in titan_pt")
+        target = new.replace("[[", "").replace("]]", "").split(" ")[0]
+        assert target in known or new.startswith("no key"), f"{name} -> {new}"
+    assert not RENAMED.keys() & known.keys()
+    assert not UNUSED.keys() & known.keys()
+
+
+SECRET = "hf_" + "aBcDeFgH" * 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'hf_token = "{SECRET}"',
+        f'[job]\nhf_token = "{SECRET}"',
+        f'[secrets]\nwandb = {{ key = "{SECRET}" }}',
+        f'[[data.sources]]\nname = "a"\ntoken = "{SECRET}"',
+        f'[data]\nsources = {{ token = "{SECRET}" }}',
+        f'[data]\nsources = ["{SECRET}"]',
+        f'[training.steps]\ntoken = "{SECRET}"',
+        f'training = "{SECRET}"',
+        f'extends = [3, "{SECRET}"]',
+        f'[training]\nsteps = "{SECRET}"',
+        f'[job]\ndescription = "with {SECRET}"',
+        f'[[data.sources]]\nname = "a"\npath = "https://me:{SECRET}@host/x"',
+        f'[fault_tolerance]\ntoken = "{SECRET}"',
+        f'[metrics]\nenable_wandb = "{SECRET}"',
+    ],
+)
+def test_no_message_holds_a_secret(tmp_path: Path, text: str) -> None:
+    assert SECRET not in "\n".join(problems_of(tmp_path, text))
+
+
+def test_a_secret_cannot_land_in_the_resolved_config(tmp_path: Path) -> None:
+    """An unknown key is refused; so is a known one whose value looks like a token or a password in a URL."""
+    for value in (SECRET, "https://me:pass@host/data", "sk-" + "a1" * 20, "-----BEGIN RSA PRIVATE KEY-----"):
+        assert "looks like a secret" in problem_of(tmp_path, f'[job]\ndescription = "{value}"')
+    for value in ("hf_transfer", "https://host:8080/x@y", "task-sk-1", "s3://bucket/a"):
+        assert config_of(tmp_path, f'[job]\ndescription = "{value}"').job.description == value
+    for flags in ((f"--hf_token={SECRET}",), ("--job.hf_token", SECRET), (SECRET,), ("--job.description", SECRET)):
+        assert SECRET not in problem_of(tmp_path, "", *flags)
+
+
+def test_bad_input_ends_with_2_one_report_and_an_empty_stdout(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{SOURCE}[training]\nstpes = 5\nseq_len = 0")
+    command = [sys.executable, "-m", "titan_pt.config.manager", "--job.config_file", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    first, *lines = done.stderr.splitlines()
+    assert first == "config error: 2 problems"
+    assert [line[:5] for line in lines] == ["  1. ", "  2. "]
+    assert "Traceback" not in done.stderr
+
+
+def test_good_input_prints_the_toml_and_notices_go_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, f"{SOURCE}[parallelism]\ntensor_parallel_degree = 1")
+    assert main(["--job.config_file", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("[job]\n")
+    assert "tensor_parallel_degree" not in out
+    assert "tensor_parallel_degree" in err
+    assert main(["--job.config_file", str(path), "--explain"]) == 0
+    assert f'data.sources[0].name = "python_stdlib"  # {path}\n' in capsys.readouterr().out
+
+
+def test_load_config_logs_the_notice_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, f"{SOURCE}[parallelism]\ntensor_parallel_degree = 1\n[metrics]\nenable_wandb = false")
+    load_config(["--job.config_file", str(path)])
+    assert len(caplog.records) == 1
+
+
+def test_one_problem_is_reported_on_one_line() -> None:
+    assert ConfigError("a.b = 1: too small").report() == "config error: a.b = 1: too small"
+    assert ConfigError("a", "b").report() == "config error: 2 problems\n  1. a\n  2. b"
+
+
+def test_reading_a_config_does_not_import_torch() -> None:
+    flags = ["--data.sources", '[{name = "python_stdlib"}]']
+    code = (
+        "import sys; from titan_pt.config import manager; manager.resolve(sys.argv[1:]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,243 @@
+"""tools.evaluate: accuracies, pass@k, letters, examples, losses of texts, intervals; and tasks during training."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import losses, read_rows, train, train_here, write_toml
+from hf_helpers import write_model
+from task_helpers import CASES, SUMS, write_rows
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tool_helpers import tool_here, train_known
+
+from titan_pt.evaluation.intervals import wilson
+from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.evaluation.suite import ExamTask, open_exam
+from titan_pt.evaluation.text import text_loss
+from titan_pt.hf.model_source import open_model_source
+from titan_pt.tools.evaluate import main
+
+PROBLEMS = [
+    {"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7"},
+    {"question": "Where are 12 apples of 30?", "answer": "#### 18"},
+    {"question": "What is 3 + 4? ", "answer": "no\n#### 8"},
+    {"question": "How many are 5 eggs?", "answer": "#### 5"},
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_known(tmp_path_factory.mktemp("known"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with random weights that reads 256 tokens."""
+    path = tmp_path_factory.mktemp("random")
+    write_model(path, qwen=False, tied=False)
+    return path
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    assert tool_here(main, *arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_accuracy_on_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "test.jsonl", PROBLEMS)
+    flags = ["--checkpoint", run, "--tasks", "gsm8k", "--data", f"gsm8k={data}", "--max_new_tokens", 24]
+    found = evaluate(capsys, *flags, "--samples", 4, "--k", "1,2,4", "--temperature", 0.01)["tasks"]["gsm8k"]
+    assert found["problems"] == 4
+    names = ("accuracy", "accuracy_official", "accuracy_lenient", "pass_at_1", "pass_at_2", "pass_at_4")
+    assert [found[name] for name in names] == [0.25] * 6
+    assert found["intervals"]["accuracy"] == list(wilson(0.25, 4)) and set(names) < found["intervals"].keys()
+    assert tool_here(main, *flags, "--limit", 3) == 0
+    printed = capsys.readouterr().out
+    assert "gsm8k: 3 problems" in printed and "accuracy_official" in printed and "95% interval" in printed
+
+
+def test_letters_by_likelihood(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "test.jsonl", CASES[:12])
+    flags = ["--checkpoint", folder, "--tasks", "medqa", "--data", f"medqa={data}", "--max_new_tokens", 4]
+    found = evaluate(capsys, *flags)["tasks"]["medqa"]
+    source = open_model_source(str(folder))
+    model, right = source.load("cpu", torch.float32), 0
+    task = open_exam(ExamTask("medqa", path=data), 0, "--tasks")
+    for i in range(12):
+        problem = task.evaluation.get(i, 0)
+        ids = source.tokenizer.encode(task.prompt(problem) + "Answer: ")
+        logits = model(torch.tensor([ids]))[0, -1]
+        best = max("ABCD", key=lambda letter: float(logits[source.tokenizer.encode(letter)[0]]))
+        right += best == problem.gold
+    assert found["accuracy_loglikelihood"] == right / 12
+    assert found["constant_letter_baseline"] == 0.25 and found["truncated_fraction"] == 1.0
+
+
+def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
+    train_path, path = write_rows(tmp_path / "train.jsonl", SUMS[:4]), write_rows(tmp_path / "test.jsonl", PROBLEMS)
+    task = open_exam(ExamTask("gsm8k", path=path, train_path=train_path, num_fewshot=2), 0, "--tasks")
+    prompt = task.prompt(task.evaluation.get(0, 0))
+    examples = [f"Question: {row['question'].strip()}\nAnswer: {row['answer']}\n\n" for row in SUMS[:4]]
+    assert prompt.endswith("\n\nQuestion: What is 3 + 4?\nAnswer:")
+    assert sorted(example in prompt for example in examples) == [False, False, True, True]
+    assert len(prompt) == sum(len(e) for e in examples if e in prompt) + len("Question: What is 3 + 4?\nAnswer:")
+    problem = task.evaluation.get(0, 0)
+    assert task.grade(" 7\n#### 7\n\nQuestion: What is 5 + 5?\nAnswer: #### 10", problem, "strict")
+    cases = write_rows(tmp_path / "cases.jsonl", CASES[:20])
+    letters = open_exam(ExamTask("medqa", path=cases, train_path=write_rows(tmp_path / "more.jsonl", CASES[20:]),
+                                 num_fewshot=1), 0, "--tasks")  # fmt: skip
+    assert letters.prompt(letters.evaluation.get(0, 0)).count("Answer: ") == 1
+    assert letters.find_letter is not None and letters.find_letter("Answer: B\n\nQuestion: x\nAnswer: C") == "B"
+
+
+def test_few_shots_change_what_is_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--checkpoint", run, "--tasks", "arithmetic", "--limit", 3, "--max_new_tokens", 4]
+    assert evaluate(capsys, *flags, "--num_fewshot", 2)["tasks"]["arithmetic"]["num_fewshot"] == 2
+    assert evaluate(capsys, *flags)["tasks"]["arithmetic"]["num_fewshot"] == 0
+
+
+def test_loss_of_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["The first text, with é. " * 9, "short", "3 + 4 = 7\n" * 20]
+    path = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    found = evaluate(capsys, "--checkpoint", folder, "--text", path, "--seq_len", 64)["text"]
+    source = open_model_source(str(folder))
+    model, tokenizer = source.load("cpu", torch.float32), source.tokenizer
+    ids = [tokenizer.eos_id]
+    for text in texts:
+        ids += [*tokenizer.encode(text), tokenizer.eos_id]
+    total = 0.0
+    for start in range(0, len(ids) - 1, 64):
+        row = torch.tensor([ids[start : start + 65]])
+        logits = model(row[:, :-1], None, torch.nn.functional.linear)[0]  # all rows of the vocabulary, as in training
+        total += float(torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
+    assert found["tokens"] == len(ids) - 1 and found["bytes"] == sum(len(text.encode()) for text in texts)
+    assert found["loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / found["bytes"], rel=1e-5)
+    (tmp_path / "one.txt").write_text(texts[0])
+    assert evaluate(capsys, "--checkpoint", folder, "--text", tmp_path / "one.txt")["text"]["seq_len"] == 256
+    assert text_loss(model, tokenizer, [texts[0]], 256).tokens == len(tokenizer.encode(texts[0])) + 1
+
+
+def test_likelihoods_are_those_of_the_model(folder: Path) -> None:
+    source = open_model_source(str(folder))
+    model = source.load("cpu", torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(5, 1), (5, 1), (3, 9), (200, 2), (300, 4), (1, 1)]
+    pairs = [tuple(torch.randint(0, 259, (n,), generator=generator).tolist() for n in pair) for pair in lengths]
+    pairs[1] = (pairs[0][0], [17])  # the same row, another answer
+    for (context, continuation), found in zip(pairs, likelihoods(model, pairs), strict=True):
+        row = [*context, *continuation][-257:]
+        logprobs = torch.log_softmax(model(torch.tensor([row[:-1]]))[0], dim=-1)[-len(continuation) :]
+        expected = sum(float(logprobs[i, token]) for i, token in enumerate(continuation))
+        assert found.logprob == pytest.approx(expected, rel=1e-4)
+        assert found.is_greedy == (logprobs.argmax(-1).tolist() == list(continuation))
+    for context, continuation in (([], [1]), ([1], []), ([1], [1] * 257)):
+        with pytest.raises(ValueError, match="pair 0"):
+            likelihoods(model, [(context, continuation)])
+
+
+def test_intervals() -> None:
+    """Values of statsmodels.stats.proportion.proportion_confint(count, nobs, method="wilson")."""
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
+    assert wilson(0.5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-6)
+    assert wilson(1.0, 100) == pytest.approx((0.9630065, 1.0), abs=1e-6)
+    for share, total in ((-0.1, 5), (1.1, 5), (0.5, 0)):
+        with pytest.raises(ValueError, match="want 0 to 1"):
+            wilson(share, total)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to evaluate: give --tasks"),
+        (["--tasks", "gsm9k"], "--tasks: name = 'gsm9k': unknown; did you mean gsm8k?"),
+        (["--tasks", "arithmetic,arithmetic"], "--tasks: 'arithmetic' is given twice"),
+        (["--tasks", "gsm8k", "--data", "gsm8k"], "--data = 'gsm8k': want TASK=FILE"),
+        (["--tasks", "gsm8k", "--data", "medqa=x"], "'medqa' is not in --tasks; there are gsm8k"),
+        (["--tasks", "gsm8k", "--data", "gsm8k=missing.jsonl"], "--tasks ('gsm8k'): eval_path = 'missing.jsonl'"),
+        (["--tasks", "gsm8k", "--train_data", "gsm8k=x"], "--train_data: examples are taken from it; give --num_few"),
+        (["--tasks", "arithmetic", "--level", 9], "level = 9: unknown; allowed are"),
+        (["--tasks", "gsm8k", "--level", 1], "--level: is of the task arithmetic"),
+        (["--tasks", "arithmetic", "--limit", 0], "--limit = 0: must be at least 1"),
+        (["--tasks", "arithmetic", "--samples", 4, "--k", "1,8"], "want numbers from 1 to --samples = 4"),
+        (["--tasks", "arithmetic", "--samples", 4, "--k", "a"], "--k = 'a': want numbers"),
+        (["--tasks", "arithmetic", "--samples", 4, "--temperature", 0], "--temperature = 0: all --samples"),
+        (["--tasks", "arithmetic", "--samples", -1], "--samples = -1: must be 0 or more"),
+        (
+            ["--tasks", "arithmetic", "--max_new_tokens", 256],
+            "max_new_tokens = 256: must be below what the",
+        ),
+        (["--text", "missing.txt"], "--text = 'missing.txt'"),
+        (["--text", __file__], "known are"),
+        (["--text", "README.md", "--seq_len", 1024], "--seq_len = 1024: the model reads at most 256 tokens"),
+    ],
+)
+def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[object], message: str) -> None:
+    assert tool_here(main, "--checkpoint", folder, *flags) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+# -- during training --------------------------------------------------------------------------------------------------
+
+TASKS = {
+    "enable": True,
+    "freq": 3,
+    "steps": 1,
+    "tasks": [{"name": "arithmetic", "limit": 4, "max_new_tokens": 6}],
+    "sample_prompts": ["<|im_start|>user", "What is"],
+    "sample_tokens": 5,
+}
+
+
+def written_texts(run: Path) -> dict[str, list[int]]:
+    """The steps of each text in TensorBoard."""
+    found = EventAccumulator(str(run / "tb"))
+    found.Reload()
+    return {tag: [event.step for event in found.Tensors(tag)] for tag in found.Tags()["tensors"]}
+
+
+def test_tasks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = write_rows(tmp_path / "cases.jsonl", CASES[:8])
+    tasks = [*TASKS["tasks"], {"name": "medqa", "path": cases, "max_new_tokens": 4}]
+    validation, board = {**TASKS, "tasks": tasks}, {"metrics": {"enable_tensorboard": True}}
+    assert train_here(write_toml(tmp_path / "with", validation=validation, **board)) == 0
+    printed = capsys.readouterr().err
+    assert "Validation: 8 problems of medqa" in printed and printed.count("What is\n--> ") == 3
+    assert written_texts(tmp_path / "with" / "run") == {"validation_samples/text_summary": [1, 3, 6]}
+    assert train_here(write_toml(tmp_path / "without", validation={"enable": True, "freq": 3, "steps": 1})) == 0
+    assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an exam teaches nothing"
+    rows = {row["step"]: row for row in read_rows(tmp_path / "with/run")}
+    assert [step for step, row in rows.items() if "eval/arithmetic/accuracy" in row] == [1, 3, 6]
+    assert {"eval/arithmetic/accuracy_lenient", "eval/medqa/accuracy_loglikelihood", "val_loss"} < rows[6].keys()
+
+
+@pytest.mark.slow
+def test_two_ranks_share_an_exam(tmp_path: Path) -> None:
+    cases = write_rows(tmp_path / "cases.jsonl", CASES[:7])
+    tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}]}
+    rows = []
+    for ranks in (0, 2):
+        config = write_toml(tmp_path / str(ranks), validation=tasks)
+        assert train(config, ranks=ranks).code == 0
+        rows.append({k: v for k, v in read_rows(tmp_path / str(ranks) / "run")[-1].items() if k.startswith("eval/")})
+    assert rows[0] == rows[1] and len(rows[0]) > 8
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ({"tasks": TASKS["tasks"]}, "validation.tasks: has no effect without validation"),
+        ({**TASKS, "tasks": TASKS["tasks"] * 2}, "validation.tasks: two tasks are named 'arithmetic'"),
+        ({**TASKS, "tasks": [{"name": "gsm9k"}]}, "validation.tasks: name = 'gsm9k': unknown; did you mean gsm8k?"),
+        ({**TASKS, "tasks": [{"name": "gsm8k", "path": "missing.jsonl"}]}, "validation.tasks ('gsm8k'): eval_path"),
+        ({**TASKS, "sample_tokens": 32768}, "are more than model.max_seq_len = 32768"),
+    ],
+)
+def test_wrong_tasks_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: dict, message: str
+) -> None:
+    assert train_here(write_toml(tmp_path, validation=validation)) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Exported tokenizers: AutoTokenizer loads them offline, with the same ids for any text."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tokenizer import TEXTS, build, hugging_face, rank_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.hf.chat import stop_ids
+from titan_pt.hf.tokenizer_files import chat_template, to_tokenizers, write_tokenizer
+
+# Scripts, marks, digits, runs of spaces, line ends, contractions: where pre-tokenizers differ.
+CHARACTERS = (
+    "aabcdez  \n\r\t''sSdLlmvr019٣²éßñ北京日本語क्षि한국어עבריתمرحبا🤷‍♀️\u3000\u00a0\u0301\u200b.,!?/_-=(){}\x00\x7f"
+)
+MESSAGES = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+def export(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBase:
+    """As transformers loads it."""
+    folder.mkdir(exist_ok=True)
+    write_tokenizer(tokenizer, folder, max_seq_len=512)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def random_texts(count: int) -> list[str]:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(CHARACTERS, k=rng.randint(1, 60))) for _ in range(count)]
+    return [*TEXTS, *texts, *("".join(rng.choices("  \nab", k=rng.randint(1, 60))) for _ in range(count // 4))]
+
+
+def check_ids(tokenizer: Tokenizer, theirs: PreTrainedTokenizerBase, count: int = 2000) -> None:
+    """Equal ids both ways, and specials only where the text is trusted."""
+    for text in random_texts(count):
+        ids = tokenizer.encode(text)
+        assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == ids, repr(text)
+        assert theirs.decode(ids) == tokenizer.decode(ids)
+    for name, i in tokenizer.special_ids.items():
+        assert theirs.encode(f"a{name}b", add_special_tokens=False)[1:-1] == [i]
+    assert theirs.eos_token_id == tokenizer.eos_id
+    assert len(theirs) == tokenizer.vocab_size and theirs.model_max_length == 512
+
+
+def test_bytes(tmp_path: Path) -> None:
+    check_ids(build("byte"), export(build("byte"), tmp_path))
+
+
+def test_a_small_rank_file(tmp_path: Path) -> None:
+    tokenizer = build(rank_file(tmp_path, merges=(b"he", b"ll", b"hell", b"  ", b" h", b"   ", b"aa", b"aaa")))
+    check_ids(tokenizer, export(tokenizer, tmp_path / "out"))
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("ab ")))
+def test_merges_that_compete(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Many splits of one token are tokens themselves, and a whole word may be one that its merges would not reach."""
+    folder = tmp_path_factory.getbasetemp() / "merges"
+    folder.mkdir(exist_ok=True)
+    merges = (b"ab", b"ba", b"aa", b"bb", b"aba", b"bab", b"aab", b"abab", b"baa", b"abba", b"abbab", b" a", b" ab")
+    path = folder / "x.tiktoken"
+    tokenizer = build(path if path.exists() else rank_file(folder, merges=merges))
+    assert to_tokenizers(tokenizer).encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("size", [100256, 128000, 199998])
+def test_published_splits(tmp_path: Path, size: int) -> None:
+    """The splits of cl100k, Llama 3 and o200k, known by the number of ranks."""
+    merges = (b"34", b"12", b"123", b"45", b"456", b"  ", b" \n", b"\n\n", b"'s", b"ab", b" a", b"le", b"\r\n")
+    filler = tuple(b"\xff\xff%d" % i for i in range(size - 256 - len(merges)))
+    tokenizer = build(rank_file(tmp_path, merges=(*merges, *filler)))
+    rules = to_tokenizers(tokenizer)
+    rules.encode_special_tokens = True
+    for text in [*random_texts(1000), "123456 1234567", "x  \n\n  y\r\n", "end  "]:
+        assert rules.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), repr(text)
+
+
+def test_a_tokenizer_json_and_what_stands_beside_it(tmp_path: Path) -> None:
+    folder = hugging_face(tmp_path / "in", "<s>", "</s>", "<|im_end|>")
+    config = {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "chat_template": "{{ messages[0]['content'] }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 1]}')
+    tokenizer = build(folder)
+    theirs = export(tokenizer, tmp_path / "out")
+    check_ids(tokenizer, theirs)
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<s>", "</s>", "</s>")
+    assert theirs.apply_chat_template(MESSAGES, tokenize=False) == "1 + 1?"
+    assert stop_ids(tokenizer) == [1, 2]
+    again = build(tmp_path / "out")
+    assert (again.fingerprint, again.chat_template) == (tokenizer.fingerprint, tokenizer.chat_template)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        ({"chat_template": 3}, None),
+        ({"chat_template": "a"}, "a"),
+        ({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}, "d"),
+        ({"chat_template": [{"name": "tool_use", "template": "t"}, 3]}, None),
+    ],
+)
+def test_where_templates_stand(tmp_path: Path, config: dict, expected: str | None) -> None:
+    folder = hugging_face(tmp_path, "</s>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert build(folder).chat_template == expected
+    (folder / "chat_template.jinja").write_text("file")
+    assert build(folder).chat_template == "file"
+
+
+def test_simple_chat_templates(tmp_path: Path) -> None:
+    theirs = export(build("byte"), tmp_path / "byte")
+    text = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert theirs.encode(text, add_special_tokens=False).count(258) == 3, "the end of a turn is one token"
+    plain = build(rank_file(tmp_path))
+    text = export(plain, tmp_path / "ranks").apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert text == "User: 1 + 1?\nAssistant: 2<|endoftext|>\nUser: Sure?\nAssistant:"
+    assert chat_template(plain) != chat_template(build("byte"))
+    assert (stop_ids(plain), stop_ids(build("byte"))) == ([259], [256, 258])
+
+
+def test_a_tokenizer_of_a_user_s_own_is_told(tmp_path: Path) -> None:
+    class Mine:
+        vocab_size, eos_id, special_ids, fingerprint, chat_template = 2, 1, {}, "mine", None
+
+        def encode(self, text: str) -> list[int]:
+            return [0] * len(text)
+
+        def decode(self, ids: list[int]) -> str:
+            return "x" * len(ids)
+
+    with pytest.raises(TypeError, match="a Mine has no form that Hugging Face's tools know"):
+        write_tokenizer(Mine(), tmp_path, 512)  # type: ignore[arg-type]
+
+
+@pytest.mark.realdata
+def test_gpt2(realdata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(realdata / "gpt2_bpe" / "tiktoken_cache", tmp_path / "cache")  # tiktoken deletes what looks wrong
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    tokenizer = build("gpt2")
+    theirs = export(tokenizer, tmp_path / "out")
+    check_ids(tokenizer, theirs, 4000)
+    book = (realdata / "text" / "tinyshakespeare" / "input.txt").read_text()[:200_000]
+    assert theirs.encode(book, add_special_tokens=False) == tokenizer.encode(book)
+    assert theirs.apply_chat_template(MESSAGES, tokenize=False).endswith("Assistant: 2<|endoftext|>\nUser: Sure?\n")
+
+
+@pytest.mark.realdata
+def test_smollm2(realdata: Path, tmp_path: Path) -> None:
+    folder = realdata / "smollm2_tokenizer"
+    tokenizer, reference = build(folder), AutoTokenizer.from_pretrained(folder)
+    theirs = export(tokenizer, tmp_path / "out")
+    check_ids(tokenizer, theirs, 1000)
+    for text in random_texts(300):
+        assert theirs.encode(text) == reference.encode(text)
+    expected = reference.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == expected
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

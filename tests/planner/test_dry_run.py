@@ -1,0 +1,166 @@
+"""comm.mode = "fake_backend": every shipped experiment at its real size, and clusters, in one process."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, run, train_here, write_toml
+
+from titan_pt.config import load_config
+from titan_pt.config.errors import ConfigError
+from titan_pt.distributed.dry_run_world import dry_run_size, dry_run_world
+from titan_pt.dry_run import dry_run
+from titan_pt.planner.trace import trace
+
+CONFIGS = ROOT / "train_configs"
+FILES = sorted(CONFIGS.glob("**/*.toml"))
+# Without the marker `slow`: the small ones, and one at its real size. `.ci/run` tries all.
+QUICK = ("debug", "grpo_debug", "medium_3day", "quickstart", "quickstart_grpo", "quickstart_sft")
+DRY = ("--comm.mode", "fake_backend")
+
+
+def hardware(file: Path) -> int:
+    """The largest number of GPUs that the file's first lines name; 1 on a CPU."""
+    named = re.findall(r"(\d+) (?:A100|GPU)", file.read_text().split("\n\n")[0])
+    return max([int(count) for count in named] or [1])
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=[pytest.mark.slow] if f.stem not in QUICK else [], id=f.stem) for f in FILES]
+)
+def test_every_shipped_experiment(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NGPU", str(hardware(file)))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    assert train_here(file, *DRY) == 0
+    said = capsys.readouterr().err
+    assert f"on rank 0 of {hardware(file)} " in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir()), "nothing may be written"
+
+
+@pytest.mark.parametrize(("replicate", "rows", "local"), [(8, 256, 2), (64, 1024, 2)])
+def test_hsdp_over_nodes_of_8(replicate: int, rows: int, local: int) -> None:
+    flags = [
+        f"--training.global_batch_size={rows}",
+        f"--training.local_batch_size={local}",
+        f"--data.num_streams={min(rows, 8 * replicate)}",
+        f"--parallelism.data_parallel_replicate_degree={replicate}",
+    ]
+    config = load_config(["--job.config_file", str(CONFIGS / "medium_3day.toml"), *flags])
+    traced = trace(config, 8 * replicate)
+    assert traced.mesh == f"{replicate} replicate x 8 shard"
+    assert traced.run_size.rows_per_rank == rows // (8 * replicate)
+    # 4 bytes of each parameter in an eighth of the model, and RoPE's tables.
+    assert traced.memory["parameters"] == pytest.approx(4 * traced.num_parameters / 8 + 4 * 32768 * 64, rel=0.01)
+
+
+def test_the_launcher_starts_one_process(tmp_path: Path) -> None:
+    env = {**os.environ, "NGPU": "8", "PET_NNODES": "2", "PET_NODE_RANK": "1"}
+    command = [str(ROOT / "run_train.sh"), *DRY]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Dry run of 16 ranks") == 1 and "mesh 16 shard" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_the_ranks_cannot_share_ends_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NGPU", "7")
+    assert train_here(write_toml(tmp_path), *DRY) == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "5000", "9" * 30])
+def test_wrong_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("NGPU", text)
+    with pytest.raises(ConfigError, match=r"NGPU = .*an integer from 1 to 4096"):
+        dry_run_size()
+
+
+def test_under_plain_torchrun_one_process_plays_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert dry_run_size() == 4
+    dry_run(load_config(["--comm.mode=fake_backend", '--data.sources=[{name="arithmetic"}]']))
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_tokenizer_of_unknown_size_is_a_clear_mistake(tmp_path: Path) -> None:
+    config = load_config(["--job.config_file", str(write_toml(tmp_path)), "--tokenizer.name=missing/tokenizer.json"])
+    with pytest.raises(ConfigError, match=r"its size is not known .* set model\.vocab_size"):
+        trace(config, 1)
+    known = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 320})})
+    assert trace(known, 2).num_parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("file", "flag", "reason"),
+    [
+        ("quickstart", '--data.sources=[{name="pyton_stdlib"}]', "did you mean python_stdlib"),
+        ("grpo_debug", '--grpo.tasks=[{name="arithmetics"}]', "did you mean arithmetic"),
+    ],
+)
+def test_names_that_are_not_known_are_told(file: str, flag: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        trace(load_config(["--job.config_file", str(CONFIGS / f"{file}.toml"), flag]), 2)
+
+
+def test_torchtitans_other_mode_is_named() -> None:
+    with pytest.raises(ConfigError, match='no "local_tensor"; "fake_backend" is its dry run'):
+        load_config(["--comm.mode=local_tensor", '--data.sources=[{name="arithmetic"}]'])
+
+
+READER = """
+import dataclasses
+from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.trainers import pretrain
+
+def build_step(context):
+    inner = pretrain.build_step(context)
+    def step(state):
+        metrics = inner(state)
+        print(float(metrics.loss))
+        return metrics
+    return step
+
+def build_other(context):
+    context.dataloader.corpus
+    return pretrain.build_step(context)
+
+register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="reader", build_step=build_step))
+register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="asker", build_step=build_other))
+register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="mute", build_dry_run=None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "reason"),
+    [("reader", "reads the numbers of a tensor"), ("asker", "asks its data for"), ("mute", "has no build_dry_run")],
+)
+def test_a_trainer_that_cannot_be_tried_is_told(tmp_path: Path, trainer: str, reason: str) -> None:
+    (tmp_path / "own_trainers.py").write_text(READER)
+    config = write_toml(tmp_path, job={"trainer": trainer}, experimental={"custom_import": "own_trainers"})
+    command = [sys.executable, "-m", "titan_pt.train", "--job.config_file", str(config), *DRY]
+    done = run(command, cwd=tmp_path)
+    assert done.code == 2 and reason in done.last_line and "Traceback" not in done.stderr
+
+
+def test_settings_that_need_numbers_or_a_device_are_replaced_with_a_note(tmp_path: Path) -> None:
+    flags = ["--optimizer.implementation=foreach", "--compile.enable", "--model.sdpa_backend=cudnn"]
+    config = load_config(["--job.config_file", str(write_toml(tmp_path)), *flags])
+    notes = " ".join(trace(config, 1).notes)
+    assert "foreach" in notes and "compile.enable" in notes and "cudnn" in notes
+
+
+def test_the_world_is_gone_afterwards() -> None:
+    config = load_config(['--data.sources=[{name="arithmetic"}]'])
+    level = logging.getLogger("torch.distributed").level
+    with dry_run_world(config, 4) as world:
+        assert world.add(1, 2) == [4, 8] and world.gather("a") == ["a"] * 4 and world.broadcast(3) == 3
+        assert world.sum(torch.ones(2)).shape == (2,)
+    assert not torch.distributed.is_initialized() and logging.getLogger("torch.distributed").level == level

@@ -1,0 +1,223 @@
+"""The planner: formulas and trace agree, and the numbers are those of the arithmetic."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from tool_helpers import tool_here
+
+from titan_pt.config import JobConfig, load_config
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.planner.accelerators import ACCELERATORS, GIB, find_accelerator, named_device
+from titan_pt.planner.measured import measured_mfu
+from titan_pt.planner.memory import estimate, needed_bytes, shape_of
+from titan_pt.planner.mixture import plan_sources
+from titan_pt.planner.plan import Target, estimated_kinds, make_plan, rollouts_of
+from titan_pt.planner.report import lines
+from titan_pt.planner.search import apply, cheapest_changes, fastest, gpus_in_time
+from titan_pt.planner.storage import storage
+from titan_pt.planner.throughput import pace
+from titan_pt.planner.trace import trace
+from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.tools.plan import main
+
+CONFIGS = ROOT / "train_configs"
+A100 = find_accelerator("a100-80gb")
+NONE, FULL = ("--activation_checkpoint.mode=none",), ("--activation_checkpoint.mode=full",)
+OP = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op")
+SECOND = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=2")
+ROWS_1, ROWS_8 = ("--training.local_batch_size=1",), ("--training.local_batch_size=8",)
+FLOAT32 = ("--training.mixed_precision_param=float32",)
+
+
+def config_of(name: str, *flags: str) -> JobConfig:
+    return load_config(["--job.config_file", str(CONFIGS / f"{name}.toml"), "--training.max_hours=72", *flags])
+
+
+def args_of(config: JobConfig) -> Any:
+    return model_args(config, get_model_spec(config.model.name), tokenizer_size(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "device", "flags"),
+    [
+        ("debug", 1, "cuda", NONE),
+        ("debug", 8, "cuda", (*OP, *ROWS_1)),
+        ("debug", 1, "cpu", (*SECOND, *FLOAT32)),
+        ("debug", 8, "cpu", FULL),
+        ("quickstart", 1, "cpu", NONE),
+        ("quickstart", 8, "cuda", OP),
+        ("quickstart", 1, "cuda", FULL),
+        ("quickstart", 4, "cuda", (*NONE, "--parallelism.fsdp_reshard_after_forward=never")),
+        ("quickstart_sft", 1, "cpu", (*NONE, *ROWS_8)),
+        pytest.param("medium_3day", 8, "cuda", FULL, marks=pytest.mark.slow),
+        pytest.param("medium_3day", 8, "cuda", OP, marks=pytest.mark.slow),
+        pytest.param("small", 1, "cuda", ("--model.tie_embeddings=false",), marks=pytest.mark.slow),
+    ],
+)
+def test_trace_and_formula_agree(name: str, ranks: int, device: Any, flags: tuple[str, ...]) -> None:
+    config = config_of(name, *flags)
+    traced = trace(config, ranks, device, counts=True)
+    accumulates = traced.run_size.accumulation_steps > 1
+    shape = shape_of(config, args_of(config), ranks, accumulates=accumulates, device=device)
+    assert sum(estimate(shape).values()) == pytest.approx(traced.peak_bytes, rel=0.1)
+    flops = get_model_spec("transformer").flops_per_token(args_of(config), config.training.seq_len) * shape.tokens
+    recomputed = 1.4 if config.activation_checkpoint.mode in ("full", "selective") else 1.0
+    assert traced.flops and 0.95 * flops < traced.flops < 1.1 * recomputed * flops
+
+
+@pytest.mark.parametrize("name", ["grpo_debug", pytest.param("grpo_gsm8k", marks=pytest.mark.slow)])
+def test_trace_and_formula_agree_for_grpo(name: str) -> None:
+    config = config_of(name, "--rollout.max_rows=64", "--grpo.kl_coef=0.01")
+    plan = make_plan(config, Target(A100, 2))
+    assert plan.memory.estimated and plan.rollouts
+    assert sum(plan.memory.estimated.values()) == pytest.approx(sum(plan.memory.traced.values()), rel=0.1)
+    for kind in ("reference", "rollout_engine"):
+        assert plan.memory.estimated[kind] == pytest.approx(plan.memory.traced[kind], rel=0.1), kind
+    assert plan.rollouts.kv_cache_bytes == pytest.approx(plan.memory.sampling_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hours", "fits", "tokens"), [(1, 226, 0, 15.9), (4, 56.5, 1, 63.8), (8, 28.2, 1, 127.5)]
+)
+def test_medium_3day_is_the_table_of_its_hardware(gpus: int, hours: float, fits: int, tokens: float) -> None:
+    config = config_of("medium_3day")
+    flops = get_model_spec("transformer").flops_per_token(args_of(config), 2048)
+    found = pace(0.5, 50_000_000_000, flops, gpus * A100.flops["bfloat16"], config.training.max_hours)
+    assert found.hours == pytest.approx(hours, abs=0.5) and (found.hours <= 72) == bool(fits)
+    assert found.tokens_in_max_hours == pytest.approx(tokens * 1e9, rel=0.01)
+
+
+def test_the_tool_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(CONFIGS / "medium_3day.toml")
+    assert tool_here(main, "--job.config_file", file, "--num_gpus", 1, "--gpu", "l4", "--json", "--mfu", 0.5) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 322_097_152 and found["parameters_without_embedding"] == 270_585_856
+    assert not found["fits_memory"] and not found["fits_time"] and found["max_hours"] == 72
+    assert found["hours"] == pytest.approx(226 * 312 / 121, rel=0.01)
+    assert found["tokens_in_max_hours"] == pytest.approx(6.18e9, rel=0.01)
+    assert len(found["changes"]) == 3 and any("local_batch_size" in change for change in found["changes"])
+    assert any("activation_checkpoint" in change for change in found["changes"])
+    assert found["sources"][1]["epochs"] == 4.0 and found["sources"][0]["epochs"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--gpu", "a100-81gb"], "did you mean a100-80gb"),
+        (["--gpu", "t4"], "cannot compute in training.mixed_precision_param = 'bfloat16'"),
+        (["--num_gpus", "0"], "must be an integer from 1 to 4096"),
+        (["--num_gpus", "7"], "cannot be shared by 7 ranks; numbers of ranks that fit are 1, 2, 4, 8, 16"),
+        (["--num_gpus", "many"], "must be an integer"),
+        (["--mfu", "80"], "a share of the peak, above 0 and at most 1, such as 0.5"),
+        (["--mfu", "nan"], "a share of the peak"),
+        (["--from_run", "nowhere"], "give a run folder"),
+        (["--from_run", "x", "--mfu", "0.4"], "give one"),
+        (["--price_per_gpu_hour", "-2"], "must be 0 or more"),
+        (["--tokenizer.name", "mine/tokenizer.json"], "set model.vocab_size"),
+        (["--trainig.steps", "3"], "did you mean training.steps"),
+        (["--num_gpus", "8", "--parallelism.data_parallel_replicate_degree", "3"], "must make 8"),
+    ],
+)
+def test_mistakes_end_with_2(flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool_here(main, "--job.config_file", CONFIGS / "medium_3day.toml", "--json", *flags) == 2
+    said = capsys.readouterr()
+    assert reason in said.err and not said.out and "Traceback" not in said.err
+
+
+def test_the_plan_as_text_and_its_advice() -> None:
+    """A GPU that is too small for the tiny model: what is advised fits, by trace too."""
+    small = A100.__class__("small-gpu", "none", 3.5, 1e12, {"bfloat16": 1e14})
+    plan = make_plan(config_of("debug", *ROWS_8, "--training.tokens=1B"), Target(small, 1, price_per_gpu_hour=2.0))
+    assert not plan.memory.fits
+    text = "\n".join(lines(plan))
+    assert "DOES NOT FIT IN MEMORY" in text and "FITS IN TIME" in text and "Cost" in text
+    changes = cheapest_changes(plan)
+    assert 1 <= len(changes) <= 3 and len({change.sections for change in changes}) == len(changes)
+    best = fastest(plan)
+    assert best is not None and best.needed_bytes <= 3.5 * GIB
+    better = make_plan(apply(plan.config, best), plan.target)
+    assert better.memory.fits and better.memory.needed_bytes == pytest.approx(best.needed_bytes, rel=0.1)
+    assert better.traced.run_size.rows == plan.traced.run_size.rows, "the global batch stays"
+    assert plan.cost == pytest.approx(2.0 * plan.hours) and gpus_in_time(plan) == 1
+
+
+def test_states_that_are_elsewhere_or_smaller_are_not_counted() -> None:
+    config = config_of("debug")
+    whole = estimated_kinds(config, args_of(config), 1)
+    eight = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "AdamW8bit"})})
+    away = config.model_copy(update={"training": config.training.model_copy(update={"enable_cpu_offload": True})})
+    quarter, none = (estimated_kinds(other, args_of(config), 1) for other in (eight, away))
+    assert whole and quarter and none
+    assert quarter["optimizer"] == pytest.approx(whole["optimizer"] / 4, rel=0.02)
+    assert "optimizer" not in none and none["activations"] == whole["activations"]
+    assert needed_bytes(100 * GIB) == pytest.approx(109.25 * GIB)
+
+
+def test_rollouts_of_gsm8k_on_one_a100() -> None:
+    config = config_of("grpo_gsm8k")
+    args = args_of(config)
+    flops = get_model_spec("transformer").flops_per_token(args, 2048)
+    found = rollouts_of(config, args, Target(A100, 1), flops)
+    assert found and found.kv_bytes_per_token == 24 * 2 * 4 * 64 * 2
+    assert found.completions == 24 * 16 and found.rows == 1024 and found.slots == 640
+    assert 0.5 < found.floor_seconds < found.rollout_seconds < 10 and 1 < found.train_seconds < 4
+    eight = rollouts_of(config, args, Target(A100, 8), flops)
+    assert eight and eight.train_seconds == pytest.approx(found.train_seconds / 8) and eight.rows < found.rows
+
+
+def test_disk_and_sources() -> None:
+    config = config_of("medium_3day")
+    kept = storage(config, 322_097_152, 95_368)
+    assert kept.checkpoint_bytes == 12 * 322_097_152 and kept.kept == 3
+    assert kept.disk_bytes == 4 * kept.checkpoint_bytes, "one is under way"
+    fineweb, medqa = plan_sources(config, 50_000_000_000)
+    assert medqa.tokens == pytest.approx(4 * 2.1e6) and fineweb.tokens + medqa.tokens == pytest.approx(5e10)
+    (local,) = plan_sources(config_of("small"), 1_000_000)
+    assert local.epochs is None, "files are not opened"
+
+
+def test_the_mfu_of_a_run(tmp_path: Path) -> None:
+    rows = [{"step": step, "mfu": 0.1 if step < 12 else 0.43, "step_seconds": 2.0} for step in range(0, 41, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert measured_mfu(tmp_path) == 0.43
+    sampled = [{"step": 20, "mfu": 0.1, "step_seconds": 8.0, "seconds/train": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(sampled[0]) + "\n")
+    assert measured_mfu(tmp_path) == pytest.approx(0.4), "of the updates alone"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20, "mfu": null}\n')
+    with pytest.raises(ConfigError, match="none of its 1 rows has an MFU"):
+        measured_mfu(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        measured_mfu(tmp_path)
+
+
+def test_the_table_of_accelerators() -> None:
+    assert find_accelerator("A100").name == "a100-80gb" and find_accelerator("h200").memory_gib > 139
+    names = {"NVIDIA A100-SXM4-40GB": "a100-40gb", "NVIDIA A100-PCIE-40GB": "a100-40gb", "NVIDIA L4": "l4"}
+    assert {device: found.name for device in names if (found := named_device(device))} == names
+    assert len({gpu.name for gpu in ACCELERATORS}) == len(ACCELERATORS)
+
+
+@pytest.mark.slow
+def test_a_real_step_takes_the_memory_that_was_predicted() -> None:
+    """In processes of their own: the peak of resident memory, of `tiny` on rows of 256 tokens."""
+    script, size = ROOT / "benchmarks" / "memory.py", "--training.seq_len=256"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = {}
+    for what in ("measure", "predict"):
+        command = [sys.executable, str(script), what, "tiny", size]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found[what] = json.loads(done.stdout.splitlines()[-1])
+    measured, predicted = found["measure"], found["predict"]
+    assert predicted["traced"] == pytest.approx(measured["bytes"], rel=0.2)
+    assert predicted["formula"] == pytest.approx(measured["bytes"], rel=0.2)
+    assert predicted["flops"] == measured["flops"]
+    assert predicted["flops"] == pytest.approx(predicted["formula_flops"], rel=0.1)

@@ -1,0 +1,259 @@
+"""training.max_hours: planned on a simulated clock, and kept by a whole run on one."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deadline_simulation import HOUR, SCENARIOS, SCHEDULES, Scenario, config_of, simulate
+from helpers import losses, read_json, read_rows, train, train_here, write_toml
+
+from titan_pt.components.lr_scheduler import build_lr_schedulers
+from titan_pt.config import load_config
+from titan_pt.config.errors import ConfigError
+from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, first_start, keep_start
+from titan_pt.trainers import pretrain
+
+DAY = Scenario("one day", max_hours=24.0, noise=0.0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "schedule"),
+    list(itertools.product(SCENARIOS, SCHEDULES)),
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_run_ends_decayed_and_just_before_its_deadline(scenario: Scenario, schedule: str) -> None:
+    result = simulate(scenario, config_of(scenario, **SCHEDULES[schedule]))
+    assert result.lr_factor == pytest.approx(0.1, abs=1e-12)
+    assert result.hours <= scenario.max_hours
+    if scenario.max_steps > result.steps:
+        # Of a short run the 50 s that the last validation and save take are more than a percent.
+        assert result.hours >= 0.99 * scenario.max_hours - 2 * (50 + scenario.seconds_per_step(0.0)) / HOUR
+    else:
+        assert result.steps == scenario.max_steps
+
+
+@pytest.mark.parametrize("max_hours", [24.0, 72.0])
+def test_days_end_less_than_a_percent_before(max_hours: float) -> None:
+    scenario = Scenario("days", max_hours=max_hours, stalls={10 * HOUR: 2 * HOUR}, kills={15 * HOUR: 1800.0})
+    assert 0.99 * max_hours <= simulate(scenario, config_of(scenario)).hours <= max_hours
+
+
+def test_a_cooldown_starts_when_it_must() -> None:
+    steady = simulate(DAY, config_of(DAY, decay_type="linear", decay_ratio=0.25))
+    first = next(i for i, rate in enumerate(steady.rates) if i > 2000 and rate < 1.0)
+    assert first / steady.steps == pytest.approx(0.75, abs=0.01)
+    assert steady.rates[2000:first] == [1.0] * (first - 2000)
+    slow = Scenario("slow", lambda now: 2.7 if now < 12 * HOUR else 5.4, max_hours=24.0)
+    slowed = simulate(slow, config_of(slow, decay_type="linear", decay_ratio=0.25))
+    begins = next(i for i, rate in enumerate(slowed.rates) if i > 2000 and rate < 1.0)
+    assert begins < first and begins / slowed.steps == pytest.approx(0.75, abs=0.01)
+
+
+def test_at_a_constant_speed_a_cosine_is_that_of_the_steps_it_had() -> None:
+    config = config_of(DAY, decay_type="cosine")
+    result = simulate(DAY, config)
+    plain = build_lr_schedulers(config, result.steps)
+    assert result.rates == pytest.approx([plain(step) for step in range(1, result.steps + 1)], abs=5e-3)
+
+
+def test_one_long_step_is_no_change_of_speed() -> None:
+    speed, now = Speed(0.0), 0.0
+    for step in range(100):
+        now += 3600.0 if step == 60 else 2.0
+        speed.step_ends(now)
+    assert speed.seconds_per_step == pytest.approx(2.0)
+
+
+def test_a_speed_is_known_from_the_second_step_on_and_the_first_one_compiles() -> None:
+    speed = Speed(5.0)
+    speed.step_ends(300.0)
+    assert speed.seconds_per_step == 5.0, "that of the attempt before"
+    speed.step_ends(302.0)
+    speed.pause(100.0)
+    speed.step_ends(404.0)
+    assert speed.seconds_per_step == pytest.approx(2.0)
+
+
+def test_a_plan_that_changes_by_more_than_a_percent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger("titan_pt"), "info", told.append)
+    deadline = Deadline(config_of(DAY), 10**6, 0.0)
+    for step in range(1, 400):
+        deadline.step_ends(step * 2.0)
+        deadline.plan(step, step * 2.0)
+    assert len(told) == 1 and "43,0" in told[0] and "1,000,000 were" in told[0]
+    for step in range(400, 500):
+        deadline.step_ends(800 + (step - 400) * 3.0)
+        deadline.plan(step, 800 + (step - 400) * 3.0)
+    assert len(told) > 1 and "3 s a step" in told[-1]
+
+
+def test_a_raised_deadline_or_budget_goes_on_and_the_same_one_does_not() -> None:
+    first = Deadline(config_of(DAY), 1000, 0.0)
+    for step in range(1, 6):
+        first.step_ends(step * 10_000.0)
+    planned = first.plan(5, 50_000.0)
+    assert planned == 7
+    saved = json.loads(json.dumps(first.state_dict()))
+    assert Deadline(config_of(DAY), 1000, 0.0, saved).steps == 7
+    longer = Scenario("two days", max_hours=48.0)
+    assert Deadline(config_of(longer), 1000, 0.0, saved).plan(7, 80_000.0) == 15
+    assert Deadline(config_of(DAY), 2000, 0.0, saved).steps == 2000
+
+
+def test_the_first_start_is_the_earliest_that_is_known(tmp_path: Path) -> None:
+    assert first_start(tmp_path, 50.0, None) == 50.0
+    keep_start(tmp_path, 20.0)
+    assert first_start(tmp_path, 50.0, None) == 20.0
+    assert first_start(tmp_path, 50.0, {"started": 10.0}) == 10.0
+    assert first_start(None, 50.0, None) == 50.0, "without checkpoints each start is another run"
+    (tmp_path / CLOCK_FILE).write_text('{"start')
+    assert first_start(tmp_path, 50.0, {"started": 30.0}) == 30.0
+
+
+class Clock:
+    """Unix time that only a step moves, by `seconds` of the first step that they hold for."""
+
+    now = 1_000_000.0
+    breaks_at = 0
+
+    def __init__(self) -> None:
+        self.seconds = {1: 10.0}
+
+    def time(self) -> float:
+        return self.now
+
+    def tick(self, step: int) -> None:
+        if step == self.breaks_at:
+            raise RuntimeError("as if it were killed")
+        self.now += self.seconds[max(first for first in self.seconds if first <= step)]
+
+
+CLOCK = Clock()
+
+
+def build_step(context: TrainContext) -> Step:
+    inner = pretrain.build_step(context)
+
+    def step(state: TrainState) -> StepMetrics | None:
+        CLOCK.tick(state.step + 1)
+        context.raise_if_preempted()
+        return inner(state)
+
+    return step
+
+
+register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="ticking", build_step=build_step))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of runs with job.trainer = "ticking"."""
+    for module in ("titan_pt.run.timekeeper", "titan_pt.run.signals", "titan_pt.train"):
+        monkeypatch.setattr(f"{module}.time", CLOCK)
+    CLOCK.now, CLOCK.breaks_at, CLOCK.seconds = 1_000_000.0, 0, {1: 10.0}
+    return CLOCK
+
+
+def write_ticking(folder: Path, **tables: dict[str, Any]) -> Path:
+    """An hour for up to 1000 steps of ten seconds."""
+    return write_toml(
+        folder,
+        job={"trainer": "ticking", "dump_folder": str(folder / "run")},
+        model={"num_layers": 1, "hidden_size": 32, "intermediate_size": 32},
+        training={"steps": 1000, "global_batch_size": 4, "seq_len": 32, "max_hours": 1, **tables.pop("training", {})},
+        lr_scheduler={"warmup_steps": 5, "decay_ratio": 0.5, "min_lr_factor": 0.1},
+        checkpoint={"interval": 50, "keep_latest_k": 0},
+        metrics={"log_freq": 1, "enable_tensorboard": False},
+        **tables,
+    )
+
+
+def test_a_run_keeps_its_deadline(tmp_path: Path, clock: Clock) -> None:
+    began, clock.seconds = clock.now, {1: 10.0, 100: 20.0}
+    assert train_here(write_ticking(tmp_path)) == 0
+    rows = read_rows(tmp_path / "run")
+    assert 3480 < clock.now - began < 3600
+    assert 220 < rows[-1]["step"] < 230
+    assert rows[-1]["lr"] == pytest.approx(8e-5, abs=1e-15)
+    assert read_json(tmp_path / "run" / "checkpoint" / f"step-{rows[-1]['step']}", "train")["state"]["step"] > 220
+    assert (tmp_path / "run" / "checkpoint" / "step-1").is_dir(), "to know how long a save takes"
+    assert train_here(write_ticking(tmp_path)) == 0, "the same command finds the run at its end"
+    assert read_rows(tmp_path / "run") == rows
+
+
+def test_hours_are_spent_over_restarts_and_in_between(tmp_path: Path, clock: Clock) -> None:
+    config = write_ticking(tmp_path)
+    began, clock.breaks_at = clock.now, 60
+    assert train_here(config) == 1
+    clock.now, clock.breaks_at = began + 1600.0, 0
+    assert train_here(config) == 0
+    assert 3480 < clock.now - began < 3600
+    last = read_rows(tmp_path / "run")[-1]
+    assert 235 < last["step"] < 250 and last["lr"] == pytest.approx(8e-5, abs=1e-15)
+
+
+def test_a_run_that_comes_back_too_late_ends_at_once(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_ticking(tmp_path)
+    clock.breaks_at = 60
+    assert train_here(config) == 1
+    clock.now, clock.breaks_at = clock.now + 7200.0, 0
+    assert train_here(config) == 0
+    assert "The deadline came before the planned last step" in capsys.readouterr().err
+    assert max(losses(tmp_path / "run")) == 50
+    assert train_here(config, "--training.max_hours", "3") == 0
+    assert read_rows(tmp_path / "run")[-1]["step"] > 300
+
+
+def test_a_step_that_would_end_too_late_is_dropped(tmp_path: Path, clock: Clock) -> None:
+    clock.seconds = {1: 10.0, 340: 500.0}
+    assert train_here(write_ticking(tmp_path)) == 0
+    assert max(losses(tmp_path / "run")) == 339
+    assert (tmp_path / "run" / "checkpoint" / "step-339").is_dir()
+
+
+def test_a_deadline_before_the_first_step_is_a_mistake(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock.seconds = {1: 5000.0}
+    assert train_here(write_ticking(tmp_path)) == 2
+    assert "training.max_hours = 1: over before the first step was done" in capsys.readouterr().err
+
+
+def test_a_run_that_is_done_before_is_not_changed(tmp_path: Path, clock: Clock) -> None:
+    training = {"steps": 30}
+    assert train_here(write_ticking(tmp_path / "with", training=training)) == 0
+    plain = write_ticking(tmp_path / "without", training=training)
+    plain.write_text(plain.read_text().replace("max_hours = 1\n", ""))
+    assert train_here(plain) == 0
+    assert losses(tmp_path / "with" / "run") == losses(tmp_path / "without" / "run")
+
+
+def test_a_fixed_end_of_the_decay_and_a_deadline_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data.sources", '[{name="arithmetic"}]', "--training.max_hours", "3d"]
+    assert load_config(flags).training.max_hours == 72.0
+    with pytest.raises(ConfigError, match=r"total_steps = 500: fixes the end of the decay"):
+        load_config([*flags, "--lr_scheduler.total_steps", "500"])
+    with pytest.raises(ConfigError, match=r"training\.max_hours"):
+        load_config([*flags[:2], "--training.max_hours", "0"])
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_their_deadline(tmp_path: Path) -> None:
+    """On the real clock. A loaded machine may drop the last step, but is not late."""
+    config = write_toml(tmp_path, training={"steps": 10**6, "max_hours": 40 / 3600})
+    started = time.time()
+    done = train(config, ranks=2)
+    assert done.code == 0, done.stderr
+    assert time.time() - started < 40, done.stderr
+    rows = read_rows(tmp_path / "run")
+    assert rows[-1]["time"] - started > 25 and rows[-1]["lr"] < 0.1 * rows[len(rows) // 2]["lr"]

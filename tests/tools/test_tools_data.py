@@ -1,0 +1,83 @@
+"""The tools that look at data: what they print, what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import write_toml
+
+from titan_pt.data.overlap import find_overlap, ngrams
+from titan_pt.run.exit_codes import ExitCode
+from titan_pt.tools import data, prepare
+
+
+def config_of(folder: Path, texts: list[str]) -> Path:
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sources = [{"name": "mine", "path": str(folder / "a.jsonl")}]
+    return write_toml(folder, data={"sources": sources, "cache_dir": str(folder / "cache")}, training={"seq_len": 64})
+
+
+def test_the_first_documents_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"Document {i} has " + "some words " * (i % 3 + 1) for i in range(40)]
+    config = config_of(tmp_path, texts)
+    assert data.main(["--job.config_file", str(config), "--num_documents", "3"]) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "--- row 0, stream 0: 65 tokens of 65" in printed and "tokens      0 to" in printed
+    shown = [line for line in printed.splitlines() if line.startswith("[mine:")]
+    assert len(shown) == 3
+    number = int(shown[0][6:-1])
+    assert texts[number] in printed
+
+
+def test_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"w{i}" for i in range(40)]
+    evaluation = [" ".join(words[:20]), " ".join(words[20:]), "too short"]
+    found = find_overlap(["before " + " ".join(words[3:17]).upper() + "!", "nothing"], evaluation)
+    assert (found.documents, found.shared_documents, found.ngrams, found.shared_ngrams) == (2, 1, 16, 2)
+    assert len(list(ngrams("one two"))) == 0
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in evaluation))
+    config = config_of(tmp_path, [" ".join(words[2:18]), "other"])
+    flags = ["--job.config_file", str(config), "--check_overlap", "--eval"]
+    assert data.main([*flags, f"held={tmp_path / 'test.jsonl'}"]) == ExitCode.DONE
+    assert "| mine | held | 1 of 2 (50.00%) | 4 of 16 |" in capsys.readouterr().out
+    assert data.main([*flags, "held"]) == ExitCode.USAGE
+    assert "must be NAME=FILE" in capsys.readouterr().err
+
+
+def test_prepare_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path, ["some text", "more text"])
+    flags = ["--job.config_file", str(config), "--output", str(tmp_path / "tokens")]
+    assert prepare.main([*flags, "--source", "mine"]) == ExitCode.DONE
+    assert json.loads((tmp_path / "tokens" / "prepared.json").read_text())["documents"] == 2
+    assert prepare.main([*flags, "--source", "other"]) == ExitCode.USAGE
+    assert "the config has mine" in capsys.readouterr().err
+
+
+def test_a_first_document_that_takes_long_is_told_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_TOLD_SECONDS", -1.0)
+    config = config_of(tmp_path, ["one text", "another text"])
+    arguments = ["--job.config_file", str(config), "--source", "mine", "--output", str(tmp_path / "shards")]
+    assert prepare.main(arguments) == ExitCode.DONE
+    assert "1 of 2 documents; about 0 min to go" in capsys.readouterr().err
+
+
+def test_records_are_shown_with_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "北京"}]
+    common = " ".join(f"w{i}" for i in range(16))
+    rows = [{"messages": talk}, {"prompt": f"{common}:", "completion": " 7"}]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"name": "talks", "path": str(tmp_path / "talks.jsonl")}]
+    tables = {"data": {"sources": sources, "cache_dir": str(tmp_path / "cache")}, "training": {"seq_len": 128}}
+    config = write_toml(tmp_path, job={"trainer": "sft"}, **tables)
+    flags = ["--job.config_file", str(config)]
+    assert data.main([*flags, "--num_documents", "2"]) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "<|im_start|>user\nGröße?<|im_end|>\n<|im_start|>assistant\n⟦北京<|im_end|>⟧" in printed
+    assert f"{common}:⟦ 7<|endoftext|>⟧" in printed
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": common}) + "\n")
+    assert data.main([*flags, "--check_overlap", "--eval", f"held={tmp_path / 'test.jsonl'}"]) == ExitCode.DONE
+    assert "| talks | held | 1 of 1 (100.00%) |" in capsys.readouterr().out
+    assert prepare.main([*flags, "--source", "talks", "--output", str(tmp_path / "tokens")]) == ExitCode.USAGE
+    assert "job.trainer = 'sft': token shards hold plain text" in capsys.readouterr().err

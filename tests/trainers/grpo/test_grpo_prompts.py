@@ -1,0 +1,108 @@
+"""The order of prompts: shares, visits, what comes back, and going on from a state."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import rl_plugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.config import ConfigError
+from titan_pt.config.schema.grpo import GrpoTask
+from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader, PromptRules
+
+
+def loader(
+    weights: tuple[float, ...] = (3.0, 1.0), size: int = 7, longest: int = 200, overlong: str = "error", seed: int = 0
+) -> PromptLoader:
+    names = ("coin", "second_coin")
+    tasks = [rl_plugin.make(GrpoTask(name=name, options={"size": size}), 0) for name in names[: len(weights)]]
+    return PromptLoader(tasks, weights, PromptRules(ByteTokenizer(), longest, overlong), seed)
+
+
+def names(prompts: list[Prompt]) -> list[str]:
+    return [f"{prompt.problem.id} {prompt.draw}" for prompt in prompts]
+
+
+def test_shares_and_visits() -> None:
+    prompts = loader().take(8 * 7)
+    assert Counter(prompt.problem.task for prompt in prompts) == {"coin": 42, "second_coin": 14}
+    for start in range(0, 40, 4):
+        assert Counter(p.task for p in prompts[start : start + 4]) == {0: 3, 1: 1}, "at any time, not only in the end"
+    own = [prompt for prompt in prompts if prompt.task == 0]
+    visits = [[prompt.problem.id for prompt in own[i : i + 7]] for i in range(0, 42, 7)]
+    assert all(sorted(visit) == sorted(visits[0]) and len(set(visit)) == 7 for visit in visits), "each problem once"
+    assert len({tuple(visit) for visit in visits}) > 1, "in another order"
+    assert own[8].problem.question.endswith("time 1."), "and told the visit"
+    assert names(loader(seed=1).take(20)) != names(loader().take(20))
+
+
+@settings(max_examples=50, deadline=None)
+@given(moves=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), min_size=1, max_size=8))
+def test_a_state_goes_on_exactly(moves: list[tuple[int, int, bool]]) -> None:
+    one = loader()
+    for take, back, commits in moves:
+        taken = one.take(take)
+        one.give_back(taken[len(taken) - min(back, take) :])
+        if commits:
+            one.commit([take, 0])
+        else:
+            one.rewind()
+    one.rewind()
+    other = loader()
+    state: dict[str, Any] = json.loads(json.dumps(one.state_dict()))
+    other.load_state_dict(state)
+    assert other.progress() == one.progress()
+    assert names(other.take(30)) == names(one.take(30))
+
+
+def test_what_was_not_needed_comes_first() -> None:
+    prompts = loader()
+    taken = prompts.take(6)
+    prompts.give_back(taken[4:])
+    prompts.commit([10, 20])
+    assert names(prompts.take(3))[:2] == names(taken[4:])
+    assert prompts.progress() == {"coin": [10, 5 / 7], "second_coin": [20, 1 / 7]}, "of what is committed"
+
+
+@pytest.mark.parametrize(("overlong", "count"), [("skip", 0), ("truncate", 30)])
+def test_prompts_that_are_too_long(overlong: str, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    text = loader().take(1)[0].text
+    prompts = loader(longest=len(text) - 3, overlong=overlong, size=200)
+    if overlong == "skip":
+        with pytest.raises(ConfigError, match=r"grpo.tasks\[0\] \('coin'\): all training prompts are longer than"):
+            prompts.check()
+        return
+    prompts.check()
+    taken = prompts.take(30)
+    assert prompts.too_long == 30 and len(taken) == count
+    for prompt in taken:
+        assert bytes(prompt.token_ids).decode() == prompt.text[-len(prompt.token_ids) :], "the end holds the question"
+
+
+def test_a_few_too_long_prompts_are_left_out_and_counted() -> None:
+    longest = max(len(prompt.token_ids) for prompt in loader(weights=(1.0,), size=40).take(40))
+    prompts = loader(weights=(1.0,), size=40, overlong="skip", longest=longest - 1)
+    taken = prompts.take(20)
+    assert {prompt.problem.id for prompt in taken} == {f"coin/{i}" for i in range(10)}, "the numbers of one digit"
+    assert 30 <= prompts.too_long <= 60, "three of four prompts"
+
+
+def test_an_overlong_prompt_is_refused_by_default() -> None:
+    with pytest.raises(ConfigError, match=r"the prompt of coin/\d+ has \d+ tokens.*rollout.overlong_prompts"):
+        loader(longest=20).check()
+
+
+def test_evaluation_prompts_are_fixed_and_another_seed_is_another_identity() -> None:
+    prompts = loader()
+    assert len(prompts.evaluation(0, 100)) == 12
+    few = prompts.evaluation(0, 5)
+    assert len(few) == 5 and few == loader(seed=3).evaluation(0, 5)
+    assert loader(seed=3).identity() != prompts.identity()
+    changed = loader()
+    changed.tasks[0] = replace(changed.tasks[0], template="{question}?")
+    assert changed.identity() != prompts.identity()

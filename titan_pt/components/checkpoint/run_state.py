@@ -1,0 +1,151 @@
+"""What a checkpoint holds of a run: taken from the run's parts, and put back into them."""
+
+import base64
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titan_pt.components.checkpoint.checkpointer import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
+from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
+from titan_pt.components.optimizer import optimizer_tensors
+from titan_pt.config.errors import ConfigError
+from titan_pt.hf.weights import load_hf_weights
+from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
+
+logger = logging.getLogger("titan_pt")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the trainer itself goes on from."""
+
+    state: TrainState
+    owed_row: dict[str, Any] | None
+    """The log row of this step, where a signal came between the step and its validation."""
+    deadline: dict[str, Any] | None
+    """The plan of a run with training.max_hours."""
+
+
+def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
+    """Model, optimizer and the step function's own, sharded as they are, by the names that checkpoints use."""
+    # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
+    tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
+    if optimizer:
+        state = optimizer_tensors(context.model, context.optimizer)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    if isinstance(step, StatefulStep):
+        tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
+    return tensors
+
+
+def run_documents(context: TrainContext, step: Step, identity: Mapping[str, Any], resumed: Resumed) -> Documents:
+    """Everything that is not a tensor, gathered from all ranks.
+
+    Args:
+        resumed: what the trainer will go on from.
+    """
+    world, loader = context.world, context.dataloader
+    streams: dict[str, Any] = {}
+    for part in world.gather(loader.state_dict()):
+        streams |= part
+    train = {
+        **asdict(resumed),
+        "identity": dict(identity),
+        "world_size": world.size,
+        "rng": world.gather(rng_state(world.device)),
+        "step": step.state_dict() if isinstance(step, StatefulStep) else {},
+        "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
+    }
+    data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
+    return Documents(train, data, context.config.to_toml())
+
+
+def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
+    """Put a step back into the parts, without what checkpoint.exclude_from_loading names.
+
+    Raises:
+        ConfigError: it is of another run, or the data read differently now; on all ranks.
+    """
+    world, documents = context.world, load_documents(folder)
+    excluded = _excluded(context, documents, identity)
+    check_compatible(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
+    if "data" not in excluded:
+        check_compatible(
+            {"data": documents.data["identity"]},
+            {"data": context.dataloader.identity()},
+            folder,
+            way_out='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
+        )
+    load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
+    if "data" not in excluded:
+        streams = documents.data["streams"]
+        if context.dataloader.digest(streams) != documents.data["token_hash"]:
+            raise ConfigError(f"{folder}: the states of its data streams do not belong to its token hash; restore it")
+        world.together(lambda: context.dataloader.load_state_dict(streams))
+    if isinstance(step, StatefulStep):
+        step.load_state_dict(documents.train["step"])
+    states = documents.train["rng"]
+    if len(states) == world.size:
+        set_rng_state(states[world.rank], world.device)
+    train = documents.train
+    return Resumed(TrainState(**train["state"]), train["owed_row"], train.get("deadline"))
+
+
+def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Take starting weights from a step of any run, or a Hugging Face folder, with the same model and tokenizer.
+
+    Raises:
+        ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
+    """
+    if is_hf_folder(folder):
+        context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
+        return
+    check_model_compatible(load_documents(folder).train["identity"], identity, folder)
+    load_tensors(folder, run_tensors(context, optimizer=False), context.world)
+
+
+def rng_state(device: torch.device) -> dict[str, str]:
+    """torch's generators as text."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: base64.b64encode(bytes(state.tolist())).decode() for name, state in states.items()}
+
+
+def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
+    """Set what `rng_state` gave."""
+    tensors = {
+        name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in states.items()
+    }
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+def _excluded(context: TrainContext, documents: Documents, identity: Mapping[str, Any]) -> list[str]:
+    """What checkpoint.exclude_from_loading leaves out of this step.
+
+    That is done once: not again by the same command, unless the optimizer or the data have changed once more.
+    """
+    options, before = context.config.checkpoint, honoured(documents.train)
+    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}
+    current = {"optimizer": identity["optimizer"], "data": context.dataloader.identity()}
+    goes_on = options.load_step in (-1, before["load_step"])
+    done = [
+        name
+        for name in options.exclude_from_loading
+        if goes_on and name in before["exclude_from_loading"] and saved[name] == current[name]
+    ]
+    if done:
+        logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
+    return [name for name in options.exclude_from_loading if name not in done]
+
+
+def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key not in excluded}

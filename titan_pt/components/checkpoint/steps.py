@@ -1,0 +1,143 @@
+"""The step-N folders of a checkpoint folder: which there are, which are whole, which one a run starts from."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
+from titan_pt.config.errors import ConfigError
+
+logger = logging.getLogger("titan_pt")
+
+REQUIRED = ("train.json", "data.json", "tensors/.metadata")
+"""Files without which a step is not whole."""
+
+
+def iter_steps(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of all `step-N`, the newest first; whole or not."""
+    steps = [
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
+    ]
+    yield from sorted(steps, reverse=True)
+
+
+def find_step(folder: Path, step: int = -1) -> Path | None:
+    """The newest whole step of a checkpoint folder, or step `step`; None where the folder holds no steps.
+
+    Raises:
+        ConfigError: the wished step is missing or damaged, or all are damaged.
+    """
+    steps = dict(iter_steps(folder))
+    if step >= 0:
+        if step not in steps:
+            known = ", ".join(str(number) for number in sorted(steps)) or "none"
+            raise ConfigError(f"checkpoint.load_step = {step}: {folder} has no step-{step}; it has {known}")
+        if max(steps) > step:
+            logger.warning(
+                f"checkpoint.load_step = {step}: {folder} keeps its later steps, up to step-{max(steps)}; "
+                "without load_step a start resumes from the newest"
+            )
+        steps = {step: steps[step]}
+    damages = []
+    for path in steps.values():
+        damage = find_damage(path, REQUIRED)
+        if damage is None:
+            return path
+        damages.append(f"{path.name}: {damage}")
+        logger.warning(f"{path} is not whole: {damage}; it is passed over")
+    if damages:
+        raise ConfigError(
+            f"{folder}: no step is whole ({'; '.join(damages)}); restore one, or move the folder away to start anew"
+        )
+    return None
+
+
+def find_resume(folder: Path, load_step: int) -> Path | None:
+    """The step that a start resumes from: the newest whole one, or `load_step`, once.
+
+    What was saved after `load_step` was honoured says so: the same command then goes on from the step saved last.
+
+    Raises:
+        ConfigError: as `find_step`.
+    """
+    for path in _latest_saved(folder) if load_step >= 0 else ():
+        if honoured(_read_json(path / "train.json")).get("load_step") != load_step:
+            break
+        damage = find_damage(path, REQUIRED)
+        if damage is None:
+            logger.info(
+                f"checkpoint.load_step = {load_step} was honoured at an earlier start, after which {path.name} was "
+                f"saved; to go back to it again, move the steps after step-{load_step} away"
+            )
+            return path
+        logger.warning(f"{path} is not whole: {damage}; it is passed over")
+    return find_step(folder, load_step)
+
+
+def honoured(train: dict[str, Any]) -> dict[str, Any]:
+    """The load_step and exclude_from_loading of the command that saved this train.json, or of none."""
+    return train.get("honoured", {"load_step": -1, "exclude_from_loading": []})
+
+
+def _latest_saved(folder: Path) -> list[Path]:
+    """All `step-N`, the one saved last first: after a `load_step` that is not the highest number."""
+    times = {path: _read_json(path / MANIFEST).get("time", 0.0) for _, path in iter_steps(folder)}
+    return sorted(times, key=lambda path: times[path], reverse=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content, or nothing where it cannot be read: the step is then found to be damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
+    """The weights that a path means: those of a run folder, its checkpoint folder, one step-N, a Hugging Face folder.
+
+    Args:
+        key: what gave the path, for messages.
+
+    Raises:
+        ConfigError: there is no whole step, and no config.json of a Hugging Face folder.
+    """
+    where = f"{key} = {path!r}"
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{where}: no such folder; {_how_to_make(root)}, or correct the path")
+    if is_hf_folder(root):  # first: an export may be named after its step too
+        return root
+    if (root / MANIFEST).is_file() or re.fullmatch(r"step-\d+", root.name):
+        damage = find_damage(root, REQUIRED)
+        if damage is not None:
+            raise ConfigError(f"{where}: not a whole checkpoint: {damage}")
+        return root
+    for folder in (root, root / "checkpoint"):
+        found = find_step(folder)
+        if found is not None:
+            return found
+    raise ConfigError(
+        f"{where}: holds neither a step-N nor a config.json; give a run folder, its checkpoint folder, one step-N, "
+        "or a Hugging Face folder"
+    )
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether it is a Hugging Face folder, whole or not."""
+    return (folder / "config.json").is_file()
+
+
+def _how_to_make(root: Path) -> str:
+    """Shipped experiments write to outputs/<file name>: the name of a folder tells which one makes it."""
+    for folder in (Path("train_configs"), Path(__file__).resolve().parents[2] / "train_configs"):
+        file = folder / f"{root.name}.toml"
+        if root.parent.name == "outputs" and file.is_file():
+            return f"make it with ./run_train.sh --job.config_file {file}"
+    return "train it first"

@@ -1,0 +1,248 @@
+"""Rules between fields, checked before anything is built."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
+from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.run_size import batch_problems, global_rows
+from titan_pt.config.schema.job_config import JobConfig, Source
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.model_spec import ModelSpec
+
+# Known without opening any file.
+BUILTIN_TOKENIZER_SIZES = {"byte": 259, "gpt2": 50257}
+
+# Architecture arguments that follow from the tokenizer; not keys of `[model]`.
+DERIVED_ARGS = ("num_tokens",)
+
+
+class Problem(NamedTuple):
+    """A broken rule and the fields it speaks of; it is not reported when one of them is invalid in itself."""
+
+    fields: frozenset[str]
+    text: str
+
+
+Broken = Iterator[tuple[list[str], str]]
+
+
+def cross_check(
+    config: JobConfig, model_spec: "ModelSpec[Any]", own: Callable[[JobConfig], Broken] | None = None
+) -> list[Problem]:
+    """All broken rules of a config whose single values are valid; `own` are the trainer's."""
+    common = (
+        rule(config, model_spec)
+        for rule in (_model, _batch, _schedule, _data, _validation, _exams, _memory, _profiling)
+    )
+    broken = itertools.chain(*common, own(config) if own else ())
+    return [Problem(frozenset(fields), text) for fields, text in broken]
+
+
+def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    model = config.model
+    if model.flavor not in spec.flavors:
+        hint = nearest(model.flavor, spec.flavors)
+        yield ["model.flavor"], f"model.flavor = {model.flavor!r}: {spec.name} has {one_of(spec.flavors)}{hint}"
+        return
+    size = BUILTIN_TOKENIZER_SIZES.get(config.tokenizer.name)
+    try:
+        args = model_args(config, spec, size or 1)
+    except ConfigError as error:
+        for problem in error.problems:
+            named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
+            if "tokenizer" in problem:
+                named.append("tokenizer.name")
+            yield ["model.flavor", *named], problem
+        return
+    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
+        yield (
+            ["checkpoint.export_hf_interval"],
+            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
+            "Hugging Face layout",
+        )
+    longest = getattr(args, "max_seq_len", None)
+    if longest is not None and config.training.seq_len > longest:
+        yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
+
+
+def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    training = config.training
+    if training.global_batch_size == 0:
+        yield (
+            ["training.global_batch_size"],
+            "training.global_batch_size = 0: must be positive, or -1 for one micro-batch",
+        )
+    tokens = training.global_batch_tokens
+    if tokens and tokens % training.seq_len:
+        lower = tokens // training.seq_len * training.seq_len
+        near = " or ".join(str(size) for size in (lower, lower + training.seq_len) if size)
+        yield (
+            ["training.global_batch_tokens", "training.seq_len"],
+            f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
+            f"the nearest are {near}",
+        )
+    elif global_rows(config):  # else it follows from the ranks, which are not known yet
+        yield from batch_problems(config, 1)
+
+
+def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    schedule = config.lr_scheduler
+    if schedule.total_steps and config.training.max_hours is not None:
+        yield (
+            ["lr_scheduler.total_steps", "training.max_hours"],
+            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
+            "moves; leave one of them out",
+        )
+    if schedule.total_steps and schedule.warmup_steps >= schedule.total_steps:
+        yield (
+            ["lr_scheduler.total_steps", "lr_scheduler.warmup_steps"],
+            f"lr_scheduler.total_steps = {schedule.total_steps}: must be above warmup_steps = {schedule.warmup_steps}",
+        )
+
+
+def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    if not config.data.sources and config.job.trainer == "pretrain":
+        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        yield (
+            ["data.sources"],
+            f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
+        )
+    data = config.data
+    if data.stall_policy == "substitute" and data.substitute_after_seconds >= data.max_stall_seconds:
+        yield (
+            ["data.substitute_after_seconds", "data.max_stall_seconds"],
+            f"data.substitute_after_seconds = {data.substitute_after_seconds:g}: must be below "
+            f"data.max_stall_seconds = {data.max_stall_seconds:g}, at which the run ends",
+        )
+    yield from _sources("data.sources", config.data.sources)
+    yield from _sources("validation.sources", config.validation.sources)
+
+
+def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str]]:
+    names = [source.name for source in sources]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield [table], f"{table}: two sources are named {name!r}; names must differ"
+    for i, source in enumerate(sources):
+        where = f"{table}[{i}] ({source.name!r})"
+        if source.path is not None and source.dataset is not None:
+            yield [table], f"{where}: path and dataset are both given; give one"
+        # A source without files, built in or registered, says itself what its subsets are.
+        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
+        remote = [key for key in keys if getattr(source, key) is not None]
+        if remote and complete(source).dataset is None:
+            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
+        builtin = BUILTIN_DATASETS.get(source.name)
+        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
+            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
+        if builtin and builtin.patterns and not source.path and not source.dataset:
+            subset = source.subset or builtin.subset
+            if subset not in builtin.patterns:
+                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
+
+
+def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    validation = config.validation
+    if validation.enable and validation.steps == 0:
+        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
+    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
+            "raise it, add [[validation.sources]], or set validation.enable = false",
+        )
+    if validation.holdout_fraction == 1.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
+        )
+
+
+def _exams(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    validation = config.validation
+    given = [name for name in ("tasks", "sample_prompts") if getattr(validation, name)]
+    for name in given if not validation.enable else ():
+        yield (
+            [f"validation.{name}", "validation.enable"],
+            f"validation.{name}: has no effect without validation; set validation.enable = true, or leave it out",
+        )
+    names = [task.name for task in validation.tasks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
+
+
+def _memory(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    option = config.activation_checkpoint.selective_ac_option
+    valid = option == "op" or (option.isascii() and option.isdigit() and int(option) > 0)
+    if config.activation_checkpoint.mode == "selective" and not valid:
+        yield (
+            ["activation_checkpoint.selective_ac_option"],
+            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer',
+        )
+
+
+def _profiling(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    profiling = config.profiling
+    needed = profiling.profiler_active + profiling.profiler_warmup
+    if profiling.enable_profiling and profiling.profile_freq < needed:
+        yield (
+            ["profiling.profile_freq", "profiling.profiler_active", "profiling.profiler_warmup"],
+            f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup + profiler_active "
+            f"= {needed}",
+        )
+
+
+def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:
+    """The model's arguments: the flavor, then the overrides of `[model]`, then the vocabulary.
+
+    Raises:
+        ConfigError: the combination is not a model, or its vocabulary is smaller than the tokenizer's.
+    """
+    model = config.model
+    if model.vocab_size is not None and model.vocab_size < tokenizer_size:
+        raise ConfigError(
+            f"model.vocab_size = {model.vocab_size}: smaller than tokenizer {config.tokenizer.name!r} "
+            f"({tokenizer_size}); leave it out for {padded_size(tokenizer_size)}"
+        )
+    fields = spec.args_type.model_fields
+    overrides = {name: value for name in fields if (value := getattr(model, name, None)) is not None}
+    values = {**spec.flavors[model.flavor].model_dump(), **overrides}
+    if "vocab_size" in fields:
+        values["vocab_size"] = model.vocab_size or padded_size(tokenizer_size)
+    if "num_tokens" in fields:
+        values["num_tokens"] = tokenizer_size
+    try:
+        return spec.args_type.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            *(
+                f"model.{'.'.join(str(part) for part in p['loc'])}: {p['msg']}"
+                if p["loc"]
+                else p["msg"].removeprefix("Value error, ")
+                for p in error.errors(include_url=False)
+            )
+        ) from None
+
+
+def tokenizer_size(config: JobConfig) -> int:
+    """The tokenizer's size where it is known without opening it, else that of the model's vocabulary.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    size = BUILTIN_TOKENIZER_SIZES.get(config.tokenizer.name, config.model.vocab_size)
+    if size is None:
+        raise ConfigError(
+            f"tokenizer.name = {config.tokenizer.name!r}: its size is not known without opening it, which is not done "
+            "here; set model.vocab_size"
+        )
+    return size
+
+
+def padded_size(tokenizer_size: int) -> int:
+    """The tokenizer's size rounded up to a multiple of 64, which matrix units like."""
+    return -(-tokenizer_size // 64) * 64

@@ -1,0 +1,153 @@
+"""The command line: one flag for every key of the config.
+
+Three ways to write a flag (`--a.b value`, `--a.b=value`, a bare `--a.b` for booleans) are more than argparse takes, so
+it only prints the help. Text becomes typed values here, because only the field knows whether "5" is a number.
+"""
+
+import argparse
+import re
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from titan_pt.config.errors import looks_secret
+from titan_pt.config.resolve.fields import holds, keys, rows_of, sections, type_name, unknown
+from titan_pt.config.resolve.layers import Layer, tomllib
+from titan_pt.config.resolve.torchtitan import UNUSED
+from titan_pt.config.schema.job_config import JobConfig, Section
+
+ORIGIN = "command line"
+_OWN_HEADER = re.compile(r"^\[+[^\]]*\]+ *")
+
+Flags = list[tuple[str, str | None]]
+
+
+def read_flags(argv: list[str]) -> Flags:
+    """(name, text) of each flag, the text None where none follows; ("", text) for a value without a flag.
+
+    A value that itself starts with "--" needs the form `--a.b=value`.
+    """
+    flags: Flags = []
+    for argument in argv:
+        if argument in ("-h", "--help"):
+            flags.append(("help", "true"))
+        elif argument.startswith("--"):
+            name, equals, text = argument[2:].partition("=")
+            flags.append((name, text if equals else None))
+        elif flags and flags[-1][1] is None:
+            flags[-1] = (flags[-1][0], argument)
+        else:
+            flags.append(("", argument))
+    return flags
+
+
+def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) -> Layer:
+    """The flags as a layer of typed values, the last of each name; what is no flag of this config joins `problems`."""
+    known = keys(config_type)
+    tables: dict[str, Any] = {}
+    for name, text in {name: (name, text) for name, text in flags if name not in ("", "help")}.values():
+        if name in known:
+            annotation = known[name].annotation
+            if text is not None or holds(annotation, bool):
+                _set(tables, name, "true" if text is None else text, annotation)
+            else:
+                problems.append(
+                    f"--{name} ({ORIGIN}): needs a value; one that starts with -- is written --{name}=VALUE"
+                )
+        elif name in UNUSED:  # whether it is a no-op is told from its value, later
+            _set(tables, name, "true" if text is None else text, None)
+        else:
+            problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
+    for name, text in flags:
+        if not name:
+            value = "a value" if text is None or looks_secret(text) else repr(text)
+            problems.append(f"{value} ({ORIGIN}): belongs to no flag; write it as in --training.steps 100")
+    return Layer(ORIGIN, tables)
+
+
+def _set(tables: dict[str, Any], name: str, text: str, annotation: Any) -> None:
+    *path, key = name.split(".")
+    for part in path:
+        tables = tables.setdefault(part, {})
+    tables[key] = from_text(annotation, text)
+
+
+def from_text(annotation: Any, text: str) -> Any:
+    """The first reading of the text that has the field's type: as it stands, then as TOML; of no type, as TOML.
+
+    Text of a list that is not TOML is split at commas. Where no reading fits, the likeliest one is returned;
+    validation then says what is wrong with it.
+    """
+    readings = _toml_readings(text)
+    if annotation is None:
+        return [text, *readings][-1]
+    if holds(annotation, list):
+        readings = [value for value in readings if isinstance(value, list | dict)]
+        readings = readings or [text if rows_of(annotation) else [p.strip() for p in text.split(",") if p.strip()]]
+    else:
+        readings = [text, *readings, *(_float(text) if holds(annotation, float) else [])]
+    adapter = TypeAdapter(annotation)
+    for reading in readings:
+        try:
+            adapter.validate_python(reading, strict=True)
+        except ValidationError:
+            continue
+        return reading
+    return readings[-1]
+
+
+def _toml_readings(text: str) -> list[Any]:
+    """The text as a TOML value, if it is one; TRUE and 1E9 are read too."""
+    for literal in (text, text.lower()):
+        try:
+            document = tomllib.loads(f"value = {literal}")
+        except (ValueError, RecursionError):
+            continue
+        if document.keys() == {"value"}:
+            return [document["value"]]
+    return []
+
+
+def _float(text: str) -> list[float]:
+    """The text as Python reads it, which takes .5 and 1. too."""
+    try:
+        return [float(text)]
+    except ValueError:
+        return []
+
+
+def help_text(config_type: type[JobConfig]) -> str:
+    """Every key with its meaning, type and default, grouped by table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m titan_pt.train",
+        usage="%(prog)s --job.config_file FILE.toml [--section.key VALUE ...]",
+        description="Command line > TOML file > the files it extends > default. A flag is written --a.b value or\n"
+        '--a.b=value, a boolean also --a.b alone; lists are TOML, \'["a", "b"]\', or a,b. -h, --help: this text.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    for section, section_type in sections(config_type).items():
+        group = parser.add_argument_group(_title(f"[{section}]", section_type))
+        for key, info in section_type.model_fields.items():
+            bare: dict[str, Any] = {"nargs": "?"} if holds(info.annotation, bool) else {}
+            group.add_argument(f"--{section}.{key}", metavar="VALUE", help=_meaning(info), **bare)
+    for name, info in keys(config_type).items():
+        rows = rows_of(info.annotation)
+        if rows:
+            group = parser.add_argument_group(_title(f"[[{name}]]", rows), "keys of a row, not flags")
+            for key, field in rows.model_fields.items():
+                group.add_argument(key, help=_meaning(field))
+    return parser.format_help()
+
+
+def _title(header: str, kind: type[Section]) -> str:
+    """The table's header, then the first line of its docstring without the header it may begin with."""
+    first = (kind.__doc__ or "").partition("\n")[0]
+    return f"{header} {_OWN_HEADER.sub('', first)}".rstrip(" .")
+
+
+def _meaning(info: FieldInfo) -> str:
+    default = "unset" if info.default is None else repr(info.default)
+    needed = "required" if info.is_required() else f"default {default}"
+    return f"{info.description or ''} ({type_name(info.annotation)}; {needed})".strip().replace("%", "%%")

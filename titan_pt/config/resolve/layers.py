@@ -1,0 +1,160 @@
+"""Layers of a config: TOML files with their `extends` parents, merged with the origin of every value."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titan_pt.config.errors import ConfigError, shown
+from titan_pt.config.schema.job_config import PAIRS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Tables = dict[str, Any]
+_DEEPEST = 16
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values of one origin: a file or the command line."""
+
+    origin: str
+    tables: Tables
+
+
+@dataclass
+class Merged:
+    """All layers in one tree; `origins` maps the path of a value to the layer that set it last."""
+
+    tables: Tables = field(default_factory=dict)
+    origins: dict[tuple[str | int, ...], str] = field(default_factory=dict)
+
+    def origin(self, *path: str | int) -> str:
+        """Who set the value at `path` last."""
+        return self.origins.get(path, "default")
+
+    def blame(self, *path: str | int) -> str:
+        """Who set the value at `path` last, or what is around it: an array, or the table where it is missing."""
+        around = (path[:length] for length in range(len(path), 0, -1))
+        return next((self.origins[part] for part in around if part in self.origins), "default")
+
+    def table_at(self, path: list[str]) -> Tables | None:
+        """The table at `path`, or None."""
+        table: Any = self.tables
+        for part in path:
+            table = table.get(part) if isinstance(table, dict) else None
+        return table if isinstance(table, dict) else None
+
+
+def read_layers(path: str) -> list[Layer]:
+    """The file's layers, parents first; `extends` is relative to the file that says it.
+
+    A file that two others extend counts once, at its first place: neither undoes what the other changed.
+
+    Raises:
+        ConfigError: a file is missing, is not TOML, or extends itself.
+    """
+    layers: dict[str, Layer] = {}
+    _read_into(layers, Path(path), ())
+    return list(layers.values())
+
+
+def _read_into(layers: dict[str, Layer], path: Path, children: tuple[str, ...]) -> None:
+    absolute = os.path.abspath(path)
+    if absolute in children:
+        chain = " -> ".join((*children, absolute))
+        raise ConfigError(f"extends: files extend each other in a circle: {chain}")
+    if absolute in layers:
+        return
+    said_by = f" (extends of {children[-1]})" if children else " (--job.config_file)"
+    tables = _read_toml(path, said_by)
+    parents = tables.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"extends = {shown(parents)} ({path}): must be a file name or a list of file names")
+    for parent in parents:
+        _read_into(layers, path.parent / parent, (*children, absolute))
+    layers[absolute] = Layer(str(path), tables)
+
+
+def _read_toml(path: Path, said_by: str) -> Tables:
+    where = f"{path}{said_by}"
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{where}: a folder; give a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, a name with NUL, a number of thousands of digits
+        raise ConfigError(f"{where}: cannot be read: {error}") from None
+    if not _is_shallow(tables, _DEEPEST):
+        raise ConfigError(f"{where}: nested too deeply")
+    return tables
+
+
+def _is_shallow(value: Any, limit: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return limit > 0 and all(_is_shallow(child, limit - 1) for child in children)
+
+
+def merge(layers: list[Layer], problems: list[str]) -> Merged:
+    """Later layers win; tables merge, everything else is replaced whole.
+
+    A layer that sets both keys of a pair, or makes a table of what was a value, joins `problems`.
+    """
+    merged = Merged()
+    for layer in layers:
+        for pair in PAIRS:
+            present = [key for key in pair if _get(layer.tables, key) is not None]
+            if len(present) == 2:
+                problems.append(f"{pair[0]} and {pair[1]} ({layer.origin}): a pair; give one of them")
+            for key in present:
+                other = pair[1] if key == pair[0] else pair[0]
+                _delete(merged, other)
+        problems += _hidden_mistakes(merged, layer)
+        _merge_into(merged, merged.tables, layer.tables, layer.origin, ())
+    return merged
+
+
+def _hidden_mistakes(merged: Merged, layer: Layer) -> list[str]:
+    """`job = 3` under a layer with a table [job], which replaces it: validation would not see it."""
+    return [
+        f"{name} = {shown(value)} ({merged.blame(name)}): must be a table, [{name}]"
+        for name, value in merged.tables.items()
+        if not isinstance(value, dict) and isinstance(layer.tables.get(name), dict)
+    ]
+
+
+def _merge_into(merged: Merged, target: Tables, tables: Tables, origin: str, path: tuple[str, ...]) -> None:
+    for key, value in tables.items():
+        here = (*path, key)
+        if not isinstance(value, dict):
+            target[key] = value
+            merged.origins[here] = origin
+            continue
+        if not isinstance(target.get(key), dict):
+            target[key] = {}
+            merged.origins[here] = origin
+        _merge_into(merged, target[key], value, origin, here)
+
+
+def _get(tables: Tables, name: str) -> Any:
+    section, key = name.split(".")
+    table = tables.get(section)
+    return table.get(key) if isinstance(table, dict) else None
+
+
+def _delete(merged: Merged, name: str) -> None:
+    section, key = name.split(".")
+    table = merged.tables.get(section)
+    if isinstance(table, dict) and key in table:
+        del table[key]
+        del merged.origins[section, key]

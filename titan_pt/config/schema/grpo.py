@@ -1,0 +1,257 @@
+"""The sections that the grpo trainer brings: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`. No torch here."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from titan_pt.config.schema.job_config import (
+    Count,
+    Fraction,
+    JobConfig,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    Timeout,
+)
+from titan_pt.config.schema.values import Size
+
+S = TypeVar("S", bound=Section)
+TokenCount = Annotated[Size, Field(gt=0)]
+
+
+class Rollout(Section):
+    """[rollout] completions that the policy is trained on."""
+
+    engine: Name = "native"
+    """Rollout engine: "native" (the training model's own modules) or one registered by experimental.custom_import."""
+    num_samples: Annotated[int, Field(ge=2)] = 16
+    """Completions of each prompt, a group."""
+    temperature: Positive = 1.0
+    """Logits are divided by it, in sampling and in training alike. Evaluation is greedy besides."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample from the likeliest tokens that reach this probability; below 1 the trainer scores another distribution."""
+    top_k: Count = 0
+    """Sample from the k likeliest tokens; 0 is all. Above 0 the trainer scores another distribution."""
+    max_new_tokens: TokenCount = 384
+    """Most tokens of a completion, the end-of-text token included."""
+    overlong_prompts: Literal["error", "skip", "truncate"] = "error"
+    """A prompt that leaves no room for max_new_tokens in training.seq_len: stop at start, leave it out, or cut its
+    beginning off. Both are counted in the log."""
+    max_rows: PositiveInt = 1024
+    """Most completions decoded together on one rank; more are done in turns."""
+    compile: bool = False
+    """torch.compile the decoding step; on CUDA its kernels are replayed as graphs."""
+    record_freq: Count = 1
+    """Steps between files rollouts/step-N.jsonl that hold every completion; 0 writes none."""
+    print_samples: Count = 1
+    """Completions shown in the console and TensorBoard at each logged step."""
+
+
+class GrpoTask(Section):
+    """[[grpo.tasks]] prompts and the reward of answers to them."""
+
+    name: Name
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
+    weight: Positive = 1.0
+    """Share of the prompts, relative to the other tasks' weights."""
+    path: Name | None = None
+    """Local training problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
+    eval_path: Name | None = None
+    """Local problems to evaluate on. Unset: the hub's own split, or with `path` a held-out part of it."""
+    holdout_fraction: Fraction = 0.1
+    """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
+    prompt_template: Name | None = None
+    """Text with {question} in it. Unset: the task's own."""
+    stop: list[Name] = []
+    """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
+    rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
+    """Weight of each reward in the sum: correct, format, length, or a registered one."""
+    level: PositiveInt | None = None
+    """Difficulty of arithmetic: 1 is the easiest."""
+    shuffle_options: bool = True
+    """medqa: another order of the options at each visit of a question."""
+    options: dict[Name, bool | int | float | str] = {}
+    """Options of a reasoning_gym or registered task, passed on."""
+
+
+class EvaluationTask(GrpoTask):
+    """A task that is only evaluated on: its training problems are not read."""
+
+
+class Grpo(Section):
+    """[grpo] Group Relative Policy Optimization (arXiv 2402.03300) and its relatives."""
+
+    tasks: list[GrpoTask] = []
+    """The mixture of tasks: a TOML array of tables."""
+    prompts_per_step: PositiveInt = 16
+    """Groups of one step over all ranks."""
+    num_minibatches: PositiveInt = 1
+    """Optimizer updates of one pass over a step's groups, each on an equal part of them."""
+    num_iterations: PositiveInt = 1
+    """Passes over a step's groups."""
+    loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce"] = "dapo"
+    """Policy loss, see trainers/grpo/losses.py."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the deviation of their group, of all rewards, or not at all."""
+    clip_low: Fraction = 0.2
+    """Ratios below 1 - clip_low get no gradient where the advantage is negative."""
+    clip_high: NonNegative = 0.28
+    """Ratios above 1 + clip_high get no gradient where the advantage is positive."""
+    cispo_cap: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 5.0
+    """Largest weight of a token in the cispo loss."""
+    importance_sampling: Literal["none", "token"] = "none"
+    """"token": weigh each token by min(trainer's / engine's probability, importance_cap), for foreign engines."""
+    importance_cap: Positive = 2.0
+    """Largest of these weights."""
+    kl_coef: NonNegative = 0.0
+    """Weight of the KL divergence to the reference model; 0 builds none."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+    """Estimator of that divergence at each token; only the gradient of k2 is the KL's own."""
+    kl_max_log_ratio: Positive = 10.0
+    """The log ratio to the reference is clamped to this."""
+    reference_reset: Literal["none", "interval", "plateau"] = "none"
+    """When the reference becomes a copy of the policy: never, every reference_reset_interval steps, or when
+    plateau_evals evaluations brought no better accuracy."""
+    reference_reset_interval: PositiveInt = 300
+    """Steps between resets by interval."""
+    plateau_evals: PositiveInt = 3
+    """Evaluations without a better mean accuracy before a reset by plateau."""
+    reset_optimizer: bool = False
+    """Start the optimizer's moments anew at a reset."""
+    dynamic_sampling: Literal["refill", "none"] = "refill"
+    """"refill": groups whose rewards are all equal teach nothing; sample other prompts until prompts_per_step are
+    left. "none": train on what comes."""
+    oversample: Annotated[float, Field(ge=1.0, le=100.0)] = 1.5
+    """Prompts sampled for each group that is missing; what is too many comes first in the next step."""
+    max_gen_batches: PositiveInt = 10
+    """Rounds of sampling in one step. A step without any group of different rewards after them ends the run."""
+    overlong: Literal["zero", "mask", "penalty"] = "zero"
+    """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or, beside its reward, DAPO's penalty
+    that grows over the last overlong_buffer tokens."""
+    overlong_buffer: TokenCount = 64
+    """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
+    overlong_penalty: NonNegative = 1.0
+    """Largest penalty."""
+    reward_timeout_seconds: Timeout = 10.0
+    """Limit of one reward function on one completion."""
+    on_reward_error: Literal["zero", "stop"] = "zero"
+    """A reward function that raises, takes too long or gives no finite number: reward 0 and a count, or the end."""
+    max_idle_steps: PositiveInt = 10
+    """Steps in a row without any group of different rewards before the run ends; without dynamic sampling."""
+    eval_prompts: PositiveInt = 256
+    """Most held-out problems of a task in one evaluation, the same each time."""
+    eval_samples: Count = 8
+    """Sampled completions of each, for pass@1 and pass@this; 0: greedy only."""
+    probe: Literal["stop", "warn", "off"] = "stop"
+    """Before step 1: sample probe_prompts groups and stop, or only warn, where there is too little to learn from."""
+    probe_prompts: PositiveInt = 256
+    """Groups that the probe samples."""
+    probe_min_signal: Fraction = 0.05
+    """Least share of groups with different rewards."""
+
+
+SECTIONS: dict[str, type[Section]] = {"rollout": Rollout, "grpo": Grpo}
+
+# Reinforcement learning takes steps a hundred times smaller than pretraining, and few of them.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "training": {"steps": 500},
+    "optimizer": {"lr": 3e-6, "weight_decay": 0.0},
+    "lr_scheduler": {"warmup_steps": 10, "decay_type": "cosine", "min_lr_factor": 0.1},
+    "validation": {"enable": True, "freq": 20},
+    "metrics": {"log_freq": 1},
+    "checkpoint": {"interval": 50},
+}
+
+
+def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
+    """Broken rules between the fields of a grpo run."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    training = config.training
+    if not grpo.tasks:
+        yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
+    names = [task.name for task in grpo.tasks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
+    if rollout.max_new_tokens >= training.seq_len:
+        yield (
+            ["rollout.max_new_tokens", "training.seq_len"],
+            f"rollout.max_new_tokens = {rollout.max_new_tokens}: must be below training.seq_len = {training.seq_len}, "
+            "which holds the prompt too",
+        )
+    if grpo.prompts_per_step % grpo.num_minibatches:
+        yield (
+            ["grpo.num_minibatches", "grpo.prompts_per_step"],
+            f"grpo.num_minibatches = {grpo.num_minibatches}: must divide grpo.prompts_per_step = "
+            f"{grpo.prompts_per_step}",
+        )
+    if grpo.overlong == "penalty" and grpo.overlong_buffer >= rollout.max_new_tokens:
+        yield (
+            ["grpo.overlong_buffer", "rollout.max_new_tokens"],
+            f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
+            f"{rollout.max_new_tokens}",
+        )
+    for name in ("tasks", "sample_prompts"):
+        if getattr(config.validation, name):
+            yield (
+                [f"validation.{name}"],
+                f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
+                "rollout.print_samples; leave it out",
+            )
+    if training.tokens is not None:
+        yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
+    if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:
+        yield (
+            ["grpo.loss", "grpo.clip_low", "grpo.clip_high"],
+            f"grpo.clip_low = {grpo.clip_low}, clip_high = {grpo.clip_high}: a clip of gspo's ratios, which are of "
+            "whole sequences, starts at about 3e-4 and 4e-4 (GSPO, section 5.1); above 0.05 it never acts",
+        )
+    if grpo.kl_coef == 0.0 and grpo.reference_reset != "none":
+        yield (
+            ["grpo.reference_reset", "grpo.kl_coef"],
+            f'grpo.reference_reset = "{grpo.reference_reset}": there is no reference without grpo.kl_coef; '
+            'raise it, or set reference_reset = "none"',
+        )
+    if grpo.reference_reset == "plateau" and not config.validation.enable:
+        yield (
+            ["grpo.reference_reset", "validation.enable"],
+            'grpo.reference_reset = "plateau": needs evaluations; set validation.enable = true',
+        )
+
+
+def without_effect(config: JobConfig) -> Iterator[str]:
+    """Settings that were changed and do nothing here, and samples that the trainer scores otherwise."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    needs = {
+        "kl_estimator": (grpo.kl_coef > 0, "kl_coef above 0"),
+        "kl_max_log_ratio": (grpo.kl_coef > 0, "kl_coef above 0"),
+        "reset_optimizer": (grpo.reference_reset != "none", "a reference_reset"),
+        "reference_reset_interval": (grpo.reference_reset == "interval", 'reference_reset = "interval"'),
+        "plateau_evals": (grpo.reference_reset == "plateau", 'reference_reset = "plateau"'),
+        "cispo_cap": (grpo.loss == "cispo", 'loss = "cispo"'),
+        "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
+        "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+        "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+        "max_idle_steps": (grpo.dynamic_sampling == "none", 'dynamic_sampling = "none"'),
+        "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+        "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+    }
+    for key, (holds, need) in needs.items():
+        if not holds and getattr(grpo, key) != Grpo.model_fields[key].default:
+            yield f"grpo.{key} has no effect: it needs {need}"
+    if rollout.top_k or rollout.top_p < 1:
+        yield "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"
+
+
+def section(config: JobConfig, kind: type[S]) -> S:
+    """The config's section of this type, which the trainer brought."""
+    found = find_section(config, kind)
+    assert found is not None, f"the trainer brings no {kind.__name__}"
+    return found
+
+
+def find_section(config: JobConfig, kind: type[S]) -> S | None:
+    """The same; None where the trainer brings none."""
+    return next((value for value in vars(config).values() if isinstance(value, kind)), None)

@@ -1,0 +1,29 @@
+"""The base of every TOML table, and the types of its numbers and names."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from titan_pt.config.schema.values import Seconds, check_storable
+
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+AllOrCount = Annotated[int, Field(ge=-1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
+
+
+class Section(BaseModel):
+    """One TOML table: typed, immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list) else [value]:
+            check_storable(item)
+        return value

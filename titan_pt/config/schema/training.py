@@ -1,0 +1,115 @@
+"""The sections that say how the weights are moved: batch, optimizer, schedule, parallelism, memory, compilation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from titan_pt.config.schema.section import Count, Fraction, Name, NonNegative, Positive, PositiveInt, Section
+from titan_pt.config.schema.values import CountText, Hours, Size
+
+_MAX_BATCH = 2**40  # far above any batch, and its divisors are still quick to list
+
+
+class Training(Section):
+    """[training] batch, length of the run, precision."""
+
+    local_batch_size: PositiveInt = 8
+    """Rows of one micro-batch on one rank."""
+    global_batch_size: Annotated[int, Field(ge=-1, le=_MAX_BATCH)] = -1
+    """Rows of one optimizer step over all ranks; -1: local_batch_size x data ranks. More: gradients accumulate."""
+    global_batch_tokens: Annotated[Size, Field(gt=0, le=_MAX_BATCH)] | None = None
+    """The same in tokens (524288 with seq_len 2048 is 256 rows); a pair with global_batch_size: give one."""
+    seq_len: Annotated[Size, Field(gt=0)] = 2048
+    """Tokens of a row that the model reads."""
+    steps: Annotated[Size, Field(gt=0)] = 10000
+    """Optimizer steps of the run; a pair with `tokens`: give one."""
+    tokens: Annotated[Size, Field(gt=0)] | None = None
+    """Length of the run in tokens ("50B"), rounded up to whole steps; a pair with `steps`."""
+    max_hours: Annotated[Hours, Field(gt=0, le=100_000)] | None = None
+    """Time from the first start to the deadline, restarts included ("72h", "3d"): the run measures its speed and
+    ends, decayed and saved, before it. Unset: none. It ends at `steps` or `tokens` if those come first."""
+    max_norm: Positive = 1.0
+    """Gradients are clipped to this global L2 norm."""
+    z_loss_coef: NonNegative = 0.0
+    """Weight of the z-loss, the mean squared log of the softmax's normaliser; 0 is off."""
+    document_mask: bool = False
+    """Documents packed in one row do not attend to each other and each counts its positions from 0."""
+    max_skipped_steps: Count = 10
+    """Steps with a non-finite loss or gradient that are skipped before the run gives up with exit code 70."""
+    enable_cpu_offload: bool = False
+    """Keep parameters, gradients and optimizer state in CPU memory between uses."""
+    dtype: Literal["float32"] = "float32"
+    """Type of the master weights and of the optimizer state."""
+    mixed_precision_param: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type in which parameters are gathered and the forward and backward computed."""
+    mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
+    """Type of the gradient reduction between ranks."""
+    gc_freq: PositiveInt = 50
+    """Steps between Python garbage collections; in between the collector is off, so that ranks do not wait for one."""
+    gc_debug: bool = False
+    """Log what each collection freed."""
+
+
+class Optimizer(Section):
+    """[optimizer]"""
+
+    name: Literal["AdamW", "AdamW8bit"] = "AdamW"
+    """Optimizer. "AdamW8bit" (torchao) holds the moments of matrices in 8 bits, a quarter of the memory."""
+    lr: Positive = 8e-4
+    """Peak learning rate."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the gradient average."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Decay of the squared-gradient average."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay of matrices; norms and embeddings have none."""
+    implementation: Literal["fused", "foreach", "for-loop"] = "fused"
+    """Of AdamW. "fused" skips a bad step on the device; the others, and AdamW8bit, read a flag on the host at each."""
+
+
+class LrScheduler(Section):
+    """[lr_scheduler] warm-up, then decay to min_lr_factor."""
+
+    warmup_steps: Count = 200
+    """Linear warm-up; shortened to the run's length with a warning."""
+    total_steps: PositiveInt | None = None
+    """Steps the schedule spans. Unset: the run's steps."""
+    decay_ratio: Fraction | None = None
+    """Share of the steps that decay, after a constant phase (WSD). Unset: decay starts right after the warm-up."""
+    decay_type: Literal["linear", "sqrt", "cosine"] = "linear"
+    """Shape of the decay."""
+    min_lr_factor: Fraction = 0.0
+    """Learning rate of the last step, relative to the peak."""
+
+
+class Parallelism(Section):
+    """[parallelism] data parallelism with FSDP2."""
+
+    data_parallel_replicate_degree: PositiveInt = 1
+    """Copies of the sharded model (HSDP when above 1)."""
+    data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
+    """Ranks that share one copy; -1: all that are left."""
+    fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
+    """"always" frees gathered parameters after the forward; "never" saves a gather for memory. "default" is always."""
+
+
+class ActivationCheckpoint(Section):
+    """[activation_checkpoint] recompute activations in the backward to save memory."""
+
+    mode: Literal["selective", "full", "none"] = "selective"
+    """"full": every block; "selective": as selective_ac_option says; "none"."""
+    selective_ac_option: CountText = "2"
+    """"op": save the outputs of matrix products and attention, recompute the rest; an integer n: every n-th block."""
+
+
+class Compile(Section):
+    """[compile] torch.compile."""
+
+    enable: bool = False
+    """Compile each block of the model, and the loss."""
+    components: list[Literal["model", "loss"]] = ["model", "loss"]
+    """What is compiled."""
+    backend: Name = "inductor"
+    """Backend of torch.compile."""

@@ -1,0 +1,95 @@
+"""Documents that need no file and no network."""
+
+import random
+import sysconfig
+from pathlib import Path
+
+from titan_pt.data.builtin.arithmetic import ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
+from titan_pt.data.permutation import digest
+
+
+class PythonStdlib:
+    """The Python standard library's source files, without its tests: text that every machine has."""
+
+    def __init__(self) -> None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+        files = sorted(path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts))
+        # A distribution may leave links to nowhere.
+        self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
+        listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
+        self.fingerprint = digest(listing)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> str:
+        return self._files[index].read_text(encoding="utf-8", errors="replace")
+
+
+class Arithmetic:
+    """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers.
+
+    Args:
+        rows: they come as rows of GSM8K, without the problems that the task "arithmetic" only evaluates on.
+    """
+
+    size = 1_000_000
+
+    def __init__(self, seed: int, *, rows: bool = False) -> None:
+        self._seed, self._rows = seed, rows
+        self.fingerprint = f"arithmetic-1-{seed}"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> str | dict[str, str]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        rng = random.Random(f"{self._seed}/{index}")
+        found = _draw(rng)
+        while self._rows and _is_evaluated(found):
+            found = _draw(rng)
+        return _row(found) if self._rows else found.document
+
+
+class ArithmeticLevel:
+    """All problems of one level of difficulty, each once.
+
+    Args:
+        plain: without the marker `#### <number>`.
+        rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
+    """
+
+    def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:
+        self._level, self._plain, self._rows = level, plain, rows
+        self.fingerprint = f"arithmetic-1-level-{level}{'-plain' if plain else ''}"
+
+    def __len__(self) -> int:
+        return num_problems(self._level)
+
+    def __getitem__(self, index: int) -> str | dict[str, str]:
+        made = problem(self._level, index)
+        while self._rows and _is_evaluated(made):
+            index = (index + 1) % len(self)
+            made = problem(self._level, index)
+        if self._rows:
+            return _row(made)
+        return made.plain_document if self._plain else made.document
+
+
+def _draw(rng: random.Random) -> ArithmeticProblem:
+    a, b = (rng.randrange(10 ** rng.randint(1, 3)) for _ in range(2))
+    operation = rng.choice("+-*")
+    if operation == "*":
+        a, b = a % 100, b % 10
+    return make_problem(a, operation, b)
+
+
+def _is_evaluated(made: ArithmeticProblem) -> bool:
+    return is_held_out(made.question, HOLDOUT_FRACTION)
+
+
+def _row(made: ArithmeticProblem) -> dict[str, str]:
+    return {"question": made.question, "answer": made.solution}

@@ -1,0 +1,1 @@
+"""Parquet files read row group by row group, local or over HTTP."""

@@ -1,0 +1,171 @@
+"""From a source to the parquet files of a fixed revision and their row groups. Rank 0 does this, once for a run."""
+
+import fnmatch
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
+from pathlib import Path
+from typing import Any, TypeVar
+
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
+from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.config.schema.job_config import Source
+from titan_pt.data.remote.hub import attempt
+from titan_pt.data.remote.parquet import ParquetStore
+from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, Unreadable, persist
+from titan_pt.data.remote.row_groups import Listing, RowGroupFile, rows_of_groups
+
+T = TypeVar("T")
+
+_FOOTERS_AT_ONCE = 16
+
+
+def list_local(files: list[str], store: ParquetStore) -> Listing:
+    """The units of local parquet files.
+
+    Raises:
+        OSError, pyarrow.ArrowException: a file is not parquet.
+    """
+    return Listing("local files", tuple(_described(Path(file).name, file, store) for file in files))
+
+
+def list_addresses(pattern: str, store: ParquetStore) -> Listing:
+    """The units of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
+
+    Raises:
+        ConfigError: not a .parquet address, none, or it cannot be read.
+    """
+    addresses = list(expand(pattern))
+    if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
+        raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
+    if not addresses:
+        raise ConfigError(f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}")
+    common = len(pattern.partition("{")[0].rpartition("/")[0]) + 1  # the files of several folders may share a name
+    return _listing(pattern, {address[common:]: (address, None) for address in addresses}, store)
+
+
+def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
+    """The units of a dataset of the hub at its present or wished commit; none where its files are not parquet.
+
+    Raises:
+        ConfigError: there is no such dataset, revision, subset or split, or it is not for this user.
+    """
+    from huggingface_hub import HfApi, hf_hub_url
+
+    assert source.dataset is not None
+    repository, api = source.dataset, HfApi()
+    timeout = patience.attempt_seconds
+    try:
+        info = persist(
+            lambda: _listed(
+                lambda: api.dataset_info(repository, revision=source.revision, files_metadata=True, timeout=timeout),
+                timeout,
+            ),
+            Attempts(f"dataset {repository}: listing", patience, patience.start_seconds),
+            stop,
+        )
+    except Unreadable as error:
+        raise ConfigError(f"cannot be listed: {error}") from error
+    found = {file.rfilename: file for file in info.siblings or []}
+    patterns = _patterns(source, info.card_data or {})
+    names = sorted(name for name in found if any(_matches(name, pattern) for pattern in patterns))
+    if not names or not all(name.endswith(".parquet") for name in names):
+        return Listing(f"{repository}@{info.sha}", ())
+    files = {
+        name: (hf_hub_url(repository, name, repo_type="dataset", revision=info.sha), _content_hash(found[name]))
+        for name in names
+    }
+    return _listing(f"{repository}@{info.sha}", files, store)
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """`a{08..10}b` -> a08b, a09b, a10b; any number of times."""
+    parts: list[list[str]] = []
+    for part in re.split(r"(\{\d+\.\.\d+\})", pattern):
+        match = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
+        if match:
+            parts.append([str(n).zfill(len(match[1])) for n in range(int(match[1]), int(match[2]) + 1)])
+        else:
+            parts.append([part])
+    yield from ("".join(choice) for choice in itertools.product(*parts))
+
+
+def _listing(origin: str, files: Mapping[str, tuple[str, str | None]], store: ParquetStore) -> Listing:
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        futures = [
+            pool.submit(_described, name, address, store, identity) for name, (address, identity) in files.items()
+        ]
+        try:
+            return Listing(origin, tuple(future.result() for future in futures))
+        except Unreadable as error:
+            raise ConfigError(f"cannot be read: {error}") from error
+
+
+def _described(name: str, location: str, store: ParquetStore, identity: str | None = None) -> RowGroupFile:
+    size, identity, metadata = store.describe(name, location, identity)
+    return RowGroupFile(name, location, size, identity, rows_of_groups(metadata))
+
+
+def _patterns(source: Source, card: Any) -> list[str]:
+    """The files of a subset and split: known for a built-in source, else what the dataset's card says."""
+    builtin = BUILTIN_DATASETS.get(source.name)
+    if builtin and builtin.patterns and source.dataset == builtin.dataset:
+        return [builtin.patterns[source.subset or str(builtin.subset)]]
+    configs = card.get("configs") or []
+    names = [config.get("config_name", "default") for config in configs]
+    if not configs:
+        return []
+    wished = source.subset or next((c["config_name"] for c in configs if c.get("default")), names[0])
+    if wished not in names:
+        raise ConfigError(f"subset = {wished!r}: {source.dataset} has {one_of(names)}")
+    return _split_patterns(configs[names.index(wished)].get("data_files"), source.split or "train")
+
+
+def _split_patterns(data_files: Any, split: str) -> list[str]:
+    if isinstance(data_files, str):
+        data_files = [{"split": "train", "path": data_files}]
+    found: list[str] = []
+    splits = []
+    for entry in data_files or []:
+        entry = {"split": "train", "path": entry} if isinstance(entry, str) else entry
+        splits.append(entry["split"])
+        if entry["split"] == split:
+            found += entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
+    if splits and not found:
+        raise ConfigError(f"split = {split!r}: it has {one_of(splits)}")
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As a glob in which * stays inside a folder and ** does not."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(name, pattern.replace("**/", "*"))
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+def _content_hash(file: Any) -> str | None:
+    return file.lfs.sha256 if file.lfs else file.blob_id
+
+
+def _listed(ask: Callable[[], T], seconds: float) -> T:
+    """One request for a listing. The client's time-out is one of every single byte: a trickle would never end."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(attempt(ask))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="listing", daemon=True).start()
+    try:
+        return found.result(2 * seconds)
+    except (TimeoutError, FuturesTimeout) as error:
+        raise Transient(f"no whole answer within {2 * seconds:g} s") from error
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
+        raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error

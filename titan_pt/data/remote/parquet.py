@@ -1,0 +1,176 @@
+"""Footers and row groups of parquet files, local or over HTTP, of which only the needed bytes are read."""
+
+import functools
+import hashlib
+import io
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from titan_pt.data.remote.cache import SpillCache
+from titan_pt.data.remote.ranges import Http
+from titan_pt.data.remote.retry import Attempts, Changed, Patience, Refused, persist
+from titan_pt.data.remote.row_groups import RowGroup, RowGroupFile, byte_ranges
+
+_MAGIC = b"PAR1"
+_FOOTER = "footer-"  # begins an identity that is made of the file's footer
+_END_BYTES = 1 << 16  # holds the footer of a small file; of a large one it tells the footer's size
+
+
+class ParquetStore:
+    """Reads parquet files; what comes over a network is retried, and footers are kept in the cache."""
+
+    def __init__(self, http: Http, patience: Patience, cache: SpillCache, stop: threading.Event) -> None:
+        self._http, self._patience, self._cache, self._stop = http, patience, cache, stop
+        self._footers = functools.lru_cache(maxsize=64)(self._read_footer)
+
+    def describe(self, name: str, location: str, identity: str | None = None) -> tuple[int, str, Any]:
+        """(size, identity, metadata) of a file. The identity is the given one, or made of the footer.
+
+        Raises:
+            Unreadable, Unreachable, Stopped.
+        """
+        if not is_remote(location):
+            metadata = pq.read_metadata(location)
+            with open(location, "rb") as file:
+                size = file.seek(0, io.SEEK_END)
+                file.seek(max(0, size - _END_BYTES))
+                end = file.read()
+        else:
+            footer, size = persist(lambda: self._fetch_footer(location), self._attempts(name), self._stop)
+            metadata, end = parse_footer(footer), footer
+            identity = identity or _footer_identity(footer)
+            self._cache.content(_footer_key(name, size, identity), lambda: footer, self._stop)
+        return size, identity or hashlib.sha256(end).hexdigest()[:32], metadata
+
+    def interrupt(self) -> None:
+        """End what is under way over the network."""
+        self._http.interrupt()
+
+    def column_names(self, file: RowGroupFile) -> list[str]:
+        """Of a file's table."""
+        schema = persist(lambda: self._footers(file), self._attempts(file.name), self._stop).schema
+        return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
+
+    def read(self, unit: RowGroup, columns: Sequence[str]) -> pa.Table:
+        """The columns of a row group, its rows counted.
+
+        Raises:
+            Transient, Refused: of one attempt; `persist` makes it many.
+            OSError: a local file.
+        """
+        file = unit.file
+        try:
+            if is_remote(file.location):
+                metadata = self._footers(file)
+                parts = [
+                    (start, self._http.read(file.location, start, length, file.size))
+                    for start, length in byte_ranges(metadata, unit.group, columns)
+                ]
+                source: Any = _Pieces(file.size, parts)
+            else:
+                metadata, source = self._footers(file), file.location
+            reader = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
+            table = reader.read_row_group(unit.group, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            if not is_remote(file.location):
+                raise
+            self._forget_footer(file)  # the file may be another one by now, which a new footer shows
+            raise Refused(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if table.num_rows != unit.num_rows:
+            raise Refused(f"holds {table.num_rows:,} rows, not the {unit.num_rows:,} of the listing")
+        return table
+
+    def _attempts(self, name: str) -> Attempts:
+        return Attempts(f"{name}, footer", self._patience, self._patience.start_seconds)
+
+    def _read_footer(self, file: RowGroupFile) -> Any:
+        if not is_remote(file.location):
+            return pq.read_metadata(file.location)
+        key = _footer_key(file.name, file.size, file.identity)
+        try:
+            return parse_footer(self._cache.content(key, lambda: self._fetch_known(file), self._stop))
+        except Refused:
+            self._cache.drop(key)
+            raise
+
+    def _forget_footer(self, file: RowGroupFile) -> None:
+        self._cache.drop(_footer_key(file.name, file.size, file.identity))
+        self._footers.cache_clear()
+
+    def _fetch_known(self, file: RowGroupFile) -> bytes:
+        """The footer of a listed file. The hub keeps what a commit holds; at an address there may be another file."""
+        footer, size = self._fetch_footer(file.location)
+        if size != file.size:
+            raise Changed(f"has {size:,} bytes now, not the {file.size:,} of the listing")
+        if file.identity.startswith(_FOOTER) and file.identity != _footer_identity(footer):
+            raise Changed("is another file now than in the listing")
+        return footer
+
+    def _fetch_footer(self, location: str) -> tuple[bytes, int]:
+        """One attempt."""
+        end, size = self._http.read_end(location, _END_BYTES)
+        if len(end) < 12 or end[-4:] != _MAGIC:
+            raise Refused("does not end as a parquet file does")
+        length = int.from_bytes(end[-8:-4], "little") + 8
+        if length > size:
+            raise Refused("its footer is longer than the file")
+        footer = end[-length:] if length <= len(end) else self._http.read(location, size - length, length, size)
+        parse_footer(footer)
+        return footer, size
+
+
+def _footer_identity(footer: bytes) -> str:
+    return _FOOTER + hashlib.sha256(footer).hexdigest()[:32]
+
+
+def _footer_key(name: str, size: int, identity: str) -> str:
+    return hashlib.sha256(f"footer/{name}/{size}/{identity}".encode()).hexdigest()
+
+
+def parse_footer(footer: bytes | pa.Buffer) -> Any:
+    """The metadata in the last bytes of a parquet file.
+
+    Raises:
+        Refused: they are damaged.
+    """
+    try:
+        return pq.read_metadata(pa.BufferReader(_MAGIC + bytes(footer)))
+    except (pa.ArrowException, OSError) as error:
+        raise Refused(f"its footer cannot be decoded: {error}") from error
+
+
+def is_remote(location: str) -> bool:
+    """Whether it is an http(s) address."""
+    return location.startswith(("http://", "https://"))
+
+
+class _Pieces(io.RawIOBase):
+    """A file of which only some pieces are there."""
+
+    def __init__(self, size: int, pieces: list[tuple[int, bytes]]) -> None:
+        self._size, self._pieces, self._at = size, pieces, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        for start, content in self._pieces:
+            if start <= self._at and self._at + size <= start + len(content):
+                found = content[self._at - start : self._at - start + size]
+                self._at += size
+                return found
+        raise OSError(f"bytes {self._at} to {self._at + size} were not fetched")

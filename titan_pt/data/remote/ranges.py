@@ -1,0 +1,261 @@
+"""Parts of files over HTTP. One attempt each, with a hard end; what came of it is not asked for again."""
+
+import contextlib
+import email.utils
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from titan_pt.data.remote.retry import Changed, Denied, Patience, Refused, Transient
+
+_PIECE_BYTES = 1 << 16
+_WHOLE_BYTES = 1 << 26  # a file up to this size may come from a server that knows no parts
+_RETRIED_STATUS = (408, 425, 429)  # and 5xx
+_DENIED_STATUS = (401, 403, 404, 410, 451)
+_LONGEST_RETRY_AFTER = 300.0
+
+
+class Http:
+    """Reads ranges of files. One attempt each; `persist` makes it many. Safe with several threads."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._local = threading.local()
+        self._open: set[_Answer] = set()
+        self._begun: dict[tuple[str, int, int], bytes] = {}
+        self._sizes: dict[str, int] = {}  # of files whose end was under way
+
+    def read(self, url: str, start: int, length: int, size: int) -> bytes:
+        """`length` bytes of a file of `size` bytes. What came before an answer broke off counts for the next attempt.
+
+        Raises:
+            Transient, Refused.
+        """
+        key = url, start, length
+        begun = self._begun.pop(key, b"")
+        at = start + len(begun)
+        answer = _Answer()
+        try:
+            self._get(url, f"bytes={at}-{start + length - 1}", answer)
+        except Transient as error:
+            error.progress = answer.first == at and len(answer.body) > 0 and not answer.whole
+            if begun or error.progress:
+                self._begun[key] = begun + (bytes(answer.body) if error.progress else b"")
+            raise
+        if answer.size not in (None, size):
+            raise Changed(f"has {answer.size:,} bytes now, not the {size:,} of the listing")
+        if answer.whole:
+            if len(answer.body) != size:
+                raise Refused(f"{len(answer.body):,} of {size:,} bytes came")
+            return bytes(answer.body[start : start + length])
+        if answer.first not in (None, at):
+            raise Refused(f"bytes from {answer.first:,} came, not from {at:,}")
+        if len(begun) + len(answer.body) != length:
+            raise Refused(f"{len(begun) + len(answer.body):,} of {length:,} bytes came")
+        return begun + bytes(answer.body)
+
+    def read_end(self, url: str, length: int) -> tuple[bytes, int]:
+        """The last bytes of a file, at most `length`, and its size.
+
+        Raises:
+            Transient, Refused.
+        """
+        size = self._sizes.pop(url, None)
+        if size is not None:
+            return self._read_end_by_place(url, length, size)
+        answer = _Answer()
+        try:
+            self._get(url, f"bytes=-{length}", answer)
+        except Denied:
+            raise
+        except Refused:  # some servers know parts by their place alone
+            first = _Answer()
+            self._get(url, "bytes=0-0", first)
+            return self._read_end_by_place(url, length, _told(first))
+        except Transient:
+            if answer.size is not None:
+                self._sizes[url] = answer.size
+            raise
+        if answer.whole:
+            return bytes(answer.body[-length:]), len(answer.body)
+        if len(answer.body) != min(length, _told(answer)):
+            raise Refused(f"{len(answer.body):,} of {min(length, _told(answer)):,} bytes came")
+        return bytes(answer.body), _told(answer)
+
+    def interrupt(self) -> None:
+        """End what is under way on all threads."""
+        for answer in list(self._open):
+            answer.cut()
+
+    def _read_end_by_place(self, url: str, length: int, size: int) -> tuple[bytes, int]:
+        start = max(0, size - length)
+        try:
+            return self.read(url, start, size - start, size), size
+        except Transient:
+            self._sizes[url] = size  # what came so far is kept by place
+            raise
+
+    def _get(self, url: str, span: str, answer: "_Answer") -> None:
+        seconds = self._patience.attempt_seconds
+        headers = {**_hub_headers(url), "Range": span, "Accept-Encoding": "identity"}
+        end = time.monotonic() + seconds
+        try:
+            with (
+                answer.ending_after(seconds, self._open),
+                self._session().get(
+                    url, headers=headers, stream=True, timeout=self._patience.socket_seconds
+                ) as response,
+            ):
+                answer.begin(response)
+                while piece := response.raw.read1(_PIECE_BYTES):  # what is there: a full piece may never come
+                    answer.add(piece)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            if time.monotonic() >= end:
+                raise Transient(f"no whole answer within {seconds:g} s") from error
+            cause = getattr(error.args[0], "reason", None) if error.args else None  # behind the client's own retries
+            cause = cause if isinstance(cause, Exception) else error
+            raise Transient(f"{type(cause).__name__}: {cause}") from error
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):  # sessions are not safe with several threads
+            self._local.session = requests.Session()
+            for scheme in _POOLS:
+                self._local.session.mount(f"{scheme}://", _Adapter())
+        session: requests.Session = self._local.session
+        return session
+
+
+class _Answer:
+    """One answer, as far as it came."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.first: int | None = None
+        """Number of the body's first byte in the file, where the server tells it."""
+        self.size: int | None = None
+        """Of the whole file, where the server tells it."""
+        self.whole = False
+        """The file came where a part was asked for."""
+        self.socket: socket.socket | None = None
+
+    def begin(self, response: requests.Response) -> None:
+        """Take the head of the answer.
+
+        Raises:
+            Transient, Refused.
+        """
+        _check_status(response)
+        self.whole = response.status_code == 200
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match:
+            self.first, self.size = int(match[1]), None if match[2] == "*" else int(match[2])
+        length = response.headers.get("Content-Length", "")
+        self._check_size(int(length) if self.whole and length.isdigit() else 0)
+
+    def add(self, piece: bytes) -> None:
+        """Take some of its body."""
+        self.body += piece
+        self._check_size(len(self.body) if self.whole else 0)
+
+    @contextlib.contextmanager
+    def ending_after(self, seconds: float, answers: "set[_Answer]") -> Iterator[None]:
+        """Cut it off after that time. A time-out of the client is one of every single byte: a trickle never ends."""
+        timer = threading.Timer(seconds, self.cut)
+        timer.daemon = True
+        _answering.answer = self
+        answers.add(self)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            answers.discard(self)
+
+    def cut(self) -> None:
+        """End it, from another thread."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+    def _check_size(self, size: int) -> None:
+        if size > _WHOLE_BYTES:
+            raise Refused("the server sends whole files where a part is asked for, and this one is large")
+
+
+_answering = threading.local()
+"""The answer that this thread waits for."""
+
+
+class _Noting:
+    """A connection that tells its socket to the answer it is for."""
+
+    sock: Any
+
+    def request(self, *args: Any, **options: Any) -> None:
+        super().request(*args, **options)  # type: ignore[misc]
+        _answering.answer.socket = self.sock
+
+
+def _noting(pool: type) -> type:
+    connection = type(pool.ConnectionCls.__name__, (_Noting, pool.ConnectionCls), {})  # type: ignore[attr-defined]
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+
+
+_POOLS = {"http": _noting(HTTPConnectionPool), "https": _noting(HTTPSConnectionPool)}
+
+
+class _Adapter(HTTPAdapter):
+    """Connects through these pools."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+
+def _check_status(response: requests.Response) -> None:
+    status = response.status_code
+    if status in _RETRIED_STATUS or status >= 500:
+        raise Transient(f"HTTP {status}", retry_after(response.headers.get("Retry-After", "")))
+    if status not in (200, 206):
+        raise (Denied if status in _DENIED_STATUS else Refused)(f"HTTP {status} {response.reason}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise Refused("a web page came, not the file")
+
+
+def _told(answer: _Answer) -> int:
+    if answer.size is None:
+        raise Refused("the server does not tell the size of the file")
+    return answer.size
+
+
+def retry_after(text: str) -> float:
+    """Seconds of a Retry-After header: a number or a date; 0 where it is neither."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(_LONGEST_RETRY_AFTER, max(0.0, seconds))
+
+
+def _hub_headers(url: str) -> dict[str, str]:
+    """The user's token, for the hub alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    return build_hf_headers(library_name="titan_pt") if url.startswith(f"{constants.ENDPOINT}/") else {}

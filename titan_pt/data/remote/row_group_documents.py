@@ -1,0 +1,179 @@
+"""Documents that are read unit by unit."""
+
+import hashlib
+import io
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.data.remote.reader_pool import THREADS, ReaderPool
+from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
+from titan_pt.data.remote.row_groups import Listing, RowGroup
+from titan_pt.data.sources.formatters import Formatter
+from titan_pt.data.sources.local import check_columns, format_row
+
+logger = logging.getLogger("titan_pt")
+
+# A source with fewer units than this for every stream is small: it is read whole at the start and has random access.
+SMALL_UNITS_PER_STREAM = 8
+_OPEN_UNITS = 256
+_MOST_BAD_AT_START = 3
+_VERSION = "2"  # of the texts in the cache
+
+
+class RowGroupDocuments:
+    """The texts of a listing's rows. Safe with several threads.
+
+    Args:
+        by_unit: read in blocks of units, not document by document: the source is large.
+    """
+
+    def __init__(
+        self, listing: Listing, formatter: Formatter, reading: ReaderPool, where: str, *, by_unit: bool = True
+    ) -> None:
+        self.listing, self.reading, self.by_unit = listing, reading, by_unit
+        self._formatter, self._where = formatter, where
+        self.fingerprint = hashlib.sha256(f"{listing.fingerprint}/{formatter.fingerprint}".encode()).hexdigest()[:16]
+        self._open: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.listing.num_rows
+
+    def __getitem__(self, index: int) -> str:
+        number = self.listing.unit_of(index)
+        return self.texts(number)[index - self.listing.starts[number]].as_py()
+
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        found = self.listing.unit_of(number)
+        return f"{self.listing[found]}, row {number - self.listing.starts[found]}"
+
+    @cached_property
+    def sample_rows(self) -> range:
+        """The rows of the first unit that can be read: one look at a row costs the whole unit.
+
+        Raises:
+            ConfigError: none of the first ones can.
+        """
+        for number in range(len(self.listing)):
+            if self.listing[number].num_rows == 0:
+                continue
+            try:
+                self.texts(number)
+            except Unreadable as error:
+                if number + 1 < min(_MOST_BAD_AT_START, len(self.listing)):
+                    logger.warning(f"{error}; the next one is looked at")
+                    continue
+                raise self._unreadable(error) from error
+            return range(self.listing.starts[number], self.listing.starts[number + 1])
+        return range(0)
+
+    def check(self) -> None:
+        """Tell at the start what would be told hours later; a small source is read whole for it.
+
+        Raises:
+            ConfigError: there are no rows, a column is missing, a unit of a small source or the first ones of a large
+                one cannot be read.
+        """
+        first = self.listing.files[0]
+        try:
+            check_columns(self.reading.store.column_names(first), self._formatter.columns, first.name)
+            if not self.by_unit:
+                self._check_all()
+        except Unreadable as error:
+            raise self._unreadable(error) from error
+        if not self.sample_rows:
+            raise ConfigError("holds no documents")
+
+    def _unreadable(self, error: Unreadable) -> ConfigError:
+        return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
+
+    def _check_all(self) -> None:
+        stop, units = self.reading.stop, [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(self.reading.wait(unit, stop)) for unit in units)
+        if empty == len(self):
+            raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
+        if empty:
+            logger.warning(f"{self._where}: {empty:,} of {len(self):,} documents are empty and are passed over")
+
+    def texts(self, number: int) -> Any:
+        """The texts of a unit: an Arrow array, memory-mapped.
+
+        Raises:
+            Unreadable: given up.
+            Stopped: the reader was closed meanwhile.
+        """
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        unit = self.listing[number]
+        return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
+
+    def iterate(self) -> Iterator[str]:
+        """All texts in order, some units read ahead; empty ones where a unit is given up."""
+        stop, ahead = self.reading.stop, [self.request(number) for number in range(min(THREADS, len(self.listing)))]
+        for number in range(len(self.listing)):
+            try:
+                yield from self.reading.wait(ahead.pop(0), stop).to_pylist()
+            except Unreadable as error:
+                rows = self.listing[number].num_rows
+                logger.error(f"{error}: given up, {rows:,} documents are empty for it")
+                yield from [""] * rows
+            if number + THREADS < len(self.listing):
+                ahead.append(self.request(number + THREADS))
+
+    def request(self, number: int) -> "Future[Any]":
+        """`texts`, read ahead on other threads."""
+        unit = self.listing[number]
+        return self.reading.read_ahead(lambda: self._load(unit), self._what(unit))
+
+    def _what(self, unit: RowGroup) -> str:
+        return f"{self._where}, {unit}"
+
+    def _keep(self, number: int, texts: Any) -> Any:
+        with self._lock:
+            self._open[number] = texts
+            while len(self._open) > _OPEN_UNITS:
+                self._open.popitem(last=False)
+        return texts
+
+    def _load(self, unit: RowGroup) -> Any:
+        """One attempt."""
+        identity = f"{_VERSION}/{unit.file.name}/{unit.file.size}/{unit.file.identity}/{unit.group}"
+        key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
+        return _read_ipc(self.reading.cache.content(key, lambda: self._attempt(unit), self.reading.stop))
+
+    def _attempt(self, unit: RowGroup) -> bytes:
+        try:
+            columns = self._formatter.columns or self.reading.store.column_names(unit.file)
+            table = self.reading.store.read(unit, columns)
+        except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
+            raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        try:
+            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(table.to_pylist())]
+        except ConfigError as error:
+            raise Unfit(str(error)) from error
+        column = pa.table({"text": pa.array(texts, pa.large_string())})
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, column.schema) as writer:
+            writer.write_table(column)
+        return sink.getvalue()
+
+
+def _count_empty(texts: Any) -> int:
+    return int(pc.sum(pc.equal(pc.binary_length(texts), 0)).as_py() or 0)
+
+
+def _read_ipc(content: pa.Buffer) -> Any:
+    texts = pa.ipc.open_file(content).read_all().column("text").combine_chunks()
+    return texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts

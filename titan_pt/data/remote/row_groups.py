@@ -1,0 +1,142 @@
+"""Row groups as units of reading: which there are, in files of a fixed revision, and in which order a run has them."""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from titan_pt.data.permutation import digest, keyed_hash
+
+_HOLDOUT_KEY = b"titan_pt holdout units"
+
+
+@dataclass(frozen=True)
+class RowGroupFile:
+    """One parquet file."""
+
+    name: str
+    """Path inside its dataset, or the file's own name."""
+    location: str
+    """Where it is read: a local path or an http(s) address."""
+    size: int
+    identity: str
+    """Changes when its content does."""
+    rows: tuple[int, ...]
+    """Rows of each row group."""
+
+
+class RowGroup(NamedTuple):
+    """One row group."""
+
+    file: RowGroupFile
+    group: int
+    first_row: int
+    """Number of its first row in the whole source."""
+    num_rows: int
+
+    def __str__(self) -> str:
+        return f"{self.file.name}, row group {self.group}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All units of a source. Made once for a run, by rank 0, and kept: a resume reads the same files."""
+
+    origin: str
+    """Of a dataset its name and commit."""
+    files: tuple[RowGroupFile, ...]
+    """None of a dataset that is not read by unit; of such a one only the commit is kept."""
+
+    @property
+    def commit(self) -> str:
+        """Of a dataset of the hub."""
+        return self.origin.rpartition("@")[2]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Number of each unit's first row, and the number of all rows."""
+        return list(itertools.accumulate((rows for file in self.files for rows in file.rows), initial=0))
+
+    @cached_property
+    def _places(self) -> list[tuple[RowGroupFile, int]]:
+        return [(file, group) for file in self.files for group in range(len(file.rows))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> RowGroup:
+        file, group = self._places[number]
+        return RowGroup(file, group, self.starts[number], self.starts[number + 1] - self.starts[number])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all units."""
+        return self.starts[-1]
+
+    def unit_of(self, row: int) -> int:
+        """The number of the unit that holds a row."""
+        return bisect_right(self.starts, row) - 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, contents and row groups; where the files are read is no part of it."""
+        return digest([self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)])
+
+    @cached_property
+    def _ranked(self) -> list[int]:
+        """The units in the order in which they are held out."""
+        hashes = [
+            keyed_hash(_HOLDOUT_KEY, f"{self.fingerprint}/{file.name}/{group}".encode()) for file, group in self._places
+        ]
+        return sorted(range(len(self)), key=hashes.__getitem__)
+
+    def side(self, fraction: float, held_out: bool) -> list[int]:
+        """The units of one side of the held-out split: whole units, by a hash of their place, at least one held out."""
+        if fraction == 0.0:
+            return [] if held_out else list(range(len(self)))
+        count = max(1, round(fraction * len(self)))
+        return sorted(self._ranked[:count] if held_out else self._ranked[count:])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"origin": self.origin, "fingerprint": self.fingerprint, "files": [asdict(file) for file in self.files]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Listing":
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: it was changed.
+        """
+        files = tuple(RowGroupFile(**{**file, "rows": tuple(file["rows"])}) for file in values["files"])
+        listing = cls(values["origin"], files)
+        if listing.fingerprint != values["fingerprint"]:
+            raise ValueError(f"units of {listing.origin}: their checksum does not hold")
+        return listing
+
+
+def rows_of_groups(metadata: Any) -> tuple[int, ...]:
+    """Rows of each row group of a parquet file."""
+    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+
+
+def byte_ranges(metadata: Any, group: int, columns: Sequence[str], gap: int = 1 << 16) -> list[tuple[int, int]]:
+    """(start, length) of the parts of a file that hold these columns of a row group; near ones are merged."""
+    part = metadata.row_group(group)
+    found = []
+    for number in range(part.num_columns):
+        chunk = part.column(number)
+        if chunk.path_in_schema.split(".")[0] in columns:
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                start = min(start, chunk.dictionary_page_offset)
+            found.append((start, start + chunk.total_compressed_size))
+    merged: list[list[int]] = []
+    for start, end in sorted(found):
+        if merged and start - merged[-1][1] <= gap:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return [(start, end - start) for start, end in merged]

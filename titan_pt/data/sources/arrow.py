@@ -1,0 +1,131 @@
+"""Whole sets of documents as memory-mapped Arrow files, which `datasets` makes of local files and downloads."""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
+
+from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.config.schema.job_config import Source
+from titan_pt.data.permutation import digest
+from titan_pt.data.sources.formatters import find_formatter, get_formatter
+from titan_pt.data.sources.local import check_columns, checked_text, format_row, place_of, quiet_datasets, read_texts
+
+logger = logging.getLogger("titan_pt")
+
+# Part of what names a converted file in the cache: raise it when titan_pt/data/files.py cuts or reads differently.
+_CONVERSION = 2
+# Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
+_TAIL_BYTES = 1 << 16
+
+
+class ArrowColumn:
+    """The text column of a `datasets.Dataset`: memory-mapped, so that its size does not matter.
+
+    Args:
+        find: the file of a document and its place there, by its number.
+    """
+
+    def __init__(
+        self, dataset: Any, column: str, where: str, fingerprint: str, find: Callable[[int], str] | None = None
+    ) -> None:
+        if column not in dataset.column_names:
+            raise ConfigError(f"no column {column!r}; it has {one_of(dataset.column_names)}; set text_field")
+        kind = getattr(dataset.features[column], "dtype", None)
+        if kind not in ("string", "large_string"):
+            raise ConfigError(f"column {column!r} holds {kind or 'nested values'}, not text; set text_field")
+        self._rows, self._column = dataset.select_columns([column]), column
+        self.fingerprint, self._find = fingerprint, find
+        self._check_rows(where)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> str:
+        return self._rows[index][self._column]
+
+    def place(self, number: int) -> str:
+        """Where a document is, for messages."""
+        return self._find(number) if self._find else f"row {number}"
+
+    def _check_rows(self, where: str) -> None:
+        """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
+        num_rows = num_empty = 0
+        for chunk in self._rows.data.column(self._column).chunks:
+            if chunk.null_count:
+                checked_text(None, f"row {num_rows + chunk.is_null().index(True).as_py()}: {self._column!r}")
+            num_rows += len(chunk)
+            num_empty += pyarrow.compute.equal(pyarrow.compute.binary_length(chunk), 0).sum().as_py() or 0
+        if num_empty == num_rows:
+            raise ConfigError(f"column {self._column!r} holds no text in any of {num_rows:,} rows; set text_field")
+        if num_empty:
+            logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
+
+
+def local_files(source: Source, files: list[str], where: str, cache_dir: str | None) -> ArrowColumn:
+    """The texts of local files, converted once.
+
+    Raises:
+        ConfigError: a file or a row of it is not what its kind promises.
+    """
+    formatter = find_formatter(source)
+    identities = [file_identity(path) for path in files]
+    library = quiet_datasets()
+    dataset = library.Dataset.from_generator(
+        read_texts,
+        features=library.Features(text=library.Value("large_string")),
+        cache_dir=cache_dir,
+        writer_batch_size=256,  # documents held in memory; one may be a whole book
+        gen_kwargs={  # no lists: the library would make a call of each of their items
+            "files": tuple(files),
+            "formatter": formatter.name,
+            "column": source.text_field or "text",
+            # From here on only to convert again when a file or the conversion has changed.
+            "fingerprint": formatter.fingerprint,
+            "identities": tuple(identities),
+            "changed": tuple(os.stat(path).st_mtime_ns for path in files),
+            "version": _CONVERSION,
+        },
+    )
+    find = functools.partial(place_of, files, formatter.columns)
+    return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]), find)
+
+
+def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:
+    """A dataset of the hub (or a local dataset folder), downloaded whole."""
+    split, formatter = source.split or "train", find_formatter(source)
+    library = quiet_datasets()
+    dataset = library.load_dataset(
+        source.dataset, name=source.subset, split=split, revision=source.revision, cache_dir=cache_dir
+    )
+    names = [str(source.dataset), str(source.subset), split, str(source.revision)]
+    identity = digest([str(len(dataset)), formatter.fingerprint, *names])
+    if formatter.name == "text":
+        return ArrowColumn(dataset, formatter.columns[0], where, identity)
+    check_columns(dataset.column_names, formatter.columns, str(source.dataset))
+    texts = library.Dataset.from_generator(
+        _formatted_rows,
+        features=library.Features(text=library.Value("large_string")),
+        cache_dir=cache_dir,
+        gen_kwargs={"dataset": dataset, "formatter": formatter.name, "fingerprint": formatter.fingerprint},
+    )
+    return ArrowColumn(texts, "text", where, identity)
+
+
+def _formatted_rows(dataset: Any, formatter: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
+    found = get_formatter(formatter, "text")
+    for number, row in enumerate(dataset.select_columns(list(found.columns)) if found.columns else dataset):
+        yield {"text": format_row(found, row, f"row {number}")}
+
+
+def file_identity(path: str) -> str:
+    """Changes when the file does, as far as its end shows it; not with the folder it is in."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return f"{Path(path).name}:{size}:{hashlib.sha256(file.read()).hexdigest()}"

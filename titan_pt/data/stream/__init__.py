@@ -1,0 +1,1 @@
+"""Documents in order, as packed rows and batches."""

@@ -1,0 +1,74 @@
+"""A world of any number of ranks in this one process: its collectives move nothing, its tensors hold no numbers.
+
+For a dry run and the planner. Shapes, sharding and memory are those of rank 0 of a real run.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.world import World, build_mesh
+
+T = TypeVar("T")
+
+MOST_RANKS = 4096
+_DEVICE = torch.device("cpu")
+
+
+class DryRunWorld(World):
+    """Rank 0, where every other rank would say the same."""
+
+    def add(self, *counts: int) -> list[int]:
+        return [count * self.size for count in counts]
+
+    def broadcast(self, value: T | None, group: dist.ProcessGroup | None = None) -> T:
+        return value  # type: ignore[return-value]
+
+    def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        return [value] * self.size
+
+    def together(self, action: Callable[[], T]) -> T:
+        return action()
+
+    def barrier(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def dry_run_world(config: JobConfig, size: int) -> Iterator[DryRunWorld]:
+    """The world of a run on `size` ranks. Inside, tensors are made without memory; none can be read."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        mesh = build_mesh(_DEVICE.type, size, config)  # before the fake mode: it reads its own tensor of ranks
+        group = dist.group.WORLD
+        assert group is not None
+        world = DryRunWorld(rank=0, size=size, device=_DEVICE, mesh=mesh, flags=group, control=group, background=group)
+        with FakeTensorMode():
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def dry_run_size() -> int:
+    """The number of ranks to play: NGPU, or under torchrun WORLD_SIZE; 1 without either.
+
+    Raises:
+        ConfigError: it is not a number of ranks.
+    """
+    name = "WORLD_SIZE" if "RANK" in os.environ else "NGPU"
+    text = os.environ.get(name) or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_RANKS):
+        raise ConfigError(f"{name} = {text!r}: the ranks of a dry run; must be an integer from 1 to {MOST_RANKS}")
+    return int(text)

@@ -1,0 +1,182 @@
+"""Write a model as a Hugging Face folder: safetensors in shards, config.json, tokenizer, generation_config, README.md.
+
+Tensors are read one by one; the memory it takes is that of one shard. The folder is written beside its place and
+renamed when it is whole.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from titan_pt.components.checkpoint.manifest import sync_folder, write_json
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.hf.chat import stop_ids
+from titan_pt.hf.model_card import model_card
+from titan_pt.hf.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader
+from titan_pt.hf.tokenizer_files import write_tokenizer
+from titan_pt.protocols.model_spec import HuggingFaceLayout
+
+MAX_SHARD_BYTES = 2 * 10**9
+# A key of config.json that other tools pass over.
+_CONTINUES_TEXT = {"titan_pt": {"prompt": "plain text"}}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is written.
+
+    Args:
+        args: the model's arguments, with vocab_size, num_tokens and max_seq_len.
+        facts: lines of the model card, by label.
+        keep_padding: write the padding rows of the vocabulary too, as a model that came from elsewhere had them.
+            Without them nothing can choose such a row; with them generation_config.json forbids it.
+        knows_chat: it was trained on conversations. The tokenizer's template is written for any model, so config.json
+            tells where it was not.
+    """
+
+    args: Any
+    layout: HuggingFaceLayout[Any]
+    tokenizer: Tokenizer
+    tensors: TensorReader
+    facts: Mapping[str, str]
+    keep_padding: bool
+    knows_chat: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the vocabulary that are written."""
+        return self.args.vocab_size if self.keep_padding else (self.args.num_tokens or self.args.vocab_size)
+
+
+def continues_text(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that its model was not trained on conversations, whatever its tokenizer has."""
+    return config.get("titan_pt") == _CONTINUES_TEXT["titan_pt"]
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise a ConfigError unless a folder may be written at the target."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target}: exists already; give another folder, or --overwrite")
+    if target.exists() and not (target / "config.json").is_file():
+        raise ConfigError(f"{target}: has no config.json, so it is no Hugging Face folder; it is not overwritten")
+
+
+def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD_BYTES) -> None:
+    """Write the folder; an older one at its place goes when the new one is whole.
+
+    Args:
+        dtype: of the weights; None: as they are stored.
+        max_shard: most bytes of one file; a larger tensor has a file of its own.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir()
+        stored = _write_tensors(source, temporary, dtype, max_shard)
+        _write_config(source, temporary, stored)
+        write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
+        card = model_card(
+            source.facts, target.name, source.num_rows, source.tokenizer.vocab_size, knows_chat=source.knows_chat
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        sync_folder(temporary)
+        if target.exists():
+            _remove(target)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def plan_shards(infos: Mapping[str, TensorInfo], max_shard: int) -> list[list[str]]:
+    """Names of each file's tensors: as many as fit, in their order."""
+    shards: list[list[str]] = []
+    left = 0
+    for name, info in infos.items():
+        if not shards or info.num_bytes > left:
+            shards.append([])
+            left = max_shard
+        shards[-1].append(name)
+        left -= info.num_bytes
+    return shards
+
+
+def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, max_shard: int) -> torch.dtype:
+    """Returns the type of the weights, the most common one where there are several."""
+    infos = {name: _written_info(source, name, info, dtype) for name, info in source.tensors.infos.items()}
+    shards = plan_shards(infos, max_shard)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(dict(_read_shard(source, names, infos)), folder / file, metadata={"format": "pt"})
+        _settle(folder / file)
+        weight_map |= {source.layout.to_name(name): file for name in names}
+    if len(shards) > 1:
+        total = sum(info.num_bytes for info in infos.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX, index, indent=2)
+    dtypes = [info.dtype for info in infos.values()]
+    return max(set(dtypes), key=dtypes.count)
+
+
+def _settle(file: Path) -> None:
+    """Flush to the disk, and let those read it who may read the folder: safetensors writes for its owner alone."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.chmod(file.parent.stat().st_mode & 0o666)
+
+
+def _written_info(source: Exported, name: str, info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
+    rows = source.num_rows if name in source.layout.vocabulary else info.shape[0]
+    return TensorInfo((rows, *info.shape[1:]), dtype or info.dtype)
+
+
+def _read_shard(
+    source: Exported, names: list[str], infos: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in names:
+        tensor, info = source.tensors.read(name), infos[name]
+        if tensor.shape != info.shape:
+            tensor = tensor[: info.shape[0]].clone()  # a part would keep the whole in memory
+        yield source.layout.to_name(name), tensor.to(info.dtype).contiguous()
+
+
+def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
+    args = source.args.model_copy(update={"vocab_size": source.num_rows, "num_tokens": None})
+    eos, stops = source.tokenizer.eos_id, stop_ids(source.tokenizer)
+    config = source.layout.write_config(args)
+    # transformers 4 and most tools read torch_dtype; transformers 5 reads either and writes dtype.
+    bos = getattr(source.tokenizer, "roles", {}).get("bos_token", "")
+    ids = {"bos_token_id": source.tokenizer.special_ids.get(bos), "eos_token_id": eos, "pad_token_id": eos}
+    config |= {**ids, "torch_dtype": str(dtype).removeprefix("torch.")}
+    if not source.knows_chat:
+        config |= _CONTINUES_TEXT
+    write_json(folder / "config.json", config, indent=2)
+    generation: dict[str, Any] = {**ids, "eos_token_id": stops}
+    padding = list(range(source.tokenizer.vocab_size, source.num_rows))
+    if padding:
+        generation["suppress_tokens"] = padding
+    write_json(folder / "generation_config.json", generation, indent=2)
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: a half-deleted folder must not look like a model."""
+    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+__all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "continues_text", "export", "plan_shards"]

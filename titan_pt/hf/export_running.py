@@ -1,0 +1,79 @@
+"""Export a model while it trains."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.config.resolve.checks import model_args
+from titan_pt.hf.chat import knows_chat
+from titan_pt.hf.export import Exported, export
+from titan_pt.hf.model_card import run_facts
+from titan_pt.hf.tensor_readers import TensorInfo
+from titan_pt.protocols.context import TrainContext, TrainState
+from titan_pt.protocols.model_spec import get_model_spec
+
+logger = logging.getLogger("titan_pt")
+
+
+class GatheredTensors:
+    """The weights of a model in training, whole on every rank: all ranks read all tensors in the same order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = model_tensors(model)
+        self.infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """A collective."""
+        return self._gather(name).cpu()
+
+    def place(self, name: str) -> str:
+        return f"the model: {name}"
+
+    def read_rest(self) -> None:
+        """Take part in the gathering of what this rank has not read, and forget it."""
+        for name in list(self._tensors):
+            self._gather(name)
+
+    def _gather(self, name: str) -> torch.Tensor:
+        tensor = self._tensors.pop(name)
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def export_running(context: TrainContext, state: TrainState, target: Path) -> None:
+    """Write the weights of this step, in the type they are computed in, as a Hugging Face folder.
+
+    A collective. Rank 0 writes; where it cannot, that is an error line, and training goes on.
+    """
+    tensors = GatheredTensors(context.model)
+    if context.world.is_main:
+        start = time.monotonic()
+        try:
+            dtype = getattr(torch, context.config.training.mixed_precision_param)
+            export(_described(context, state, tensors), target, dtype)
+            logger.info(f"exported {target} in {time.monotonic() - start:.1f} s")
+        except (OSError, SafetensorError, TypeError) as error:
+            logger.error(f"{target} could not be exported: {type(error).__name__}: {error}; training goes on")
+    tensors.read_rest()
+
+
+def _described(context: TrainContext, state: TrainState, tensors: GatheredTensors) -> Exported:
+    config, spec = context.config, get_model_spec(context.config.model.name)
+    args = model_args(config, spec, context.tokenizer.vocab_size)
+    parameters = sum(parameter.numel() for parameter in context.model.parameters())
+    facts = run_facts(config.dump(), num_parameters=parameters, step=state.step, tokens=state.tokens_seen)
+    assert spec.hugging_face is not None, "checked before the run starts"
+    return Exported(
+        args,
+        spec.hugging_face,
+        context.tokenizer,
+        tensors,
+        facts,
+        keep_padding=bool(config.model.from_hf),
+        knows_chat=knows_chat(config.job.trainer, context.tokenizer, context.dataloader.identity()),
+    )

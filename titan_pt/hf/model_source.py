@@ -1,0 +1,189 @@
+"""One way to open any model: a run folder, its checkpoint folder, one step-N, or a Hugging Face folder."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from titan_pt.components.checkpoint.checkpointer import load_documents
+from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.hf.chat import knows_chat, stop_ids
+from titan_pt.hf.export import Exported, continues_text
+from titan_pt.hf.model_card import run_facts
+from titan_pt.hf.tensor_readers import CheckpointTensors, SafetensorsFolder, TensorReader, check_fit
+from titan_pt.hf.tokenizer_files import chat_template
+from titan_pt.hf.transformer import LAYOUT, read_object
+from titan_pt.hf.weights import fill, tied_copies
+from titan_pt.models.transformer.args import TransformerArgs
+from titan_pt.models.transformer.model import Transformer
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk, checked to be whole; no weight is read yet."""
+
+    folder: Path
+    """The step-N or the Hugging Face folder."""
+    args: TransformerArgs
+    tokenizer: Tokenizer
+    tensors: TensorReader
+    facts: Mapping[str, str]
+    """What is known of its training, by label."""
+    trainer: str | None
+    """Kind of training of a checkpoint; None of a Hugging Face folder."""
+    seq_len: int | None
+    """Tokens of a row it was trained on; None where that is not known."""
+    keep_padding: bool
+    """The padding rows of its vocabulary came with it, and an export has them too."""
+    knows_chat: bool
+    """Whether it was trained on conversations in the form of its template."""
+
+    @property
+    def chat_template(self) -> str:
+        """Jinja of a conversation: the tokenizer's own, or a simple one."""
+        return chat_template(self.tokenizer)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return stop_ids(self.tokenizer)
+
+    def to_export(self) -> Exported:
+        """What `hf_export.export` writes of it."""
+        return Exported(self.args, LAYOUT, self.tokenizer, self.tensors, self.facts, self.keep_padding, self.knows_chat)
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name in the Transformer, whole tensor on the CPU), one at a time."""
+        for name in self.tensors.infos:
+            yield name, self.tensors.read(name)
+
+    def load(self, device: torch.device | str, dtype: torch.dtype, *, sdpa_backend: str = "auto") -> Transformer:
+        """The model with its weights, to generate and evaluate with: no gradients, parameters in `dtype`."""
+        with torch.device("meta"):
+            model = Transformer(self.args, sdpa_backend=sdpa_backend).to(dtype)
+        model.to_empty(device=device)
+        model.init_buffers()
+        fill(model, self.tensors)
+        return model.eval().requires_grad_(False)
+
+
+def open_model_source(path: str, tokenizer: str | None = None, key: str = "--checkpoint") -> ModelSource:
+    """The model at a path.
+
+    Args:
+        path: a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder.
+        tokenizer: as in `tokenizer.name`, where the one of the run's config has moved; it must give the same ids.
+        key: what gave the path, for messages.
+
+    Raises:
+        ConfigError: it is damaged, has no tokenizer, or is no transformer; names file and tensor or key.
+    """
+    folder = find_initial(path, key)
+    return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer)
+
+
+def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
+    args = LAYOUT.read_config(folder)
+    tokenizer = build_tokenizer(TokenizerSection(name=tokenizer_name or str(folder)))
+    if tokenizer.vocab_size > args.vocab_size:
+        raise ConfigError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and its config.json vocab_size = "
+            f"{args.vocab_size}; they are of two models"
+        )
+    shapes = _shapes(args)
+    tensors = SafetensorsFolder(folder, LAYOUT, tied_copies(args, LAYOUT.vocabulary, shapes))
+    check_fit(tensors, shapes)
+    return ModelSource(
+        folder=folder,
+        args=args.model_copy(update={"num_tokens": tokenizer.vocab_size}),
+        tokenizer=tokenizer,
+        tensors=tensors,
+        facts={"Weights": f"unchanged from {folder.resolve().name}"},
+        trainer=None,
+        seq_len=None,
+        keep_padding=True,
+        knows_chat=not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {}),
+    )
+
+
+def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
+    documents = load_documents(folder)
+    identity, state = documents.train["identity"], documents.train["state"]
+    args = _saved_args(identity["model"], folder)
+    config = _saved_config(documents.config, folder)
+    tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
+    tensors = CheckpointTensors(folder)
+    check_fit(tensors, _shapes(args))
+    return ModelSource(
+        folder=folder,
+        args=args,
+        tokenizer=tokenizer,
+        tensors=tensors,
+        facts=run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"]),
+        trainer=identity["trainer"],
+        seq_len=config.get("training", {}).get("seq_len"),
+        keep_padding=bool(config.get("model", {}).get("from_hf")),
+        knows_chat=knows_chat(identity["trainer"], tokenizer, documents.data.get("identity", {})),
+    )
+
+
+def _saved_args(saved: Mapping[str, Any], folder: Path) -> TransformerArgs:
+    values = dict(saved)
+    name = values.pop("name", None)
+    if name != "transformer":
+        raise ConfigError(f"{folder}: its model is {name!r}; the tools open the built-in transformer alone")
+    try:
+        return TransformerArgs.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{folder / 'train.json'}: identity.model.{where}: {first['msg']}; was it saved by a newer version?"
+        ) from None
+
+
+def _saved_config(text: str, folder: Path) -> dict[str, Any]:
+    """The run's resolved config: the step's own, or of older steps the run folder's."""
+    file = folder / "config.toml" if text else folder.parent.parent / "config.toml"
+    try:
+        return tomllib.loads(text or file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+
+
+def _saved_tokenizer(
+    config: Mapping[str, Any], identity: Mapping[str, Any], name: str | None, folder: Path
+) -> Tokenizer:
+    table = {**config.get("tokenizer", {}), **({"name": name} if name else {})}
+    if "name" not in table:
+        raise ConfigError(f"{folder}: has no config.toml, so its tokenizer is not known; name it with --tokenizer")
+    try:
+        tokenizer = build_tokenizer(TokenizerSection.model_validate(table))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}; --tokenizer names another place of the same tokenizer") from None
+    if tokenizer.fingerprint != identity["fingerprint"]:
+        raise ConfigError(
+            f"{folder}: was trained with tokenizer {identity['fingerprint']}, and {table['name']!r} is "
+            f"{tokenizer.fingerprint}; name the same one with --tokenizer"
+        )
+    return tokenizer
+
+
+def _shapes(args: TransformerArgs) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        parameters = Transformer(args).named_parameters()
+        return {name: tuple(parameter.shape) for name, parameter in parameters}

@@ -1,0 +1,214 @@
+"""A model's weights on disk, read one tensor at a time by the names they have here."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
+from titan_pt.config.errors import ConfigError
+from titan_pt.protocols.model_spec import HuggingFaceLayout
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_COMPARED_ROWS = 64
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in memory."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class TensorReader(Protocol):
+    """Weights by name."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """All tensors, in the order that is the quickest to read."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU."""
+        ...
+
+    def place(self, name: str) -> str:
+        """Its file and the name it has there, for messages; also of a tensor that is missing."""
+        ...
+
+
+class CheckpointTensors:
+    """The model of one `step-N`, whatever the number of ranks that wrote it.
+
+    Raises:
+        ConfigError: it holds no model, or cannot be read.
+    """
+
+    def __init__(self, step_folder: Path) -> None:
+        self._folder = step_folder / "tensors"
+        try:
+            entries = SafeReader(self._folder).read_metadata().state_dict_metadata
+        except Exception as error:  # of a damaged pickle, any
+            raise ConfigError(f"{self._folder / '.metadata'}: cannot be read: {error}") from None
+        self.infos = {
+            name.removeprefix("model."): TensorInfo(tuple(entry.size), entry.properties.dtype)
+            for name, entry in entries.items()
+            if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, put together from its shards."""
+        info = self.infos[name]
+        tensors = {f"model.{name}": torch.empty(info.shape, dtype=info.dtype)}
+        reader = SafeReader(self._folder)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                dcp.load(tensors, storage_reader=reader, planner=TensorOnlyPlanner(), no_dist=True)
+        except (Exception, CheckpointException) as error:
+            reason = str(error).strip().splitlines()
+            raise ConfigError(f"{self.place(name)}: cannot be read: {reason[0] if reason else error!r}") from None
+        return tensors[f"model.{name}"]
+
+    def place(self, name: str) -> str:
+        return f"{self._folder}: model.{name}"
+
+
+class SafetensorsFolder:
+    """The weights of a Hugging Face folder.
+
+    Args:
+        copies: tensors that are left out where the folder has them, and which ones they are copies of.
+
+    Raises:
+        ConfigError: a file is missing or damaged, a tensor is not where the index says, or a copy is none; names file
+            and tensor.
+    """
+
+    def __init__(self, folder: Path, layout: HuggingFaceLayout[Any], copies: Mapping[str, str] | None = None) -> None:
+        self._folder, self._layout = folder, layout
+        self._files: dict[str, tuple[Path, str]] = {}
+        self._open: tuple[Path, Any] | None = None
+        infos: dict[str, TensorInfo] = {}
+        for file, said in _files(folder).items():
+            handle = self._handle(file)
+            held = list(handle.keys())
+            missing = sorted(said - set(held))
+            if missing:
+                raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
+            for there in held:
+                name = layout.from_name(there)
+                if name is not None:
+                    infos[name], self._files[name] = _info(file, handle, there), (file, there)
+        for copy, original in (copies or {}).items():
+            both = copy in infos and original in infos
+            if both and not (infos[copy].shape == infos[original].shape and self._look_equal(copy, original)):
+                raise ConfigError(
+                    f"{self.place(copy)}: is not {layout.to_name(original)}, and config.json has tie_word_embeddings = "
+                    "true; set it to false there if the model was trained with both"
+                )
+            infos.pop(copy, None)
+        self.infos = infos
+
+    def _look_equal(self, one: str, other: str) -> bool:
+        """By some rows of both, which does not read them whole."""
+        return all(torch.equal(*rows) for rows in zip(self._some_rows(one), self._some_rows(other), strict=True))
+
+    def _some_rows(self, name: str) -> list[torch.Tensor]:
+        file, there = self._files[name]
+        part = self._handle(file).get_slice(there)
+        count = part.get_shape()[0]
+        return [part[row : row + 1] for row in range(0, count, max(1, count // _COMPARED_ROWS))]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A copy, so that the file's pages can go."""
+        file, there = self._files[name]
+        try:
+            return self._handle(file).get_tensor(there).clone()
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{self.place(name)}: cannot be read: {error}") from None
+
+    def place(self, name: str) -> str:
+        file, there = self._files.get(name, (self._folder, self._layout.to_name(name)))
+        return f"{file}: {there}"
+
+    def _handle(self, file: Path) -> Any:
+        """One file is open at a time: what is mapped of it counts as memory."""
+        if self._open is None or self._open[0] != file:
+            self._open = None
+            try:
+                self._open = file, safe_open(file, framework="pt")
+            except FileNotFoundError:
+                raise ConfigError(f"{file}: missing, and {INDEX} names it; download the folder again") from None
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"{file}: not a whole safetensors file: {error}; download it again") from None
+        return self._open[1]
+
+
+def check_fit(
+    reader: TensorReader, expected: Mapping[str, tuple[int, ...]], least_rows: Mapping[str, int] | None = None
+) -> None:
+    """Whether the weights are those of a model.
+
+    Args:
+        expected: shape of every tensor of the model.
+        least_rows: tensors that may have another number of rows, but not fewer than this.
+
+    Raises:
+        ConfigError: names every tensor that is missing, too many, or of another shape.
+    """
+    held, wanted = reader.infos.keys(), expected.keys()
+    problems = [f"{reader.place(name)}: missing" for name in sorted(wanted - held)]
+    problems += [f"{reader.place(name)}: the model has no such tensor" for name in sorted(held - wanted)]
+    for name in sorted(wanted & held):
+        shape, least = reader.infos[name].shape, (least_rows or {}).get(name)
+        if least is not None and shape and shape[1:] == expected[name][1:]:
+            if shape[0] < least:
+                problems.append(f"{reader.place(name)}: has {shape[0]} rows for a tokenizer of {least} tokens")
+        elif shape != expected[name]:
+            problems.append(f"{reader.place(name)}: has shape {list(shape)}, and the model {list(expected[name])}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _files(folder: Path) -> dict[Path, set[str]]:
+    """The safetensors files, each with the tensors that the index expects in it."""
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return {folder / SINGLE: set()}
+        raise ConfigError(f"{folder}: has neither {SINGLE} nor {INDEX}; weights in other files cannot be read")
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{index}: cannot be read: {type(error).__name__}: {error}") from None
+    files: dict[Path, set[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:  # no path out of the folder
+            raise ConfigError(f"{index}: {name}: {file!r} is not the name of a file")
+        files.setdefault(folder / file, set()).add(name)
+    return files
+
+
+def _info(file: Path, handle: Any, name: str) -> TensorInfo:
+    part = handle.get_slice(name)
+    dtype = part.get_dtype()
+    if dtype not in _DTYPES:
+        raise ConfigError(f"{file}: {name} has type {dtype}; supported are {', '.join(_DTYPES)}")
+    return TensorInfo(tuple(part.get_shape()), _DTYPES[dtype])

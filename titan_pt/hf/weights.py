@@ -1,0 +1,94 @@
+"""Weights into a model that is there, from a checkpoint or a Hugging Face folder."""
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.resolve.checks import model_args
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.distributed.init import copy_full
+from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
+from titan_pt.protocols.model_spec import get_model_spec
+
+logger = logging.getLogger("titan_pt")
+
+# Arguments that may differ between a folder and the run it starts: the vocabulary's padding, the longest text, and
+# what weights were drawn from.
+_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
+_PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
+
+
+def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Fill the model from a Hugging Face folder; each rank reads it and keeps its shards.
+
+    Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
+
+    Raises:
+        ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
+    """
+    spec = get_model_spec(config.model.name)
+    if spec.hugging_face is None:
+        raise ConfigError(f"{folder}: model.name = {spec.name!r} has no Hugging Face layout")
+    theirs = spec.hugging_face.read_config(folder)
+    ours = model_args(config, spec, tokenizer.vocab_size)
+    _check_args(ours.model_dump(), theirs.model_dump(), config, folder)
+    _check_tokenizer(tokenizer, config, folder)
+    parameters = model_tensors(model)
+    reader = SafetensorsFolder(folder, spec.hugging_face, tied_copies(theirs, spec.hugging_face.vocabulary, parameters))
+    rows = dict.fromkeys(spec.hugging_face.vocabulary, tokenizer.vocab_size)
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    check_fit(reader, expected, rows)
+    fill(model, reader)
+
+
+def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> dict[str, str]:
+    """Tensors that a folder may hold though the model has them under another name: {there: here}."""
+    if not getattr(args, "tie_embeddings", False):
+        return {}
+    here = next(name for name in vocabulary if name in parameters)
+    return {name: here for name in vocabulary if name not in parameters}
+
+
+@torch.no_grad()
+def fill(model: nn.Module, reader: TensorReader) -> None:
+    """Copy every tensor into the model, one at a time; missing rows are zero. They were checked to fit."""
+    parameters = model_tensors(model)
+    for name in reader.infos:
+        parameter, full = parameters[name], reader.read(name)
+        missing = parameter.shape[0] - full.shape[0]
+        if missing > 0:
+            full = F.pad(full, (0, 0, 0, missing))
+        copy_full(parameter, full[: parameter.shape[0]])
+
+
+def _check_args(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: JobConfig, folder: Path) -> None:
+    differences = [
+        f"model.{name} is {theirs.get(name)!r} there and {ours[name]!r} here"
+        for name in ours
+        if name not in _FREE and ours[name] != theirs.get(name)
+    ]
+    if differences and config.model.from_hf:  # the TOML overrides a value of the folder on purpose
+        logger.warning(f"{folder / 'config.json'}: {'; '.join(differences)}")
+    elif differences:
+        raise ConfigError(f"{folder / 'config.json'}: {'; '.join(differences)}; set model.from_hf = '{folder}'")
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> None:
+    """Ids mean other words to another tokenizer. One file's ids are compared, as its end of document may differ."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    theirs = build_tokenizer(TokenizerSection(name=str(folder), eos_token=config.tokenizer.eos_token))
+    if theirs.encode(_PROBE) != tokenizer.encode(_PROBE):
+        raise ConfigError(
+            f"{folder / 'tokenizer.json'}: gives other ids than tokenizer.name = {config.tokenizer.name!r}; "
+            f"set tokenizer.name = '{folder}'"
+        )

@@ -1,0 +1,1 @@
+"""Optimizers besides AdamW, loaded by name."""

@@ -1,0 +1,1 @@
+"""How a run begins, is told to stop, and ends."""

@@ -1,0 +1,207 @@
+"""`training.max_hours`: a run measures its speed and plans its last step so that it ends, decayed and saved, on time.
+
+The time is the calendar's: it counts from the first start, and what passes between two starts of a run is spent too.
+Rank 0 plans before each step how many more there is time for, and the learning rate follows the plan: a cosine is
+stretched or squeezed, a cooldown starts when it must.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from titan_pt.components.checkpoint.manifest import write_json
+from titan_pt.components.lr_scheduler import Schedule
+from titan_pt.components.metrics import format_seconds
+from titan_pt.config.schema.job_config import JobConfig
+
+logger = logging.getLogger("titan_pt")
+
+CLOCK_FILE = "clock.json"
+
+# A speed is the median of the newest blocks of steps: a stall in one or two of them is no change of speed.
+_BLOCK_STEPS, _NUM_BLOCKS = 10, 5
+# A plan that is off by less of the remaining steps is kept, because speeds are noisy.
+_TOLERANCE = 0.005
+# A change of the run's steps that is worth a line.
+_TOLD = 0.01
+# Kept free at the end: some of the whole time, the time to leave the processes, and more than the last save took.
+_MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 5.0, 1.25
+# By how much short steps may be late all the same.
+_JITTER_SECONDS = 1.0
+
+
+class PlannedSchedule:
+    """A learning-rate schedule whose end moves: a spec's own, built again for each new number of steps."""
+
+    def __init__(self, build: Callable[[int], Schedule], steps: int) -> None:
+        self._build, self._steps, self._schedule = build, steps, build(steps)
+
+    def __call__(self, step: int) -> float:
+        return self._schedule(step)
+
+    def end_at(self, steps: int) -> None:
+        """Be the schedule of a run of so many steps."""
+        if steps != self._steps:
+            self._steps, self._schedule = steps, self._build(steps)
+
+
+class Speed:
+    """Seconds of a step, from the times at which steps end.
+
+    Args:
+        prior: what is believed before two steps have ended; 0.0 for nothing.
+    """
+
+    def __init__(self, prior: float) -> None:
+        self.seconds_per_step = prior
+        self._blocks: deque[float] = deque(maxlen=_NUM_BLOCKS)
+        self._start: float | None = None
+        self._num_steps = 0
+
+    def step_ends(self, now: float) -> None:
+        """A step is done. The first one, which compiles, only starts the clock."""
+        if self._start is None:
+            self._start = now
+            return
+        self._num_steps += 1
+        newest = (now - self._start) / self._num_steps
+        if self._num_steps == _BLOCK_STEPS:
+            self._blocks.append(newest)
+            self._start, self._num_steps = now, 0
+        self.seconds_per_step = statistics.median(self._blocks) if self._blocks else newest
+
+    def pause(self, seconds: float) -> None:
+        """So much of the time since the last step was not for a step."""
+        if self._start is not None:
+            self._start += seconds
+
+
+@dataclass
+class Work:
+    """What is done every so many steps, and once more at the end."""
+
+    every: int
+    pause: float = 0.0
+    """Seconds for which it held up training the last time."""
+    whole: float = 0.0
+    """Seconds until it was done, in the background too."""
+
+    def seconds(self, first: int, last: int) -> float:
+        """How long it will hold up training behind step `first`, up to step `last`."""
+        return max(0, last // self.every - first // self.every) * self.pause
+
+
+class Deadline:
+    """The plan of a run with training.max_hours. Times are Unix times, in seconds.
+
+    Args:
+        max_steps: the steps of the run if there were no deadline.
+        started: when the run was started for the first time.
+        saved: `state_dict` of the checkpoint that is resumed.
+    """
+
+    def __init__(
+        self, config: JobConfig, max_steps: int, started: float, saved: Mapping[str, Any] | None = None
+    ) -> None:
+        assert config.training.max_hours is not None
+        self._max_seconds = config.training.max_hours * 3600
+        self._max_steps, self.started = max_steps, started
+        self.end = started + self._max_seconds
+        more = saved is None or self.end > saved["end"] + 1 or max_steps > saved["max_steps"]
+        self.steps = max_steps if saved is None or more else min(saved["steps"], max_steps)
+        """The steps that the run will have, as planned."""
+        self._told = self.steps
+        self._speed = Speed(saved["seconds_per_step"] if saved else 0.0)
+        self._works = {what: Work(every) for what, every in _periods(config).items()}
+        for what, work in self._works.items():
+            work.pause, work.whole = saved["works"][what] if saved else (0.0, 0.0)
+
+    @property
+    def latest(self) -> float:
+        """When the last work has to begin."""
+        work = sum(work.whole for work in self._works.values())
+        return self.end - _CAUTION * work - _MARGIN * self._max_seconds - _LEAVE_SECONDS
+
+    def step_ends(self, now: float) -> None:
+        """A step is done; call it before what comes between steps."""
+        self._speed.step_ends(now)
+
+    def paused(self, what: str, seconds: float, whole: float = 0.0) -> None:
+        """A "validation", "save" or "export" held up training; `whole` is what it takes to its end."""
+        self._speed.pause(seconds)
+        work = self._works[what]
+        work.pause, work.whole = seconds, max(seconds, whole)
+
+    def plan(self, step: int, now: float) -> int:
+        """The steps of the run, planned when `step` are done: at least one more, so that the rate can decay in it.
+
+        One step's time is kept free, for a last step that takes twice as long as it should.
+        """
+        per_step = self._speed.seconds_per_step
+        if not per_step:
+            return self.steps
+        seconds = self.latest - max(per_step, _JITTER_SECONDS) - now
+        pauses = sum(work.seconds(step, step + int(seconds / per_step)) for work in self._works.values())
+        left = max(1, int((seconds - pauses) / per_step))
+        planned = min(step + left, self._max_steps)
+        if self.steps <= step or abs(planned - self.steps) > _TOLERANCE * left:
+            self.steps = planned
+        if abs(self.steps - self._told) > _TOLD * self._told:
+            logger.info(
+                f"Deadline in {format_seconds(self.end - now)}, {per_step:.3g} s a step: {self.steps:,} steps are "
+                f"planned, {self._told:,} were; the learning rate follows"
+            )
+            self._told = self.steps
+        return self.steps
+
+    def describe(self, now: float) -> str:
+        """When it is."""
+        date = datetime.fromtimestamp(self.end, timezone.utc)
+        left = f"in {format_seconds(self.end - now)}" if now < self.end else f"{format_seconds(now - self.end)} ago"
+        return f"{date:%Y-%m-%d %H:%M:%S} UTC, {left}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON, for a checkpoint."""
+        return {
+            "started": self.started,
+            "end": self.end,
+            "max_steps": self._max_steps,
+            "steps": self.steps,
+            "seconds_per_step": self._speed.seconds_per_step,
+            "works": {what: [work.pause, work.whole] for what, work in self._works.items()},
+        }
+
+
+def _periods(config: JobConfig) -> dict[str, int]:
+    """Steps between what holds up training, and is done at the end too."""
+    periods = {"validation": config.validation.freq, "save": config.checkpoint.interval}
+    return periods | {"export": max(1, config.checkpoint.export_hf_interval)}
+
+
+def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | None) -> float:
+    """When a run was first started: what its folder or the checkpoint says, else now.
+
+    The folder knows before there is a checkpoint: a run that was killed early has spent time too.
+    """
+    if run_folder is None:
+        return now
+    starts = [now, *([saved["started"]] if saved else [])]
+    # There may be none, or a damaged one: the checkpoint has it too.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text())["started"]))
+    return min(starts)
+
+
+def keep_start(run_folder: Path, started: float) -> None:
+    """Write it down for the next start."""
+    temporary = run_folder / f"{CLOCK_FILE}.tmp"
+    write_json(temporary, {"started": started})
+    os.replace(temporary, run_folder / CLOCK_FILE)

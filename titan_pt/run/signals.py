@@ -1,0 +1,102 @@
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP become a flag that all ranks agree on between micro-batches."""
+
+import ctypes
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
+
+from titan_pt.run.exit_codes import ExitCode, Preempted, record_exit_code
+
+if TYPE_CHECKING:  # the handlers are installed before torch is imported
+    from titan_pt.distributed.world import World
+
+logger = logging.getLogger("titan_pt")
+
+# SIGUSR1 is what Slurm sends before the time limit.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+_requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
+_deadline = math.inf
+
+T = TypeVar("T")
+
+
+def install_handlers() -> None:
+    """From now on these signals only set the flag; a second one changes nothing.
+
+    Only a second SIGINT ends the process at once, as long as there is nothing to save (see `protect_progress`).
+    """
+    stop_at(math.inf)
+    for event in (_requested, _interrupted, _progress):
+        event.clear()
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
+    for number in _SIGNALS[:-1] if nohup else _SIGNALS:
+        signal.signal(number, _request)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A launcher that dies at once (kill -9, out of memory) cannot end its workers: let the kernel tell them.
+        die_with_parent(signal.SIGTERM)
+
+
+def ignore_signals() -> None:
+    """None ends or changes this process from now on: its exit code is decided, or another process decides."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Let the kernel send this signal when the parent is gone, however it went. On Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def protect_progress() -> None:
+    """There is a finished step now: no signal ends the process before it is saved."""
+    _progress.set()
+
+
+def stop_at(moment: float) -> None:
+    """From this Unix time on it is as if this process had been asked to stop; infinity for never."""
+    global _deadline
+    _deadline = moment
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to stop, by a signal or because its time is over."""
+    return _requested.is_set() or time.time() >= _deadline
+
+
+def signalled() -> bool:
+    """Whether it was a signal."""
+    return _requested.is_set()
+
+
+def raise_if_preempted(world: "World") -> None:
+    """Raise Preempted on all ranks if any of them was asked to stop. A collective: call it on all ranks."""
+    if world.any(stop_requested()):
+        raise Preempted
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    """The items, until this process is asked to stop: then Preempted. For one rank's slow work in `World.together`."""
+    for item in items:
+        if stop_requested():
+            raise Preempted
+        yield item
+
+
+def _request(number: int, _frame: FrameType | None) -> None:
+    # Nothing but flags: a handler may run in the middle of anything, and what a finished step left must be saved.
+    if number == signal.SIGINT and _interrupted.is_set() and not _progress.is_set():
+        record_exit_code(ExitCode.TERMINATED)
+        os.write(sys.stderr.fileno(), b"Stopped by a second SIGINT before there was a finished step\n")
+        os._exit(ExitCode.TERMINATED)
+    if number == signal.SIGINT:
+        _interrupted.set()
+    _requested.set()

@@ -1,0 +1,163 @@
+"""GRPO's step in a dry run: the engine and its memory, one decoding step, one update on full-length completions."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.fsdp import allocate
+from titan_pt.generation.decode import Rows
+from titan_pt.generation.native import build_native_engine
+from titan_pt.generation.sampling import rollout_sampling
+from titan_pt.protocols.context import DryRunStep, StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.trainer_spec import TrainerSpec
+from titan_pt.tasks.task import check_task
+from titan_pt.trainers import pretrain
+from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.policy import PolicyUpdate
+from titan_pt.trainers.grpo.reference import Reference
+
+# Of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
+PROMPT_TOKENS = 256
+
+
+def build_dry_run(_spec: TrainerSpec, context: TrainContext) -> DryRunStep:
+    """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together.
+
+    Raises:
+        ConfigError: a task or reward of that name is not known, or the engine cannot run this model.
+    """
+    config = context.config
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    for row in grpo.tasks:
+        check_task(row)
+    context = dataclasses.replace(context, config=_one_iteration(config))
+    reference = _reference(context)
+    held: dict[str, Sequence[torch.Tensor]] = {"reference": list(reference.model.parameters())} if reference else {}
+    if rollout.engine == "native":
+        held["rollout_engine"], sampling_bytes, tried = _sample(context)
+    else:
+        sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
+    update = PolicyUpdate(context, reference.model if reference else None)
+    size = update_size(config, context.world.size)
+    samples = synthetic_samples(config, size)
+
+    def step(state: TrainState) -> StepMetrics:
+        updated = update([samples], context.schedule(state.step + 1))
+        return StepMetrics(
+            loss=updated.loss,
+            grad_norm=updated.grad_norm,
+            skipped=updated.skipped,
+            lr=0.0,
+            tokens=sum(sample.num_inputs for sample in samples),
+            data_seconds=0.0,
+        )
+
+    notes = (tried, f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
+    batch = (
+        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
+        f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of "
+        f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
+    )
+    return DryRunStep(step, batch, size.accumulates, held, sampling_bytes, notes)
+
+
+def _sample(context: TrainContext) -> tuple[list[torch.Tensor], int, str]:
+    """Take over the weights and decode one token: (what the engine holds, bytes of its rows, what was tried)."""
+    config = context.config
+    engine = build_native_engine(config, context.tokenizer, context.world, [context.tokenizer.eos_id])
+    engine.sync_weights(context.model)
+    count, slots = sampled_rows(config, context.world.size), row_slots(config)
+    rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
+    tried = f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"
+    return engine.tensors(), _bytes(rows), tried
+
+
+def _one_iteration(config: JobConfig) -> JobConfig:
+    """An only update needs one forward of the policy; more of them take no more memory at a time."""
+    updates = {
+        name: value.model_copy(update={"num_iterations": 1}) for name, value in config if isinstance(value, Grpo)
+    }
+    return config.model_copy(update=updates)
+
+
+def sampled_rows(config: JobConfig, num_ranks: int) -> int:
+    """Most completions that one rank decodes together: of a step, the probe or an evaluation."""
+    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    wanted = [step_rows(config)]
+    if grpo.probe != "off":
+        wanted.append(grpo.probe_prompts * rollout.num_samples)
+    if config.validation.enable:
+        wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
+    return min(rollout.max_rows, -(-max(wanted) // num_ranks))
+
+
+def step_rows(config: JobConfig) -> int:
+    """Completions that a step samples in its first round, over all ranks."""
+    grpo = section(config, Grpo)
+    oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
+    return math.ceil(grpo.prompts_per_step * oversample) * section(config, Rollout).num_samples
+
+
+def row_slots(config: JobConfig) -> int:
+    """Positions of a completion and its prompt."""
+    return prompt_tokens(config) + section(config, Rollout).max_new_tokens
+
+
+def prompt_tokens(config: JobConfig) -> int:
+    """Assumed of a prompt."""
+    return min(PROMPT_TOKENS, config.training.seq_len - section(config, Rollout).max_new_tokens)
+
+
+@dataclass(frozen=True)
+class UpdateSize:
+    """One micro-batch of an update."""
+
+    samples: int
+    """Completions over all ranks."""
+    rows: int
+    """Of a rank."""
+    scored_tokens: int
+    """Tokens of a rank's completions."""
+    accumulates: bool
+    """An update has several."""
+
+
+def update_size(config: JobConfig, num_ranks: int) -> UpdateSize:
+    """The micro-batch of full-length completions."""
+    length = section(config, Rollout).max_new_tokens
+    a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
+    wanted, most = _num_samples(config), a_row * config.training.local_batch_size * num_ranks
+    own = -(-min(wanted, most) // num_ranks)
+    return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
+
+
+def synthetic_samples(config: JobConfig, size: UpdateSize) -> list[Sample]:
+    """Of one micro-batch."""
+    length = section(config, Rollout).max_new_tokens
+    return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
+
+
+def _num_samples(config: JobConfig) -> int:
+    grpo = section(config, Grpo)
+    return grpo.prompts_per_step // grpo.num_minibatches * section(config, Rollout).num_samples
+
+
+def _reference(context: TrainContext) -> Reference | None:
+    options = section(context.config, Grpo)
+    if options.kl_coef == 0.0:
+        return None
+    model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
+    allocate(model, context.config, context.world)
+    return Reference(model, context.model, context.optimizer, options)
+
+
+def _bytes(rows: Rows) -> int:
+    own: Mapping[str, object] = vars(rows)
+    cached = [tensor for layer in rows.cache.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
+    tensors = [value for value in own.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*cached, *tensors))

@@ -1,0 +1,3 @@
+"""An earlier path of `titan_pt.generation.engine`."""
+
+from titan_pt.generation.engine import *  # noqa: F403

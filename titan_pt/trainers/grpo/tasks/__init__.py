@@ -1,0 +1,1 @@
+"""Earlier paths of `titan_pt.tasks`."""

@@ -1,0 +1,200 @@
+"""Records of questions or conversations: what the rows of known sets mean, and their tokens. No torch here.
+
+The documents of gsm8k, medqa and arithmetic are what the tasks of grpo ask, with a worked answer: reinforcement
+learning then goes on where fine-tuning ends.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.builtin_datasets import complete
+from titan_pt.config.errors import one_of, shown
+from titan_pt.config.schema.grpo import find_section, section
+from titan_pt.config.schema.job_config import JobConfig, Source
+from titan_pt.config.schema.sft import Sft
+from titan_pt.data.sources.formatters import RECORDS, Row, register_records
+from titan_pt.data.stream.encoding import Encoded
+from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
+from titan_pt.hf.tokenizer_files import chat_template
+from titan_pt.tasks import gsm8k, medqa
+
+_FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
+
+
+def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
+    """The same with formatters that make records: "chat" where neither the source nor its name says another.
+
+    Args:
+        epochs: max_epochs of the sources that have none.
+    """
+    sources = [_with_records(s) for s in config.data.sources]
+    sources = [s.model_copy(update={"max_epochs": s.max_epochs or epochs}) for s in sources]
+    data = config.data.model_copy(update={"sources": sources})
+    validation = config.validation.model_copy(update={"sources": [_with_records(s) for s in config.validation.sources]})
+    return config.model_copy(update={"data": data, "validation": validation})
+
+
+def reads_records(config: JobConfig) -> bool:
+    """Whether the run reads records and not plain text."""
+    return find_section(config, Sft) is not None
+
+
+def record_encoder(config: JobConfig) -> "Conversations":
+    """The encoder that [sft] describes."""
+    options = section(config, Sft)
+    return Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
+
+
+def plain_text(text: str) -> str:
+    """What is said in a record, one after the other."""
+    record = json.loads(text)
+    said = [message.get("content") for message in record.get("messages", []) if isinstance(message, Mapping)]
+    return "\n".join(map(str, [*said, *(record[name] for name in ("prompt", "completion") if name in record)]))
+
+
+def _with_records(source: Source) -> Source:
+    name = complete(source).formatter or _FORMATTERS.get(source.name, "chat")
+    return source.model_copy(update={"formatter": RECORDS + name})
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """An Encoder of records.
+
+    `prompt` and `completion` are laid end to end, with the end-of-document token; completion and end are learnt.
+    `messages` are written by the chat template; what the assistant says and the ends of its turns are learnt.
+    """
+
+    seq_len: int
+    on_bad_record: Literal["error", "skip"]
+    overlong: Literal["error", "skip", "truncate"]
+
+    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+        """See Encoder."""
+        try:
+            ids, learnt, answer = record_tokens(json.loads(text), tokenizer)
+        except ValueError as error:
+            if self.on_bad_record == "skip":
+                return _left_out(str(error))
+            raise ValueError(f'{error}; repair or remove it, or set sft.on_bad_record = "skip"') from None
+        size = self.seq_len + 1
+        if len(ids) > size:
+            if self.overlong == "error":
+                raise ValueError(
+                    f"{len(ids)} tokens, and training.seq_len leaves {size}; raise it, or set sft.overlong = "
+                    '"skip" or "truncate"'
+                )
+            if self.overlong == "skip" or not any(learnt[:size]):
+                return _left_out("longer than training.seq_len")
+        targets = np.array(learnt[:size], dtype=bool)
+        kept = (max(1, targets.sum()) - 1) / max(1, sum(learnt) - 1)  # all, unless it is cut
+        return Encoded(np.array(ids[:size], dtype=np.int32), targets, round(len(answer.encode()) * kept))
+
+    def fingerprint(self, tokenizer: Tokenizer) -> str:
+        """See Encoder."""
+        template = hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:12]
+        return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
+
+
+def record_tokens(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool], str]:
+    """(the tokens, whether each is learnt, the text that is).
+
+    Raises:
+        ValueError: what is wrong with the record.
+    """
+    if "bad" in record:
+        raise ValueError(record["bad"])
+    if "messages" in record:
+        messages = check_messages(record["messages"])
+        ids, learnt = learnt_tokens(tokenizer, messages)
+        return ids, learnt, "".join(message["content"] for message in messages if _is_learnt(message))
+    prompt, completion = (_text(record, name, f"{name!r}") for name in ("prompt", "completion"))
+    asked, answered = prompt_tokens(tokenizer, prompt), [*encode_behind(tokenizer, completion), tokenizer.eos_id]
+    return asked + answered, [False] * len(asked) + [True] * len(answered), completion
+
+
+def check_messages(messages: Any) -> list[Message]:
+    """The messages, if they are a conversation: a system's or none, then a user's and an assistant's in turns.
+
+    Contents are texts, or lists of parts of text, which are joined. What the assistant says with a `weight` of 0 is
+    not learnt.
+
+    Raises:
+        ValueError: they are not, or nothing is learnt of them.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"'messages' is {shown(messages)}; want a list of objects with role and content")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"message {number} is {shown(message)}; want an object with role and content")
+        if message.get("tool_calls"):
+            raise ValueError(f"message {number} calls tools, which are not supported")
+    roles = [message.get("role") for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(
+            f"the roles are {', '.join(map(str, roles))}; want a user's and an assistant's in turns, after a "
+            "system's or none, an assistant's last"
+        )
+    found = [_checked(message, number) for number, message in enumerate(messages)]
+    if not any(map(_is_learnt, found)):
+        raise ValueError("every message of the assistant has weight 0, so that nothing is learnt")
+    return found
+
+
+def _checked(message: Mapping[str, Any], number: int) -> Message:
+    where = f"the content of message {number}"
+    message = {**message, "content": joined_parts(message.get("content"), where)}
+    _text(message, "content", where)
+    if message.get("weight") not in (None, 0, 1):
+        raise ValueError(f"the weight of message {number} is {shown(message['weight'])}; want 0 or 1")
+    return message
+
+
+def _is_learnt(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _text(record: Mapping[str, Any], name: str, what: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} is {shown(value)}; want text")
+    value.encode()  # a UnicodeEncodeError is a ValueError
+    return value
+
+
+def _left_out(reason: str) -> Encoded:
+    return Encoded(np.zeros(0, dtype=np.int32), None, 0, reason)
+
+
+def _chat(row: Row) -> Row:
+    """A row of `messages`, or of `prompt` and `completion`; other columns do not matter.
+
+    Prompt and completion may be the two parts of one conversation, of which the second is learnt.
+    """
+    if row.get("messages") is None and all(isinstance(row.get(name), list) for name in ("prompt", "completion")):
+        return {"messages": [*map(_not_learnt, row["prompt"]), *row["completion"]]}
+    for names in (("messages",), ("prompt", "completion")):
+        if all(row.get(name) is not None for name in names):
+            return {name: row[name] for name in names}
+    raise ValueError(f"neither 'messages' nor 'prompt' and 'completion'; it has {one_of(row)}")
+
+
+def _not_learnt(message: Any) -> Any:
+    return {**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant" else message
+
+
+def _example(prompt_and_completion: tuple[str, str]) -> Row:
+    prompt, completion = prompt_and_completion
+    return {"prompt": prompt, "completion": completion}
+
+
+register_records("chat", _chat)
+register_records("gsm8k", lambda row: _example(gsm8k.example(row)))
+register_records("medqa", lambda row: _example(medqa.example(row)))
