@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train_here, write_toml
 
-from titan_pt.components.checkpoint.checkpointer import checkpointer as checkpoint
+from titan_pt.components.checkpoint import checkpointer as checkpoint
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.steps import find_initial, find_step, iter_steps
 from titan_pt.config.errors import ConfigError

@@ -18,8 +18,8 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import Data, JobConfig, Source, Validation
+from titan_pt.data.sources import mixture as mixture_module
 from titan_pt.data.sources.mixture import open_mixture
-from titan_pt.data.sources.registry import mixture as mixture_module
 from titan_pt.data.stream.batch import IGNORED, StepBatch
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
@@ -276,7 +276,9 @@ assert data.next_batch()
 """
     started = time.monotonic()
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == {"": 0, "s": 3, "r": 1}[end[:1]], done.stderr
     assert time.monotonic() - started < 30
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
+from titan_pt.data.sources import local as files
 from titan_pt.data.sources.arrow import ArrowColumn
 from titan_pt.data.sources.local import TEXT_DOCUMENT_CHARACTERS, cut_text
 from titan_pt.data.sources.registry import _SOURCES, Documents, check_sources, open_source, register_source
-from titan_pt.data.sources.registry import local as files
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 

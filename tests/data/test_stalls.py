@@ -20,10 +20,10 @@ from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.remote import reader_pool as reading
 from titan_pt.data.remote.retry import Patience
 from titan_pt.data.remote.row_groups import byte_ranges
+from titan_pt.data.stream import loader as loader_module
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.data.stream.skip_log import SkipLog
 from titan_pt.data.stream.stream import Stream
-from titan_pt.data.stream.stream import loader as loader_module
 from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import Preempted, Stalled
 

@@ -109,7 +109,7 @@ def stopped(*_args: Any) -> None:
 def test_a_save_that_fails_on_leaving_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from titan_pt.components.checkpoint.checkpointer import checkpointer as checkpoint
+    from titan_pt.components.checkpoint import checkpointer as checkpoint
 
     def full(*_arguments: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -133,7 +133,7 @@ def fail_unprintably(sample: Sample, task: Task) -> float:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (fail, r"KeyError: 'no\\nsuch key' \(test_grpo_rewards.py:\d+\)"),
+        (fail, r"KeyError: 'no\\nsuch key' \(test_rewards.py:\d+\)"),
         (recurse, r"RecursionError: .*"),
         (fail_unprintably, r".*Unprintable.*"),
         (lambda sample: 1.0, r"TypeError: .*"),
