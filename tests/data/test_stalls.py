@@ -130,8 +130,8 @@ def test_a_start_that_waits_can_be_stopped(
     first = {"listing": 0, "footers": 1, "row groups": 2, "held-out rows": 5}[where]
     hub.fault = lambda _path, _count: "500" if sum(hub.requests.values()) > first else ""
     started = time.monotonic()
-    for module in ("fetch", "reading"):
-        monkeypatch.setattr(f"titan_pt.data.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
+    for module in ("retry", "reader_pool"):
+        monkeypatch.setattr(f"titan_pt.data.remote.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
     with pytest.raises(Preempted):
         data = build(config_of(tmp_path, source, streams=8))
         Stream(replace(data.corpus, holdout_fraction=0.1, held_out=True), 0, 1, 64).next_row()

@@ -80,7 +80,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
 HANGING_SAVE = """
 import time
 import faults
-from titan_pt.components import checkpoint
+from titan_pt.components.checkpoint import checkpointer as checkpoint
 from titan_pt.run.signals import stop_requested
 
 write = checkpoint.Checkpointer._write_tensors
@@ -159,7 +159,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 # Shows that it converts, then gives documents until it is told to stop.
 ENDLESS = """
 from pathlib import Path
-from titan_pt.data import files
+from titan_pt.data.sources import local as files
 
 def endless(path, column):
     Path("converting").touch()
