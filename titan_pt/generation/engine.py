@@ -8,8 +8,7 @@ from torch import nn
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.schema.grpo import Rollout, section
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 
@@ -55,11 +54,11 @@ class RolloutEngine(Protocol):
         ...
 
 
-EngineFactory = Callable[[JobConfig, Tokenizer, World, Sequence[int]], RolloutEngine]
+EngineFactory = Callable[[RolloutConfig, Tokenizer, World, Sequence[int]], RolloutEngine]
 """(config, tokenizer, world, ids of the tokens that end a completion) -> engine, with any weights."""
 
 
-def _native(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
+def _native(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
     from titan_pt.generation.native import build_native_engine
 
     return build_native_engine(config, tokenizer, world, stop_ids)
@@ -76,7 +75,7 @@ def register_engine(name: str, factory: EngineFactory) -> EngineFactory:
     return factory
 
 
-def build_engine(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
+def build_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
     """The engine of `[rollout] engine`; `sync_weights` gives it the policy.
 
     Args:
@@ -85,7 +84,7 @@ def build_engine(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids
     Raises:
         ConfigError: the name is unknown; lists the known ones. Or the engine cannot run this model or device.
     """
-    name = section(config, Rollout).engine
+    name = config.rollout.engine
     if name not in _ENGINES:
         raise ConfigError(
             f"rollout.engine = {name!r}: unknown; known are {one_of(_ENGINES)}{nearest(name, _ENGINES)}; "

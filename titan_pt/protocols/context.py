@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -57,11 +57,14 @@ class Data(Protocol):
         ...
 
 
+Config = TypeVar("Config", bound="JobConfig", covariant=True)
+
+
 @dataclass(frozen=True)
-class TrainContext:
+class TrainContext(Generic[Config]):
     """What was built before the loop."""
 
-    config: "JobConfig"
+    config: Config
     world: "World"
     run_size: "RunSize"
     tokenizer: "Tokenizer"

@@ -1,7 +1,7 @@
 """Rules between fields, checked before anything is built."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
@@ -28,18 +28,13 @@ class Problem(NamedTuple):
     text: str
 
 
-Broken = Iterator[tuple[list[str], str]]
-
-
-def cross_check(
-    config: JobConfig, model_spec: "ModelSpec[Any]", own: Callable[[JobConfig], Broken] | None = None
-) -> list[Problem]:
-    """All broken rules of a config whose single values are valid; `own` are the trainer's."""
+def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[Problem]:
+    """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
     common = (
         rule(config, model_spec)
         for rule in (_model, _batch, _schedule, _data, _validation, _exams, _memory, _profiling)
     )
-    broken = itertools.chain(*common, own(config) if own else ())
+    broken = itertools.chain(*common, config.broken_rules())
     return [Problem(frozenset(fields), text) for fields, text in broken]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from titan_pt.config.schema.job_config import Positive, PositiveInt, Section
+from titan_pt.config.schema.section import Positive, PositiveInt, Section
 from titan_pt.config.schema.values import Size
 
 ROPE_SCALING = ("rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_seq_len")

@@ -8,26 +8,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import one_of, shown
-from titan_pt.config.schema.grpo import find_section, section
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.config.schema.sft import Sft
+from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.formatters import RECORDS, Row, register_records
 from titan_pt.data.stream.encoding import Encoded
 from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
 from titan_pt.hf.tokenizer_files import chat_template
 from titan_pt.tasks import gsm8k, medqa
 
+Config = TypeVar("Config", bound=JobConfig)
+
 _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 
 
-def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
+def with_records(config: Config, epochs: float | None = None) -> Config:
     """The same with formatters that make records: "chat" where neither the source nor its name says another.
 
     Args:
@@ -40,14 +41,14 @@ def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
     return config.model_copy(update={"data": data, "validation": validation})
 
 
-def reads_records(config: JobConfig) -> bool:
+def reads_records(config: JobConfig) -> TypeGuard[SftConfig]:
     """Whether the run reads records and not plain text."""
-    return find_section(config, Sft) is not None
+    return isinstance(config, SftConfig)
 
 
-def record_encoder(config: JobConfig) -> "Conversations":
+def record_encoder(config: SftConfig) -> "Conversations":
     """The encoder that [sft] describes."""
-    options = section(config, Sft)
+    options = config.sft
     return Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
 
 
