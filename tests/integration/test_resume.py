@@ -124,7 +124,7 @@ def test_the_initial_weights_are_the_same_on_one_and_two_ranks(
 # Killed while it writes the manifest of step 4.
 KILLED_IN_A_SAVE = f"""
 import os
-from titan_pt.components import checkpoint
+from titan_pt.components.checkpoint import checkpointer as checkpoint
 
 write = checkpoint.write_json
 

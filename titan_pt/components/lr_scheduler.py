@@ -25,6 +25,21 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
     return schedule
 
 
+class PlannedSchedule:
+    """A learning-rate schedule whose end moves: a spec's own, built again for each new number of steps."""
+
+    def __init__(self, build: Callable[[int], Schedule], steps: int) -> None:
+        self._build, self._steps, self._schedule = build, steps, build(steps)
+
+    def __call__(self, step: int) -> float:
+        return self._schedule(step)
+
+    def end_at(self, steps: int) -> None:
+        """Be the schedule of a run of so many steps."""
+        if steps != self._steps:
+            self._steps, self._schedule = steps, self._build(steps)
+
+
 def warmup_steps(config: JobConfig, steps: int) -> int:
     """The warm-up of a run of `steps` steps: it leaves at least one for the rest of the schedule."""
     return min(config.lr_scheduler.warmup_steps, (config.lr_scheduler.total_steps or steps) - 1)

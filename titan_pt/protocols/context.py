@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from titan_pt.components.lr_scheduler import PlannedSchedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.config.run_size import RunSize
     from titan_pt.config.schema.job_config import JobConfig
     from titan_pt.distributed.world import World
-    from titan_pt.run.deadline import PlannedSchedule
+    from titan_pt.protocols.model_spec import ModelSpec
 
 
 @dataclass
@@ -69,13 +70,22 @@ class TrainContext(Generic[Config]):
     run_size: "RunSize"
     tokenizer: "Tokenizer"
     model: nn.Module
+    model_spec: "ModelSpec[Any]"
+    """Model family of `model`."""
+    args: Any
+    """Arguments that `model` was built from, an instance of `model_spec.args_type`."""
     optimizer: torch.optim.Optimizer
     schedule: "PlannedSchedule"
-    """The learning rate of a step."""
+    """Learning rate of a step, by its number from 1."""
     dataloader: Any
     """A `Data`; what else it offers is between it and the step function that the same spec builds."""
     raise_if_preempted: Callable[[], None]
     """Raises Preempted on all ranks if one was asked to stop; call it between micro-batches."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of training on one token."""
+        return self.model_spec.flops_per_token(self.args, self.config.training.seq_len)
 
 
 @dataclass(frozen=True)

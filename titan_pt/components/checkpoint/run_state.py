@@ -26,10 +26,10 @@ class Resumed:
     """What the trainer itself goes on from."""
 
     state: TrainState
-    owed_row: dict[str, Any] | None
-    """The log row of this step, where a signal came between the step and its validation."""
     deadline: dict[str, Any] | None
-    """The plan of a run with training.max_hours."""
+    """State of the step plan of a run with training.max_hours."""
+    unwritten_row: dict[str, Any] | None
+    """Log row that earlier releases kept in a checkpoint when a signal ended its validation."""
 
 
 def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
@@ -44,18 +44,25 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     return tensors
 
 
-def run_documents(context: TrainContext, step: Step, identity: Mapping[str, Any], resumed: Resumed) -> Documents:
+def run_documents(
+    context: TrainContext,
+    step: Step,
+    identity: Mapping[str, Any],
+    state: TrainState,
+    deadline: dict[str, Any] | None,
+) -> Documents:
     """Everything that is not a tensor, gathered from all ranks.
 
     Args:
-        resumed: what the trainer will go on from.
+        deadline: state of the step plan.
     """
     world, loader = context.world, context.dataloader
     streams: dict[str, Any] = {}
     for part in world.gather(loader.state_dict()):
         streams |= part
     train = {
-        **asdict(resumed),
+        "state": asdict(state),
+        "deadline": deadline,
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
@@ -94,7 +101,7 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
-    return Resumed(TrainState(**train["state"]), train["owed_row"], train.get("deadline"))
+    return Resumed(TrainState(**train["state"]), train.get("deadline"), train.get("owed_row"))
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
