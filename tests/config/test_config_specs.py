@@ -59,7 +59,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     write(tmp_path, MODULE.format(name=name), f"{name}.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(trainer_spec, "_TRAINERS", dict(trainer_spec._TRAINERS))
-    monkeypatch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
+    monkeypatch.setattr(model_spec._MODELS, "_registered", dict(model_spec._MODELS._registered))
     yield name
     sys.modules.pop(name, None)
 
