@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.checkpoint.manifest import write_json
 from titan_pt.components.lr_scheduler import Schedule
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.files import write_json
 
 logger = logging.getLogger("titan_pt")
 

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from titan_pt.components.checkpoint.manifest import write_json
+from titan_pt.run.files import write_json
 
 logger = logging.getLogger("titan_pt")
 

@@ -28,20 +28,13 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from titan_pt.components.checkpoint.manifest import (
-    FORMAT,
-    MANIFEST,
-    file_entry,
-    find_damage,
-    sync_folder,
-    write_json,
-    write_text,
-)
+from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.components.checkpoint.steps import REQUIRED, find_resume, iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
+from titan_pt.run.files import sync_folder, write_json, write_text
 
 logger = logging.getLogger("titan_pt")
 
