@@ -15,7 +15,6 @@ from titan_pt.components.records import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
-from titan_pt.hf.export_running import export_running
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.run_folder import lock_run_folder
@@ -263,6 +262,8 @@ class Trainer:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
         interval = self.context.config.checkpoint.export_hf_interval
         if interval and (last or self.state.step % interval == 0):
+            from titan_pt.hf.export_running import export_running
+
             with self._pause("export"):
                 export_running(self.context, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
 

@@ -52,8 +52,12 @@ class ModelSpec(Generic[Args]):
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
     """(args, seq_len) -> floating-point operations of training on one token."""
-    hugging_face: HuggingFaceLayout[Args] | None = None
-    """For `model.from_hf`, starting weights of Hugging Face folders, and exports; None: it has no such layout."""
+    hugging_face: HuggingFaceLayout[Args] | Callable[[], HuggingFaceLayout[Args]] | None = None
+    """The layout for `model.from_hf`, starting weights and exports, or a function that imports it; None: no such."""
+
+    def layout(self) -> HuggingFaceLayout[Args] | None:
+        """The layout of the family's Hugging Face folders, imported if need be; None: it has none."""
+        return self.hugging_face() if callable(self.hugging_face) else self.hugging_face
 
 
 _MODELS: Registry[ModelSpec[Any]] = Registry("model spec {}", {"transformer": "titan_pt.models.transformer:SPEC"})

@@ -15,7 +15,6 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
 from titan_pt.data.stream.synthetic import SyntheticBatches
-from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
@@ -43,6 +42,8 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
     if config.compile.enable and "loss" in config.compile.components:
+        from titan_pt.distributed.compile import check_compiler
+
         check_compiler(config.compile, device)
         return ChunkedCrossEntropy(config.training.z_loss_coef, compiled_chunk(config.compile.backend))
     return ChunkedCrossEntropy(config.training.z_loss_coef)
