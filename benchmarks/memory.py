@@ -30,11 +30,11 @@ def flags(flavor: str) -> list[str]:
 def measure(flavor: str, *more: str) -> dict[str, float]:
     """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
     from titan_pt.build import build_context
-    from titan_pt.components.tokenizer import SizedTokenizer
     from titan_pt.config import load_config
     from titan_pt.config.resolve.checks import tokenizer_size
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import start_world, stop_world
+    from titan_pt.planner.dry_run_config import SizedTokenizer
     from titan_pt.planner.trace import count_flops
     from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
@@ -19,7 +20,7 @@ from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainSta
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.run_folder import lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
-from titan_pt.run.step_plan import build_step_plan
+from titan_pt.run.step_plan import StepPlan
 
 logger = logging.getLogger("titan_pt")
 
@@ -52,7 +53,7 @@ class Trainer:
         options, world = context.config.checkpoint, context.world
         self._checkpointer = Checkpointer(self._folder / options.folder, options, world) if options.enable else None
         # Without checkpoints each start is another run.
-        self._plan = build_step_plan(context, self._folder if options.enable else None, started)
+        self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
         self._profiler = Profiler(context.config.profiling, self._folder, world)
         self._rows = MetricRows(context, self._folder, peak_flops)
@@ -286,3 +287,17 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
+
+
+def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
+    """The plan that `training.max_hours` asks for.
+
+    Args:
+        run_folder: keeps the time of the first start; None where each start is a run of its own.
+        started: when this attempt began, a Unix time.
+    """
+    if context.config.training.max_hours is None:
+        return StepPlan(context)
+    from titan_pt.run.deadline import DeadlinePlan
+
+    return DeadlinePlan(context, run_folder, started)

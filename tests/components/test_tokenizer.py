@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from titan_pt.components.tokenizer import (
-    COMMON_EOS,
     END_OF_TEXT,
     ByteTokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     build_tokenizer,
 )
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Tokenizer as Section
+from titan_pt.hf.tokenizer import COMMON_EOS, HuggingFaceTokenizer
 
 TEXTS = [
     "",

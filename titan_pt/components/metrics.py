@@ -16,6 +16,7 @@ import torch
 
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.run.files import write_atomic
 from titan_pt.run.log import terminal_colors
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
@@ -276,9 +277,7 @@ def keep_rows_up_to(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -7,7 +7,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_pt.config.schema.job_config import Compile, JobConfig
-from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 
 
@@ -25,6 +24,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if options.name == "AdamW8bit":
+        from titan_pt.distributed.compile import check_compiler
         from titan_pt.optimizers.adamw8bit import ShardedAdamW8bit
 
         device = next(model.parameters()).device

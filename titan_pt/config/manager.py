@@ -113,12 +113,13 @@ def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: li
     if not path:
         return []
     said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-    if model_spec.hugging_face is None:
+    layout = model_spec.layout()
+    if layout is None:
         problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
         return []
     folder = Path(os.path.expanduser(path))
     try:
-        args = model_spec.hugging_face.read_config(folder)
+        args = layout.read_config(folder)
     except ConfigError as error:
         problems += [f"{said}: {problem}" for problem in error.problems]
         return []

@@ -13,8 +13,9 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from titan_pt.components.tokenizer import HuggingFaceTokenizer, Tokenizer
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 from titan_pt.hf.tokenizer_files import chat_template
 
 Message = Mapping[str, Any]

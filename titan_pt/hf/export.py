@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from titan_pt.components.checkpoint.manifest import sync_folder, write_json
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.hf.chat import stop_ids
@@ -23,6 +22,7 @@ from titan_pt.hf.model_card import model_card
 from titan_pt.hf.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
 from titan_pt.protocols.model_spec import HuggingFaceLayout
+from titan_pt.run.files import sync_folder, write_json
 
 MAX_SHARD_BYTES = 2 * 10**9
 # A key of config.json that other tools pass over.

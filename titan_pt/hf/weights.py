@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
@@ -36,15 +36,16 @@ def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, f
         ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
     """
     spec = get_model_spec(config.model.name)
-    if spec.hugging_face is None:
+    layout = spec.layout()
+    if layout is None:
         raise ConfigError(f"{folder}: model.name = {spec.name!r} has no Hugging Face layout")
-    theirs = spec.hugging_face.read_config(folder)
+    theirs = layout.read_config(folder)
     ours = model_args(config, spec, tokenizer.vocab_size)
     _check_args(ours.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
     parameters = model_tensors(model)
-    reader = SafetensorsFolder(folder, spec.hugging_face, tied_copies(theirs, spec.hugging_face.vocabulary, parameters))
-    rows = dict.fromkeys(spec.hugging_face.vocabulary, tokenizer.vocab_size)
+    reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
+    rows = dict.fromkeys(layout.vocabulary, tokenizer.vocab_size)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     check_fit(reader, expected, rows)
     fill(model, reader)

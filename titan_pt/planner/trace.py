@@ -24,7 +24,6 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from titan_pt.build import build_context
-from titan_pt.components.tokenizer import SizedTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.run_size import RunSize
@@ -32,7 +31,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
 from titan_pt.distributed.fsdp import allocate
-from titan_pt.planner.dry_run_config import for_dry_run
+from titan_pt.planner.dry_run_config import SizedTokenizer, for_dry_run
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec

@@ -1,6 +1,5 @@
 """A model family as a dataclass of functions, and the registry of families."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.protocols.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,20 +52,20 @@ class ModelSpec(Generic[Args]):
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
     """(args, seq_len) -> floating-point operations of training on one token."""
-    hugging_face: HuggingFaceLayout[Args] | None = None
-    """For `model.from_hf`, starting weights of Hugging Face folders, and exports; None: it has no such layout."""
+    hugging_face: HuggingFaceLayout[Args] | Callable[[], HuggingFaceLayout[Args]] | None = None
+    """The layout for `model.from_hf`, starting weights and exports, or a function that imports it; None: no such."""
+
+    def layout(self) -> HuggingFaceLayout[Args] | None:
+        """The layout of the family's Hugging Face folders, imported if need be; None: it has none."""
+        return self.hugging_face() if callable(self.hugging_face) else self.hugging_face
 
 
-_MODELS: dict[str, ModelSpec[Any]] = {}
-_BUILTIN_MODULES = {"transformer": "titan_pt.models.transformer"}
+_MODELS: Registry[ModelSpec[Any]] = Registry("model spec {}", {"transformer": "titan_pt.models.transformer:SPEC"})
 
 
 def register_model_spec(spec: ModelSpec[Any]) -> ModelSpec[Any]:
     """Make a model known by `[model] name`. A second registration of a name is an error."""
-    if spec.name in _MODELS:
-        raise ValueError(f"model spec {spec.name!r} is registered already")
-    _MODELS[spec.name] = spec
-    return spec
+    return _MODELS.register(spec.name, spec)
 
 
 def get_model_spec(name: str) -> ModelSpec[Any]:
@@ -75,14 +74,9 @@ def get_model_spec(name: str) -> ModelSpec[Any]:
     Raises:
         ConfigError: the name is unknown; lists the known ones.
     """
-    if name not in _MODELS and name in _BUILTIN_MODULES:
-        importlib.import_module(_BUILTIN_MODULES[name])
-    if name not in _MODELS:
-        known = model_names()
-        raise ConfigError(f"model.name = {name!r}: unknown; known are {one_of(known)}{nearest(name, known)}")
-    return _MODELS[name]
+    return _MODELS.find(name, "model.name")
 
 
 def model_names() -> set[str]:
     """All model families: the built-in ones and those registered so far."""
-    return {*_MODELS, *_BUILTIN_MODULES}
+    return set(_MODELS)

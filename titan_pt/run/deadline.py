@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -19,10 +18,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.checkpoint.manifest import write_json
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
+from titan_pt.run.files import write_atomic
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
 
@@ -190,10 +189,8 @@ def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | 
 
 
 def keep_start(run_folder: Path, started: float) -> None:
-    """Write it down for the next start."""
-    temporary = run_folder / f"{CLOCK_FILE}.tmp"
-    write_json(temporary, {"started": started})
-    os.replace(temporary, run_folder / CLOCK_FILE)
+    """Write the time of the first start down for the next one."""
+    write_atomic(run_folder / CLOCK_FILE, json.dumps({"started": started}))
 
 
 class DeadlinePlan(StepPlan):

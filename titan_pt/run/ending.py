@@ -1,8 +1,10 @@
 """How a run ends: the exit code of each outcome, the reason on stderr, and what is closed in which order."""
 
+import atexit
 import functools
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -40,12 +42,18 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. A rank that failed does not wait: threads and process groups would, for ranks that are gone."""
-    if code in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.GAVE_UP) and not _is_alone():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    """End the process, without the interpreter's own finalization.
+
+    A thread of a process group may still hold the tensors of its last collective. It asks for the interpreter's lock to
+    free them, and torch aborts the process where the interpreter is ending (pytorch/pytorch#190489). A rank that failed
+    does not even join threads and call exit handlers: they would wait for ranks that are gone.
+    """
+    if code not in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.GAVE_UP) or _is_alone():
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class RunEnding:
@@ -94,7 +102,7 @@ class RunEnding:
         return ExitCode.PREEMPTED
 
     def _has_checkpoint(self) -> bool:
-        from titan_pt.run.run_folder import has_steps
+        from titan_pt.components.checkpoint.steps import has_steps
 
         if self.trainer is not None and self.trainer.state.step > 0:
             return self.trainer.has_checkpoint

@@ -2,14 +2,12 @@
 
 import fcntl
 import logging
-import os
 from pathlib import Path
 from typing import IO
 
-from titan_pt.components.checkpoint.steps import iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.files import make_writable
+from titan_pt.run.files import make_writable, write_atomic
 
 logger = logging.getLogger("titan_pt")
 
@@ -43,12 +41,6 @@ def run_folder(config: JobConfig) -> Path:
     return Path(config.job.dump_folder).expanduser()
 
 
-def has_steps(config: JobConfig) -> bool:
-    """Whether the run folder holds steps to resume from."""
-    options = config.checkpoint
-    return options.enable and any(iter_steps(run_folder(config) / options.folder))
-
-
 def lock_run_folder(folder: Path) -> IO[str]:
     """Hold the run folder until the file is closed: a second run in it would drop the first one's rows and saves.
 
@@ -67,8 +59,5 @@ def lock_run_folder(folder: Path) -> IO[str]:
 
 
 def write_config(config: JobConfig) -> None:
-    """Write the resolved config into the run folder; at no time is it half there."""
-    path = run_folder(config) / CONFIG_FILE
-    temporary = path.with_suffix(".toml.tmp")
-    temporary.write_text(config.to_toml())
-    os.replace(temporary, path)
+    """Write the resolved config into the run folder."""
+    write_atomic(run_folder(config) / CONFIG_FILE, config.to_toml())

@@ -1,7 +1,6 @@
 """The number of steps of a run: as configured, or with training.max_hours as the deadline allows."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,17 +47,3 @@ class StepPlan:
     def state_dict(self) -> dict[str, Any] | None:
         """JSON for a checkpoint; None where there is no deadline."""
         return None
-
-
-def build_step_plan(context: "TrainContext[Any]", run_folder: Path | None, started: float) -> StepPlan:
-    """The plan that `training.max_hours` asks for.
-
-    Args:
-        run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, a Unix time.
-    """
-    if context.config.training.max_hours is None:
-        return StepPlan(context)
-    from titan_pt.run.deadline import DeadlinePlan
-
-    return DeadlinePlan(context, run_folder, started)

@@ -15,11 +15,10 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
 from titan_pt.data.stream.synthetic import SyntheticBatches
-from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.trainers.summary import describe_run
 from titan_pt.validate import build_validator
 
@@ -43,6 +42,8 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
     if config.compile.enable and "loss" in config.compile.components:
+        from titan_pt.distributed.compile import check_compiler
+
         check_compiler(config.compile, device)
         return ChunkedCrossEntropy(config.training.z_loss_coef, compiled_chunk(config.compile.backend))
     return ChunkedCrossEntropy(config.training.z_loss_coef)
@@ -121,20 +122,18 @@ def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec(
-        name="pretrain",
-        build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
-        build_model=build_model,
-        parallelize=parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        describe=describe_run,
-        build_step=build_step,
-        build_validator=build_validator,
-        build_dry_run=build_dry_run,
-    )
+SPEC = TrainerSpec(
+    name="pretrain",
+    build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
+    build_model=build_model,
+    parallelize=parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    describe=describe_run,
+    build_step=build_step,
+    build_validator=build_validator,
+    build_dry_run=build_dry_run,
 )
 
 __all__ = ["SPEC", "build_step"]

@@ -28,20 +28,13 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from titan_pt.components.checkpoint.manifest import (
-    FORMAT,
-    MANIFEST,
-    file_entry,
-    find_damage,
-    sync_folder,
-    write_json,
-    write_text,
-)
+from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.components.checkpoint.steps import REQUIRED, find_resume, iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
+from titan_pt.run.files import sync_folder, write_json, write_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -54,7 +47,7 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Documents:
+class CheckpointDocuments:
     """All but the tensors of a checkpoint, whole, as it is on rank 0."""
 
     train: dict[str, Any]
@@ -103,7 +96,7 @@ class Checkpointer:
         """
         return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
 
-    def save(self, step: int, tensors: Tensors, documents: Documents) -> None:
+    def save(self, step: int, tensors: Tensors, documents: CheckpointDocuments) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
 
         Args:
@@ -155,7 +148,7 @@ class Checkpointer:
             if self._world.is_main:  # now: the next save or the end of the run may be hours away
                 logger.error(f"{error}")
 
-    def _write(self, step: int, temporary: Path, tensors: Tensors, documents: Documents) -> None:
+    def _write(self, step: int, temporary: Path, tensors: Tensors, documents: CheckpointDocuments) -> None:
         start = time.monotonic()
         try:
             self._on_all_ranks(lambda: temporary.mkdir(parents=True, exist_ok=True))
@@ -194,7 +187,7 @@ class Checkpointer:
             own.append(temporary / "tensors" / ".metadata")
         return {str(path.relative_to(temporary)): file_entry(path) for path in own}
 
-    def _commit(self, step: int, temporary: Path, files: dict[str, Any], documents: Documents) -> None:
+    def _commit(self, step: int, temporary: Path, files: dict[str, Any], documents: CheckpointDocuments) -> None:
         """Rank 0: the JSON files, the manifest, then the rename that makes the step exist."""
         write_json(temporary / "train.json", documents.train)
         write_json(temporary / "data.json", documents.data)
@@ -249,10 +242,10 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
         raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
 
 
-def load_documents(step_folder: Path) -> Documents:
+def load_documents(step_folder: Path) -> CheckpointDocuments:
     """All but the tensors of a step."""
     config = step_folder / "config.toml"
-    return Documents(
+    return CheckpointDocuments(
         train=json.loads((step_folder / "train.json").read_text()),
         data=json.loads((step_folder / "data.json").read_text()),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -55,28 +54,6 @@ def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str |
         if file_entry(folder / name)["sha256"] != sha256:
             return f"{name} has changed (sha256)"
     return None
-
-
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write and flush to the disk."""
-    write_text(path, json.dumps(content, indent=indent))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and flush to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Any) -> str:

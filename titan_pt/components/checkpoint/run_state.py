@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from titan_pt.components.checkpoint.checkpointer import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, load_documents, load_tensors
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
-from titan_pt.components.checkpoint.model_state import model_tensors
 from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
 from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
-from titan_pt.hf.weights import load_hf_weights
+from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
 
 logger = logging.getLogger("titan_pt")
@@ -44,13 +44,24 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     return tensors
 
 
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by checkpoint name, sharded where the model is; a tied weight once."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[parameter_name(name)] = tensor.detach()
+    return tensors
+
+
 def run_documents(
     context: TrainContext,
     step: Step,
     identity: Mapping[str, Any],
     state: TrainState,
     deadline: dict[str, Any] | None,
-) -> Documents:
+) -> CheckpointDocuments:
     """Everything that is not a tensor, gathered from all ranks.
 
     Args:
@@ -70,7 +81,7 @@ def run_documents(
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
-    return Documents(train, data, context.config.to_toml())
+    return CheckpointDocuments(train, data, context.config.to_toml())
 
 
 def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
@@ -111,6 +122,8 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
     if is_hf_folder(folder):
+        from titan_pt.hf.weights import load_hf_weights
+
         context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
         return
     check_model_compatible(load_documents(folder).train["identity"], identity, folder)
@@ -135,7 +148,7 @@ def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def _excluded(context: TrainContext, documents: Documents, identity: Mapping[str, Any]) -> list[str]:
+def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: Mapping[str, Any]) -> list[str]:
     """What checkpoint.exclude_from_loading leaves out of this step.
 
     That is done once: not again by the same command, unless the optimizer or the data have changed once more.

@@ -9,6 +9,8 @@ from typing import Any
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.run_folder import run_folder
 
 logger = logging.getLogger("titan_pt")
 
@@ -24,6 +26,12 @@ def iter_steps(folder: Path) -> Iterator[tuple[int, Path]]:
         if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
     ]
     yield from sorted(steps, reverse=True)
+
+
+def has_steps(config: JobConfig) -> bool:
+    """Whether the run folder holds steps to resume from."""
+    options = config.checkpoint
+    return options.enable and any(iter_steps(run_folder(config) / options.folder))
 
 
 def find_step(folder: Path, step: int = -1) -> Path | None:

@@ -8,7 +8,7 @@ Legend: B batch, L sequence, D model dim, N query heads, K key-value heads, H he
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
-from titan_pt.models.transformer.cache import Cache
+
+if TYPE_CHECKING:
+    from titan_pt.models.transformer.cache import Cache
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -160,7 +162,7 @@ class Transformer(nn.Module):
         return (head or self.logits)(x_BLD, self.output_weight)
 
     def forward_cached(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: Cache, head: Head | None = None
+        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: "Cache", head: Head | None = None
     ) -> Any:
         """The same for tokens that follow those in the cache, which then holds these too.
 

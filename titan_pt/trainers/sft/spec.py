@@ -18,7 +18,7 @@ from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
 from titan_pt.distributed.world import World
 from titan_pt.hf.chat import PROMPTS, TALKS
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import until_stopped
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.sft.counting import count_steps
@@ -100,22 +100,20 @@ def build_validator(context: TrainContext[SftConfig], step: Step | None = None) 
     return build_loss_validator(replace(context, config=with_records(context.config)), step)
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec[SftConfig](
-        name="sft",
-        config_type=SftConfig,
-        build_tokenizer=pretrain.SPEC.build_tokenizer,
-        build_model=pretrain.build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        adjust_run_size=adjust_run_size,
-        describe=describe,
-        build_step=pretrain.build_step,
-        build_validator=build_validator,
-        build_dry_run=pretrain.build_dry_run,
-    )
+SPEC = TrainerSpec[SftConfig](
+    name="sft",
+    config_type=SftConfig,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=pretrain.build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    adjust_run_size=adjust_run_size,
+    describe=describe,
+    build_step=pretrain.build_step,
+    build_validator=build_validator,
+    build_dry_run=pretrain.build_dry_run,
 )
 
 __all__ = ["SPEC"]
