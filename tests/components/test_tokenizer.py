@@ -20,7 +20,7 @@ from titan_pt.components.tokenizer import (
     build_tokenizer,
 )
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as Section
+from titan_pt.config.schema.job_config import TokenizerSection as Section
 from titan_pt.hf.tokenizer import COMMON_EOS, HuggingFaceTokenizer
 
 TEXTS = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, shown
 from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import TokenizerSection
 
 if TYPE_CHECKING:
     import tiktoken

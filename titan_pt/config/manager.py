@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
-from titan_pt.config.resolve.checks import DERIVED_ARGS, Problem, cross_check
+from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.resolve.validate import validate
@@ -173,7 +173,7 @@ def _import_custom(module: str, problems: list[str]) -> None:
         raise ConfigError(*problems, problem) from error
 
 
-def _with_origins(problem: Problem, merged: Merged) -> str:
+def _with_origins(problem: RuleProblem, merged: Merged) -> str:
     origins = sorted({merged.origin(*name.split(".")) for name in problem.fields} - {"default"})
     return f"{problem.text} (set by {', '.join(origins)})" if origins else problem.text
 

@@ -13,7 +13,7 @@ from titan_pt.components.checkpoint.checkpointer import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text
 from titan_pt.hf.model_card import run_facts

@@ -13,8 +13,7 @@ from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
 from titan_pt.distributed.init import copy_full
 from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
 from titan_pt.protocols.model_spec import get_model_spec

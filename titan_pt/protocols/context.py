@@ -30,7 +30,7 @@ class TrainState:
     """Steps whose loss or gradient was not finite; they were not applied."""
 
 
-class Data(Protocol):
+class BaseDataLoader(Protocol):
     """What a step reads. Its state is that of the last finished step, and the same on any number of ranks."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class TrainContext(Generic[Config]):
     schedule: "PlannedSchedule"
     """Learning rate of a step, by its number from 1."""
     dataloader: Any
-    """A `Data`; what else it offers is between it and the step function that the same spec builds."""
+    """A `BaseDataLoader`; what else it offers is between it and the step function that the same spec builds."""
     raise_if_preempted: Callable[[], None]
     """Raises Preempted on all ranks if one was asked to stop; call it between micro-batches."""
 

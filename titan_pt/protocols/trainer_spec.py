@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.context import Data, DryRunStep, Step, TrainContext, Validator
+    from titan_pt.protocols.context import BaseDataLoader, DryRunStep, Step, TrainContext, Validator
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -44,7 +44,7 @@ class TrainerSpec(Generic[Config]):
     build_optimizers: "Callable[[nn.Module, Config], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[Config, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[Config, Tokenizer, World, RunSize], Data]"
+    build_dataloader: "Callable[[Config, Tokenizer, World, RunSize], BaseDataLoader]"
     adjust_run_size: "Callable[[Config, World, RunSize, Any], RunSize] | None" = None
     """(config, ranks, run size, dataloader) -> the run size, where the number of steps depends on the data."""
     build_step: "Callable[[TrainContext[Config]], Step]"

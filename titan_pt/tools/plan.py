@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from titan_pt.components.accelerators import GIB, find_accelerator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import MOST_RANKS
-from titan_pt.planner.accelerators import GIB, find_accelerator
 from titan_pt.planner.measured import measured_mfu
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown

@@ -45,7 +45,7 @@ class Model(Section):
     """Kernel of scaled_dot_product_attention; "auto" lets torch choose. A kernel the device lacks is refused."""
 
 
-class Tokenizer(Section):
+class TokenizerSection(Section):
     """[tokenizer] text to token ids."""
 
     name: Name = "byte"
