@@ -33,7 +33,7 @@ print(json.dumps([code, files]))
 def loaded_by_a_pretraining_run(folder: Path) -> dict[str, str]:
     """File of each module of the package that three steps of the quickstart load, by module name."""
     text = folder / "text.txt"
-    text.write_text(
+    text.write_text("\n\n".join(" ".join(str(i * j) for j in range(99)) for i in range(999)))
         "\n\n".join(f"Document {i}. " + "The quick brown fox jumps over the dog. " * 20 for i in range(400))
     )
     flags = [
