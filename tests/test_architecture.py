@@ -34,16 +34,11 @@ def loaded_by_a_pretraining_run(folder: Path) -> dict[str, str]:
     """File of each module of the package that three steps of the quickstart load, by module name."""
     text = folder / "text.txt"
     text.write_text("\n\n".join(" ".join(str(i * j) for j in range(99)) for i in range(999)))
-        "\n\n".join(f"Document {i}. " + "The quick brown fox jumps over the dog. " * 20 for i in range(400))
-    )
     flags = [
         *("--job.config_file", str(ROOT / "train_configs" / "quickstart.toml")),
-        *("--job.dump_folder", str(folder / "run"), "--training.steps", "3", "--validation.steps", "2"),
-        *(
-            "--validation.enable",
-            "--data.sources",
-            json.dumps([]).replace("[]", f'[{{name = "local", path = "{text}"}}]'),
-        ),
+        *("--job.dump_folder", str(folder / "run"), "--training.steps", "3"),
+        *("--data.sources", f'[{{name = "local", path = "{text}"}}]'),
+        *("--validation.enable", "--validation.steps", "2", "--validation.holdout_fraction", "0.2"),
     ]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *flags],
