@@ -1,4 +1,4 @@
-"""From a config to the context of its step function, on real ranks and in a dry run alike."""
+"""The context of a step function, built from a config on real ranks and in a dry run alike."""
 
 import functools
 import os

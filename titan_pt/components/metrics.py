@@ -255,7 +255,7 @@ class MetricRows:
                 )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """None where the peak is not known, or was measured too low on a busy machine: no figure, not a wrong one."""
+        """Model FLOPs utilisation; None where the peak is not known, or was measured too low on a busy machine."""
         if not self._peak_flops:
             return None
         mfu = tokens_per_second * self._context.flops_per_token / (self._peak_flops * self._context.world.size)
@@ -297,7 +297,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """Such as "1d 02:03:04", "02:03:04" or "03:04"."""
+    """Format a duration, such as "1d 02:03:04", "02:03:04" or "03:04"."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

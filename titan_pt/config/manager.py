@@ -1,4 +1,4 @@
-"""From arguments to one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
+"""The manager turns arguments into one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
 
 Precedence: command line > TOML file > the files it extends > the folder of model.from_hf > default. Everything is
 checked once and all problems are reported together.

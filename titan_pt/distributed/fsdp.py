@@ -45,14 +45,14 @@ def offloads(config: JobConfig, world: World) -> bool:
 
 
 def materialize(model: nn.Module, config: JobConfig, world: World) -> None:
-    """From the meta device to the real one, with initial weights and buffers."""
+    """Move a sharded model from the meta device to the real one, with initial weights and buffers."""
     allocate(model, config, world)
     model.init_weights(config.debug.seed)  # type: ignore[operator]
     model.train()
 
 
 def allocate(model: nn.Module, config: JobConfig, world: World) -> None:
-    """From the meta device to memory of the real one, which holds no numbers yet."""
+    """Give a sharded model on the meta device memory of the real one, without numbers yet."""
     model.to_empty(device="cpu" if offloads(config, world) else world.device)
     for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
         for name, buffer in list(module.named_buffers(recurse=False)):

@@ -74,7 +74,7 @@ class Speed:
 
 @dataclass
 class Work:
-    """What is done every so many steps, and once more at the end."""
+    """Recurring work that holds up training: done every so many steps, and once more at the end."""
 
     every: int
     pause: float = 0.0
@@ -83,7 +83,7 @@ class Work:
     """Seconds until it was done, in the background too."""
 
     def seconds(self, first: int, last: int) -> float:
-        """How long it will hold up training behind step `first`, up to step `last`."""
+        """Predict the seconds for which the work will hold up training after step `first`, up to step `last`."""
         return max(0, last // self.every - first // self.every) * self.pause
 
 

@@ -1,4 +1,4 @@
-"""How a run ends: the exit code of each outcome, the reason on stderr, and what is closed in which order."""
+"""The ending of a run: the exit code of each outcome, the reason on stderr, and the order of closing."""
 
 import atexit
 import functools

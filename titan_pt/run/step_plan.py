@@ -41,7 +41,7 @@ class StepPlan:
         return False
 
     def describe_end(self) -> str:
-        """How the end of training lies to the deadline, for the log."""
+        """Say how far the end of training is from the deadline, for the log."""
         return ""
 
     def state_dict(self) -> dict[str, Any] | None:

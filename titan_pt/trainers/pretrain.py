@@ -35,7 +35,7 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
 
 
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
-    """As the model's own spec does it."""
+    """Checkpoint, compile and shard the model in place, by the `parallelize` of its model spec; returns it."""
     return get_model_spec(config.model.name).parallelize(model, config, world)
 
 
@@ -97,7 +97,7 @@ def build_step(context: TrainContext) -> Step:
 def forward(
     model: nn.Module, batch: MicroBatch, loss_function: ChunkedCrossEntropy, document_mask: bool
 ) -> TokenLosses:
-    """The model's loss on one micro-batch."""
+    """Compute the loss of the model on one micro-batch."""
     positions = batch.positions_BL if document_mask else None
     return model(batch.tokens_BL, positions, loss_function.head(batch.targets_BL))
 

@@ -46,7 +46,7 @@ def build_dataloader(config: SftConfig, tokenizer: Tokenizer, world: World, run_
 
 
 def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: DataLoader) -> RunSize:
-    """With sft.epochs as many steps as they take.
+    """Set the number of steps to those of sft.epochs, if that is given.
 
     Raises:
         ConfigError: the records cannot be counted.
@@ -59,7 +59,7 @@ def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: 
 
 
 def describe(context: TrainContext[SftConfig], flops_per_token: float, peak: float | None) -> None:
-    """As of pretraining; with sft.epochs that the sources end is what was asked for."""
+    """Log what follows for the run, as in pretraining; with sft.epochs no warning that the sources end."""
     describe_run(context, flops_per_token, peak, warns=context.config.sft.epochs is None)
 
 
@@ -96,7 +96,7 @@ def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
 
 
 def build_validator(context: TrainContext[SftConfig], step: Step | None = None) -> Validator | None:
-    """Loss on the answers of held-out records."""
+    """Build the validator of the loss on the answers of held-out records."""
     return build_loss_validator(replace(context, config=with_records(context.config)), step)
 
 
