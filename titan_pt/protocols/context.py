@@ -37,7 +37,10 @@ class BaseDataLoader(Protocol):
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's part of the state, as JSON. Parts of different ranks have different keys, or equal values."""
+        """Return this rank's part of the state, as JSON.
+
+        Parts of different ranks have different keys, or equal values.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ class BaseDataLoader(Protocol):
         ...
 
     def digest(self, state: dict[str, Any]) -> str:
-        """Return a hash of all tokens read up to a state joined from all ranks; checkpoints keep it beside the state."""
+        """Return a hash of all tokens read up to a state that is joined from all ranks, for checkpoints."""
         ...
 
     def close(self) -> None:
@@ -119,7 +122,9 @@ class StepMetrics:
 
 
 Step = Callable[[TrainState], StepMetrics | None]
-"""One optimizer step; returns None at the end of the data. Raises Preempted with weights and data as before the step."""
+"""One optimizer step; returns None at the end of the data.
+
+Raises Preempted with weights and data as before the step."""
 
 
 Validator = Callable[[], dict[str, float]]

@@ -29,8 +29,9 @@ _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 
 
 def with_records(config: Config, epochs: float | None = None) -> Config:
-    """Set the formatters of all sources to those that make records: "chat" where neither the source nor its name asks for
-    another.
+    """Set the formatters of all sources to those that make records.
+
+    The formatter is "chat" where neither the source nor its name asks for another.
 
     Args:
         epochs: max_epochs of the sources that have none.
