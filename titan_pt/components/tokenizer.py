@@ -43,9 +43,9 @@ class Tokenizer(Protocol):
     eos_id: int
     """Ends every document."""
     special_ids: dict[str, int]
-    """Tokens that text never becomes, by name."""
+    """Ids by name of tokens that plain text is never encoded to."""
     fingerprint: str
-    """Equal for tokenizers that give equal ids; a checkpoint remembers it."""
+    """Equal for tokenizers that give equal ids; saved with every checkpoint."""
     chat_template: str | None
     """Jinja that writes a conversation, as transformers takes it; None where the tokenizer came without one."""
 
@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes, and special tokens above them."""
+    """A tokenizer whose ids are UTF-8 bytes, with special tokens above them."""
 
     special_ids = {END_OF_TEXT: 256, "<|im_start|>": 257, "<|im_end|>": 258}  # noqa: RUF012
     vocab_size = BUILTIN_TOKENIZER_SIZES["byte"]
@@ -77,7 +77,7 @@ class ByteTokenizer:
 
 
 class TiktokenTokenizer:
-    """A tiktoken encoding."""
+    """A byte-pair tokenizer of the tiktoken library: GPT-2's, or that of a rank file."""
 
     chat_template: str | None = None
 
@@ -101,7 +101,7 @@ class TiktokenTokenizer:
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:
-    """The tokenizer of `[tokenizer]`.
+    """Build the tokenizer that `[tokenizer]` names.
 
     Raises:
         ConfigError: the name is neither built in nor a readable file of a known kind.
@@ -143,7 +143,7 @@ def _gpt2() -> "tiktoken.Encoding":
 
 
 def _rank_file(path: Path) -> "tiktoken.Encoding":
-    """One `base64-token rank` a line. tiktoken's own loader would keep a cached copy even after the file changed."""
+    """Read a .tiktoken file, one `base64-token rank` a line; tiktoken's own loader would keep an outdated copy."""
     import tiktoken
     from tiktoken_ext import openai_public
 
