@@ -16,7 +16,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import ExitCode
 from titan_pt.run.run_folder import has_steps, run_folder
-from titan_pt.tools.arguments import run_tool
+from titan_pt.tools.arguments import run_config_tool
 
 logger = logging.getLogger("titan_pt")
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     parser = argparse.ArgumentParser(prog="titan_pt.tools.await_start", description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to wait")
-    return run_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
+    return run_config_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
 
 
 if __name__ == "__main__":
