@@ -8,7 +8,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from titan_pt.components.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer
+from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
+from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
 from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 
 # Turns between <|im_start|> and <|im_end|>, for a tokenizer that has these tokens (the form is named ChatML).
