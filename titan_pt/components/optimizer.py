@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from titan_pt.config.schema.job_config import Compile, JobConfig
 from titan_pt.distributed.init import parameter_name
+from titan_pt.protocols.registry import import_attribute
 
 
 def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimizer:
@@ -25,11 +26,14 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     if options.name == "AdamW8bit":
         from titan_pt.distributed.compile import check_compiler
-        from titan_pt.optimizers.adamw8bit import ShardedAdamW8bit
 
+        sharded_adamw_8bit = import_attribute("titan_pt.optimizers.adamw8bit:ShardedAdamW8bit")
         device = next(model.parameters()).device
         check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
-        return ShardedAdamW8bit(groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps)
+        optimizer: torch.optim.Optimizer = sharded_adamw_8bit(
+            groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps
+        )
+        return optimizer
     return torch.optim.AdamW(
         groups,
         lr=options.lr,
@@ -91,8 +95,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return
-    from titan_pt.optimizers.adamw8bit import state_tensors
-
+    state_tensors = import_attribute("titan_pt.optimizers.adamw8bit:state_tensors")
     for key, value in values.items():
         yield from state_tensors(parameter, key, value)
 

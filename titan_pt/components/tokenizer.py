@@ -9,6 +9,7 @@ from typing import Protocol
 from titan_pt.config.errors import ConfigError, nearest, shown
 from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
 from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
@@ -66,9 +67,8 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
     name, path = section.name, Path(os.path.expanduser(section.name))
     file = path / "tokenizer.json" if os.path.isdir(path) else path
     if os.path.isfile(file) and file.suffix == ".json":
-        from titan_pt.hf.tokenizer import open_tokenizer_json
-
-        return open_tokenizer_json(file, section.eos_token)
+        tokenizer: Tokenizer = import_attribute("titan_pt.hf.tokenizer:open_tokenizer_json")(file, section.eos_token)
+        return tokenizer
     if section.eos_token is not None:
         logger.warning(f"tokenizer.eos_token = {section.eos_token!r} has no effect: it is for a tokenizer.json")
     if name == "byte":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from titan_pt.protocols.registry import Registry
+from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,12 +52,12 @@ class ModelSpec(Generic[Args]):
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
     """(args, seq_len) -> floating-point operations of training on one token."""
-    hugging_face: HuggingFaceLayout[Args] | Callable[[], HuggingFaceLayout[Args]] | None = None
-    """The layout for `model.from_hf`, starting weights and exports, or a function that imports it; None: no such."""
+    hugging_face: HuggingFaceLayout[Args] | str | None = None
+    """The layout for `model.from_hf`, starting weights and exports, or its "module:attribute"; None: no layout."""
 
     def layout(self) -> HuggingFaceLayout[Args] | None:
         """The layout of the family's Hugging Face folders, imported if need be; None: it has none."""
-        return self.hugging_face() if callable(self.hugging_face) else self.hugging_face
+        return import_attribute(self.hugging_face) if isinstance(self.hugging_face, str) else self.hugging_face
 
 
 _MODELS: Registry[ModelSpec[Any]] = Registry("model spec {}", {"transformer": "titan_pt.models.transformer:SPEC"})

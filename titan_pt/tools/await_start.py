@@ -11,11 +11,11 @@ import signal
 import sys
 import time
 
-from titan_pt.components.checkpoint.steps import find_initial
+from titan_pt.components.checkpoint.steps import find_initial, has_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import ExitCode
-from titan_pt.run.run_folder import has_steps, run_folder
+from titan_pt.run.run_folder import run_folder
 from titan_pt.tools.arguments import run_config_tool
 
 logger = logging.getLogger("titan_pt")

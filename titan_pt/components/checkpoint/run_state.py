@@ -17,6 +17,7 @@ from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
+from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
@@ -122,8 +123,7 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
     if is_hf_folder(folder):
-        from titan_pt.hf.weights import load_hf_weights
-
+        load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
         return
     check_model_compatible(load_documents(folder).train["identity"], identity, folder)
