@@ -142,7 +142,7 @@ def world_size() -> int:
 
 
 def find_device() -> torch.device:
-    """This rank's accelerator, or the CPU.
+    """Find this rank's accelerator, or else the CPU.
 
     Raises:
         ConfigError: there are more ranks here than accelerators.

@@ -29,7 +29,7 @@ _MARKS = str.maketrans("", "", _BEGIN + _END)
 PROMPTS, TALKS = "prompts", "conversations"
 """Values of `records` in the data identity of fine-tuning: prompts with completions, or conversations."""
 
-_SAID = "What it says."
+_EXAMPLE_ANSWER = "What it says."
 # A template that writes today's date would give a record other tokens tomorrow, and a resume would refuse them.
 _DAY_OF_RECORDS = date(2024, 7, 26)
 
@@ -106,12 +106,12 @@ def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any
 
 def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
     """Id of the token that the template writes after an assistant's content; empty if there is none."""
-    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _SAID}]
+    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
     try:
         text = _render(tokenizer, _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
     except ConfigError:  # reported when the template is used
         return []
-    before, _, behind = text.rpartition(_SAID)
+    before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
     found = [name for name in tokenizer.special_ids if before and behind.lstrip().startswith(name)]
     return [tokenizer.special_ids[max(found, key=len)]] if found else []
 
@@ -213,8 +213,8 @@ def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> l
     ]
     marked = render(tagged, prompt=False)
     spans = list(_marked_spans(marked))
-    said = [message["content"] for message in messages if message["role"] == "assistant"]
-    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == said
+    contents = [message["content"] for message in messages if message["role"] == "assistant"]
+    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == contents
     return spans if is_same else None
 
 

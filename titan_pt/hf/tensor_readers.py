@@ -106,10 +106,10 @@ class SafetensorsFolder:
         self._files: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None
         infos: dict[str, TensorInfo] = {}
-        for file, said in _files(folder).items():
+        for file, expected in _files(folder).items():
             handle = self._handle(file)
             held = list(handle.keys())
-            missing = sorted(said - set(held))
+            missing = sorted(expected - set(held))
             if missing:
                 raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
             for there in held:

@@ -205,13 +205,13 @@ def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
     what = "it continues each line" if raw else "Ctrl-D ends the chat"
     logger.info(f"{opened.source.folder}, {opened.source.args.num_parameters / 1e6:,.1f}M parameters; {what}")
     messages: list[Message] = []
-    while (said := _read_line()) is not None:
-        if not said.strip():
+    while (line := _read_line()) is not None:
+        if not line.strip():
             continue
         if raw:
-            ids = _prompt_ids(opened, said, raw=True)
+            ids = _prompt_ids(opened, line, raw=True)
         else:
-            messages = _fitting(opened, [*messages, {"role": "user", "content": said}], arguments.max_new_tokens or 1)
+            messages = _fitting(opened, [*messages, {"role": "user", "content": line}], arguments.max_new_tokens or 1)
             ids = _prompt_ids(opened, messages, raw=False)
         chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["what was said"]))
         try:

@@ -1,4 +1,4 @@
-"""What must be equal in a checkpoint and the run that loads it: trainer, model, tokenizer, optimizer, data."""
+"""Checks that a checkpoint is of the run that loads it: equal trainer, model, tokenizer, optimizer and data."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping

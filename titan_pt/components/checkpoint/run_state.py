@@ -24,7 +24,7 @@ logger = logging.getLogger("titan_pt")
 
 @dataclass(frozen=True)
 class Resumed:
-    """What the trainer itself goes on from."""
+    """The trainer's part of a checkpoint."""
 
     state: TrainState
     deadline: dict[str, Any] | None
