@@ -29,7 +29,7 @@ class GatheredTensors:
         self.infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """A collective."""
+        """Gather the whole tensor on the CPU. A collective."""
         return self._gather(name).cpu()
 
     def place(self, name: str) -> str:

@@ -16,16 +16,17 @@ from titan_pt.config.errors import ConfigError
 
 logger = logging.getLogger("titan_pt")
 
-# Tokenizers name their end-of-document token in many ways; the first of these that a vocabulary has is taken.
+# Names of end-of-document tokens; the first of these that a vocabulary has is taken.
 COMMON_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json.
+    """A tokenizer of Hugging Face's tokenizers library.
 
     Args:
-        roles: what its tokenizer_config.json calls other tokens than the end of a document, such as bos_token.
-        stop_ids: tokens at which its model stops, as the generation_config.json or config.json beside it say.
+        eos_id: id of the end-of-document token.
+        roles: tokens by their role in tokenizer_config.json, such as bos_token, except the end of a document.
+        stop_ids: tokens that end generation, by the generation_config.json or config.json beside it.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HuggingFaceTokenizer:
         return self.rules.encode(text, add_special_tokens=False).ids
 
     def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text that other tokens come before: some tokenizers mark the beginning of a text alone."""
+        """Encode a text that follows other tokens; some tokenizers mark the beginning of a text."""
         if self._behind is None or any(name in text for name in self.special_ids):
             return self.encode(text)
         return self._behind.encode(next(iter(self.special_ids)) + text, add_special_tokens=False).ids[1:]
@@ -64,14 +65,14 @@ class HuggingFaceTokenizer:
 
 
 def _prefix_ids(rules: tokenizers.Tokenizer) -> list[int]:
-    """What it puts before every text that its model reads, such as Llama's <|begin_of_text|>."""
+    """Ids that the tokenizer adds before every text, such as Llama's <|begin_of_text|>."""
     bare, whole = (rules.encode("a", add_special_tokens=adds).ids for adds in (False, True))
     starts = (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare)
     return whole[: next(starts, 0)]
 
 
 def _behind_a_token(rules: tokenizers.Tokenizer, names: Mapping[str, int]) -> tokenizers.Tokenizer | None:
-    """The same that knows its special tokens in a text; None where a text behind one has the ids that it has alone."""
+    """A copy that recognizes special tokens in text; None if a text has the same ids after one as alone."""
     name = next(iter(names), None)
     rules.encode_special_tokens = False
     behind = rules.encode(f"{name}a", add_special_tokens=False).ids if name else []
@@ -83,6 +84,14 @@ def _behind_a_token(rules: tokenizers.Tokenizer, names: Mapping[str, int]) -> to
 
 
 def open_tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokenizer:
+    """Open a tokenizer.json with the configs and the chat template beside it.
+
+    Args:
+        eos_token: name of the end-of-document token; None: the one in tokenizer_config.json, or a common one.
+
+    Raises:
+        ConfigError: a file cannot be read, or the tokenizer has no such token.
+    """
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(read_file(file))
         tokenizer.encode("Any text, 1 + 1 = 2; ça va? 世界\0")  # some cannot: words alone, and none for the unknown
@@ -109,7 +118,7 @@ def open_tokenizer_json(file: Path, eos_token: str | None) -> HuggingFaceTokeniz
 
 
 def _ids(value: Any) -> list[int]:
-    """One id or several, as a generation_config.json gives them."""
+    """Ids in a value of generation_config.json, which is one id or a list."""
     values = value if isinstance(value, list) else [value]
     return [i for i in values if isinstance(i, int) and not isinstance(i, bool)]
 
@@ -131,7 +140,7 @@ def _role(config: dict[str, Any], name: str) -> str | None:
 
 
 def _chat_template(file: Path, config: dict[str, Any]) -> str | None:
-    """A file of its own, or in older folders a value of tokenizer_config.json: a text, or several with names."""
+    """Read the chat template from its file, or in older folders from tokenizer_config.json, alone or in a list."""
     if os.path.isfile(file):
         return read_file(file).decode("utf-8", "replace")
     template: Any = config.get("chat_template")

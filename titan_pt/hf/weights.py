@@ -1,4 +1,4 @@
-"""Weights into a model that is there, from a checkpoint or a Hugging Face folder."""
+"""Load weights into an existing model, from a checkpoint or a Hugging Face folder."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -20,8 +20,8 @@ from titan_pt.protocols.model_spec import get_model_spec
 
 logger = logging.getLogger("titan_pt")
 
-# Arguments that may differ between a folder and the run it starts: the vocabulary's padding, the longest text, and
-# what weights were drawn from.
+# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, and the
+# distribution of initial weights.
 _FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 
@@ -51,7 +51,7 @@ def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, f
 
 
 def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> dict[str, str]:
-    """Tensors that a folder may hold though the model has them under another name: {there: here}."""
+    """Tensors that a folder may hold twice because the model ties them: {name of the copy: name in the model}."""
     if not getattr(args, "tie_embeddings", False):
         return {}
     here = next(name for name in vocabulary if name in parameters)
@@ -60,7 +60,7 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 
 @torch.no_grad()
 def fill(model: nn.Module, reader: TensorReader) -> None:
-    """Copy every tensor into the model, one at a time; missing rows are zero. They were checked to fit."""
+    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
     parameters = model_tensors(model)
     for name in reader.infos:
         parameter, full = parameters[name], reader.read(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from titan_pt.protocols.registry import Registry
+from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,23 +20,23 @@ Args = TypeVar("Args", bound=BaseModel)
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceLayout(Generic[Args]):
-    """How Hugging Face's folders write a model family: config.json and the names of tensors."""
+    """Translates a model family to the format of Hugging Face folders: config.json and the names of tensors."""
 
     read_config: Callable[[Path], Args]
-    """Folder -> arguments; raises a ConfigError that names file and key."""
+    """Reads the arguments from a folder; raises a ConfigError that names file and key."""
     write_config: Callable[[Args], dict[str, Any]]
-    """config.json of the arguments, without token ids and type."""
+    """Returns the content of config.json for the arguments, without token ids and type."""
     to_name: Callable[[str], str]
-    """Name of a tensor there."""
+    """Translates a parameter's name to the tensor's name in the folder."""
     from_name: Callable[[str], str | None]
-    """Name of a tensor here; None where it is no weight. A name that is neither stays as it is."""
+    """Translates a tensor's name to the parameter's; None if it is no weight. An unknown name stays as it is."""
     vocabulary: tuple[str, ...]
-    """Tensors whose rows are tokens."""
+    """Parameters whose rows are tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Generic[Args]):
-    """One model family.
+    """A model family as functions.
 
     `build` makes the module on the current device (meta while a run starts). The module's forward is
     `forward(tokens_BL, positions_BL=None, head=None)`: with a `head` it returns `head(hidden_BLD, weight_VD)`, else
@@ -45,19 +45,19 @@ class ModelSpec(Generic[Args]):
 
     name: str
     args_type: type[Args]
-    """Architecture fields; each can be overridden in `[model]`. A field vocab_size gets the padded tokenizer size."""
+    """Class of the architecture's fields; each is a key of `[model]`; vocab_size gets the padded tokenizer size."""
     flavors: Mapping[str, Args]
     build: "Callable[[Args, JobConfig], nn.Module]"
     parallelize: "Callable[[nn.Module, JobConfig, World], nn.Module]"
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
-    """(args, seq_len) -> floating-point operations of training on one token."""
-    hugging_face: HuggingFaceLayout[Args] | Callable[[], HuggingFaceLayout[Args]] | None = None
-    """The layout for `model.from_hf`, starting weights and exports, or a function that imports it; None: no such."""
+    """Returns the floating-point operations of training on one token, from (args, seq_len)."""
+    hugging_face: HuggingFaceLayout[Args] | str | None = None
+    """The layout for `model.from_hf`, starting weights and exports, or its "module:attribute"; None: no layout."""
 
     def layout(self) -> HuggingFaceLayout[Args] | None:
         """The layout of the family's Hugging Face folders, imported if need be; None: it has none."""
-        return self.hugging_face() if callable(self.hugging_face) else self.hugging_face
+        return import_attribute(self.hugging_face) if isinstance(self.hugging_face, str) else self.hugging_face
 
 
 _MODELS: Registry[ModelSpec[Any]] = Registry("model spec {}", {"transformer": "titan_pt.models.transformer:SPEC"})
@@ -69,7 +69,7 @@ def register_model_spec(spec: ModelSpec[Any]) -> ModelSpec[Any]:
 
 
 def get_model_spec(name: str) -> ModelSpec[Any]:
-    """The spec of `[model] name`.
+    """Return the spec of `[model] name`.
 
     Raises:
         ConfigError: the name is unknown; lists the known ones.
@@ -78,5 +78,5 @@ def get_model_spec(name: str) -> ModelSpec[Any]:
 
 
 def model_names() -> set[str]:
-    """All model families: the built-in ones and those registered so far."""
+    """Names of all model families: the built-in ones and those registered so far."""
     return set(_MODELS)

@@ -1,4 +1,4 @@
-"""A manifest: the size and sha256 of every file of a folder, so that damage is found before it is loaded."""
+"""The manifest of a folder: size and sha256 of every file, so that damage is found before anything is loaded."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Of the manifest and of the files it names; a reader of another format refuses the folder."""
+"""Format of the manifest and of the files it names; a reader of another format refuses the folder."""
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -18,11 +18,11 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = True) -> str | None:
-    """What is wrong with a folder by its manifest; None where everything holds. Sizes first, they cost nothing.
+    """Describe the first difference between a folder and its manifest; None if there is none. Sizes are compared first.
 
     Args:
         required: files without which it is not whole, whatever its manifest says.
-        hashes: read all files; without it only names and sizes are compared.
+        hashes: compare the content of all files too; otherwise only names and sizes.
     """
     try:
         return _find_damage(folder, required, hashes)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run: taken from the run's parts, and put back into them."""
+"""The state of a run: collected from its parts for a checkpoint, and restored into them."""
 
 import base64
 import logging
@@ -17,13 +17,14 @@ from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
+from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What the trainer itself goes on from."""
+    """The trainer's part of a checkpoint."""
 
     state: TrainState
     deadline: dict[str, Any] | None
@@ -33,7 +34,7 @@ class Resumed:
 
 
 def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
-    """Model, optimizer and the step function's own, sharded as they are, by the names that checkpoints use."""
+    """Tensors of model, optimizer and step function by checkpoint name, sharded as they are."""
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
     if optimizer:
@@ -62,7 +63,7 @@ def run_documents(
     state: TrainState,
     deadline: dict[str, Any] | None,
 ) -> CheckpointDocuments:
-    """Everything that is not a tensor, gathered from all ranks.
+    """Collect from all ranks everything in the state of a run that is not a tensor.
 
     Args:
         deadline: state of the step plan.
@@ -85,7 +86,7 @@ def run_documents(
 
 
 def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
-    """Put a step back into the parts, without what checkpoint.exclude_from_loading names.
+    """Restore a step into the parts of a run, except what checkpoint.exclude_from_loading names.
 
     Raises:
         ConfigError: it is of another run, or the data read differently now; on all ranks.
@@ -98,7 +99,7 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
             {"data": documents.data["identity"]},
             {"data": context.dataloader.identity()},
             folder,
-            way_out='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
+            fix='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
         )
     load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
@@ -116,14 +117,13 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take starting weights from a step of any run, or a Hugging Face folder, with the same model and tokenizer.
+    """Load starting weights from a step of any run or a Hugging Face folder, of the same model and tokenizer.
 
     Raises:
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
     if is_hf_folder(folder):
-        from titan_pt.hf.weights import load_hf_weights
-
+        load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
         return
     check_model_compatible(load_documents(folder).train["identity"], identity, folder)
@@ -131,7 +131,7 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
 
 
 def rng_state(device: torch.device) -> dict[str, str]:
-    """torch's generators as text."""
+    """States of torch's random generators by device type, in base64."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -139,7 +139,7 @@ def rng_state(device: torch.device) -> dict[str, str]:
 
 
 def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
-    """Set what `rng_state` gave."""
+    """Restore torch's random generators from the value of `rng_state`."""
     tensors = {
         name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in states.items()
     }
@@ -149,9 +149,9 @@ def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
 
 
 def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: Mapping[str, Any]) -> list[str]:
-    """What checkpoint.exclude_from_loading leaves out of this step.
+    """Parts of this step that checkpoint.exclude_from_loading leaves out.
 
-    That is done once: not again by the same command, unless the optimizer or the data have changed once more.
+    A part is left out once: not again by the same command, unless the optimizer or the data have changed once more.
     """
     options, before = context.config.checkpoint, honoured(documents.train)
     saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}

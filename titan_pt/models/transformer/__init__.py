@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
-from titan_pt.protocols.model_spec import HuggingFaceLayout, ModelSpec
+from titan_pt.protocols.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,12 +25,6 @@ def _parallelize(model: "nn.Module", config: "JobConfig", world: "World") -> "nn
     return parallelize(model, config, world)
 
 
-def _hugging_face() -> HuggingFaceLayout[TransformerArgs]:
-    from titan_pt.hf.transformer import LAYOUT
-
-    return LAYOUT
-
-
 def __getattr__(name: str) -> Any:
     if name == "Transformer":
         from titan_pt.models.transformer.model import Transformer
@@ -46,7 +40,7 @@ SPEC = ModelSpec(
     build=_build,
     parallelize=_parallelize,
     flops_per_token=flops_per_token,
-    hugging_face=_hugging_face,
+    hugging_face="titan_pt.hf.transformer:LAYOUT",
 )
 
 __all__ = ["FLAVORS", "SPEC", "Transformer", "TransformerArgs"]
