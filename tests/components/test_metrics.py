@@ -108,7 +108,7 @@ def test_a_start_validates_a_due_row_without_values(copy: Path, trained: Path) -
 
 
 def test_a_row_kept_by_an_earlier_release_is_written(copy: Path, trained: Path) -> None:
-    """Earlier releases saved the row of a validation that a signal ended in the checkpoint, and wrote it at the start."""
+    """They saved the row of a validation that a signal ended in the checkpoint, and wrote it at the next start."""
     rows = read_rows(trained / "run")
     shutil.rmtree(copy / "run" / "checkpoint" / "step-7")
     step = copy / "run" / "checkpoint" / "step-6"
