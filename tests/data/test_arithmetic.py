@@ -1,11 +1,11 @@
 """The generated problems: levels, their documents, and the source that reads them."""
 
 import pytest
+from data_helpers import open_one
 
 from titan_pt.config import ConfigError
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, num_problems, problem
-from titan_pt.data.sources.registry import open_source
 from titan_pt.tasks.grading import grade_gsm8k
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -37,10 +37,10 @@ def test_levels_get_harder() -> None:
 
 @pytest.mark.parametrize(("name", "marker"), [("arithmetic", True), ("arithmetic_plain", False)])
 def test_a_level_as_a_source(name: str, marker: bool) -> None:
-    documents = open_source(Source(name=name, subset="level-1"), seed=0, cache_dir=None)
+    documents = open_one(Source(name=name, subset="level-1"), seed=0, cache_dir=None)
     assert len(documents) == 100
     assert all(("####" in documents[i]) == marker for i in range(100))
-    other = open_source(Source(name=name, subset="level-2"), seed=0, cache_dir=None)
+    other = open_one(Source(name=name, subset="level-2"), seed=0, cache_dir=None)
     assert other.fingerprint != documents.fingerprint
 
 
@@ -55,4 +55,4 @@ def test_a_level_as_a_source(name: str, marker: bool) -> None:
 )
 def test_wrong_subsets(fields: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        open_source(Source(**fields), seed=0, cache_dir=None)
+        open_one(Source(**fields), seed=0, cache_dir=None)

@@ -7,12 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_helpers import open_one
 
 from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.sources.formatters import _FORMATTERS, find_formatter, format_gsm8k, format_medqa, register_formatter
-from titan_pt.data.sources.registry import open_source
+from titan_pt.data.builtin.formatters import format_gsm8k, format_medqa
+from titan_pt.data.sources.formatters import _FORMATTERS, find_formatter, register_formatter
 
 MEDQA = {
     "question": "Which drug? ",
@@ -51,9 +52,9 @@ def test_formatted_files(tmp_path: Path, ending: str) -> None:
         path.write_text(json.dumps(MEDQA) + "\n" + json.dumps({**MEDQA, "question": "Other"}) + "\n")
     else:
         pq.write_table(pa.Table.from_pylist([MEDQA, {**MEDQA, "question": "Other"}]), path)
-    found = open_source(Source(name="medqa", path=str(path)), seed=1, cache_dir=str(tmp_path))
+    found = open_one(Source(name="medqa", path=str(path)), seed=1, cache_dir=str(tmp_path))
     assert [found[0], found[1]] == [format_medqa(MEDQA), format_medqa({**MEDQA, "question": "Other"})]
-    plain = open_source(Source(name="mine", path=str(path), text_field="answer"), seed=1, cache_dir=str(tmp_path))
+    plain = open_one(Source(name="mine", path=str(path), text_field="answer"), seed=1, cache_dir=str(tmp_path))
     assert plain[0] == "Two" and plain.fingerprint != found.fingerprint
 
 
@@ -62,7 +63,7 @@ def test_a_local_dataset_folder_is_formatted(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "train.jsonl").write_text(json.dumps(MEDQA) + "\n")
     source = Source(name="questions", dataset=str(folder), formatter="medqa")
-    assert open_source(source, seed=1, cache_dir=str(tmp_path / "cache"))[0] == format_medqa(MEDQA)
+    assert open_one(source, seed=1, cache_dir=str(tmp_path / "cache"))[0] == format_medqa(MEDQA)
 
 
 def test_a_formatter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +73,9 @@ def test_a_formatter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_text(json.dumps({"title": "T", "body": "B"}) + "\n" + json.dumps({"title": "T"}) + "\n")
     source = Source(name="mine", path=str(path), formatter="titled")
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 2: no 'body'"):
-        open_source(source, seed=1, cache_dir=str(tmp_path))
+        open_one(source, seed=1, cache_dir=str(tmp_path))
     path.write_text(json.dumps({"title": "T", "body": "B"}) + "\n")
-    assert open_source(source, seed=1, cache_dir=str(tmp_path))[0] == "# T\nB"
+    assert open_one(source, seed=1, cache_dir=str(tmp_path))[0] == "# T\nB"
     with pytest.raises(ValueError, match="registered already"):
         register_formatter("medqa", (), str)
 
@@ -83,7 +84,7 @@ def test_what_a_formatter_cannot_read_is_told(tmp_path: Path) -> None:
     def problem(row: dict[str, Any], **options: Any) -> str:
         (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(ConfigError) as caught:
-            open_source(Source(name="mine", path=str(tmp_path / "a.jsonl"), **options), seed=1, cache_dir=str(tmp_path))
+            open_one(Source(name="mine", path=str(tmp_path / "a.jsonl"), **options), seed=1, cache_dir=str(tmp_path))
         return str(caught.value)
 
     assert "line 1: formatter 'medqa' cannot read it: KeyError: 'Z'" in problem(
@@ -97,7 +98,7 @@ def test_what_a_formatter_cannot_read_is_told(tmp_path: Path) -> None:
 @pytest.mark.realdata
 def test_real_questions(realdata: Path, tmp_path: Path) -> None:
     for name, file, count in (("medqa", "medqa/dev.jsonl", 1272), ("gsm8k", "gsm8k/train.jsonl", 7473)):
-        documents = open_source(Source(name=name, path=str(realdata / file)), seed=1, cache_dir=str(tmp_path))
+        documents = open_one(Source(name=name, path=str(realdata / file)), seed=1, cache_dir=str(tmp_path))
         assert len(documents) == count
         texts = [documents[i] for i in range(0, count, 97)]
         assert all(text.startswith("Question: ") and "\nAnswer: " in text and "<<" not in text for text in texts)

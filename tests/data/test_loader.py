@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import Texts, ThreadWorld, corpus, data_config, loader, on_ranks, texts
+from data_helpers import Texts, ThreadWorld, data_config, loader, mixture_of, on_ranks, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +18,13 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import Data, JobConfig, Source, Validation
-from titan_pt.data.sources import mixture as mixture_module
-from titan_pt.data.sources.mixture import open_mixture
+from titan_pt.data.sources import opening
+from titan_pt.data.sources.opening import MixtureSource, open_mixture
 from titan_pt.data.stream.batch import IGNORED, StepBatch
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
-from titan_pt.data.stream.stream import Stream, token_hash
+from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.state import token_hash
+from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 
 MIXTURE = [
@@ -91,7 +92,7 @@ def test_any_sequence_of_saves_and_world_sizes_gives_the_same_rows(
     parts: list[tuple[int, int]], prefetch: int, finite: bool
 ) -> None:
     sources = [MixtureSource("a", MIXTURE[0].documents, 2.0, 4.0), MIXTURE[1]] if finite else MIXTURE
-    documents = corpus(*sources, holdout_fraction=0.1)
+    documents = mixture_of(*sources, holdout_fraction=0.1)
     config = data_config(rows=ROWS, streams=STREAMS, prefetch=prefetch)
     state: dict[str, Any] = {}
     found: list[Rows] = []
@@ -105,7 +106,7 @@ def test_any_sequence_of_saves_and_world_sizes_gives_the_same_rows(
 
 @pytest.mark.parametrize(("rows", "streams"), [(8, 4), (12, 4), (8, 8), (4, 1), (6, 2)])
 def test_row_r_is_of_stream_r_mod_s(rows: int, streams: int) -> None:
-    documents = corpus(*MIXTURE)
+    documents = mixture_of(*MIXTURE)
     batches = loader(documents, data_config(rows=rows, streams=streams))
     alone = [Stream(documents, s, streams, 8) for s in range(streams)]
     for _ in range(3):
@@ -117,7 +118,7 @@ def test_row_r_is_of_stream_r_mod_s(rows: int, streams: int) -> None:
 
 
 def test_rows_do_not_depend_on_prefetch_or_micro_batches() -> None:
-    documents = corpus(*MIXTURE)
+    documents = mixture_of(*MIXTURE)
     expected = [rows_of(batch) for batch in batches_of(loader(documents, data_config()), 9)]
     for prefetch, local in ((1, 1), (2, 4), (5, 8)):
         data = loader(documents, data_config(prefetch=prefetch, local=local))
@@ -128,7 +129,7 @@ def test_rows_do_not_depend_on_prefetch_or_micro_batches() -> None:
 
 
 def test_state_is_that_of_the_committed_batch() -> None:
-    documents, config = corpus(*MIXTURE), data_config(prefetch=3)
+    documents, config = mixture_of(*MIXTURE), data_config(prefetch=3)
     data = loader(documents, config)
     start = data.state_dict()
     first, second = batches_of(data, 2)
@@ -147,7 +148,7 @@ def test_state_is_that_of_the_committed_batch() -> None:
 def test_every_document_is_used_up_before_the_end(size: int, caplog: pytest.LogCaptureFixture) -> None:
     """Streams end at different times: the last documents of the longest are not lost, on any number of ranks."""
     documents = texts(*[10] * 9, 400, 3, 90)
-    source = corpus(MixtureSource("a", documents, 1.0, max_epochs=1.0))
+    source = mixture_of(MixtureSource("a", documents, 1.0, max_epochs=1.0))
     with caplog.at_level(logging.WARNING):
         steps, _ = train(source, data_config(rows=ROWS, streams=STREAMS), size, 1000, {})
     assert "from here on batches are smaller" in caplog.text
@@ -161,7 +162,7 @@ def test_every_document_is_used_up_before_the_end(size: int, caplog: pytest.LogC
 
 
 def test_more_streams_than_documents_train_to_the_end() -> None:
-    source = corpus(MixtureSource("a", Texts(["only one document"]), 1.0, max_epochs=1.0))
+    source = mixture_of(MixtureSource("a", Texts(["only one document"]), 1.0, max_epochs=1.0))
     steps, _ = train(source, data_config(rows=ROWS, streams=8), 1, 1000, {})
     assert len(steps) == 2
     assert sum(target != IGNORED for rows in steps for row in rows for target in row[1]) == 16
@@ -169,7 +170,7 @@ def test_more_streams_than_documents_train_to_the_end() -> None:
 
 def test_a_load_verifies_the_hash_of_the_tokens() -> None:
     """The last row of every stream is made again and must be the one that was trained on."""
-    documents = corpus(texts(*[30] * 50))
+    documents = mixture_of(texts(*[30] * 50))
     data = loader(documents, data_config())
     data.commit(batches_of(data, 4)[-1])
     state = json.loads(json.dumps(data.state_dict()))
@@ -180,14 +181,14 @@ def test_a_load_verifies_the_hash_of_the_tokens() -> None:
     with pytest.raises(ConfigError, match="stream 0 reads other tokens"):
         loader(documents, data_config()).load_state_dict(changed)
     assert token_hash(state) != token_hash(changed)
-    other = corpus(Texts(text.replace("a", "b") for text in texts(*[30] * 50)))
+    other = mixture_of(Texts(text.replace("a", "b") for text in texts(*[30] * 50)))
     with pytest.raises(ConfigError, match="restore the files"):
         loader(other, data_config()).load_state_dict(state)
 
 
 def test_progress_counts_tokens_and_passes() -> None:
     """Of a document under way only the part that is used counts: 64 streams do not make 64 epochs of one document."""
-    documents = corpus(MixtureSource("one", Texts(["x" * 999]), 1.0), MixtureSource("many", texts(*[9] * 100), 1.0))
+    documents = mixture_of(MixtureSource("one", Texts(["x" * 999]), 1.0), MixtureSource("many", texts(*[9] * 100), 1.0))
     data = loader(documents, data_config(seq_len=9, rows=64, local=64))
     assert data.progress() == {"one": [0, 0.0], "many": [0, 0.0]}
     data.commit(batches_of(data, 40)[-1])
@@ -198,19 +199,19 @@ def test_progress_counts_tokens_and_passes() -> None:
 
 
 def test_identity_tells_what_would_change_the_documents() -> None:
-    base = loader(corpus(*MIXTURE), data_config()).identity()
+    base = loader(mixture_of(*MIXTURE), data_config()).identity()
     assert json.loads(json.dumps(base)) == base
     changed = [
-        loader(corpus(*MIXTURE), data_config(seq_len=9)),
-        loader(corpus(*MIXTURE), data_config(streams=2)),
-        loader(corpus(*MIXTURE, seed=2), data_config()),
-        loader(corpus(*MIXTURE, holdout_fraction=0.1), data_config()),
-        loader(corpus(*MIXTURE[::-1]), data_config()),
-        loader(corpus(MIXTURE[0]), data_config()),
-        loader(corpus(MIXTURE[0], MixtureSource("b", MIXTURE[1].documents, 1.0)), data_config()),
+        loader(mixture_of(*MIXTURE), data_config(seq_len=9)),
+        loader(mixture_of(*MIXTURE), data_config(streams=2)),
+        loader(mixture_of(*MIXTURE, seed=2), data_config()),
+        loader(mixture_of(*MIXTURE, holdout_fraction=0.1), data_config()),
+        loader(mixture_of(*MIXTURE[::-1]), data_config()),
+        loader(mixture_of(MIXTURE[0]), data_config()),
+        loader(mixture_of(MIXTURE[0], MixtureSource("b", MIXTURE[1].documents, 1.0)), data_config()),
     ]
     assert all(other.identity() != base for other in changed)
-    assert loader(corpus(*MIXTURE), data_config(local=4, prefetch=2)).identity() == base
+    assert loader(mixture_of(*MIXTURE), data_config(local=4, prefetch=2)).identity() == base
 
 
 class Failing(Texts):
@@ -224,7 +225,7 @@ class Failing(Texts):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_error_of_the_documents_arrives_as_it_is(prefetch: int) -> None:
-    data = loader(corpus(Failing(texts(*[60] * 8))), data_config(prefetch=prefetch))
+    data = loader(mixture_of(Failing(texts(*[60] * 8))), data_config(prefetch=prefetch))
     with pytest.raises(ConfigError) as caught:
         for _ in range(100):
             assert data.next_batch()
@@ -239,7 +240,7 @@ def test_an_error_on_one_rank_is_told_on_all() -> None:
 
     def run(world: World) -> list[str]:
         documents = texts(*[60] * 8)
-        data = loader(corpus(documents if world.rank == 0 else Failing(documents)), data_config(prefetch=1), world)
+        data = loader(mixture_of(documents if world.rank == 0 else Failing(documents)), data_config(prefetch=1), world)
         with pytest.raises(ConfigError) as caught:
             batches_of(data, 100)
         data.close()
@@ -251,7 +252,7 @@ def test_an_error_on_one_rank_is_told_on_all() -> None:
 def test_closing_ends_the_thread() -> None:
     before = threading.active_count()
     for _ in range(3):
-        data = loader(corpus(*MIXTURE), data_config(prefetch=2))
+        data = loader(mixture_of(*MIXTURE), data_config(prefetch=2))
         data.next_batch()
         data.close()
         data.close()
@@ -267,10 +268,9 @@ def test_a_process_ends_while_batches_are_prepared(tmp_path: Path, end: str) -> 
     script = f"""
 import sys
 from data_helpers import *
-from titan_pt.data.sources.registry import open_source
 from titan_pt.config.schema.job_config import Source
-documents = open_source(Source(name="mine", path={str(tmp_path / "a.jsonl")!r}), seed=1, cache_dir={str(tmp_path)!r})
-data = loader(corpus(documents), data_config(rows=64, seq_len=4096, prefetch=50))
+documents = open_one(Source(name="mine", path={str(tmp_path / "a.jsonl")!r}), cache_dir={str(tmp_path)!r})
+data = loader(mixture_of(documents), data_config(rows=64, seq_len=4096, prefetch=50))
 assert data.next_batch()
 {end}
 """
@@ -292,7 +292,7 @@ def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.M
     config = mixture_config(sources=[Source(name="mine", path="x"), Source(name="yours", path="y")])
     prints = {0: "same", 1: "same"}
 
-    def open_source(source: Source, **_options: Any) -> Texts:
+    def open_source(source: Source, *_options: Any) -> Texts:
         rank = int(threading.current_thread().name[-1])
         if prints[rank] == "gone":
             raise ConfigError(f"data source {source.name!r}: gone")
@@ -307,8 +307,8 @@ def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.M
         except ConfigError as error:
             return error.problems
 
-    monkeypatch.setattr(mixture_module, "open_source", open_source)
-    monkeypatch.setattr(mixture_module, "list_units", lambda *_, **__: None)
+    monkeypatch.setattr(opening, "open_source", open_source)
+    monkeypatch.setattr(opening, "list_source", lambda *_, **__: None)
     assert on_ranks(2, run) == [["mine", "yours"]] * 2
     for rank in (0, 1):
         prints[rank] = "gone"
@@ -322,7 +322,7 @@ def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.M
 
 def test_build_dataloader(tmp_path: Path) -> None:
     split = TokenizedMixture([], ByteTokenizer(), 5, 0.5)
-    held_out = next(text for i in range(100) if not split.is_mine(text := f"text {i}"))
+    held_out = next(text for i in range(100) if not split.has_text(text := f"text {i}"))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(20)))
     (tmp_path / "b.jsonl").write_text((json.dumps({"text": held_out}) + "\n") * 20)
 
@@ -332,7 +332,7 @@ def test_build_dataloader(tmp_path: Path) -> None:
         return build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_run_size(config, 1))
 
     data = build("a")
-    assert (data.corpus.seed, data.corpus.holdout_fraction, len(data.corpus.sources[0].documents)) == (5, 0.5, 20)
+    assert (data.mixture.seed, data.mixture.holdout_fraction, len(data.mixture.sources[0].documents)) == (5, 0.5, 20)
     with pytest.raises(ConfigError, match=r"'c': .* matches no file"):
         build("c")
     for epochs in (None, 1.0):  # told before the first step, also where streams could just end

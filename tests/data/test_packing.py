@@ -1,15 +1,14 @@
 """Best-fit packing: no document is cut that fits a row, nothing is lost, all padding is counted, exact resume."""
 
-import json
 import random
 from collections import Counter
 
 import numpy as np
-from data_helpers import Texts, corpus, data_config, loader, texts
+from data_helpers import Texts, data_config, loader, mixture_of, texts, through_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.data.stream.mixture import MixtureSource
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.packing import best_fit
 from titan_pt.data.stream.stream import Stream
 
@@ -33,7 +32,7 @@ def documents_of(rows: list[np.ndarray]) -> Counter[str]:
 def test_nothing_is_lost_and_nothing_that_fits_is_cut(lengths: list[int], seq_len: int) -> None:
     documents = texts(*lengths)
     source = MixtureSource("a", documents, 1.0, max_epochs=1.0)
-    stream = Stream(corpus(source, packing="best_fit"), 0, 1, seq_len)
+    stream = Stream(mixture_of(source, packing="best_fit"), 0, 1, seq_len)
     rows = list(stream)
     whole = Counter(text for text in documents if len(text) + 1 <= seq_len + 1)
     found = documents_of([row.tokens[: row.num_tokens] for row in rows])
@@ -48,30 +47,30 @@ def test_nothing_is_lost_and_nothing_that_fits_is_cut(lengths: list[int], seq_le
 def test_little_is_padded() -> None:
     rng = random.Random(1)
     documents = Texts("x" * int(rng.lognormvariate(5, 1)) + "." for _ in range(2000))
-    stream = Stream(corpus(documents, packing="best_fit"), 0, 1, 1023)
+    stream = Stream(mixture_of(documents, packing="best_fit"), 0, 1, 1023)
     for _ in range(200):
         stream.next_row()
     assert stream.padding / (200 * 1024) < 0.02
 
 
 def test_a_restored_stream_goes_on_exactly() -> None:
-    documents = corpus(texts(*range(1, 60)), texts(*range(20, 50), name="b"), packing="best_fit")
+    documents = mixture_of(texts(*range(1, 60)), texts(*range(20, 50), name="b"), packing="best_fit")
     for before in (0, 1, 7, 20):
         stream = Stream(documents, 1, 4, 32)
         for _ in range(before):
             stream.next_row()
-        state = json.loads(json.dumps(stream.state_dict()))
+        state = through_json(stream.state())
         again = Stream(documents, 1, 4, 32)
-        again.load_state_dict(state)
+        again.load_state(state)
         for _ in range(15):
             left, right = stream.next_row(), again.next_row()
             assert left and right and np.array_equal(left.tokens, right.tokens)
             assert left.documents == right.documents
-        assert stream.state_dict() == again.state_dict()
+        assert stream.state() == again.state()
 
 
 def test_padding_is_no_target() -> None:
-    data = loader(corpus(texts(*[20] * 50), packing="best_fit"), data_config(seq_len=31))
+    data = loader(mixture_of(texts(*[20] * 50), packing="best_fit"), data_config(seq_len=31))
     batch = data.next_batch()
     assert batch is not None and batch.num_targets == 8 * 20
     micro = batch.micro_batches[0]

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from data_helpers import texts
 from hub_server import write_shards
-from unit_helpers import TEXTS, config_of, quick
+from row_group_helpers import TEXTS, config_of, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.data.sources.mixture import as_corpus, open_alone
+from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
-from titan_pt.data.stream.skip_log import SkipLog
+from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.stream import Stream
 from titan_pt.tools import prepare
 
@@ -67,7 +66,7 @@ def test_wrong_shards_are_told(tmp_path: Path) -> None:
         fingerprint = "other"
 
     with pytest.raises(ConfigError, match="made by another tokenizer"):
-        as_corpus([source], config, Other(), SkipLog())
+        tokenize_mixture([source], data_settings(config, 1), Other())
     for broken in ("tokens.bin", "ends.npy"):
         content = (folder / broken).read_bytes()
         (folder / broken).write_bytes(content[:-8])

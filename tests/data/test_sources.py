@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_helpers import open_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +21,9 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.sources import local as files
 from titan_pt.data.sources.arrow import ArrowColumn
+from titan_pt.data.sources.documents import Documents
 from titan_pt.data.sources.local import TEXT_DOCUMENT_CHARACTERS, cut_text
-from titan_pt.data.sources.registry import _SOURCES, Documents, check_sources, open_source, register_source
+from titan_pt.data.sources.registry import _SOURCES, check_sources, register_source
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 
@@ -32,7 +34,7 @@ def lines(*rows: Any) -> bytes:
 
 def open_path(folder: Path, pattern: str, **options: Any) -> Documents:
     source = Source(name="mine", path=str(folder / pattern), **options)
-    return open_source(source, seed=1, cache_dir=str(folder / "cache"))
+    return open_one(source, seed=1, cache_dir=str(folder / "cache"))
 
 
 def read(folder: Path, pattern: str, **options: Any) -> list[str]:
@@ -176,7 +178,7 @@ def test_paths_that_match_nothing(tmp_path: Path) -> None:
     assert "is a folder; name its files, such as" in problem(tmp_path.parent, tmp_path.name)
     for path in ("~nobody-of-that-name/x.jsonl", "x" * 5000, "https://example.com/x.jsonl"):
         with pytest.raises(ConfigError, match="matches no file"):
-            open_source(Source(name="mine", path=path), seed=1, cache_dir=None)
+            open_one(Source(name="mine", path=path), seed=1, cache_dir=None)
     (tmp_path / "a.txt").write_text("a")
     assert "leave text_field out" in problem(tmp_path, "a.txt", text_field="body")
 
@@ -193,7 +195,7 @@ def test_an_unusable_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/no-home/datasets")
     source = Source(name="mine", path=str(tmp_path / "a.jsonl"))
     with pytest.raises(ConfigError, match=r"^data\.cache_dir, unset, so /proc/no-home/datasets of HF_HOME: cannot be"):
-        open_source(source, seed=1, cache_dir=None)
+        open_one(source, seed=1, cache_dir=None)
 
 
 def test_a_cache_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +257,7 @@ def test_datasets_of_the_hub_library(tmp_path: Path) -> None:
     (folder / "test.jsonl").write_bytes(lines({"text": "c", "n": 1}))
 
     def open_dataset(**options: Any) -> Documents:
-        return open_source(
-            Source(name="hub", dataset=str(folder), **options), seed=1, cache_dir=str(tmp_path / "cache")
-        )
+        return open_one(Source(name="hub", dataset=str(folder), **options), seed=1, cache_dir=str(tmp_path / "cache"))
 
     assert open_dataset(split="test")[0] == "c"
     for options, reason in [
@@ -281,17 +281,17 @@ def test_a_column_of_many_chunks_finds_its_null() -> None:
 
 
 def test_python_stdlib() -> None:
-    source = open_source(Source(name="python_stdlib"), seed=1, cache_dir=None)
+    source = open_one(Source(name="python_stdlib"), seed=1, cache_dir=None)
     texts = [source[i] for i in range(len(source))]
     assert 5e6 < sum(map(len, texts)) < 50e6
-    assert not any("test" in path.parts or "site-packages" in path.parts for path in source._documents._files)
+    assert not any("test" in path.parts or "site-packages" in path.parts for path in source._items._files)
     assert sum("import unittest" in text[:3000] for text in texts) < 20, "the tests are left out"
     assert len(set(texts)) > 0.9 * len(texts)
-    assert source.fingerprint == open_source(Source(name="python_stdlib"), seed=2, cache_dir=None).fingerprint
+    assert source.fingerprint == open_one(Source(name="python_stdlib"), seed=2, cache_dir=None).fingerprint
 
 
 def test_arithmetic() -> None:
-    source, other = (open_source(Source(name="arithmetic"), seed=seed, cache_dir=None) for seed in (1, 2))
+    source, other = (open_one(Source(name="arithmetic"), seed=seed, cache_dir=None) for seed in (1, 2))
     assert len(source) == 1_000_000 and source.fingerprint != other.fingerprint
     assert [source[i] for i in range(50)] != [other[i] for i in range(50)]
     for i in [*range(300), 999_999]:
@@ -313,21 +313,21 @@ def test_registered_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     register_source("none", lambda _source, _seed: Odd())
     with pytest.raises(ValueError, match="registered already"):
         register_source("odd", lambda _source, _seed: Odd())
-    source = open_source(Source(name="odd"), seed=1, cache_dir=None)
+    source = open_one(Source(name="odd"), seed=1, cache_dir=None)
     assert source[0] == "fine" and source.fingerprint == "odd"
     for index, reason in ((1, "is null"), (2, "is int, not text"), (3, "is not UTF-8")):
         with pytest.raises(ConfigError, match=f"data source 'odd': document {index} {reason}"):
             source[index]
     for name, reason in (("none", "holds no documents"), ("arithmetics", "did you mean arithmetic")):
         with pytest.raises(ConfigError, match=reason):
-            open_source(Source(name=name), seed=1, cache_dir=None)
+            open_one(Source(name=name), seed=1, cache_dir=None)
 
 
 @pytest.mark.realdata
 def test_real_files(realdata: Path, tmp_path: Path) -> None:
     def count(pattern: str) -> int:
         source = Source(name="real", path=str(realdata / "text" / pattern))
-        return len(open_source(source, seed=1, cache_dir=str(tmp_path)))
+        return len(open_one(source, seed=1, cache_dir=str(tmp_path)))
 
     assert count("fineweb/train-*.parquet") == 2445
     assert count("books/train.jsonl.gz") == 1333

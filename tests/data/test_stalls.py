@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import ThreadWorld, corpus, data_config, loader, on_ranks, texts
+from data_helpers import ThreadWorld, data_config, loader, mixture_of, on_ranks, texts
 from hub_server import HubServer
-from unit_helpers import config_of, hub, quick
+from row_group_helpers import config_of, hub, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.run_size import plan_run_size
@@ -20,9 +20,9 @@ from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.remote import reader_pool as reading
 from titan_pt.data.remote.retry import Patience
 from titan_pt.data.remote.row_groups import byte_ranges
+from titan_pt.data.remote.skip_log import SkipLog
 from titan_pt.data.stream import loader as loader_module
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
-from titan_pt.data.stream.skip_log import SkipLog
 from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import Preempted, Stalled
@@ -84,11 +84,11 @@ def test_closing_in_a_stall_takes_no_time(
     tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests under way are cut: a run that was told to stop need not wait for a server that does not answer."""
-    monkeypatch.setattr("titan_pt.data.sources.mixture.Patience", lambda **_: Patience(attempt_seconds=60.0))
+    monkeypatch.setattr("titan_pt.data.remote.sources.Patience", lambda **_: Patience(attempt_seconds=60.0))
     data = build(config_of(tmp_path, Source(name="fineweb_edu")).model_copy())
     data.next_batch()
     hub.fault = lambda _path, _count: "sleep"
-    ahead = [data.corpus.sources[0].documents.request(unit) for unit in range(90, 94)]  # type: ignore[attr-defined]
+    ahead = [data.mixture.sources[0].documents.request(unit) for unit in range(90, 94)]  # type: ignore[attr-defined]
     time.sleep(0.5)
     started = time.monotonic()
     data.close()
@@ -123,7 +123,7 @@ def test_a_start_that_waits_can_be_stopped(
 ) -> None:
     """SIGTERM while a start waits for the hub: it does not wait for data.max_stall_seconds."""
     patience = Patience(attempt_seconds=0.5, first_pause_seconds=30.0, longest_pause_seconds=30.0, start_seconds=100.0)
-    monkeypatch.setattr("titan_pt.data.sources.mixture.Patience", lambda **_: patience)
+    monkeypatch.setattr("titan_pt.data.remote.sources.Patience", lambda **_: patience)
     source = Source(name="fineweb_edu")
     if where == "row groups":  # few of them, which are read whole at the start
         source = Source(name="web", path=f"{hub.url}/sample/10BT/000_00000.parquet")
@@ -134,7 +134,7 @@ def test_a_start_that_waits_can_be_stopped(
         monkeypatch.setattr(f"titan_pt.data.remote.{module}.stop_requested", lambda: time.monotonic() > started + 1.0)
     with pytest.raises(Preempted):
         data = build(config_of(tmp_path, source, streams=8))
-        Stream(replace(data.corpus, holdout_fraction=0.1, held_out=True), 0, 1, 64).next_row()
+        Stream(replace(data.mixture, holdout_fraction=0.1, held_out=True), 0, 1, 64).next_row()
     assert time.monotonic() - started < 5
 
 
@@ -144,12 +144,12 @@ def test_a_unit_that_cannot_be_read_is_given_up(
     """One row group is damaged for good: its ten documents are lost, told, and lost in the same way on every resume."""
     config = config_of(tmp_path, Source(name="fineweb_edu", max_epochs=1.0))
     data = build(config)
-    documents = data.corpus.sources[0].documents
+    documents = data.mixture.sources[0].documents
     bad = documents.listing[5]  # type: ignore[attr-defined]
     broken = hub.folder / bad.file.name
     whole = broken.read_bytes()
     content = bytearray(whole)
-    metadata = documents.reading.store._footers(bad.file)  # type: ignore[attr-defined]
+    metadata = documents.reader_pool.store._footers(bad.file)  # type: ignore[attr-defined]
     ((start, length),) = byte_ranges(metadata, bad.group, ["text"])
     content[start : start + length] = bytes(length)
     broken.write_bytes(content)
@@ -171,7 +171,7 @@ def test_a_unit_that_cannot_be_read_is_given_up(
 
 
 def test_many_bad_units_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_BAD_UNITS", 4)
+    monkeypatch.setattr(reading, "_MOST_BAD_GROUPS", 4)
     data = build(config_of(tmp_path, Source(name="fineweb_edu")))
     hub.fault = lambda _path, _count: "404"
     with pytest.raises(RuntimeError, match=r"4 units in a row cannot be read; the last: .*HTTP 404"):
@@ -192,7 +192,7 @@ def test_a_substitution_is_repeated_by_every_resume(
     tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One file does not come for a while: others go first, it is read later, and a new start does it all again."""
-    monkeypatch.setattr("titan_pt.data.stream.order.BLOCK_ROWS", 10)
+    monkeypatch.setattr("titan_pt.data.remote.block_order.BLOCK_ROWS", 10)
     data = build(substituting(tmp_path, "one", 0.2))
     hub.fault = lambda path, _count: "reset" if "000_" in path else ""
     found, states = [], []
@@ -258,7 +258,7 @@ def test_ranks_wait_for_one_another(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     monkeypatch.setattr(loader_module, "_FIRST_STALL_SECONDS", 0.2)
 
     def run(world: World) -> list[Any]:
-        data = loader(corpus(Slow(1.0 if world.rank == 1 else 0.0)), slow_config(), world)
+        data = loader(mixture_of(Slow(1.0 if world.rank == 1 else 0.0)), slow_config(), world)
         found = [data.next_batch().documents for _ in range(30)]  # type: ignore[union-attr]
         data.close()
         return found
@@ -280,7 +280,7 @@ def test_a_wait_ends_on_all_ranks_together(monkeypatch: pytest.MonkeyPatch, end:
     started = time.monotonic()
 
     def run(world: World) -> str:
-        data = loader(corpus(Slow(3.0 if world.rank == 1 else 0.0)), config, world)
+        data = loader(mixture_of(Slow(3.0 if world.rank == 1 else 0.0)), config, world)
         try:
             for _ in range(30):
                 data.next_batch()

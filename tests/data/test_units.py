@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import ThreadWorld, on_ranks, texts
 from hub_server import COMMIT, HubServer, serving, write_shards
-from unit_helpers import TEXTS, config_of, hub, open_units, quick
+from row_group_helpers import TEXTS, config_of, hub, open_row_groups, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
@@ -22,9 +22,9 @@ from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.listing import expand
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
 from titan_pt.data.remote.row_groups import Listing, RowGroupFile
-from titan_pt.data.sources.mixture import open_mixture
+from titan_pt.data.sources.opening import MixtureSource, open_mixture
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
+from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.stream import Stream
 from titan_pt.data.truth_table import plan_mixture
 
@@ -41,8 +41,8 @@ def documents_of(stream: Stream, count: int | None = None) -> list[str]:
 def test_local_parquet_is_read_by_unit(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
-    documents = open_units(config)
-    assert documents.by_unit and len(documents.listing) == 102 and len(documents) == 1000
+    documents = open_row_groups(config)
+    assert documents.by_row_group and len(documents.listing) == 102 and len(documents) == 1000
     assert [documents[i] for i in range(1000)] == TEXTS
     few = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")), streams=8)
     few = few.model_copy(update={"training": Training(seq_len=64, global_batch_size=16, local_batch_size=1)})
@@ -54,10 +54,10 @@ def test_local_parquet_is_read_by_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_streams", [1, 3, 4, 12])
 def test_streams_share_out_every_epoch(tmp_path: Path, num_streams: int) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
-    documents = open_units(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
+    documents = open_row_groups(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
     source = MixtureSource("web", documents, 1.0, max_epochs=2.0)
-    corpus = TokenizedMixture([source], ByteTokenizer(), 7)
-    found = [documents_of(Stream(corpus, s, num_streams, 8)) for s in range(num_streams)]
+    mixture = TokenizedMixture([source], ByteTokenizer(), 7)
+    found = [documents_of(Stream(mixture, s, num_streams, 8)) for s in range(num_streams)]
     assert Counter(name for part in found for name in part) == Counter({f"web:{i}": 2 for i in range(1000)})
     first = found[0][:50]
     numbers = [int(name.removeprefix("web:")) for name in first]
@@ -71,7 +71,7 @@ def test_streams_share_out_every_epoch(tmp_path: Path, num_streams: int) -> None
 
 def test_the_held_out_split_is_by_unit(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
-    documents = open_units(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
+    documents = open_row_groups(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
     source = MixtureSource("web", documents, 1.0, max_epochs=1.0)
     sides = [
         documents_of(Stream(TokenizedMixture([source], ByteTokenizer(), 7, fraction, held_out), 0, 1, 8))
@@ -86,13 +86,13 @@ def test_the_held_out_split_is_by_unit(tmp_path: Path) -> None:
 
 def test_a_dataset_of_the_hub_is_streamed(tmp_path: Path, hub: HubServer) -> None:
     config = config_of(tmp_path, Source(name="fineweb_edu"))
-    documents = open_units(config)
+    documents = open_row_groups(config)
     assert documents.listing.origin == f"HuggingFaceFW/fineweb-edu@{COMMIT}"
     assert [documents[i] for i in (0, 555, 999)] == [TEXTS[0], TEXTS[555], TEXTS[999]]
     listed = hub.requests["listing"]
     assert listed == 1
     before = hub.requests["file"]
-    again = open_units(config)
+    again = open_row_groups(config)
     assert again.fingerprint == documents.fingerprint and again[555] == TEXTS[555]
     assert hub.requests["listing"] == listed, "the run keeps to its files"
     assert hub.requests["file"] == before, "footers and units are on disk"
@@ -115,8 +115,8 @@ def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServ
     hub.card = {"configs": [{"config_name": "few", "data_files": [{"split": "train", "path": "few/*.parquet"}]}]}
     write_shards(tmp_path / "repo" / "few", TEXTS[:100], 1, 25)
     config = config_of(tmp_path, Source(name="mine", dataset="me/mine"))
-    documents = open_units(config)
-    assert not documents.by_unit and len(documents) == 100
+    documents = open_row_groups(config)
+    assert not documents.by_row_group and len(documents) == 100
     before = hub.requests["file"]
     assert [documents[i] for i in range(100)] == TEXTS[:100]
     assert hub.requests["file"] == before
@@ -126,7 +126,7 @@ def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServ
         ({"text_field": "body"}, "no column 'body'; it has id, other, text"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            open_units(config_of(tmp_path / "other", Source(name="mine", dataset="me/mine", **options)))
+            open_row_groups(config_of(tmp_path / "other", Source(name="mine", dataset="me/mine", **options)))
 
 
 def test_other_datasets_keep_to_a_commit_too(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_other_datasets_keep_to_a_commit_too(tmp_path: Path, hub: HubServer, mon
         documents.fingerprint = str(source.revision)
         return documents
 
-    monkeypatch.setattr("titan_pt.data.sources.registry.downloaded_dataset", download)
+    monkeypatch.setattr("titan_pt.data.remote.sources.downloaded_dataset", download)
     config = config_of(tmp_path, Source(name="medqa"))
     for _ in range(2):
         (source,) = open_mixture(config.data.sources, config, ThreadWorld())
@@ -167,7 +167,7 @@ def test_a_download_is_tried_again(tmp_path: Path, hub: HubServer, monkeypatch: 
                 raise RuntimeError("an error occurred while generating the dataset") from error
         return texts(5, 6)
 
-    monkeypatch.setattr("titan_pt.data.sources.registry.downloaded_dataset", download)
+    monkeypatch.setattr("titan_pt.data.remote.sources.downloaded_dataset", download)
     config = config_of(tmp_path, Source(name="medqa"))
     (source,) = open_mixture(config.data.sources, config, ThreadWorld())
     assert len(source.documents) == 2 and not failures
@@ -179,11 +179,11 @@ def test_a_download_is_tried_again(tmp_path: Path, hub: HubServer, monkeypatch: 
 def test_addresses_of_parquet_files(tmp_path: Path, hub: HubServer) -> None:
     assert list(expand("a{08..10}b{1..2}")) == ["a08b1", "a08b2", "a09b1", "a09b2", "a10b1", "a10b2"]
     path = f"{hub.url}/sample/10BT/{{000..002}}_00000.parquet"
-    documents = open_units(config_of(tmp_path, Source(name="web", path=path)))
+    documents = open_row_groups(config_of(tmp_path, Source(name="web", path=path)))
     assert len(documents) == 1000 and documents[999] == TEXTS[999]
     for bad, reason in ((f"{hub.url}/x.jsonl", "must be of a .parquet file"), (f"{hub.url}/x.parquet", "HTTP 404")):
         with pytest.raises(ConfigError, match=reason):
-            open_units(config_of(tmp_path / "bad", Source(name="web", path=bad)))
+            open_row_groups(config_of(tmp_path / "bad", Source(name="web", path=bad)))
 
 
 def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "files" / f"part{i}" / "train.parquet")
     with serving(tmp_path / "files") as server:
         config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{0..2}}/train.parquet"))
-        documents = open_units(config)
+        documents = open_row_groups(config)
         assert [documents[i] for i in range(30)] == TEXTS[:30]
         assert [file.name for file in documents.listing.files] == [f"part{i}/train.parquet" for i in range(3)]
         config = config_of(tmp_path, Source(name="web", path=f"{server.url}/part{{2..0}}/train.parquet"))
         with pytest.raises(ConfigError, match="stands for no address"):
-            open_units(config)
+            open_row_groups(config)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
@@ -248,10 +248,10 @@ def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
     with serving(tmp_path / "files") as server:
         config = config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet"))
-        first = open_units(config)
+        first = open_row_groups(config)
         assert first[0] == TEXTS[0]
         server.down = True
-        assert open_units(config)[0] == TEXTS[0]
+        assert open_row_groups(config)[0] == TEXTS[0]
         assert "whether its files are still the same is seen later" in caplog.text
 
 
@@ -264,35 +264,35 @@ def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: 
         config = config_of(tmp_path, Source(name="web", path=path))
         if readable:
             data = build_dataloader(config, ByteTokenizer(), ThreadWorld(), plan_run_size(config, 1))
-            assert plan_mixture(data.corpus, 1000)[0].tokens_per_epoch > 1000
+            assert plan_mixture(data.mixture, 1000)[0].tokens_per_epoch > 1000
             assert "row group 0: row 3: 'text' is null" in caplog.text and "the next one is looked at" in caplog.text
             continue
         with pytest.raises(ConfigError, match=r"'web': cannot be read: 000_00000.parquet, row group 2: row 3: .* null"):
-            open_units(config)
+            open_row_groups(config)
 
 
 def test_a_remote_file_without_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "files" / "a.parquet")
     with serving(tmp_path / "files") as server, pytest.raises(ConfigError, match="'web': holds no documents"):
-        open_units(config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet")))
+        open_row_groups(config_of(tmp_path, Source(name="web", path=f"{server.url}/a.parquet")))
 
 
 def test_a_changed_manifest_is_told(tmp_path: Path, hub: HubServer) -> None:
     config = config_of(tmp_path, Source(name="fineweb_edu"))
-    open_units(config)
+    open_row_groups(config)
     path = tmp_path / "run" / "data" / "units.json"
     content = path.read_text()
     path.write_text(content.replace('"size": ', '"size": 1'))
     with pytest.raises(ConfigError, match=r"units\.json: damaged: .*checksum does not hold"):
-        open_units(config)
+        open_row_groups(config)
 
 
 def test_a_listing_comes_back_from_json() -> None:
     listing = Listing("x", (RowGroupFile("a", "/a", 10, "i", (3, 4)), RowGroupFile("b", "/b", 10, "j", (5,))))
     again = Listing.from_json(json.loads(json.dumps(listing.to_json())))
     assert again == listing and again.fingerprint == listing.fingerprint
-    assert [listing.unit_of(row) for row in (0, 2, 3, 6, 7, 11)] == [0, 0, 1, 1, 2, 2]
+    assert [listing.row_group_of(row) for row in (0, 2, 3, 6, 7, 11)] == [0, 0, 1, 1, 2, 2]
     moved = Listing(
         "x", tuple(RowGroupFile(f.name, "/else" + f.location, f.size, f.identity, f.rows) for f in listing.files)
     )
@@ -327,14 +327,14 @@ def test_the_cache_is_bounded_and_shared(tmp_path: Path) -> None:
 def test_a_damaged_cache_file_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     paths = write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
-    first = open_units(config)
+    first = open_row_groups(config)
     assert first[0] == TEXTS[0]
     for file in (tmp_path / "cache" / "units").glob("??/*"):
         content = file.read_bytes()
         other = content.replace(TEXTS[0].encode(), TEXTS[0].upper().encode())
         file.write_bytes({"cut": content[:50], "emptied": b"", "a letter": other}[damage])
     with caplog.at_level(logging.WARNING):
-        assert open_units(config)[0] == TEXTS[0]
+        assert open_row_groups(config)[0] == TEXTS[0]
     assert "is damaged; it is made anew" in caplog.text
     assert pq.ParquetFile(paths[0]).num_row_groups == 34
 
@@ -344,7 +344,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     (tmp_path / "cache2").write_text("not a folder")
     other = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": str(tmp_path / "cache2")})})
-    found = open_units(other)
+    found = open_row_groups(other)
     assert [found[i] for i in range(0, 100, 10)] == TEXTS[0:100:10], "without a cache it is only slower"
     assert caplog.text.count("cannot be used") == 1
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from data_helpers import ThreadWorld
 from hub_server import write_shards
-from unit_helpers import TEXTS, config_of
+from row_group_helpers import TEXTS, config_of
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError

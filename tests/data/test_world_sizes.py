@@ -9,13 +9,13 @@ from data_helpers import ThreadWorld, on_ranks
 from hub_server import write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit_helpers import TEXTS, config_of, quick
+from row_group_helpers import TEXTS, config_of, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source, Training
-from titan_pt.data.sources.mixture import open_mixture
+from titan_pt.data.sources.opening import open_mixture
 from titan_pt.data.stream.loader import DataLoader
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.distributed.world import World
@@ -38,7 +38,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobConfig, Tokeni
     config = config_of(folder, *sources, streams=12)
     config = config.model_copy(update={"training": Training(seq_len=64, global_batch_size=24, local_batch_size=1)})
     opened = open_mixture(sources, config, ThreadWorld())
-    assert opened[0].by_unit and not opened[1].by_unit
+    assert opened[0].by_row_group and not opened[1].by_row_group
     return config, TokenizedMixture(opened, ByteTokenizer(), 3, holdout_fraction=0.05)
 
 
@@ -46,10 +46,10 @@ def read(
     mixture: tuple[JobConfig, TokenizedMixture], size: int, steps: int, state: dict[str, Any]
 ) -> tuple[Steps, Any]:
     """The documents of each rank's rows of some steps on `size` ranks, and the state of all streams."""
-    config, corpus = mixture
+    config, mixture = mixture
 
     def run(world: World) -> tuple[list[list[int]], dict[str, Any]]:
-        data = DataLoader(corpus, plan_run_size(config, world.size), world, config)
+        data = DataLoader(mixture, plan_run_size(config, world.size), world, config)
         if state:
             data.load_state_dict(json.loads(json.dumps(state)))
         found = []

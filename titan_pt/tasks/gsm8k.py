@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from titan_pt.config.schema.grpo import GrpoTask
-from titan_pt.data.sources.formatters import without_calculator
+from titan_pt.data.builtin.formatters import without_calculator
 from titan_pt.tasks.grading import find_number, gold_number, grade_gsm8k
 from titan_pt.tasks.problems import Entry, HubSet, plain_problems, read_problems, text_field
 from titan_pt.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example

@@ -14,7 +14,6 @@ from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
-from titan_pt.data.stream.synthetic import SyntheticBatches
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
@@ -111,7 +110,9 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
 
 
 def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
-    """The spec's own step on synthetic rows: also of a spec that replaces `build_step` alone."""
+    """The step that `spec.build_step` builds, on synthetic rows."""
+    from titan_pt.data.stream.synthetic import SyntheticBatches
+
     run_size, training = context.run_size, context.config.training
     step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
     batch = (

@@ -76,9 +76,9 @@ def _describe_sources(context: TrainContext, *, warns: bool) -> None:
     """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
     context.raise_if_preempted()  # to read and tokenise a sample may take long
     tokens = context.run_size.tokens
-    budgets = plan_mixture(context.dataloader.corpus, tokens)
+    shares = plan_mixture(context.dataloader.mixture, tokens)
     logger.info(f"Data in {context.run_size.num_streams} streams, weights by tokens (estimates):")
-    for line in lines(budgets, tokens):
+    for line in lines(shares, tokens):
         logger.info(f"  {line}")
-    for warning in warnings(budgets, tokens) if warns else ():
+    for warning in warnings(shares, tokens) if warns else ():
         logger.warning(warning)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from titan_pt.data.remote.retry import Stopped
+from titan_pt.data.sources.documents import Stopped
 
 logger = logging.getLogger("titan_pt")
 

@@ -24,7 +24,7 @@ _FOOTERS_AT_ONCE = 16
 
 
 def list_local(files: list[str], store: ParquetStore) -> Listing:
-    """The units of local parquet files.
+    """The row groups of local parquet files.
 
     Raises:
         OSError, pyarrow.ArrowException: a file is not parquet.
@@ -33,7 +33,7 @@ def list_local(files: list[str], store: ParquetStore) -> Listing:
 
 
 def list_addresses(pattern: str, store: ParquetStore) -> Listing:
-    """The units of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
+    """The row groups of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
 
     Raises:
         ConfigError: not a .parquet address, none, or it cannot be read.
@@ -48,7 +48,7 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
 
 
 def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
-    """The units of a dataset of the hub at its present or wished commit; none where its files are not parquet.
+    """The row groups of a dataset of the hub at its present or wished commit; none where its files are not parquet.
 
     Raises:
         ConfigError: there is no such dataset, revision, subset or split, or it is not for this user.

@@ -13,7 +13,8 @@ from typing import TypeVar
 from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.parquet import ParquetStore
 from titan_pt.data.remote.ranges import Http
-from titan_pt.data.remote.retry import Attempts, Patience, Refused, Stopped, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.sources.documents import Stopped
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.signals import stop_requested
 
@@ -23,8 +24,8 @@ T = TypeVar("T")
 
 THREADS = 8
 _POLL_SECONDS = 0.2
-# One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
-_MOST_BAD_UNITS = 16
+# One bad row group is bad luck; this many without a good one in between mean that something else is wrong.
+_MOST_BAD_GROUPS = 16
 
 
 class ReaderPool:
@@ -36,7 +37,7 @@ class ReaderPool:
         self._bad_in_a_row = 0
         self._lock = threading.Lock()
         self.limit_seconds = patience.start_seconds
-        """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
+        """How long one row group is waited for; training sets it to infinity and has a limit of its own."""
         self._start()
 
     def store_for(self, seconds: float) -> ParquetStore:
@@ -126,17 +127,17 @@ class ReaderPool:
         return value
 
     def attempts(self, what: str) -> Attempts:
-        """Of one unit."""
+        """The history of one row group."""
         return Attempts(what, self.patience, self.limit_seconds)
 
     def judged(self, error: Exception) -> Exception:
-        """The error of a unit, or where there were too many of them the error of all."""
+        """The error of a row group, or where there were too many of them the error of all."""
         if not isinstance(error, Unreadable):
             return error
         self._bad_in_a_row += 1
-        if self._bad_in_a_row < _MOST_BAD_UNITS:
+        if self._bad_in_a_row < _MOST_BAD_GROUPS:
             return error
-        return RuntimeError(f"{_MOST_BAD_UNITS} units in a row cannot be read; the last: {error}")
+        return RuntimeError(f"{_MOST_BAD_GROUPS} units in a row cannot be read; the last: {error}")
 
     def _run(self, action: Callable[[], None]) -> None:
         with self._lock:

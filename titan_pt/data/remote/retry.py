@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.data.sources.documents import Stopped
 from titan_pt.run.exit_codes import Preempted, Stalled
 from titan_pt.run.signals import stop_requested
 
@@ -57,10 +58,6 @@ class Unreadable(Exception):
 
 class Unreachable(Stalled):
     """The network or the server did not come back in the time that a start may take."""
-
-
-class Stopped(Exception):
-    """The reader was closed while it waited."""
 
 
 @dataclass(frozen=True)

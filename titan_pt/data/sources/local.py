@@ -17,7 +17,6 @@ import pyarrow.parquet
 
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.data.sources.formatters import Formatter, get_formatter
-from titan_pt.data.sources.prepared import is_unfinished
 from titan_pt.run.signals import until_stopped
 
 logger = logging.getLogger("titan_pt")
@@ -26,6 +25,10 @@ logger = logging.getLogger("titan_pt")
 TEXT_DOCUMENT_CHARACTERS = 4000
 
 _BLOCK_CHARACTERS = 1 << 20
+
+# Files of a folder of token shards: the description is written last.
+SHARD_DESCRIPTION = "prepared.json"
+SHARD_TOKENS = "tokens.bin"
 
 Columns = tuple[str, ...]
 """What is read of a row; nothing named: all."""
@@ -96,6 +99,16 @@ def _reading(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # gzip, zlib, pyarrow and the file system each have errors of their own
         raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def is_prepared(path: str) -> bool:
+    """Whether a path is a folder of token shards."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_DESCRIPTION))
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a path is a folder of token shards of which the end was not written."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_TOKENS)) and not is_prepared(path)
 
 
 def matching_files(pattern: str, key: str = "path") -> list[str]:

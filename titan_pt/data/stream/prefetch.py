@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from titan_pt.data.remote.retry import Stopped
+from titan_pt.data.sources.documents import Stopped
 
 logger = logging.getLogger("titan_pt")
 

@@ -1,4 +1,4 @@
-"""Decisions that depended on the moment, kept so that every resume takes the same: substitutions and units given up."""
+"""Decisions that depended on the moment, kept for every resume: substituted blocks and row groups given up."""
 
 import json
 import os
@@ -27,21 +27,27 @@ class SkipLog:
         return self._taken.get((source, num_streams, stream, count))
 
     def take(self, source: str, num_streams: int, stream: int, count: int, block: int) -> None:
-        """Record such a block."""
+        """Record a block that was taken out of turn."""
         self._taken[source, num_streams, stream, count] = block
         self._append(
             kind="substituted", source=source, num_streams=num_streams, stream=stream, count=count, block=block
         )
 
-    def lost(self, source: str, epoch: int, unit: int) -> str | None:
-        """Why a unit was given up in an epoch, or None."""
-        return self._lost.get((source, epoch, unit))
+    def lost(self, source: str, epoch: int, row_group: int) -> str | None:
+        """Why a row group was given up in an epoch, or None."""
+        return self._lost.get((source, epoch, row_group))
 
-    def lose(self, source: str, epoch: int, unit: int, name: str, documents: int, reason: str) -> None:
-        """Record a unit that was given up."""
-        self._lost[source, epoch, unit] = reason
+    def lose(self, source: str, epoch: int, row_group: int, name: str, documents: int, reason: str) -> None:
+        """Record a row group that was given up."""
+        self._lost[source, epoch, row_group] = reason
         self._append(
-            kind="quarantined", source=source, epoch=epoch, unit=unit, name=name, documents=documents, reason=reason
+            kind="quarantined",
+            source=source,
+            epoch=epoch,
+            unit=row_group,
+            name=name,
+            documents=documents,
+            reason=reason,
         )
 
     def _append(self, **entry: Any) -> None:

@@ -12,7 +12,7 @@ from hub_server import HubServer, serving, write_shards
 from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source, Training, Validation
 from titan_pt.data.remote.retry import Patience
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
-from titan_pt.data.sources.mixture import open_mixture
+from titan_pt.data.sources.opening import open_mixture
 
 QUICK = Patience(attempt_seconds=0.5, first_pause_seconds=0.01, longest_pause_seconds=0.05, start_seconds=20)
 TEXTS = list(texts(*[random.Random(i).randrange(5, 60) for i in range(1000)], name="d"))
@@ -20,8 +20,8 @@ TEXTS = list(texts(*[random.Random(i).randrange(5, 60) for i in range(1000)], na
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titan_pt.data.sources.mixture.Patience", lambda **_: QUICK)
-    monkeypatch.setattr("titan_pt.data.stream.order.BLOCK_ROWS", 50)
+    monkeypatch.setattr("titan_pt.data.remote.sources.Patience", lambda **_: QUICK)
+    monkeypatch.setattr("titan_pt.data.remote.block_order.BLOCK_ROWS", 50)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def config_of(folder: Path, *sources: Source, streams: int = 4, **data: Any) -> 
     )
 
 
-def open_units(config: JobConfig) -> RowGroupDocuments:
+def open_row_groups(config: JobConfig) -> RowGroupDocuments:
     (source,) = open_mixture(config.data.sources, config, ThreadWorld())
     assert isinstance(source.documents, RowGroupDocuments)
     return source.documents
