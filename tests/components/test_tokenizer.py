@@ -1,6 +1,5 @@
 """Tokenizers: equal to the libraries they wrap, text stays text, and a broken file is named."""
 
-import base64
 import json
 import logging
 import os
@@ -11,32 +10,16 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
+from tokenizers import models
 
 from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
 from titan_pt.components.tokenizer import (
     END_OF_TEXT,
     ByteTokenizer,
-    Tokenizer,
-    build_tokenizer,
 )
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as Section
 from titan_pt.hf.tokenizer import COMMON_EOS, HuggingFaceTokenizer
-
-TEXTS = [
-    "",
-    "Hello, world!\n\n  def f(x):\n\treturn x**2  # ok\n",
-    "Größe, naïve café, 北京 and 🤷‍♀️ \u202e\ufeff end",
-    "12345 6.789 -0 '' don't we'll I'M",
-    f"a{END_OF_TEXT}b<|im_start|>user<|im_end|></s>",
-    "\x00\x01\r\n\x7f",
-    " " * 50 + "x" * 200,
-]
-
-
-def build(name: object, eos_token: str | None = None) -> Tokenizer:
-    return build_tokenizer(Section(name=str(name), eos_token=eos_token))
 
 
 def problem(name: object, eos_token: str | None = None) -> str:
@@ -44,26 +27,6 @@ def problem(name: object, eos_token: str | None = None) -> str:
         build(name, eos_token)
     (text,) = caught.value.problems
     return text
-
-
-def rank_file(folder: Path, *, merges: tuple[bytes, ...] = (b"he", b"ll", b"hell"), name: str = "x.tiktoken") -> Path:
-    tokens = [*(bytes([b]) for b in range(256)), *merges]
-    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
-    (folder / name).write_text("\n".join(lines) + "\n")
-    return folder / name
-
-
-def hugging_face(folder: Path, *special: str) -> Path:
-    """A small byte-level BPE, trained on the texts above."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"initial_alphabet": alphabet, "special_tokens": list(special), "show_progress": False}
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=350, **options))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @given(st.text())

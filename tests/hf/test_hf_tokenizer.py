@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import TEXTS, build, hugging_face, rank_file
+from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from titan_pt.components.tokenizer import Tokenizer
