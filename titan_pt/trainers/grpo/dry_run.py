@@ -16,7 +16,7 @@ from titan_pt.protocols.context import DryRunStep, StepMetrics, TrainContext, Tr
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate
 from titan_pt.trainers.grpo.reference import Reference
 
@@ -135,10 +135,10 @@ def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
     return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
 
 
-def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[Sample]:
+def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[TrainSample]:
     """Of one micro-batch."""
     length = config.rollout.max_new_tokens
-    return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
+    return [TrainSample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 
 
 def _num_samples(config: GrpoConfig) -> int:

@@ -12,8 +12,8 @@ from titan_pt.data.stream.batch import IGNORED
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One completion to train on or to score."""
+class TrainSample:
+    """A prompt and one completion of it, to train on or to score."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -85,7 +85,7 @@ def fill_rows(numbers: Sequence[int], lengths: Sequence[int], seq_len: int) -> l
 
 
 def pack(
-    samples: Sequence[Sample], rank: int, num_ranks: int, *, seq_len: int, batch_rows: int, eos_id: int
+    samples: Sequence[TrainSample], rank: int, num_ranks: int, *, seq_len: int, batch_rows: int, eos_id: int
 ) -> list[PackedBatch]:
     """This rank's micro-batches of `batch_rows` rows; their number is the same on every rank.
 
@@ -106,7 +106,7 @@ def pack(
 
 
 def _tensors(
-    samples: Sequence[Sample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
+    samples: Sequence[TrainSample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
 ) -> PackedBatch:
     numbers = [i for row in rows for i in row]
     counts = [len(samples[i].completion_ids) for i in numbers]

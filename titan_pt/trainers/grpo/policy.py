@@ -16,7 +16,7 @@ from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
 from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
 from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
-from titan_pt.trainers.grpo.packing import PackedBatch, Sample, pack
+from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, pack
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Packing:
     batch_rows: int
     eos_id: int
 
-    def __call__(self, samples: Sequence[Sample]) -> list[PackedBatch]:
+    def __call__(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         packed = pack(
             samples,
             self.world.rank,
@@ -118,7 +118,7 @@ class PolicyUpdate:
             max_new_tokens=rollout.max_new_tokens,
         )
 
-    def __call__(self, minibatches: Sequence[Sequence[Sample]], lr: float) -> UpdateMetrics:
+    def __call__(self, minibatches: Sequence[Sequence[TrainSample]], lr: float) -> UpdateMetrics:
         """num_iterations updates on each minibatch, whose samples are those of all ranks.
 
         Raises:
@@ -148,7 +148,7 @@ class PolicyUpdate:
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
 
     @torch.no_grad()
-    def _prepare(self, samples: Sequence[Sample], *, several: bool) -> list[Batch]:
+    def _prepare(self, samples: Sequence[TrainSample], *, several: bool) -> list[Batch]:
         batches = []
         for packed in self._packing(samples):
             self._context.raise_if_preempted()
@@ -206,7 +206,7 @@ class PolicyUpdate:
         )
 
 
-def global_counts(samples: Sequence[Sample]) -> dict[str, int]:
+def global_counts(samples: Sequence[TrainSample]) -> dict[str, int]:
     """Tokens and sequences that count, over all ranks and micro-batches of one update."""
     kept = [len(sample.completion_ids) for sample in samples if sample.trains]
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
@@ -219,7 +219,7 @@ def build_packing(context: TrainContext[GrpoConfig]) -> Packing:
 
 
 @torch.no_grad()
-def loglikelihoods(context: TrainContext[GrpoConfig], samples: Sequence[Sample]) -> list[float]:
+def loglikelihoods(context: TrainContext[GrpoConfig], samples: Sequence[TrainSample]) -> list[float]:
     """Of each sample's completion at temperature 1, on every rank. A collective."""
     scorer = Scorer(context.model, 1.0, context.tokenizer.vocab_size)
     found = torch.zeros(len(samples), device=context.world.device)

@@ -1,5 +1,6 @@
 """The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize, plan_run_size
-from titan_pt.config.schema.grpo import GrpoConfig
+from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
@@ -18,11 +19,11 @@ from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
 from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
 from titan_pt.run.signals import stop_requested
-from titan_pt.tasks.rollouts import RolloutSampler
+from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.dry_run import build_dry_run
-from titan_pt.trainers.grpo.evaluate import Evaluator
+from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.step import GrpoStep
@@ -75,11 +76,16 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         context.tokenizer,
         prompts.tasks,
         context.world,
-        context.config.grpo,
+        grading_options(context.config.grpo),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
     )
     return GrpoStep(context, engine, sampler, build_reference(context))
+
+
+def grading_options(grpo: Grpo) -> GradingOptions:
+    """The fields of [grpo] that decide how completions are graded."""
+    return GradingOptions(**{field.name: getattr(grpo, field.name) for field in dataclasses.fields(GradingOptions)})
 
 
 def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
@@ -98,7 +104,7 @@ def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator 
     if not context.config.validation.enable:
         return None
     assert isinstance(step, GrpoStep)
-    return Evaluator(context, step.engine, step.sampler, step.reference)
+    return GrpoValidator(context, step.engine, step.evaluator, step.reference)
 
 
 def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:

@@ -17,17 +17,17 @@ from titan_pt.tasks.rollouts import Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.advantages import group_advantages
 from titan_pt.trainers.grpo.collect import Collected, collect
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.evaluate import build_evaluator
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
-from titan_pt.trainers.grpo.probe import probe
+from titan_pt.trainers.grpo.probe import probe, readiness
 from titan_pt.trainers.grpo.prompts import PromptLoader
-from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.rollout_log import record, shown
+from titan_pt.trainers.grpo.rollout_log import RolloutLog, shown
 
 
 class GrpoStep:
-    """See the module. Its state beside model, optimizer and prompts: the reference and a count of idle steps."""
+    """A `StatefulStep` of GRPO; its own state is the reference and a count of idle steps."""
 
     def __init__(
         self,
@@ -37,10 +37,13 @@ class GrpoStep:
         reference: Reference | None,
     ) -> None:
         self.engine, self.sampler, self.reference = engine, sampler, reference
+        self.evaluator = build_evaluator(context, sampler)
         self._context = context
         self._grpo, self._rollout = context.config.grpo, context.config.rollout
         self._prompts: PromptLoader = context.dataloader
         self._update = PolicyUpdate(context, reference.model if reference else None)
+        frequency = self._rollout.record_freq if context.world.is_main else 0
+        self._rollout_log = RolloutLog(run_folder(context.config), frequency)
         self._idle_steps = 0
 
     def __call__(self, state: TrainState) -> StepMetrics:
@@ -56,7 +59,7 @@ class GrpoStep:
             self.reference.renew_if_due(state.step)
         sync_seconds = self._sync()
         if state.step == 0:
-            probe(self._context, self.sampler, rollout_sampling(self._context.config, 0))
+            probe(self._context, self.evaluator, rollout_sampling(self._context.config, 0), self._rollout_log)
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
@@ -140,20 +143,14 @@ class GrpoStep:
             f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
         )
 
-    def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[Sample]]:
+    def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[TrainSample]]:
         """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
         samples = [
             [
-                Sample(
-                    group.prompt.token_ids,
-                    rollout.token_ids,
-                    rollout.logprobs,
-                    advantage,
-                    trains=rollout.trains,
-                )
-                for rollout, advantage in zip(group.rollouts, own, strict=True)
+                TrainSample(group.prompt.token_ids, each.token_ids, each.logprobs, advantage, trains=each.trains)
+                for each, advantage in zip(group.completions, of_group, strict=True)
             ]
-            for group, own in zip(groups, advantages, strict=True)
+            for group, of_group in zip(groups, advantages, strict=True)
         ]
         parts = min(self._grpo.num_minibatches, len(samples))
         bounds = [len(samples) * i // parts for i in range(parts + 1)]
@@ -162,11 +159,8 @@ class GrpoStep:
         ]
 
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
-        """Without advantages: of a step that is not trained on."""
-        frequency = self._rollout.record_freq
-        if self._context.world.is_main and frequency and step % frequency == 0:
-            numbered = dict(zip(collected.chosen, advantages, strict=False))
-            record(run_folder(self._context.config), step, collected.groups, numbered)
+        """Write the completions of a step; without advantages where it is not trained on."""
+        self._rollout_log.write(step, collected.groups, dict(zip(collected.chosen, advantages, strict=False)))
 
 
 def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[int]:
@@ -174,7 +168,7 @@ def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[
     tokens = [0] * num_tasks
     for group in groups:
         tokens[group.prompt.task] += times * sum(
-            len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.rollouts
+            len(group.prompt.token_ids) + len(completion.token_ids) for completion in group.completions
         )
     return tokens
 
@@ -191,20 +185,20 @@ def sample_metrics(collected: Collected, tasks: Sequence[Task]) -> dict[str, flo
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the groups' samples."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    count = len(rollouts)
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    parts = sorted({name for rollout in rollouts for name in rollout.parts})
+    """Means over the groups' completions."""
+    completions = [completion for group in groups for completion in group.completions]
+    count = len(completions)
+    rewards = torch.tensor([completion.reward for completion in completions], dtype=torch.float64)
+    parts = sorted({name for completion in completions for name in completion.parts})
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
-        "accuracy_strict": sum(rollout.strict for rollout in rollouts) / count,
-        "accuracy_lenient": sum(rollout.lenient for rollout in rollouts) / count,
+        "accuracy_strict": sum(completion.strict for completion in completions) / count,
+        "accuracy_lenient": sum(completion.lenient for completion in completions) / count,
         "zero_std_fraction": sum(not group.has_signal for group in groups) / len(groups),
-        "completion_tokens_mean": sum(len(rollout.token_ids) for rollout in rollouts) / count,
-        "truncated_fraction": sum(rollout.truncated for rollout in rollouts) / count,
-        **{f"reward/{name}": _mean([r.parts[name] for r in rollouts if name in r.parts]) for name in parts},
+        "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
+        "truncated_fraction": sum(completion.truncated for completion in completions) / count,
+        **{f"reward/{name}": _mean([each.parts[name] for each in completions if name in each.parts]) for name in parts},
     }
 
 
