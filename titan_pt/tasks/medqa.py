@@ -20,7 +20,7 @@ _TEMPLATE = "Question: {question}\n"
 def build(row: GrpoTask, seed: int) -> Task:
     """The MedQA task: a question with a line for each option, whose right completion ends in a line "Answer: C".
 
-    In training the options stand in another order at each visit, so that no letter can be learnt by heart; in
+    In training the options have another order at each visit, so that no letter can be memorised; in
     evaluation in the order of the file. Local files have the fields `question`, `options` (letter -> text) and
     `answer_idx` (a letter), or those of the hub's set: `sent1`, `sent2`, `ending0`, `ending1`, ... and `label`.
     """

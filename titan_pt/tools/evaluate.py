@@ -20,7 +20,7 @@ _COUNTS = ("limit", "max_new_tokens", "max_rows", "seq_len", "level")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the arguments say; returns the exit code."""
+    """Run the command with these arguments; returns the exit code."""
     arguments = _parser().parse_args(argv)
     return run_tool(lambda: _evaluate(arguments))
 
@@ -71,14 +71,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else report(result))
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------------
+# -- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
-    """The k of pass@k, once all numbers are in their ranges.
+    """The values of k of pass@k; checks all numbers.
 
     Raises:
-        ConfigError: every number that is not.
+        ConfigError: names every number that is out of range.
     """
     problems = [
         f"--{name} = {value}: must be at least 1"
@@ -110,10 +110,10 @@ def _ks(arguments: argparse.Namespace, problems: list[str]) -> tuple[int, ...]:
 
 
 def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
-    """The tasks that are asked for.
+    """The requested tasks.
 
     Raises:
-        ConfigError: nothing is asked for, a task twice, or files of a task that is not.
+        ConfigError: no task and no text, a task twice, or files of a task that is not requested.
     """
     from titan_pt.evaluation.eval_tasks import TaskRequest
 
@@ -207,11 +207,11 @@ def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str,
     }
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------
+# -- printing ---------------------------------------------------------------------------------------------------------
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """What was measured, for a reader."""
+    """The results as text for the console."""
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""

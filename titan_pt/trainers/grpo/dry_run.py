@@ -9,7 +9,7 @@ import torch
 
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.distributed.fsdp import allocate
-from titan_pt.generation.decode import Rows
+from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import DryRunStep, StepMetrics, TrainContext, TrainState
@@ -155,7 +155,7 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     return Reference(model, context.model, context.optimizer, options)
 
 
-def _bytes(rows: Rows) -> int:
+def _bytes(rows: DecodeRows) -> int:
     own: Mapping[str, object] = vars(rows)
     cached = [tensor for layer in rows.cache.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
     tensors = [value for value in own.values() if isinstance(value, torch.Tensor)]
