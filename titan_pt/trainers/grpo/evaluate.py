@@ -32,7 +32,7 @@ class GrpoValidator:
         options, max_new_tokens = config.grpo, config.rollout.max_new_tokens
         pass_at_k = None
         if options.eval_samples:
-            # Sampled as in training, with noise of its own: step -1 is no step of a run.
+            # Sampled as in training, with other noise: step -1 is no step of a run.
             ks = tuple(sorted({1, options.eval_samples}))
             pass_at_k = PassAtK(rollout_sampling(config, -1), options.eval_samples, ks)
         self.engine.sync_weights(self.context.model)

@@ -1,4 +1,4 @@
-"""The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
+"""The trainer spec "grpo": reinforcement learning with verifiable rewards."""
 
 import dataclasses
 import logging
@@ -32,13 +32,13 @@ logger = logging.getLogger("titan_pt")
 
 
 def for_rollouts(config: GrpoConfig) -> GrpoConfig:
-    """Completions are packed several to a row and must not see each other; the batch is one of groups, not of rows."""
+    """The config with document masks, since completions share a row, and without a batch size, which counts groups."""
     training = {"document_mask": True, "global_batch_size": -1, "global_batch_tokens": None}
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
 def plan(config: GrpoConfig, world_size: int) -> RunSize:
-    """The run in numbers; its rows and tokens are those of one micro-batch on every rank."""
+    """The size of the run; rows and tokens are those of one micro-batch on every rank."""
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
         logger.warning(
@@ -49,12 +49,16 @@ def plan(config: GrpoConfig, world_size: int) -> RunSize:
 
 
 def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
-    """On the meta device."""
+    """The policy on the meta device."""
     return pretrain.build_model(for_rollouts(config), tokenizer)
 
 
 def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
-    """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
+    """The prompt loader. Rank 0 reads the tasks' problems first, so that they are downloaded once.
+
+    Raises:
+        ConfigError: problems that cannot be read, or that differ between ranks.
+    """
     first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
     prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
     if len({str(identity) for identity in world.gather(prompts.identity())}) > 1:
@@ -63,7 +67,7 @@ def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _ru
 
 
 def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
-    """The engine, the reference and the step around them.
+    """The step with its engine and reference.
 
     Raises:
         ConfigError: a stop text that is not one token, or an engine that cannot run this model.
@@ -89,7 +93,7 @@ def grading_options(grpo: Grpo) -> GradingOptions:
 
 
 def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
-    """Sharded like the policy; None where nothing is to be kept close to it."""
+    """The reference, sharded like the policy; None without a KL penalty."""
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
@@ -100,7 +104,7 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
 
 
 def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:
-    """Accuracy on held-out problems, with the engine of the step."""
+    """The validator by accuracy on held-out problems, which uses the engine of the step; None where it is off."""
     if not context.config.validation.enable:
         return None
     assert isinstance(step, GrpoStep)
@@ -108,10 +112,10 @@ def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator 
 
 
 def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
-    """The tokens that end the model's answers, and those of all tasks' stop texts.
+    """Tokens that end a completion: those that end the model's answers, and the tasks' stop texts.
 
     Raises:
-        ConfigError: one is not exactly one token, or tasks differ: their completions are drawn together.
+        ConfigError: a stop text is not exactly one token, or tasks differ, whose completions are sampled together.
     """
     stops = {tuple(sorted(task.stop)) for task in tasks}
     if len(stops) > 1:
@@ -120,12 +124,12 @@ def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
         )
     ids = stop_ids(tokenizer)
     for text in next(iter(stops)):
-        own = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
-        if len(own) != 1:
+        tokens = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
+        if len(tokens) != 1:
             raise ConfigError(
-                f"grpo.tasks: stop = {text!r}: {len(own)} tokens; a stop must be one token of the tokenizer"
+                f"grpo.tasks: stop = {text!r}: {len(tokens)} tokens; a stop must be one token of the tokenizer"
             )
-        ids += own
+        ids += tokens
     return list(dict.fromkeys(ids))
 
 

@@ -47,13 +47,13 @@ class GrpoStep:
         self._idle_steps = 0
 
     def __call__(self, state: TrainState) -> StepMetrics:
-        """One step.
+        """Sample, grade and update once.
 
         Raises:
-            Preempted: before the weights change; nothing is left of the step.
-            GaveUp: there is nothing to learn from.
+            Preempted: before the weights change; the step leaves no trace.
+            GaveUp, GaveUpTogether: there is nothing to learn from.
         """
-        self._prompts.rewind()  # of a step that was not finished
+        self._prompts.rewind()  # a step before may not have finished
         sampling = rollout_sampling(self._context.config, state.step + 1)
         if self.reference:
             self.reference.renew_if_due(state.step)
@@ -103,32 +103,32 @@ class GrpoStep:
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See protocols.step.StatefulStep."""
+        """Tensors of the reference for a checkpoint, by name."""
         if self.reference is None:
             return {}
         return {f"reference.{name}": tensor for name, tensor in self.reference.tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """See protocols.step.StatefulStep."""
+        """The count of idle steps and the reference's state, as JSON."""
         return {"idle_steps": self._idle_steps, "reference": self.reference.state_dict() if self.reference else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See protocols.step.StatefulStep."""
+        """Set the state that `state_dict` gave."""
         self._idle_steps = state["idle_steps"]
         if self.reference and state["reference"]:
             self.reference.load_state_dict(state["reference"])
 
     def _sync(self) -> float:
-        """The engine takes over the weights; returns the seconds."""
+        """Copy the weights to the engine; returns the seconds."""
         start = time.perf_counter()
         self.engine.sync_weights(self._context.model)
         return time.perf_counter() - start
 
     def _give_up_if_idle(self, step: int, collected: Collected) -> int:
-        """Steps in a row, this one included, without any group to learn from.
+        """The number of steps in a row, this one included, without any group to learn from.
 
         Raises:
-            GaveUpTogether: they are too many; the last samples are kept for a person to read.
+            GaveUpTogether: there are too many such steps; the last samples are recorded.
         """
         if any(group.has_signal for group in collected.trained):
             return 0
@@ -144,7 +144,7 @@ class GrpoStep:
         )
 
     def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[TrainSample]]:
-        """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
+        """The samples of the groups in grpo.num_minibatches equal parts, or one part a group where there are fewer."""
         samples = [
             [
                 TrainSample(group.prompt.token_ids, each.token_ids, each.logprobs, advantage, trains=each.trains)
@@ -164,7 +164,7 @@ class GrpoStep:
 
 
 def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[int]:
-    """Prompt and completion tokens of each task, read so many times."""
+    """Prompt and completion tokens of each task, where each is read `times` times."""
     tokens = [0] * num_tasks
     for group in groups:
         tokens[group.prompt.task] += times * sum(
@@ -174,13 +174,14 @@ def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[
 
 
 def sample_metrics(collected: Collected, tasks: Sequence[Task]) -> dict[str, float]:
-    """Means over all that was sampled; with several tasks also of each."""
+    """Means over all sampled groups; with several tasks also over those of each."""
     values = group_metrics(collected.groups)
     values["groups_sampled"], values["groups_trained"] = float(len(collected.groups)), float(len(collected.chosen))
     if len(tasks) > 1:
         for t, task in enumerate(tasks):
-            own = [group for group in collected.groups if group.prompt.task == t]
-            values |= {f"task/{task.name}/{key}": value for key, value in group_metrics(own).items()} if own else {}
+            groups = [group for group in collected.groups if group.prompt.task == t]
+            found = group_metrics(groups) if groups else {}
+            values |= {f"task/{task.name}/{key}": value for key, value in found.items()}
     return values
 
 
@@ -203,7 +204,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def update_metrics(updated: UpdateMetrics) -> Mapping[str, torch.Tensor]:
-    """What the updates have to say beside loss and norm."""
+    """Metrics of the updates beside loss and gradient norm, by name."""
     return {
         "entropy": updated.entropy,
         "clip_fraction": updated.clip_fraction,
