@@ -12,9 +12,9 @@ from task_helpers import CASES, SUMS, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tool_helpers import tool_here, train_known
 
+from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
-from titan_pt.evaluation.suite import ExamTask, open_exam
 from titan_pt.evaluation.text import text_loss
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.tools.evaluate import main
@@ -64,7 +64,7 @@ def test_letters_by_likelihood(folder: Path, tmp_path: Path, capsys: pytest.Capt
     found = evaluate(capsys, *flags)["tasks"]["medqa"]
     source = open_model_source(str(folder))
     model, right = source.load("cpu", torch.float32), 0
-    task = open_exam(ExamTask("medqa", path=data), 0, "--tasks")
+    task = open_eval_task(TaskRequest("medqa", path=data), 0, "--tasks")
     for i in range(12):
         problem = task.evaluation.get(i, 0)
         ids = source.tokenizer.encode(task.prompt(problem) + "Answer: ")
@@ -77,7 +77,7 @@ def test_letters_by_likelihood(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
     train_path, path = write_rows(tmp_path / "train.jsonl", SUMS[:4]), write_rows(tmp_path / "test.jsonl", PROBLEMS)
-    task = open_exam(ExamTask("gsm8k", path=path, train_path=train_path, num_fewshot=2), 0, "--tasks")
+    task = open_eval_task(TaskRequest("gsm8k", path=path, train_path=train_path, num_fewshot=2), 0, "--tasks")
     prompt = task.prompt(task.evaluation.get(0, 0))
     examples = [f"Question: {row['question'].strip()}\nAnswer: {row['answer']}\n\n" for row in SUMS[:4]]
     assert prompt.endswith("\n\nQuestion: What is 3 + 4?\nAnswer:")
@@ -86,8 +86,8 @@ def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
     problem = task.evaluation.get(0, 0)
     assert task.grade(" 7\n#### 7\n\nQuestion: What is 5 + 5?\nAnswer: #### 10", problem, "strict")
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:20])
-    letters = open_exam(ExamTask("medqa", path=cases, train_path=write_rows(tmp_path / "more.jsonl", CASES[20:]),
-                                 num_fewshot=1), 0, "--tasks")  # fmt: skip
+    more = write_rows(tmp_path / "more.jsonl", CASES[20:])
+    letters = open_eval_task(TaskRequest("medqa", path=cases, train_path=more, num_fewshot=1), 0, "--tasks")
     assert letters.prompt(letters.evaluation.get(0, 0)).count("Answer: ") == 1
     assert letters.find_letter is not None and letters.find_letter("Answer: B\n\nQuestion: x\nAnswer: C") == "B"
 

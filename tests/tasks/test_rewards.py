@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from titan_pt.config.schema.grpo import Grpo
 from titan_pt.run import signals as preemption
-from titan_pt.tasks import rewards
+from titan_pt.tasks import rewards, time_limit
 from titan_pt.tasks.grading import find_number, grade_gsm8k
-from titan_pt.tasks.rewards import RewardProblem, Sample, Score, grade, register_reward, score
+from titan_pt.tasks.rewards import RewardProblem, Sample, Score, register_reward, score
+from titan_pt.tasks.rollouts import GradingOptions
 from titan_pt.tasks.task import Problem, Task
+from titan_pt.trainers.grpo.spec import grading_options
 
 PROBLEM = Problem("numbers", "numbers/x.jsonl:1", "What is 9 + 9?", "18")
 RIGHT, WRONG, FORMLESS = "9 + 9 = 18\n#### 18", "9 + 9 = 19\n#### 19", "It is 18."
@@ -67,6 +70,10 @@ def only(result: Score) -> RewardProblem:
     (problem,) = result.problems
     assert (problem.reward, problem.problem_id, result.parts["mine"]) == ("mine", PROBLEM.id, 0.0)
     return problem
+
+
+def failures(result: Score) -> list[tuple[str, str]]:
+    return [(problem.reward, problem.kind) for problem in result.problems]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.Mon
     result = score(make_sample(), task, 60.0, given_up={"slow"})
     assert time.monotonic() - start < 30
     assert result.total == 1.0
-    assert [(problem.reward, problem.kind) for problem in result.problems] == [("slow", "timeout")]
+    assert failures(result) == [("slow", "timeout")]
 
 
 def test_the_timer_never_strikes_outside_the_function(reward: Callable[..., Score]) -> None:
@@ -282,7 +289,7 @@ def test_a_signal_sets_the_flag_and_the_reward_goes_on(reward: Callable[..., Sco
 def test_outside_the_main_thread_there_is_no_limit(
     reward: Callable[..., Score], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rewards._warn_of_no_limit.cache_clear()
+    time_limit._warn_of_no_limit.cache_clear()
     results: list[Score] = []
     register_reward("slow", lambda sample, task: time.sleep(0.1) or 1.0)
     register_reward("failing", fail)
@@ -298,12 +305,60 @@ def test_outside_the_main_thread_there_is_no_limit(
 
 
 def test_grading_is_guarded_too() -> None:
-    assert grade(make_sample(RIGHT), make_task(), "strict", 1.0) == (True, ())
-    assert grade(make_sample(WRONG), make_task(), "strict", 1.0) == (False, ())
-    right, (problem,) = grade(make_sample(), make_task(grade=lambda *args: 1 / 0), "lenient", 1.0)
-    assert (right, problem.reward, problem.kind) == (False, "grade (lenient)", "error")
-    right, (problem,) = grade(make_sample(), make_task(grade=lambda *args: time.sleep(60)), "official", 0.05)
-    assert (right, problem.kind) == (False, "timeout")
+    right, wrong = score(make_sample(RIGHT), make_task(), 1.0), score(make_sample(WRONG), make_task(), 1.0)
+    assert (right.strict, right.official, right.lenient, right.problems) == (True, True, True, ())
+    assert (wrong.strict, wrong.official, wrong.lenient, wrong.problems) == (False, False, False, ())
+    found = score(make_sample(), make_task(grade=lambda *args: 1 / 0, rewards={"format": 1.0}), 1.0)
+    assert (found.strict, found.parts) == (False, {"format": 1.0})
+    names = ["grade (strict)", "grade (official)", "grade (lenient)"]
+    assert failures(found) == [(name, "error") for name in names]
+    found = score(make_sample(), make_task(grade=lambda *args: time.sleep(60)), 0.05)
+    assert failures(found) == [(name, "timeout") for name in ("correct", *names)]
+    found = score(make_sample(), make_task(find_letter=lambda text: 1 / 0), 1.0)
+    assert (found.letter, found.strict, failures(found)) == (None, True, [("find_letter", "error")])
+
+
+def test_each_rule_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def count(completion: str, problem: Problem, rule: str) -> bool:
+        asked.append(rule)
+        return grade_gsm8k(completion, problem.gold, rule)
+
+    monkeypatch.setitem(
+        rewards._REWARDS, "mine", lambda sample, task: task.grade(sample.completion, sample.problem, "lenient") / 2
+    )
+    task = make_task(grade=count, rewards={"correct": 1.0, "length": 1.0, "mine": 1.0})
+    assert score(make_sample(), task, 1.0).parts["mine"] == 0.5
+    assert sorted(asked) == ["lenient", "official", "strict"]
+    assert score(make_sample(WRONG), task, 1.0).total == 0.0
+    assert len(asked) == 6, "a verdict is of one completion"
+
+
+def test_a_failed_grading_is_asked_again() -> None:
+    """A timeout belongs to the function that ran out of time, so only verdicts are kept."""
+    answers = iter([KeyError("once"), True])
+
+    def unsure(completion: str, problem: Problem, rule: str) -> bool:
+        answer = next(answers) if rule == "strict" else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    found = score(make_sample(), make_task(grade=unsure), 1.0)
+    assert (found.parts, found.strict) == ({"correct": 0.0}, True)
+    assert failures(found) == [("correct", "error")]
+
+
+def test_a_changed_alarm_handler_harms_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changes(sample: Sample, task: Task) -> float:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it would end the process
+        return 1.0
+
+    monkeypatch.setitem(rewards._REWARDS, "changes", changes)
+    monkeypatch.setitem(rewards._REWARDS, "hangs", sleep)
+    found = score(make_sample(), make_task(rewards={"changes": 1.0, "hangs": 1.0}), 0.05)
+    assert found.parts["changes"] == 1.0 and failures(found) == [("hangs", "timeout")]
 
 
 def test_a_name_is_registered_once(reward: Callable[..., Score]) -> None:
@@ -320,4 +375,9 @@ def test_scoring_is_cheap() -> None:
         for _ in range(100):
             score(sample, task, 10.0)
         best = min(best, (time.perf_counter() - start) / 100)
-    assert best < 50e-6, f"{best * 1e6:.1f} us"
+    assert best < 200e-6, f"{best * 1e6:.1f} us"
+
+
+def test_grading_options_have_the_config_defaults() -> None:
+    assert grading_options(Grpo()) == GradingOptions()
+    assert grading_options(Grpo(overlong="mask", reward_timeout_seconds=3.0)).overlong == "mask"

@@ -1,4 +1,4 @@
-"""Weights of a few bits, to generate and evaluate with (torchao)."""
+"""Quantization of weights to 8 or 4 bits for generation and evaluation (torchao)."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ def quantize_weights(model: Transformer, kind: Quantization) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Memory of the parameters."""
+    """Bytes of a model's parameters."""
     return sum(_bytes(parameter) for parameter in model.parameters())
 
 
@@ -60,7 +60,7 @@ def _int4_config() -> "object":
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Of a tensor or of the tensors that a quantized one is made of."""
+    """Bytes of a tensor, or of the tensors that a quantized one consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.packing import PackedBatch, Sample, assign, fill_rows, pack
+from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, assign, fill_rows, pack
 from titan_pt.trainers.grpo.policy import Scorer
 
 ARGS = TransformerArgs(
@@ -17,19 +17,19 @@ SEQ_LEN, EOS = 24, 0
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=20)
 
 
-def make_samples(lengths: list[tuple[int, int]]) -> list[Sample]:
+def make_samples(lengths: list[tuple[int, int]]) -> list[TrainSample]:
     generator = torch.Generator().manual_seed(len(lengths))
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(1, 37, (count,), generator=generator).tolist())
 
     return [
-        Sample(tokens(prompt), tokens(answer), tuple(-0.1 * t for t in range(answer)), i / 7, trains=i % 3 != 2)
+        TrainSample(tokens(prompt), tokens(answer), tuple(-0.1 * t for t in range(answer)), i / 7, trains=i % 3 != 2)
         for i, (prompt, answer) in enumerate(lengths)
     ]
 
 
-def packed_of(samples: list[Sample], rank: int = 0, num_ranks: int = 1, rows: int = 2) -> list[PackedBatch]:
+def packed_of(samples: list[TrainSample], rank: int = 0, num_ranks: int = 1, rows: int = 2) -> list[PackedBatch]:
     return pack(samples, rank, num_ranks, seq_len=SEQ_LEN, batch_rows=rows, eos_id=EOS)
 
 

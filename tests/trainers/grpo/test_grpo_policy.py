@@ -9,7 +9,7 @@ import torch
 
 from titan_pt.config.schema.grpo import Grpo, Rollout
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics, global_counts, loglikelihoods
 
 ARGS = TransformerArgs(
@@ -38,19 +38,21 @@ def make_model(seed: int = 0) -> Transformer:
     return model
 
 
-def make_samples(model: Transformer) -> list[Sample]:
+def make_samples(model: Transformer) -> list[TrainSample]:
     """Eight samples of ragged lengths with the model's own log-probabilities, the last one masked."""
     generator = torch.Generator().manual_seed(1)
     samples = []
     for i, (prompt, answer) in enumerate([(3, 5), (3, 9), (7, 1), (7, 12), (2, 6), (2, 4), (5, 10), (5, 3)]):
         ids = torch.randint(1, 37, (prompt + answer,), generator=generator).tolist()
-        sample = Sample(tuple(ids[:prompt]), tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7)
+        sample = TrainSample(
+            tuple(ids[:prompt]), tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7
+        )
         logprobs = tuple(logprobs_of(model, sample).tolist())
         samples.append(replace(sample, logprobs=logprobs))
     return samples
 
 
-def logprobs_of(model: Transformer, sample: Sample) -> torch.Tensor:
+def logprobs_of(model: Transformer, sample: TrainSample) -> torch.Tensor:
     """By a forward of this sample alone."""
     logits = model(torch.tensor([[*sample.prompt_ids, *sample.completion_ids]]))[0, :, :37]
     log_p = torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1].float() / TEMPERATURE, dim=-1)
@@ -72,7 +74,13 @@ def make_parts(model: Transformer, rows: int = 2, **grpo: Any) -> Any:
 
 
 def update(
-    model: Transformer, samples: list[Sample], *, parts: int = 1, lr: float = 1.0, reference: Any = None, **grpo: Any
+    model: Transformer,
+    samples: list[TrainSample],
+    *,
+    parts: int = 1,
+    lr: float = 1.0,
+    reference: Any = None,
+    **grpo: Any,
 ) -> UpdateMetrics:
     size = len(samples) // parts
     minibatches = [samples[i * size : (i + 1) * size] for i in range(parts)]
