@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.sources import local as files
+from titan_pt.data.sources import text_pieces
 from titan_pt.data.sources.arrow import ArrowColumn
 from titan_pt.data.sources.documents import Documents
-from titan_pt.data.sources.local import TEXT_DOCUMENT_CHARACTERS, cut_text
 from titan_pt.data.sources.registry import _SOURCES, check_sources, register_source
+from titan_pt.data.sources.text_pieces import TEXT_DOCUMENT_CHARACTERS, cut_text
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 
@@ -90,7 +90,7 @@ def test_pieces_of_a_text_join_to_the_text(parts: list[str]) -> None:
     text = "".join(parts)
     for block in (7, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "_BLOCK_CHARACTERS", block)
+            patch.setattr(text_pieces, "_BLOCK_CHARACTERS", block)
             pieces = list(cut_text(io.StringIO(text)))
         assert "".join(pieces) == text
         assert all(TEXT_DOCUMENT_CHARACTERS < len(piece) <= 2 * TEXT_DOCUMENT_CHARACTERS for piece in pieces[:-1])

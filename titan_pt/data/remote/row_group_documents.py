@@ -21,7 +21,8 @@ from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
 from titan_pt.data.remote.row_groups import Listing, RowGroup
 from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, StreamedDocuments
 from titan_pt.data.sources.formatters import Formatter
-from titan_pt.data.sources.local import check_columns, format_row
+from titan_pt.data.sources.local import format_row
+from titan_pt.data.sources.parquet_rows import check_columns
 
 logger = logging.getLogger("titan_pt")
 
