@@ -12,7 +12,7 @@ from titan_pt.data.sources.parquet_rows import check_columns
 
 
 def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:
-    """A dataset of the hub (or a local dataset folder), downloaded whole."""
+    """Texts of a dataset of the hub, downloaded whole, or of a local dataset folder."""
     split, formatter = source.split or "train", find_formatter(source)
     library = quiet_datasets()
     dataset = library.load_dataset(

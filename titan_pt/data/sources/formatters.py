@@ -16,19 +16,19 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Formatter:
-    """Makes the text of a row from some of its columns."""
+    """Function that makes the text of a row from some of its columns."""
 
     name: str
     columns: tuple[str, ...]
     """Columns that are read; all others are not even fetched. None named: all are."""
     format: Callable[[Record], Any]
-    """Record of those columns -> text. What is not text is reported with its place."""
+    """Function from a record of those columns to its text; any other value is reported with its place."""
     source: Callable[..., Any] | None = None
     """The function whose code decides about the text, where it is not `format` itself."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the texts may; of a function whose source cannot be read, its byte code."""
+        """Hash of the function's source, or of its byte code where there is none: changes when the texts may."""
         if self.name == "text":
             return f"text:{self.columns[0]}"
         try:
@@ -39,7 +39,7 @@ class Formatter:
 
 
 RECORDS = "sft:"
-"""Begins the names of the formatters that make records."""
+"""Prefix of the names of formatters that make records."""
 
 _FORMATTERS: dict[str, Formatter | str] = {
     "medqa": "titan_pt.data.builtin.formatters:MEDQA",

@@ -11,7 +11,7 @@ from titan_pt.data.sources.local import Columns, Located
 
 
 def read(path: str, columns: Columns) -> Located:
-    """One object a line, or an array of objects."""
+    """Rows of a file: one object a line, or an array of objects."""
     with _open(path) as file:
         is_array = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
         file.seek(0)

@@ -37,7 +37,7 @@ _READERS: dict[str, Reader | str] = {
 
 
 def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
-    """The texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
+    """Texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises; there are no rows.
@@ -181,7 +181,7 @@ def _reader(path: str) -> Reader:
 
 
 def checked_text(value: Any, what: str) -> str:
-    """The value, if a tokenizer can read it.
+    """Return the value, if a tokenizer can read it.
 
     Raises:
         ConfigError: it is null, not text, or not UTF-8.
