@@ -4,17 +4,18 @@ import dataclasses
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from config_helpers import SOURCE, config_of, problem_of, problems_of, resolve_text, write
 
-from titan_pt.config import ConfigError, Section
+from titan_pt.config import ConfigError, JobConfig, Section
 from titan_pt.config.manager import dump_toml, explain
 from titan_pt.protocols import model_spec, trainer_spec
 from titan_pt.protocols.model_spec import get_model_spec, register_model_spec
-from titan_pt.protocols.trainer_spec import BuiltinTrainer, TrainerOptions, register_trainer_spec
+from titan_pt.protocols.trainer_spec import register_trainer_spec, with_sections
 
 # A user's module: a trainer "{name}" with a section of its own and a model "{name}_model" with arguments of its own.
 MODULE = '''
@@ -58,8 +59,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     name = "custom_" + re.sub(r"\W", "_", request.node.name)
     write(tmp_path, MODULE.format(name=name), f"{name}.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trainer_spec, "_TRAINERS", dict(trainer_spec._TRAINERS))
-    monkeypatch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
+    monkeypatch.setattr(trainer_spec._TRAINERS, "_registered", dict(trainer_spec._TRAINERS._registered))
+    monkeypatch.setattr(model_spec._MODELS, "_registered", dict(model_spec._MODELS._registered))
     yield name
     sys.modules.pop(name, None)
 
@@ -122,9 +123,10 @@ def test_a_section_of_another_trainer_says_whose_it_is(
     class Own(Section):
         key: int = 1
 
-    monkeypatch.setitem(
-        trainer_spec.BUILTIN_TRAINERS, "builtin2", BuiltinTrainer("no.module", TrainerOptions(sections={"own2": Own}))
-    )
+    configs = types.SimpleNamespace(OwnConfig=with_sections(JobConfig, {"own2": Own}))
+    monkeypatch.setitem(sys.modules, "own_configs", configs)
+    monkeypatch.setitem(trainer_spec.BUILTIN_CONFIGS, "builtin2", "own_configs:OwnConfig")
+    monkeypatch.setitem(trainer_spec._TRAINERS.builtin, "builtin2", "no.module:SPEC")
     assert problem_of(tmp_path, "[own2]\nkey = 3") == (
         'own2 (x.toml): unknown table: it belongs to job.trainer = "builtin2"'
     )

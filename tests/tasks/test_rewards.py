@@ -54,7 +54,7 @@ def make_sample(completion: str = RIGHT, num_tokens: int = 10, max_new_tokens: i
 @pytest.fixture
 def reward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Score]:
     """The score by one function that is registered for this test alone."""
-    monkeypatch.setattr(rewards, "_REWARDS", dict(rewards._REWARDS))
+    monkeypatch.setattr(rewards._REWARDS, "_registered", dict(rewards._REWARDS))
 
     def run(function: Callable[[Sample, Task], Any], seconds: float = 10.0, **weights: float) -> Score:
         register_reward("mine", function)
@@ -187,7 +187,7 @@ def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> N
 
 
 def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rewards._REWARDS, "slow", sleep)
+    monkeypatch.setitem(rewards._REWARDS._registered, "slow", sleep)
     task = make_task(rewards={"correct": 1.0, "slow": 1.0})
     start = time.monotonic()
     result = score(make_sample(), task, 60.0, given_up={"slow"})

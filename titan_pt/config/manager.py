@@ -1,4 +1,4 @@
-"""From arguments to one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
+"""The manager turns arguments into one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
 
 Precedence: command line > TOML file > the files it extends > the folder of model.from_hf > default. Everything is
 checked once and all problems are reported together.
@@ -20,13 +20,13 @@ from pydantic.fields import FieldInfo
 
 from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
-from titan_pt.config.resolve.checks import DERIVED_ARGS, Problem, cross_check
+from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.resolve.validate import validate
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.trainer_spec import trainer_names, trainer_options
+from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 
 logger = logging.getLogger("titan_pt")
 
@@ -61,7 +61,7 @@ def resolve(argv: list[str]) -> Resolved:
     problems: list[str] = []
     flags = command_line.read_flags(argv)
     layers = _read_files(flags, problems)
-    choices = merge([*layers, _peek(flags)], [])
+    choices = merge([*layers, _peek(flags)], JobConfig.PAIRS, [])
     trainer, model = _choose(choices, problems)
     config_type, model_spec = config_class(trainer, model)
     layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
@@ -69,7 +69,7 @@ def resolve(argv: list[str]) -> Resolved:
         print(command_line.help_text(config_type), end="")
         sys.exit(0)
     flag_layer = command_line.to_layer(flags, config_type, problems)
-    merged = merge([_own_defaults(trainer), *layers, flag_layer], problems)
+    merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
     notices = drop_foreign(merged, problems)
     config, invalid = validate(config_type, merged, problems)
     if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
@@ -77,7 +77,7 @@ def resolve(argv: list[str]) -> Resolved:
     if config is not None:
         problems += [
             _with_origins(problem, merged)
-            for problem in cross_check(config, model_spec, trainer_options(trainer).check)
+            for problem in cross_check(config, model_spec)
             if not any(invalid & {name, name.split(".")[0]} for name in problem.fields)
         ]
     if problems or config is None:
@@ -113,12 +113,13 @@ def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: li
     if not path:
         return []
     said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-    if model_spec.hugging_face is None:
+    layout = model_spec.layout()
+    if layout is None:
         problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
         return []
     folder = Path(os.path.expanduser(path))
     try:
-        args = model_spec.hugging_face.read_config(folder)
+        args = layout.read_config(folder)
     except ConfigError as error:
         problems += [f"{said}: {problem}" for problem in error.problems]
         return []
@@ -137,10 +138,9 @@ def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
     return trainer, _known(choices, "model.name", model_names(), Model().name, problems)
 
 
-def _own_defaults(trainer: str) -> Layer:
-    """The layer below all others: what this kind of training sets otherwise than `JobConfig`."""
-    defaults = trainer_options(trainer).defaults
-    return Layer(f"default of {trainer}", {section: dict(keys) for section, keys in defaults.items()})
+def _own_defaults(trainer: str, config_type: type[JobConfig]) -> Layer:
+    """The layer below all others: the defaults in which this kind of training differs from `JobConfig`."""
+    return Layer(f"default of {trainer}", {section: dict(keys) for section, keys in config_type.DEFAULTS.items()})
 
 
 def _chosen(choices: Merged, name: str, default: str) -> str:
@@ -173,30 +173,22 @@ def _import_custom(module: str, problems: list[str]) -> None:
         raise ConfigError(*problems, problem) from error
 
 
-def _with_origins(problem: Problem, merged: Merged) -> str:
+def _with_origins(problem: RuleProblem, merged: Merged) -> str:
     origins = sorted({merged.origin(*name.split(".")) for name in problem.fields} - {"default"})
     return f"{problem.text} (set by {', '.join(origins)})" if origins else problem.text
 
 
 @functools.cache  # two configs of one trainer and model have one class, so that they can be equal
 def config_class(trainer: str, model: str) -> tuple[type[JobConfig], ModelSpec[Any]]:
-    """JobConfig with the sections the trainer brings and `[model]` with the model's own fields."""
-    model_spec = get_model_spec(model)
+    """The trainer's config class, its `[model]` with the model's own fields; and the model's spec."""
+    config_type, model_spec = trainer_config(trainer), get_model_spec(model)
     own = {
         name: (_with_metadata(info) | None, Field(default=None, description=info.description))
         for name, info in model_spec.args_type.model_fields.items()
         if name not in Model.model_fields and name not in DERIVED_ARGS
     }
     model_type: Any = create_model("Model", __base__=Model, __doc__=Model.__doc__, **own)  # type: ignore[call-overload]
-    sections: dict[str, Any] = {
-        name: (kind, _default(kind)) for name, kind in trainer_options(trainer).sections.items()
-    }
-    return create_model("JobConfig", __base__=JobConfig, model=(model_type, model_type()), **sections), model_spec
-
-
-def _default(kind: type[Section]) -> Any:
-    """The section of all defaults, or `...`, required, where one of its keys is."""
-    return ... if any(info.is_required() for info in kind.model_fields.values()) else kind()
+    return create_model(config_type.__name__, __base__=config_type, model=(model_type, model_type())), model_spec
 
 
 def _with_metadata(info: FieldInfo) -> Any:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.config.schema.grpo import Rollout, section
+from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
@@ -227,13 +227,15 @@ class NativeEngine:
         return completions
 
 
-def build_native_engine(config: JobConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> NativeEngine:
+def build_native_engine(
+    config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]
+) -> NativeEngine:
     """The engine of `[rollout]`, with an unsharded model on the rank's device whose weights are yet to be synced.
 
     Raises:
         ConfigError: the model is not a transformer, or the device cannot compile.
     """
-    rollout = section(config, Rollout)
+    rollout = config.rollout
     model = unsharded_model(config, tokenizer, world.device)
     if model is None:
         raise ConfigError(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from titan_pt.config.schema.grpo import Rollout, section
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.grpo import RolloutConfig
 
 _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
@@ -44,9 +43,9 @@ class Sampling:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)}: must be {allowed}")
 
 
-def rollout_sampling(config: JobConfig, step: int) -> Sampling:
+def rollout_sampling(config: RolloutConfig, step: int) -> Sampling:
     """How `[rollout]` draws completions, with the noise of a step."""
-    rollout = section(config, Rollout)
+    rollout = config.rollout
     return Sampling(
         rollout.max_new_tokens,
         temperature=rollout.temperature,

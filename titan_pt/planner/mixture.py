@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
-from titan_pt.config.schema.grpo import find_section
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.config.schema.sft import Sft
+from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.truth_table import share_out
 
 
@@ -31,8 +30,7 @@ def plan_sources(config: JobConfig, tokens: int) -> list[SourcePlan]:
     sources = config.data.sources
     sizes = [known_tokens(source, config.tokenizer.name) for source in sources]
     # In fine-tuning sft.epochs is the cap of those that have none of their own.
-    sft = find_section(config, Sft)
-    every = sft.epochs if sft else None
+    every = config.sft.epochs if isinstance(config, SftConfig) else None
     limits = [source.max_epochs or every for source in sources]
     caps = [
         float("inf") if size is None or limit is None else size * limit

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from titan_pt.components.accelerators import GIB, Accelerator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
-from titan_pt.config.schema.grpo import Grpo, Rollout, find_section, section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
-from titan_pt.planner.accelerators import GIB, Accelerator
 from titan_pt.planner.memory import estimate, moment_bytes, needed_bytes, on_device, shape_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
@@ -107,9 +107,9 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     traced = trace(config, target.num_gpus)
     rollouts = rollouts_of(config, args, target, flops_per_token)
     tokens = traced.run_size.tokens
-    if rollouts:
-        options, length = section(config, Grpo), rollouts.prompt_tokens + section(config, Rollout).max_new_tokens
-        tokens = traced.run_size.steps * options.prompts_per_step * section(config, Rollout).num_samples * length
+    if rollouts and isinstance(config, GrpoConfig):
+        options, length = config.grpo, rollouts.prompt_tokens + config.rollout.max_new_tokens
+        tokens = traced.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
     limit = config.training.max_hours
     paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, target.mfu}}
     if rollouts:
@@ -149,7 +149,7 @@ def peak_rate(config: JobConfig, target: Target) -> float:
 
 def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: float) -> Rollouts | None:
     """What sampling adds; None where the trainer samples nothing, or with an engine of another's."""
-    if find_section(config, Grpo) is None or not isinstance(args, TransformerArgs):
+    if not isinstance(config, GrpoConfig) or not isinstance(args, TransformerArgs):
         return None
     return plan_rollouts(config, args, target.gpu, target.num_gpus, flops_per_token, target.mfu)
 
@@ -160,8 +160,7 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
         return None
     offloads = config.training.enable_cpu_offload
     run_size = get_trainer_spec(config.job.trainer).plan_run_size(config, num_gpus)
-    grpo = find_section(config, Grpo)
-    if grpo is None:
+    if not isinstance(config, GrpoConfig):
         shape = shape_of(config, args, num_gpus, accumulates=run_size.accumulation_steps > 1)
         return on_device(estimate(shape), offloads=offloads)
     from titan_pt.trainers.grpo.dry_run import update_size
@@ -172,7 +171,7 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
     config = config.model_copy(update={"training": training})
     shape = shape_of(config, args, num_gpus, accumulates=size.accumulates, scored_tokens=size.scored_tokens)
     kinds = estimate(shape)
-    if grpo.kl_coef > 0:
+    if config.grpo.kl_coef > 0:
         kinds["reference"] = 4 * args.num_parameters / shape.shards
     return on_device(kinds, offloads=offloads)
 

@@ -5,12 +5,11 @@ Completions are taken at their full length, so times are upper bounds in that re
 
 from dataclasses import dataclass
 
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.components.accelerators import Accelerator
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.generation.decode import LOGIT_ELEMENTS
 from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
-from titan_pt.planner.accelerators import Accelerator
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
 
@@ -49,10 +48,10 @@ class Rollouts:
 
 
 def plan_rollouts(
-    config: JobConfig, args: TransformerArgs, gpu: Accelerator, num_gpus: int, flops_per_token: float, mfu: float
+    config: GrpoConfig, args: TransformerArgs, gpu: Accelerator, num_gpus: int, flops_per_token: float, mfu: float
 ) -> Rollouts:
     """The plan of a GRPO step at an MFU of its updates."""
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    grpo, rollout = config.grpo, config.rollout
     element = ELEMENT_BYTES[config.training.mixed_precision_param]
     per_token = 2 * args.num_layers * args.num_kv_heads * args.head_dim * element
     rows, slots = row_count(sampled_rows(config, num_gpus)), row_slots(config)

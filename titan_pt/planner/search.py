@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from titan_pt.components.accelerators import GIB
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import divisors, global_rows, plan_run_size
-from titan_pt.config.schema.grpo import Grpo, find_section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.planner.accelerators import GIB
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
 
@@ -142,7 +142,7 @@ def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:
 
 
 def _is_grpo(config: JobConfig) -> bool:
-    return find_section(config, Grpo) is not None
+    return isinstance(config, GrpoConfig)
 
 
 def _now(config: JobConfig, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from titan_pt.config.schema.grpo import Grpo, find_section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.planner.memory import moment_bytes
 
@@ -22,8 +22,7 @@ class Storage:
 def storage(config: JobConfig, num_parameters: int, steps: int) -> Storage:
     """What `[checkpoint]` makes of a model of that size."""
     options = config.checkpoint
-    grpo = find_section(config, Grpo)
-    has_reference = grpo is not None and grpo.kl_coef > 0
+    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
     whole = num_parameters * (4 + moment_bytes(config) + (4 if has_reference else 0))
     if not options.enable or options.load_only:
         return Storage(whole, 0, 0.0)

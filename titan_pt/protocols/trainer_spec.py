@@ -1,15 +1,14 @@
 """A kind of training as a dataclass of functions, and the registry of kinds."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from pydantic import create_model
+
 from titan_pt.config.run_size import RunSize, plan_run_size
-from titan_pt.config.schema import grpo, sft
-from titan_pt.config.schema.job_config import Section
+from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:
     import torch
@@ -17,120 +16,111 @@ if TYPE_CHECKING:
 
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
-    from titan_pt.config.run_size import RunSize
-    from titan_pt.config.schema.job_config import JobConfig
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.context import Data, DryRunStep, Step, TrainContext, Validator
+    from titan_pt.protocols.context import BaseDataLoader, DryRunStep, Step, TrainContext, Validator
+
+Config = TypeVar("Config", bound=JobConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """What a kind of training adds to the config."""
+class TrainerSpec(Generic[Config]):
+    """The functions that `train.py` calls for one kind of training, in the order of their calls.
 
-    sections: Mapping[str, type[Section]] = field(default_factory=dict)
-    """TOML tables of its own, by name."""
-    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Keys of the common tables whose default differs here."""
-    check: "Callable[[JobConfig], Iterator[tuple[list[str], str]]] | None" = None
-    """Rules between fields: (the fields, what is wrong) of each broken one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSpec(TrainerOptions):
-    """What `train.py` calls, top to bottom. `dataclasses.replace` of a built-in spec makes a new kind of training."""
+    `dataclasses.replace` of a built-in spec makes a new kind of training.
+    """
 
     name: str
-    plan_run_size: "Callable[[JobConfig, int], RunSize]" = plan_run_size
-    """(config, number of ranks) -> the run in numbers."""
-    build_tokenizer: "Callable[[JobConfig], Tokenizer]"
-    build_model: "Callable[[JobConfig, Tokenizer], nn.Module]"
-    """On the meta device."""
-    parallelize: "Callable[[nn.Module, JobConfig, World], nn.Module]"
-    build_optimizers: "Callable[[nn.Module, JobConfig], torch.optim.Optimizer]"
-    build_lr_schedulers: "Callable[[JobConfig, int], Schedule]"
+    config_type: type[Config] = JobConfig  # type: ignore[assignment]
+    """Config of this kind of training: JobConfig, or a subclass with tables, defaults and rules of its own."""
+    sections: Mapping[str, type[Section]] = field(default_factory=dict)
+    """Tables to add to `config_type`, by name: a shorthand for a subclass that has these fields."""
+    plan_run_size: "Callable[[Config, int], RunSize]" = plan_run_size
+    """(config, number of ranks) -> batch, streams and steps of the run."""
+    build_tokenizer: "Callable[[Config], Tokenizer]"
+    build_model: "Callable[[Config, Tokenizer], nn.Module]"
+    """(config, tokenizer) -> the model on the meta device."""
+    parallelize: "Callable[[nn.Module, Config, World], nn.Module]"
+    """(model, config, ranks) -> the model, checkpointed, compiled and sharded in place."""
+    build_optimizers: "Callable[[nn.Module, Config], torch.optim.Optimizer]"
+    build_lr_schedulers: "Callable[[Config, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[JobConfig, Tokenizer, World, RunSize], Data]"
-    adjust_run_size: "Callable[[JobConfig, World, RunSize, Any], RunSize] | None" = None
-    """(config, ranks, run_size, the data) -> the run size, where the number of steps depends on the data."""
-    build_step: "Callable[[TrainContext], Step]"
-    """What one optimizer step does."""
-    build_validator: "Callable[[TrainContext, Step], Validator | None]"
-    describe: "Callable[[TrainContext, float, float | None], None] | None" = None
+    build_dataloader: "Callable[[Config, Tokenizer, World, RunSize], BaseDataLoader]"
+    adjust_run_size: "Callable[[Config, World, RunSize, Any], RunSize] | None" = None
+    """(config, ranks, run size, dataloader) -> the run size, where the number of steps depends on the data."""
+    build_step: "Callable[[TrainContext[Config]], Step]"
+    """(context) -> the function that does one optimizer step."""
+    build_validator: "Callable[[TrainContext[Config], Step], Validator | None]"
+    describe: "Callable[[TrainContext[Config], float, float | None], None] | None" = None
     """(context, FLOPs of training on one token, peak FLOP/s of a rank) -> log what the run will do."""
     validates_first: bool = False
     """Validate before step 1 too."""
-    build_dry_run: "Callable[[TrainerSpec, TrainContext], DryRunStep] | None" = None
-    """(this spec, context without a dataloader) -> what a dry run does; None: it cannot be dry-run or planned."""
+    build_dry_run: "Callable[[TrainerSpec[Any], TrainContext[Config]], DryRunStep] | None" = None
+    """(this spec, context without a dataloader) -> the step of a dry run; None: it cannot be dry-run or planned."""
+
+    def __post_init__(self) -> None:
+        if self.sections:
+            object.__setattr__(self, "config_type", with_sections(self.config_type, self.sections))
+            object.__setattr__(self, "sections", {})
 
 
-@dataclass(frozen=True)
-class BuiltinTrainer:
-    """Where a built-in spec lives, and its options: known without importing torch."""
+def with_sections(config_type: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
+    """A subclass of a config with more tables; a table with a required key is required itself."""
+    fields: dict[str, Any] = {
+        name: (kind, ... if any(info.is_required() for info in kind.model_fields.values()) else kind())
+        for name, kind in sections.items()
+    }
+    return create_model(config_type.__name__, __base__=config_type, **fields)
 
-    module: str
-    options: TrainerOptions
 
-
-BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {
-    "pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", TrainerOptions()),
-    "sft": BuiltinTrainer(
-        "titan_pt.trainers.sft.spec", TrainerOptions(sections=sft.SECTIONS, defaults=sft.DEFAULTS, check=sft.check)
-    ),
-    "grpo": BuiltinTrainer(
-        "titan_pt.trainers.grpo.spec",
-        TrainerOptions(sections=grpo.SECTIONS, defaults=grpo.DEFAULTS, check=grpo.check),
-    ),
+BUILTIN_CONFIGS = {
+    "pretrain": "titan_pt.config.schema.job_config:JobConfig",
+    "sft": "titan_pt.config.schema.sft:SftConfig",
+    "grpo": "titan_pt.config.schema.grpo:GrpoConfig",
 }
-_TRAINERS: dict[str, TrainerSpec] = {}
+"""Configs of the built-in kinds of training, which can be imported without torch."""
+
+_TRAINERS: Registry[TrainerSpec[Any]] = Registry(
+    "trainer spec {}",
+    {
+        "pretrain": "titan_pt.trainers.pretrain:SPEC",
+        "sft": "titan_pt.trainers.sft.spec:SPEC",
+        "grpo": "titan_pt.trainers.grpo.spec:SPEC",
+    },
+)
 
 
-def register_trainer_spec(spec: TrainerSpec) -> TrainerSpec:
+def register_trainer_spec(spec: TrainerSpec[Config]) -> TrainerSpec[Config]:
     """Make a kind of training known by `[job] trainer`. A second registration of a name is an error."""
-    builtin = BUILTIN_TRAINERS.get(spec.name)
-    # A built-in spec registers itself while its own module is imported; before that its name is taken all the same.
-    if spec.name in _TRAINERS or (builtin is not None and builtin.module not in sys.modules):
-        raise ValueError(f"trainer spec {spec.name!r} is registered already")
-    _TRAINERS[spec.name] = spec
+    _TRAINERS.register(spec.name, spec)
     return spec
 
 
-def get_trainer_spec(name: str) -> TrainerSpec:
+def get_trainer_spec(name: str) -> TrainerSpec[Any]:
     """The spec of `[job] trainer`.
 
     Raises:
         ConfigError: the name is unknown; lists the known ones.
     """
-    if name not in _TRAINERS and name in BUILTIN_TRAINERS:
-        importlib.import_module(BUILTIN_TRAINERS[name].module)
-    if name not in _TRAINERS:
-        known = trainer_names()
-        raise ConfigError(f"job.trainer = {name!r}: unknown; known are {one_of(known)}{nearest(name, known)}")
-    return _TRAINERS[name]
+    return _TRAINERS.find(name, "job.trainer")
 
 
 def trainer_names() -> set[str]:
-    """All kinds of training: the built-in ones and those registered so far."""
-    return {*_TRAINERS, *BUILTIN_TRAINERS}
+    """Names of all kinds of training: the built-in ones and those registered so far."""
+    return set(_TRAINERS)
 
 
-def trainer_options(name: str) -> TrainerOptions:
-    """What `[job] trainer` adds to the config; a ConfigError where the name is unknown."""
-    if name in BUILTIN_TRAINERS:
-        return BUILTIN_TRAINERS[name].options
-    return get_trainer_spec(name)
+def trainer_config(name: str) -> type[JobConfig]:
+    """The config class of `[job] trainer`; a built-in one is found without importing torch.
+
+    Raises:
+        ConfigError: the name is unknown; lists the known ones.
+    """
+    if name in BUILTIN_CONFIGS:
+        config_type: type[JobConfig] = import_attribute(BUILTIN_CONFIGS[name])
+        return config_type
+    return get_trainer_spec(name).config_type
 
 
 def trainers_with_section(section: str) -> list[str]:
-    """The kinds of training that bring this TOML table."""
-    return sorted(name for name in trainer_names() if section in trainer_options(name).sections)
-
-
-__all__ = [
-    "TrainerOptions",
-    "TrainerSpec",
-    "get_trainer_spec",
-    "register_trainer_spec",
-    "trainer_names",
-    "trainer_options",
-    "trainers_with_section",
-]
+    """Names of the kinds of training that have this TOML table beside the common ones."""
+    return sorted(name for name in trainer_names() if section in trainer_config(name).model_fields)

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from titan_pt.protocols.registry import Registry
+
 if TYPE_CHECKING:  # task.py needs the names of the rewards
     from titan_pt.tasks.task import Problem, Task
 
@@ -72,14 +74,12 @@ class Score:
 
 
 RewardFunction = Callable[[Sample, "Task"], float]
-_REWARDS: dict[str, RewardFunction] = {}
+_REWARDS: Registry[RewardFunction] = Registry("reward {}")
 
 
 def register_reward(name: str, function: RewardFunction) -> None:
     """Make `name` known to `rewards` of [[grpo.tasks]]. Twice is an error."""
-    if name in _REWARDS:
-        raise ValueError(f"reward {name!r} is registered already")
-    _REWARDS[name] = function
+    _REWARDS.register(name, function)
 
 
 def known_rewards() -> set[str]:

@@ -2,12 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.config.schema.job_config import PAIRS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,14 +105,15 @@ def _is_shallow(value: Any, limit: int) -> bool:
     return limit > 0 and all(_is_shallow(child, limit - 1) for child in children)
 
 
-def merge(layers: list[Layer], problems: list[str]) -> Merged:
+def merge(layers: list[Layer], pairs: Iterable[tuple[str, str]], problems: list[str]) -> Merged:
     """Later layers win; tables merge, everything else is replaced whole.
 
-    A layer that sets both keys of a pair, or makes a table of what was a value, joins `problems`.
+    `pairs` name two keys of which a higher layer's one replaces the lower layer's other (`JobConfig.PAIRS`). A layer
+    that sets both keys of a pair, or makes a table of what was a value, joins `problems`.
     """
     merged = Merged()
     for layer in layers:
-        for pair in PAIRS:
+        for pair in pairs:
             present = [key for key in pair if _get(layer.tables, key) is not None]
             if len(present) == 2:
                 problems.append(f"{pair[0]} and {pair[1]} ({layer.origin}): a pair; give one of them")

@@ -1,24 +1,14 @@
-"""The sections that the grpo trainer brings: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`. No torch here."""
+"""The config of reinforcement learning: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`. No torch here."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from titan_pt.config.schema.job_config import (
-    Count,
-    Fraction,
-    JobConfig,
-    Name,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    Section,
-    Timeout,
-)
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.section import Count, Fraction, Name, NonNegative, Positive, PositiveInt, Section, Timeout
 from titan_pt.config.schema.values import Size
 
-S = TypeVar("S", bound=Section)
 TokenCount = Annotated[Size, Field(gt=0)]
 
 
@@ -153,105 +143,102 @@ class Grpo(Section):
     """Least share of groups with different rewards."""
 
 
-SECTIONS: dict[str, type[Section]] = {"rollout": Rollout, "grpo": Grpo}
+class RolloutConfig(JobConfig):
+    """A run that samples completions from its own model."""
 
-# Reinforcement learning takes steps a hundred times smaller than pretraining, and few of them.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "training": {"steps": 500},
-    "optimizer": {"lr": 3e-6, "weight_decay": 0.0},
-    "lr_scheduler": {"warmup_steps": 10, "decay_type": "cosine", "min_lr_factor": 0.1},
-    "validation": {"enable": True, "freq": 20},
-    "metrics": {"log_freq": 1},
-    "checkpoint": {"interval": 50},
-}
+    rollout: Rollout = Rollout()
 
 
-def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
-    """Broken rules between the fields of a grpo run."""
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
-    training = config.training
-    if not grpo.tasks:
-        yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
-    names = [task.name for task in grpo.tasks]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
-    if rollout.max_new_tokens >= training.seq_len:
-        yield (
-            ["rollout.max_new_tokens", "training.seq_len"],
-            f"rollout.max_new_tokens = {rollout.max_new_tokens}: must be below training.seq_len = {training.seq_len}, "
-            "which holds the prompt too",
-        )
-    if grpo.prompts_per_step % grpo.num_minibatches:
-        yield (
-            ["grpo.num_minibatches", "grpo.prompts_per_step"],
-            f"grpo.num_minibatches = {grpo.num_minibatches}: must divide grpo.prompts_per_step = "
-            f"{grpo.prompts_per_step}",
-        )
-    if grpo.overlong == "penalty" and grpo.overlong_buffer >= rollout.max_new_tokens:
-        yield (
-            ["grpo.overlong_buffer", "rollout.max_new_tokens"],
-            f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
-            f"{rollout.max_new_tokens}",
-        )
-    for name in ("tasks", "sample_prompts"):
-        if getattr(config.validation, name):
-            yield (
-                [f"validation.{name}"],
-                f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
-                "rollout.print_samples; leave it out",
-            )
-    if training.tokens is not None:
-        yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
-    if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:
-        yield (
-            ["grpo.loss", "grpo.clip_low", "grpo.clip_high"],
-            f"grpo.clip_low = {grpo.clip_low}, clip_high = {grpo.clip_high}: a clip of gspo's ratios, which are of "
-            "whole sequences, starts at about 3e-4 and 4e-4 (GSPO, section 5.1); above 0.05 it never acts",
-        )
-    if grpo.kl_coef == 0.0 and grpo.reference_reset != "none":
-        yield (
-            ["grpo.reference_reset", "grpo.kl_coef"],
-            f'grpo.reference_reset = "{grpo.reference_reset}": there is no reference without grpo.kl_coef; '
-            'raise it, or set reference_reset = "none"',
-        )
-    if grpo.reference_reset == "plateau" and not config.validation.enable:
-        yield (
-            ["grpo.reference_reset", "validation.enable"],
-            'grpo.reference_reset = "plateau": needs evaluations; set validation.enable = true',
-        )
+class GrpoConfig(RolloutConfig):
+    """A run of reinforcement learning with verifiable rewards."""
 
-
-def without_effect(config: JobConfig) -> Iterator[str]:
-    """Settings that were changed and do nothing here, and samples that the trainer scores otherwise."""
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
-    needs = {
-        "kl_estimator": (grpo.kl_coef > 0, "kl_coef above 0"),
-        "kl_max_log_ratio": (grpo.kl_coef > 0, "kl_coef above 0"),
-        "reset_optimizer": (grpo.reference_reset != "none", "a reference_reset"),
-        "reference_reset_interval": (grpo.reference_reset == "interval", 'reference_reset = "interval"'),
-        "plateau_evals": (grpo.reference_reset == "plateau", 'reference_reset = "plateau"'),
-        "cispo_cap": (grpo.loss == "cispo", 'loss = "cispo"'),
-        "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
-        "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
-        "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
-        "max_idle_steps": (grpo.dynamic_sampling == "none", 'dynamic_sampling = "none"'),
-        "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
-        "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+    # Reinforcement learning takes steps a hundred times smaller than pretraining, and few of them.
+    DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "training": {"steps": 500},
+        "optimizer": {"lr": 3e-6, "weight_decay": 0.0},
+        "lr_scheduler": {"warmup_steps": 10, "decay_type": "cosine", "min_lr_factor": 0.1},
+        "validation": {"enable": True, "freq": 20},
+        "metrics": {"log_freq": 1},
+        "checkpoint": {"interval": 50},
     }
-    for key, (holds, need) in needs.items():
-        if not holds and getattr(grpo, key) != Grpo.model_fields[key].default:
-            yield f"grpo.{key} has no effect: it needs {need}"
-    if rollout.top_k or rollout.top_p < 1:
-        yield "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"
 
+    grpo: Grpo = Grpo()
 
-def section(config: JobConfig, kind: type[S]) -> S:
-    """The config's section of this type, which the trainer brought."""
-    found = find_section(config, kind)
-    assert found is not None, f"the trainer brings no {kind.__name__}"
-    return found
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """Yield the broken rules between the fields of a grpo run."""
+        grpo, rollout = self.grpo, self.rollout
+        training = self.training
+        if not grpo.tasks:
+            yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
+        names = [task.name for task in grpo.tasks]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
+        if rollout.max_new_tokens >= training.seq_len:
+            yield (
+                ["rollout.max_new_tokens", "training.seq_len"],
+                f"rollout.max_new_tokens = {rollout.max_new_tokens}: must be below training.seq_len = "
+                f"{training.seq_len}, which holds the prompt too",
+            )
+        if grpo.prompts_per_step % grpo.num_minibatches:
+            yield (
+                ["grpo.num_minibatches", "grpo.prompts_per_step"],
+                f"grpo.num_minibatches = {grpo.num_minibatches}: must divide grpo.prompts_per_step = "
+                f"{grpo.prompts_per_step}",
+            )
+        if grpo.overlong == "penalty" and grpo.overlong_buffer >= rollout.max_new_tokens:
+            yield (
+                ["grpo.overlong_buffer", "rollout.max_new_tokens"],
+                f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
+                f"{rollout.max_new_tokens}",
+            )
+        for name in ("tasks", "sample_prompts"):
+            if getattr(self.validation, name):
+                yield (
+                    [f"validation.{name}"],
+                    f"validation.{name}: has no effect on grpo, which evaluates on [[grpo.tasks]] and prints "
+                    "rollout.print_samples; leave it out",
+                )
+        if training.tokens is not None:
+            yield ["training.tokens"], "training.tokens: grpo counts steps, not tokens; set training.steps"
+        if grpo.loss == "gspo" and min(grpo.clip_low, grpo.clip_high) > 0.05:
+            yield (
+                ["grpo.loss", "grpo.clip_low", "grpo.clip_high"],
+                f"grpo.clip_low = {grpo.clip_low}, clip_high = {grpo.clip_high}: a clip of gspo's ratios, which are of "
+                "whole sequences, starts at about 3e-4 and 4e-4 (GSPO, section 5.1); above 0.05 it never acts",
+            )
+        if grpo.kl_coef == 0.0 and grpo.reference_reset != "none":
+            yield (
+                ["grpo.reference_reset", "grpo.kl_coef"],
+                f'grpo.reference_reset = "{grpo.reference_reset}": there is no reference without grpo.kl_coef; '
+                'raise it, or set reference_reset = "none"',
+            )
+        if grpo.reference_reset == "plateau" and not self.validation.enable:
+            yield (
+                ["grpo.reference_reset", "validation.enable"],
+                'grpo.reference_reset = "plateau": needs evaluations; set validation.enable = true',
+            )
 
-
-def find_section(config: JobConfig, kind: type[S]) -> S | None:
-    """The same; None where the trainer brings none."""
-    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
+    def settings_without_effect(self) -> Iterator[str]:
+        """Yield a warning for each changed setting that does nothing here, and for truncated sampling distributions."""
+        grpo, rollout = self.grpo, self.rollout
+        needs = {
+            "kl_estimator": (grpo.kl_coef > 0, "kl_coef above 0"),
+            "kl_max_log_ratio": (grpo.kl_coef > 0, "kl_coef above 0"),
+            "reset_optimizer": (grpo.reference_reset != "none", "a reference_reset"),
+            "reference_reset_interval": (grpo.reference_reset == "interval", 'reference_reset = "interval"'),
+            "plateau_evals": (grpo.reference_reset == "plateau", 'reference_reset = "plateau"'),
+            "cispo_cap": (grpo.loss == "cispo", 'loss = "cispo"'),
+            "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
+            "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+            "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
+            "max_idle_steps": (grpo.dynamic_sampling == "none", 'dynamic_sampling = "none"'),
+            "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+            "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
+        }
+        for key, (holds, need) in needs.items():
+            if not holds and getattr(grpo, key) != Grpo.model_fields[key].default:
+                yield f"grpo.{key} has no effect: it needs {need}"
+        if rollout.top_k or rollout.top_p < 1:
+            yield (
+                "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"
+            )

@@ -1,9 +1,10 @@
-"""The section that the sft trainer brings: `[sft]`. No torch here."""
+"""The config of supervised fine-tuning: `[sft]` beside the common tables. No torch here."""
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from titan_pt.config.schema.job_config import JobConfig, Positive, Section
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.section import Positive, Section
 
 
 class Sft(Section):
@@ -19,37 +20,40 @@ class Sft(Section):
     """A record that is longer than a row of training.seq_len: stop, leave it out, or cut its end off."""
 
 
-SECTIONS: dict[str, type[Section]] = {"sft": Sft}
+class SftConfig(JobConfig):
+    """A run of supervised fine-tuning."""
 
-# Few steps over few documents, none of which is cut from its question, at a tenth of pretraining's learning rate.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "data": {"packing": "best_fit"},
-    "training": {"steps": 500, "document_mask": True},
-    "optimizer": {"lr": 3e-5, "weight_decay": 0.0},
-    "lr_scheduler": {"warmup_steps": 20, "decay_type": "cosine", "min_lr_factor": 0.1},
-    "checkpoint": {"interval": 100},
-}
+    # Few steps over few documents, none of which is cut from its question, at a tenth of pretraining's learning rate.
+    DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "data": {"packing": "best_fit"},
+        "training": {"steps": 500, "document_mask": True},
+        "optimizer": {"lr": 3e-5, "weight_decay": 0.0},
+        "lr_scheduler": {"warmup_steps": 20, "decay_type": "cosine", "min_lr_factor": 0.1},
+        "checkpoint": {"interval": 100},
+    }
+    PAIRS = (*JobConfig.PAIRS, ("sft.epochs", "training.steps"), ("sft.epochs", "training.tokens"))
 
+    sft: Sft = Sft()
 
-def check(config: JobConfig) -> Iterator[tuple[list[str], str]]:
-    """Broken rules between the fields of an sft run."""
-    if not config.data.sources:
-        yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "gsm8k"'
-    for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
-        for i, source in enumerate(sources):
-            if source.text_field is not None:
-                yield (
-                    [table],
-                    f"{table}[{i}] ({source.name!r}): text_field has no effect on sft, which reads records of messages "
-                    "or of prompt and completion; leave it out",
-                )
-    if not config.training.document_mask:
-        yield (
-            ["training.document_mask"],
-            "training.document_mask = false: an answer would see the records before it in its row; leave it out",
-        )
-    if config.data.packing == "concat":
-        yield (
-            ["data.packing"],
-            'data.packing = "concat": would cut answers from their questions at the ends of rows; leave it out',
-        )
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """Yield the broken rules between the fields of an sft run."""
+        if not self.data.sources:
+            yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "gsm8k"'
+        for table, sources in (("data.sources", self.data.sources), ("validation.sources", self.validation.sources)):
+            for i, source in enumerate(sources):
+                if source.text_field is not None:
+                    yield (
+                        [table],
+                        f"{table}[{i}] ({source.name!r}): text_field has no effect on sft, which reads records of "
+                        "messages or of prompt and completion; leave it out",
+                    )
+        if not self.training.document_mask:
+            yield (
+                ["training.document_mask"],
+                "training.document_mask = false: an answer would see the records before it in its row; leave it out",
+            )
+        if self.data.packing == "concat":
+            yield (
+                ["data.packing"],
+                'data.packing = "concat": would cut answers from their questions at the ends of rows; leave it out',
+            )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 POOL = 32
-"""Number of documents of each source to choose from. A resume reads them again, so a larger pool resumes more slowly."""
+"""Number of documents of each source to choose from. A resume reads them again: a larger pool resumes more slowly."""
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[int]:

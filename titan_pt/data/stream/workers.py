@@ -12,8 +12,7 @@ from multiprocessing.connection import Connection
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
 from titan_pt.data.sources.opening import Listings, data_settings, open_all
 from titan_pt.data.sources.registry import DataSettings, SourceContext
 from titan_pt.data.stream.encoding import Encoder

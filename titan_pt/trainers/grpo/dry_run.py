@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.distributed.fsdp import allocate
 from titan_pt.generation.decode import Rows
 from titan_pt.generation.native import build_native_engine
@@ -25,14 +24,14 @@ from titan_pt.trainers.grpo.reference import Reference
 PROMPT_TOKENS = 256
 
 
-def build_dry_run(_spec: TrainerSpec, context: TrainContext) -> DryRunStep:
+def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
     """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together.
 
     Raises:
         ConfigError: a task or reward of that name is not known, or the engine cannot run this model.
     """
     config = context.config
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    grpo, rollout = config.grpo, config.rollout
     for row in grpo.tasks:
         check_task(row)
     context = dataclasses.replace(context, config=_one_iteration(config))
@@ -66,7 +65,7 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     return DryRunStep(step, batch, size.accumulates, held, sampling_bytes, notes)
 
 
-def _sample(context: TrainContext) -> tuple[list[torch.Tensor], int, str]:
+def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int, str]:
     """Take over the weights and decode one token: (what the engine holds, bytes of its rows, what was tried)."""
     config = context.config
     engine = build_native_engine(config, context.tokenizer, context.world, [context.tokenizer.eos_id])
@@ -77,7 +76,7 @@ def _sample(context: TrainContext) -> tuple[list[torch.Tensor], int, str]:
     return engine.tensors(), _bytes(rows), tried
 
 
-def _one_iteration(config: JobConfig) -> JobConfig:
+def _one_iteration(config: GrpoConfig) -> GrpoConfig:
     """An only update needs one forward of the policy; more of them take no more memory at a time."""
     updates = {
         name: value.model_copy(update={"num_iterations": 1}) for name, value in config if isinstance(value, Grpo)
@@ -85,9 +84,9 @@ def _one_iteration(config: JobConfig) -> JobConfig:
     return config.model_copy(update=updates)
 
 
-def sampled_rows(config: JobConfig, num_ranks: int) -> int:
+def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
     """Most completions that one rank decodes together: of a step, the probe or an evaluation."""
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    grpo, rollout = config.grpo, config.rollout
     wanted = [step_rows(config)]
     if grpo.probe != "off":
         wanted.append(grpo.probe_prompts * rollout.num_samples)
@@ -96,21 +95,21 @@ def sampled_rows(config: JobConfig, num_ranks: int) -> int:
     return min(rollout.max_rows, -(-max(wanted) // num_ranks))
 
 
-def step_rows(config: JobConfig) -> int:
+def step_rows(config: GrpoConfig) -> int:
     """Completions that a step samples in its first round, over all ranks."""
-    grpo = section(config, Grpo)
+    grpo = config.grpo
     oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
-    return math.ceil(grpo.prompts_per_step * oversample) * section(config, Rollout).num_samples
+    return math.ceil(grpo.prompts_per_step * oversample) * config.rollout.num_samples
 
 
-def row_slots(config: JobConfig) -> int:
+def row_slots(config: GrpoConfig) -> int:
     """Positions of a completion and its prompt."""
-    return prompt_tokens(config) + section(config, Rollout).max_new_tokens
+    return prompt_tokens(config) + config.rollout.max_new_tokens
 
 
-def prompt_tokens(config: JobConfig) -> int:
+def prompt_tokens(config: GrpoConfig) -> int:
     """Assumed of a prompt."""
-    return min(PROMPT_TOKENS, config.training.seq_len - section(config, Rollout).max_new_tokens)
+    return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -127,28 +126,28 @@ class UpdateSize:
     """An update has several."""
 
 
-def update_size(config: JobConfig, num_ranks: int) -> UpdateSize:
+def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
     """The micro-batch of full-length completions."""
-    length = section(config, Rollout).max_new_tokens
+    length = config.rollout.max_new_tokens
     a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
     wanted, most = _num_samples(config), a_row * config.training.local_batch_size * num_ranks
     own = -(-min(wanted, most) // num_ranks)
     return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
 
 
-def synthetic_samples(config: JobConfig, size: UpdateSize) -> list[Sample]:
+def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[Sample]:
     """Of one micro-batch."""
-    length = section(config, Rollout).max_new_tokens
+    length = config.rollout.max_new_tokens
     return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 
 
-def _num_samples(config: JobConfig) -> int:
-    grpo = section(config, Grpo)
-    return grpo.prompts_per_step // grpo.num_minibatches * section(config, Rollout).num_samples
+def _num_samples(config: GrpoConfig) -> int:
+    grpo = config.grpo
+    return grpo.prompts_per_step // grpo.num_minibatches * config.rollout.num_samples
 
 
-def _reference(context: TrainContext) -> Reference | None:
-    options = section(context.config, Grpo)
+def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
+    options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)

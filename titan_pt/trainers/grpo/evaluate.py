@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
 from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import Sampling, rollout_sampling
@@ -21,7 +21,7 @@ from titan_pt.trainers.grpo.reference import Reference
 class Evaluator:
     """Evaluates on the same problems and the same noise each time; a `Validator`."""
 
-    context: TrainContext
+    context: TrainContext[GrpoConfig]
     engine: RolloutEngine
     sampler: RolloutSampler
     reference: Reference | None
@@ -29,7 +29,7 @@ class Evaluator:
     def __call__(self) -> dict[str, float]:
         """eval/<task>/{accuracy, accuracy_official, accuracy_lenient, pass_at_1, pass_at_<k>, ...}. A collective."""
         prompts: PromptLoader = self.context.dataloader
-        options, rollout = section(self.context.config, Grpo), section(self.context.config, Rollout)
+        options, rollout = self.context.config.grpo, self.context.config.rollout
         self.engine.sync_weights(self.context.model)
         values: dict[str, float] = {}
         for t, task in enumerate(prompts.tasks):
@@ -50,7 +50,7 @@ class Evaluator:
         return values
 
 
-def letter_accuracy(context: TrainContext, task: Task, prompts: Sequence[Prompt]) -> float:
+def letter_accuracy(context: TrainContext[GrpoConfig], task: Task, prompts: Sequence[Prompt]) -> float:
     """`likeliest_letters` of the policy. A collective."""
 
     def score(pairs: Sequence[Pair]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from titan_pt.components.optimizer import guarded_update
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
@@ -101,10 +101,10 @@ class UpdateMetrics:
 class PolicyUpdate:
     """The updates of one step on its samples."""
 
-    def __init__(self, context: TrainContext, reference: nn.Module | None) -> None:
+    def __init__(self, context: TrainContext[GrpoConfig], reference: nn.Module | None) -> None:
         config = context.config
         self._context = context
-        self._grpo, rollout = section(config, Grpo), section(config, Rollout)
+        self._grpo, rollout = config.grpo, config.rollout
         self._loss = get_policy_loss(self._grpo.loss)
         self._kl = get_kl(self._grpo.kl_estimator)
         size = context.tokenizer.vocab_size
@@ -212,14 +212,14 @@ def global_counts(samples: Sequence[Sample]) -> dict[str, int]:
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
 
 
-def build_packing(context: TrainContext) -> Packing:
+def build_packing(context: TrainContext[GrpoConfig]) -> Packing:
     """As [training] says."""
     training, tokenizer = context.config.training, context.tokenizer
     return Packing(context.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
 
 
 @torch.no_grad()
-def loglikelihoods(context: TrainContext, samples: Sequence[Sample]) -> list[float]:
+def loglikelihoods(context: TrainContext[GrpoConfig], samples: Sequence[Sample]) -> list[float]:
     """Of each sample's completion at temperature 1, on every rank. A collective."""
     scorer = Scorer(context.model, 1.0, context.tokenizer.vocab_size)
     found = torch.zeros(len(samples), device=context.world.device)

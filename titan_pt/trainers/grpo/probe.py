@@ -3,7 +3,7 @@
 import logging
 import math
 
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.exit_codes import GaveUp
@@ -17,7 +17,7 @@ from titan_pt.trainers.grpo.rollout_log import record
 logger = logging.getLogger("titan_pt")
 
 
-def probe(context: TrainContext, sampler: RolloutSampler, sampling: Sampling) -> None:
+def probe(context: TrainContext[GrpoConfig], sampler: RolloutSampler, sampling: Sampling) -> None:
     """Sample the first prompts of the run, say what there is to learn from, and stop where it is too little.
 
     The prompts are not used up.
@@ -26,7 +26,7 @@ def probe(context: TrainContext, sampler: RolloutSampler, sampling: Sampling) ->
         GaveUp: too few groups with different rewards, or letters no better than guessed, and grpo.probe is "stop".
         Preempted: on all ranks.
     """
-    options, rollout = section(context.config, Grpo), section(context.config, Rollout)
+    options, rollout = context.config.grpo, context.config.rollout
     prompts: PromptLoader = context.dataloader
     if options.probe == "off":
         return
@@ -54,9 +54,9 @@ def probe(context: TrainContext, sampler: RolloutSampler, sampling: Sampling) ->
         logger.warning(f"readiness probe: {problem}")
 
 
-def _guessed_letters(context: TrainContext) -> list[str]:
+def _guessed_letters(context: TrainContext[GrpoConfig]) -> list[str]:
     """Tasks of letters where the policy is no better than guessing: nearly every group has signal, and it is noise."""
-    options = section(context.config, Grpo)
+    options = context.config.grpo
     prompts: PromptLoader = context.dataloader
     problems = []
     for t, task in enumerate(prompts.tasks):

@@ -9,8 +9,7 @@ from typing import Any
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.data.permutation import permute
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
 from titan_pt.tasks.task import Problem, Problems, Task, open_task
@@ -173,13 +172,13 @@ class PromptLoader:
         self._carry = [(t, draw) for t, draw in state["carry"]]
 
 
-def build_prompts(config: JobConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
+def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
     """The prompts of [[grpo.tasks]].
 
     Raises:
         ConfigError: every task's problems, in one go.
     """
-    grpo, rollout = section(config, Grpo), section(config, Rollout)
+    grpo, rollout = config.grpo, config.rollout
     seed = config.debug.seed if config.data.seed is None else config.data.seed
     tasks: list[Task] = []
     problems: list[str] = []

@@ -1,23 +1,22 @@
 """The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 
 from torch import nn
 
+from titan_pt.components.lr_scheduler import build_lr_schedulers
+from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize, plan_run_size
-from titan_pt.config.schema import grpo
-from titan_pt.config.schema.grpo import Grpo, Rollout, section, without_effect
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import RolloutSampler
 from titan_pt.tasks.task import Task
@@ -31,13 +30,13 @@ from titan_pt.trainers.grpo.step import GrpoStep
 logger = logging.getLogger("titan_pt")
 
 
-def for_rollouts(config: JobConfig) -> JobConfig:
+def for_rollouts(config: GrpoConfig) -> GrpoConfig:
     """Completions are packed several to a row and must not see each other; the batch is one of groups, not of rows."""
     training = {"document_mask": True, "global_batch_size": -1, "global_batch_tokens": None}
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
-def plan(config: JobConfig, world_size: int) -> RunSize:
+def plan(config: GrpoConfig, world_size: int) -> RunSize:
     """The run in numbers; its rows and tokens are those of one micro-batch on every rank."""
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
@@ -48,12 +47,12 @@ def plan(config: JobConfig, world_size: int) -> RunSize:
     return plan_run_size(for_rollouts(config), world_size)
 
 
-def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
+def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
     """On the meta device."""
     return pretrain.build_model(for_rollouts(config), tokenizer)
 
 
-def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
+def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
     """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
     first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
     prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
@@ -62,7 +61,7 @@ def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, _run
     return prompts
 
 
-def build_step(context: TrainContext) -> GrpoStep:
+def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
     """The engine, the reference and the step around them.
 
     Raises:
@@ -76,16 +75,16 @@ def build_step(context: TrainContext) -> GrpoStep:
         context.tokenizer,
         prompts.tasks,
         context.world,
-        section(context.config, Grpo),
+        context.config.grpo,
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
     )
     return GrpoStep(context, engine, sampler, build_reference(context))
 
 
-def build_reference(context: TrainContext) -> Reference | None:
+def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     """Sharded like the policy; None where nothing is to be kept close to it."""
-    options = section(context.config, Grpo)
+    options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
     config = for_rollouts(context.config)
@@ -94,7 +93,7 @@ def build_reference(context: TrainContext) -> Reference | None:
     return Reference(model, context.model, context.optimizer, options)
 
 
-def build_validator(context: TrainContext, step: Step) -> Validator | None:
+def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:
     """Accuracy on held-out problems, with the engine of the step."""
     if not context.config.validation.enable:
         return None
@@ -124,10 +123,10 @@ def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
-def describe(context: TrainContext, flops_per_token: float, peak: float | None) -> None:
+def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: float | None) -> None:
     """Log what the run will do."""
     config, prompts = context.config, context.dataloader
-    options, rollout = section(config, Grpo), section(config, Rollout)
+    options, rollout = config.grpo, config.rollout
     logger.info(
         f"Each of {context.run_size.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples "
         f"= {options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
@@ -141,28 +140,27 @@ def describe(context: TrainContext, flops_per_token: float, peak: float | None) 
             f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
             f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out"
         )
-    for text in without_effect(config):
+    for text in config.settings_without_effect():
         logger.warning(text)
     if config.data.sources:
         logger.warning("[[data.sources]] has no effect on grpo; its prompts come from [[grpo.tasks]]")
 
 
-SPEC = register_trainer_spec(
-    dataclasses.replace(
-        pretrain.SPEC,
-        name="grpo",
-        sections=grpo.SECTIONS,
-        defaults=grpo.DEFAULTS,
-        check=grpo.check,
-        plan_run_size=plan,
-        build_model=build_model,
-        build_dataloader=build_dataloader,
-        describe=describe,
-        build_step=build_step,
-        build_validator=build_validator,
-        build_dry_run=build_dry_run,
-        validates_first=True,
-    )
+SPEC = TrainerSpec[GrpoConfig](
+    name="grpo",
+    config_type=GrpoConfig,
+    plan_run_size=plan,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    describe=describe,
+    build_step=build_step,
+    build_validator=build_validator,
+    build_dry_run=build_dry_run,
+    validates_first=True,
 )
 
 __all__ = ["SPEC"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from titan_pt.config.schema.grpo import Grpo, Rollout, section
+from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
@@ -30,11 +30,15 @@ class GrpoStep:
     """See the module. Its state beside model, optimizer and prompts: the reference and a count of idle steps."""
 
     def __init__(
-        self, context: TrainContext, engine: RolloutEngine, sampler: RolloutSampler, reference: Reference | None
+        self,
+        context: TrainContext[GrpoConfig],
+        engine: RolloutEngine,
+        sampler: RolloutSampler,
+        reference: Reference | None,
     ) -> None:
         self.engine, self.sampler, self.reference = engine, sampler, reference
         self._context = context
-        self._grpo, self._rollout = section(context.config, Grpo), section(context.config, Rollout)
+        self._grpo, self._rollout = context.config.grpo, context.config.rollout
         self._prompts: PromptLoader = context.dataloader
         self._update = PolicyUpdate(context, reference.model if reference else None)
         self._idle_steps = 0

@@ -8,16 +8,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import one_of, shown
-from titan_pt.config.schema.grpo import find_section, section
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.config.schema.sft import Sft
+from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.formatters import RECORDS
 from titan_pt.data.sources.formatters import Record as Row  # sources of the functions below are in fingerprints of data
 from titan_pt.data.sources.records import register_records
@@ -26,11 +25,15 @@ from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens
 from titan_pt.hf.tokenizer_files import chat_template
 from titan_pt.tasks import gsm8k, medqa
 
+Config = TypeVar("Config", bound=JobConfig)
+
 _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 
 
-def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
-    """The same with formatters that make records: "chat" where neither the source nor its name says another.
+def with_records(config: Config, epochs: float | None = None) -> Config:
+    """Set the formatters of all sources to those that make records.
+
+    The formatter is "chat" where neither the source nor its name asks for another.
 
     Args:
         epochs: max_epochs of the sources that have none.
@@ -42,19 +45,19 @@ def with_records(config: JobConfig, epochs: float | None = None) -> JobConfig:
     return config.model_copy(update={"data": data, "validation": validation})
 
 
-def reads_records(config: JobConfig) -> bool:
+def reads_records(config: JobConfig) -> TypeGuard[SftConfig]:
     """Whether the run reads records and not plain text."""
-    return find_section(config, Sft) is not None
+    return isinstance(config, SftConfig)
 
 
-def record_encoder(config: JobConfig) -> "Conversations":
+def record_encoder(config: SftConfig) -> "Conversations":
     """The encoder that [sft] describes."""
-    options = section(config, Sft)
+    options = config.sft
     return Conversations(config.training.seq_len, options.on_bad_record, options.overlong)
 
 
 def plain_text(text: str) -> str:
-    """What is said in a record, one after the other."""
+    """Join the texts of a record, one per line."""
     record = json.loads(text)
     said = [message.get("content") for message in record.get("messages", []) if isinstance(message, Mapping)]
     return "\n".join(map(str, [*said, *(record[name] for name in ("prompt", "completion") if name in record)]))
@@ -78,7 +81,7 @@ class Conversations:
     overlong: Literal["error", "skip", "truncate"]
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        """See Encoder."""
+        """Encode one record: token ids, which of them are learnt, and the UTF-8 bytes of the learnt text."""
         try:
             ids, learnt, answer = record_tokens(json.loads(text), tokenizer)
         except ValueError as error:
@@ -99,7 +102,7 @@ class Conversations:
         return Encoded(np.array(ids[:size], dtype=np.int32), targets, round(len(answer.encode()) * kept))
 
     def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """See Encoder."""
+        """Identify the encoding of records, for checkpoints."""
         template = hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:12]
         return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
 

@@ -6,13 +6,12 @@ import logging
 from collections import Counter
 from dataclasses import replace
 
+from titan_pt.components.lr_scheduler import build_lr_schedulers
+from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize
-from titan_pt.config.schema import sft
-from titan_pt.config.schema.grpo import section
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.config.schema.sft import Sft
+from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.documents import sample_rows
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.loader import DataLoader
@@ -21,7 +20,7 @@ from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.distributed.world import World
 from titan_pt.hf.chat import PROMPTS, TALKS
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import until_stopped
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.sft.counting import count_steps
@@ -35,13 +34,13 @@ logger = logging.getLogger("titan_pt")
 _CHECKED = 20_000
 
 
-def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, run_size: RunSize) -> DataLoader:
+def build_dataloader(config: SftConfig, tokenizer: Tokenizer, world: World, run_size: RunSize) -> DataLoader:
     """The records of `[[data.sources]]`, packed whole into rows.
 
     Raises:
         ConfigError: a record is bad or too long and is not to be left out, or none is left.
     """
-    records = with_records(config, section(config, Sft).epochs)
+    records = with_records(config, config.sft.epochs)
     loader = build_loader(records, tokenizer, world, run_size, record_encoder(config))
     found = [
         world.on_main(functools.partial(check_records, loader.mixture, source)) for source in loader.mixture.sources
@@ -50,22 +49,22 @@ def build_dataloader(config: JobConfig, tokenizer: Tokenizer, world: World, run_
     return loader
 
 
-def adjust_run_size(config: JobConfig, world: World, run_size: RunSize, loader: DataLoader) -> RunSize:
-    """With sft.epochs as many steps as they take.
+def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: DataLoader) -> RunSize:
+    """Set the number of steps to those of sft.epochs, if that is given.
 
     Raises:
         ConfigError: the records cannot be counted.
     """
-    epochs = section(config, Sft).epochs
+    epochs = config.sft.epochs
     if epochs is None:
         return run_size
     key, seq_len = f"sft.epochs = {epochs:g}", config.training.seq_len
     return replace(run_size, steps=world.on_main(lambda: count_steps(loader.mixture, run_size, seq_len, key)))
 
 
-def describe(context: TrainContext, flops_per_token: float, peak: float | None) -> None:
-    """As of pretraining; with sft.epochs that the sources end is what was asked for."""
-    describe_run(context, flops_per_token, peak, warns=section(context.config, Sft).epochs is None)
+def describe(context: TrainContext[SftConfig], flops_per_token: float, peak: float | None) -> None:
+    """Log what follows for the run, as in pretraining; with sft.epochs no warning that the sources end."""
+    describe_run(context, flops_per_token, peak, warns=context.config.sft.epochs is None)
 
 
 def check_records(mixture: TokenizedMixture, source: MixtureSource) -> bool:
@@ -100,23 +99,25 @@ def check_records(mixture: TokenizedMixture, source: MixtureSource) -> bool:
     return talks
 
 
-def build_validator(context: TrainContext, step: Step | None = None) -> Validator | None:
-    """Loss on the answers of held-out records."""
+def build_validator(context: TrainContext[SftConfig], step: Step | None = None) -> Validator | None:
+    """Build the validator of the loss on the answers of held-out records."""
     return build_loss_validator(replace(context, config=with_records(context.config)), step)
 
 
-SPEC = register_trainer_spec(
-    replace(
-        pretrain.SPEC,
-        name="sft",
-        sections=sft.SECTIONS,
-        defaults=sft.DEFAULTS,
-        check=sft.check,
-        build_dataloader=build_dataloader,
-        adjust_run_size=adjust_run_size,
-        describe=describe,
-        build_validator=build_validator,
-    )
+SPEC = TrainerSpec[SftConfig](
+    name="sft",
+    config_type=SftConfig,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=pretrain.build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    adjust_run_size=adjust_run_size,
+    describe=describe,
+    build_step=pretrain.build_step,
+    build_validator=build_validator,
+    build_dry_run=pretrain.build_dry_run,
 )
 
 __all__ = ["SPEC"]

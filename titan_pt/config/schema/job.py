@@ -1,0 +1,97 @@
+"""The tables [job], [model], [tokenizer], [comm], [debug], [experimental]."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from titan_pt.config.schema.section import (
+    Count,
+    Name,
+    Section,
+    Timeout,
+)
+from titan_pt.config.schema.values import Size
+
+
+class Job(Section):
+    """[job] what runs and where its results go."""
+
+    config_file: str | None = None
+    """TOML file of this run."""
+    trainer: str = "pretrain"
+    """Registered trainer spec: "pretrain", "sft", "grpo" or a name brought by experimental.custom_import."""
+    dump_folder: Name = "./outputs"
+    """Run folder: config.toml, metrics.jsonl, checkpoint/, tb/. The same folder again resumes the run."""
+    description: str = "default job"
+    """One line for the log."""
+    print_config: bool = False
+    """Log the resolved config at start."""
+
+
+class Model(Section):
+    """[model] architecture. Any field of the model's own arguments overrides its flavor."""
+
+    name: str = "transformer"
+    """Registered model: "transformer" or a name brought by experimental.custom_import."""
+    flavor: str = "debugmodel"
+    """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
+    from_hf: Name | None = None
+    """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
+    vocab_size: Annotated[Size, Field(gt=0)] | None = None
+    """Rows of the embedding. Unset: the tokenizer's size rounded up to a multiple of 64."""
+    attention: Literal["sdpa"] = "sdpa"
+    """Attention implementation: "sdpa" is torch's scaled_dot_product_attention."""
+    sdpa_backend: Literal["auto", "flash", "efficient", "math", "cudnn"] = "auto"
+    """Kernel of scaled_dot_product_attention; "auto" lets torch choose. A kernel the device lacks is refused."""
+
+
+class TokenizerSection(Section):
+    """[tokenizer] text to token ids."""
+
+    name: Name = "byte"
+    """"byte", "gpt2", or a path: a .tiktoken rank file, a tokenizer.json, or a Hugging Face folder that holds one."""
+    eos_token: str | None = None
+    """End-of-document token of a tokenizer.json. Unset: what its tokenizer_config.json says, else a common name."""
+
+
+class Comm(Section):
+    """[comm] process groups."""
+
+    mode: Literal["default", "fake_backend"] = "default"
+    """"fake_backend" is a dry run: one process builds the run of NGPU ranks on tensors without numbers, does one
+    micro-batch and one update, tells what that proved. No data, tokenizer or weights are opened, no file written."""
+    init_timeout_seconds: Timeout = 300.0
+    """Limit of a collective until the first step is done."""
+    train_timeout_seconds: Timeout = 100.0
+    """Limit of a collective after the first step."""
+    trace_buf_size: Count = 20000
+    """Entries of NCCL's flight recorder, written when a collective times out; 0 is off."""
+    save_traces_folder: Name = "comm_traces"
+    """Folder of the flight recorder inside the run folder."""
+    grace_seconds: Timeout = 120.0
+    """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _known_mode(cls, mode: Any) -> Any:
+        if mode == "local_tensor":  # TorchTitan's other one
+            raise ValueError('titan_pt has no "local_tensor"; "fake_backend" is its dry run, "default" trains')
+        return mode
+
+
+class Debug(Section):
+    """[debug]"""
+
+    seed: int = 42
+    """Seed of the initial weights; the data seed derives from it."""
+    deterministic: bool = False
+    """Only deterministic kernels."""
+    deterministic_warn_only: bool = False
+    """Warn where a kernel has no deterministic form, instead of failing."""
+
+
+class Experimental(Section):
+    """[experimental]"""
+
+    custom_import: str = ""
+    """Python module imported before the config is read; it registers trainers, models or sources of your own."""

@@ -1,0 +1,42 @@
+"""The table [validation] with its [[validation.tasks]]."""
+
+from titan_pt.config.schema.data import Source
+from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PositiveInt, Section
+
+
+class ValidationTask(Section):
+    """[[validation.tasks]] problems that the model answers at each validation."""
+
+    name: Name
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
+    path: Name | None = None
+    """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
+    level: PositiveInt | None = None
+    """Difficulty of arithmetic: 1 is the easiest."""
+    limit: PositiveInt = 100
+    """Most problems asked, the same each time."""
+    max_new_tokens: PositiveInt = 256
+    """Most tokens of an answer."""
+
+
+class Validation(Section):
+    """[validation] loss on documents that are never trained on, and accuracy on tasks."""
+
+    enable: bool = False
+    """Validate at step 1, every `freq` steps and at the last step."""
+    freq: PositiveInt = 10
+    """Steps between validations."""
+    steps: AllOrCount = -1
+    """Global batches of one validation, the same each time; -1: all validation documents."""
+    local_batch_size: PositiveInt = 8
+    """Rows of one micro-batch on one rank."""
+    holdout_fraction: Fraction = 0.01
+    """Share of each training source's documents held out, chosen by a hash of the text; unused with `sources`."""
+    sources: list[Source] = []
+    """Validation documents of their own; nothing is then held out of the training sources."""
+    tasks: list[ValidationTask] = []
+    """Accuracy on tasks, by greedy answers: a TOML array of tables. Takes an unsharded copy of the weights."""
+    sample_prompts: list[Name] = []
+    """Texts that the model continues in the log and in TensorBoard. Names of special tokens stand for these tokens."""
+    sample_tokens: PositiveInt = 64
+    """Most tokens of a continuation."""
