@@ -277,7 +277,7 @@ assert data.next_batch()
     started = time.monotonic()
     command = [sys.executable, "-c", script]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == {"": 0, "s": 3, "r": 1}[end[:1]], done.stderr
     assert time.monotonic() - started < 30

@@ -1,4 +1,4 @@
-"""Units: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
+"""Row groups: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def documents_of(stream: Stream, count: int | None = None) -> list[str]:
     return found
 
 
-def test_local_parquet_is_read_by_unit(tmp_path: Path) -> None:
+def test_local_parquet_is_read_by_row_group(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     documents = open_row_groups(config)
@@ -69,7 +69,7 @@ def test_streams_share_out_every_epoch(tmp_path: Path, num_streams: int) -> None
     assert documents_of(other_seed, 30) != first[:30]
 
 
-def test_the_held_out_split_is_by_unit(tmp_path: Path) -> None:
+def test_the_held_out_split_is_by_row_group(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     documents = open_row_groups(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
     source = MixtureSource("web", documents, 1.0, max_epochs=1.0)
@@ -255,7 +255,7 @@ def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog
         assert "whether its files are still the same is seen later" in caplog.text
 
 
-def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_first_row_group_does_not_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A text is missing in the first row group, which the start looks at; in three of them it is no accident."""
     path = str(tmp_path / "data" / "*.parquet")
     for missing, readable in (([3], True), ([3, 13, 23], False)):
@@ -349,7 +349,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
     assert caplog.text.count("cannot be used") == 1
 
 
-def test_units_through_the_loader(tmp_path: Path, hub: HubServer) -> None:
+def test_row_groups_through_the_loader(tmp_path: Path, hub: HubServer) -> None:
     """Two epochs of a streamed source over four ranks: every document twice, its state as plain JSON."""
     config = config_of(tmp_path, Source(name="fineweb_edu", max_epochs=2.0))
 
