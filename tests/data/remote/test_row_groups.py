@@ -111,7 +111,7 @@ def test_one_rank_lists_for_all(tmp_path: Path, hub: HubServer) -> None:
     assert hub.requests["file"] <= 4, "three footers, and one row group to look at"
 
 
-def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServer) -> None:
+def test_a_small_dataset_is_read_at_the_start(tmp_path: Path, hub: HubServer) -> None:
     hub.card = {"configs": [{"config_name": "few", "data_files": [{"split": "train", "path": "few/*.parquet"}]}]}
     write_shards(tmp_path / "repo" / "few", TEXTS[:100], 1, 25)
     config = config_of(tmp_path, Source(name="mine", dataset="me/mine"))
@@ -203,7 +203,7 @@ def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
 @pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
-def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bool, longer: bool) -> None:
+def test_a_file_replaced_before_a_resume_is_reported(tmp_path: Path, kept: bool, longer: bool) -> None:
     def write(texts: list[str]) -> None:
         table = pa.table({"text": texts})
         pq.write_table(table, tmp_path / "files" / "a.parquet", row_group_size=10, compression="none")
@@ -224,7 +224,7 @@ def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bo
 
 
 @pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
-def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bool) -> None:
+def test_a_file_replaced_during_a_run_is_reported(tmp_path: Path, longer: bool) -> None:
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
     with serving(tmp_path / "files") as server:
@@ -242,7 +242,7 @@ def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bo
         data.close()
 
 
-def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resume_does_not_wait_for_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It would only ask whether the files are still the same; the loader has a limit of its own, and exit code 75."""
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
@@ -339,7 +339,7 @@ def test_a_damaged_cache_file_is_read_anew(tmp_path: Path, caplog: pytest.LogCap
     assert pq.ParquetFile(paths[0]).num_row_groups == 34
 
 
-def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_cache_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     (tmp_path / "cache2").write_text("not a folder")

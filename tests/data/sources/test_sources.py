@@ -97,7 +97,7 @@ def test_pieces_of_a_text_join_to_the_text(parts: list[str]) -> None:
     assert len(pieces) == 0 or len(pieces[-1]) <= 2 * TEXT_DOCUMENT_CHARACTERS
 
 
-def test_a_long_text_is_cut_where_it_hurts_least(tmp_path: Path) -> None:
+def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
     paragraphs = [f"Paragraph {i}.\n" + "Some words here. " * (i % 40) for i in range(500)]
     text = "\ufeff" + "\n\n".join(paragraphs)
     (tmp_path / "book.txt").write_text(text, "utf-8")
@@ -209,7 +209,7 @@ def test_a_cache_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_all_names_and_paths_are_checked_without_opening_a_file(tmp_path: Path) -> None:
+def test_names_and_paths_are_checked_without_opening_files(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("not JSON")
     (tmp_path / "a.csv").touch()
     paths = {"none": "none-*.txt", "kind": "a.csv", "fine": "bad.jsonl"}
