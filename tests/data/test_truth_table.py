@@ -7,7 +7,7 @@ from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.truth_table import lines, plan_mixture, share_out, warnings
 
 
-def test_what_a_capped_source_cannot_give_goes_to_the_others() -> None:
+def test_others_give_the_tokens_above_a_cap() -> None:
     assert share_out(100.0, [0.85, 0.15], [float("inf"), 5.0]) == [95.0, 5.0]
     assert share_out(100.0, [1.0, 1.0, 2.0], [10.0, float("inf"), float("inf")]) == [10.0, 30.0, 60.0]
     assert share_out(100.0, [1.0, 1.0], [10.0, 20.0]) == [10.0, 20.0]

@@ -1,4 +1,4 @@
-"""What a mixture means for a run, told before it starts: tokens, passes and share of every source."""
+"""Truth table of a mixture, logged before a run: tokens, passes and share of every source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class SourceShare:
-    """One source over the whole run."""
+    """Share of one source in the tokens of a whole run."""
 
     name: str
     documents: int
     tokens_per_epoch: float
-    """Estimated from a sample of its documents."""
+    """Tokens of one pass, estimated from a sample of the documents."""
     wished_tokens: float
-    """Its weight's share of the run."""
+    """Tokens that the weight alone would give."""
     tokens: float
-    """What it gives once every source is held to its cap."""
+    """Tokens that the source gives once every source is held to its cap."""
     max_epochs: float | None
 
     @property
@@ -89,7 +89,7 @@ def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
 
 
 def warnings(shares: Sequence[SourceShare], tokens: int) -> list[str]:
-    """What a reader of the weights would not expect."""
+    """Warnings about sources that end early, repeat too often or do not suffice."""
     found = []
     for source in shares:
         share = source.wished_tokens / tokens

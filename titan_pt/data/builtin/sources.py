@@ -67,7 +67,7 @@ class Arithmetic:
     """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers.
 
     Args:
-        rows: they come as rows of GSM8K, without the problems that the task "arithmetic" only evaluates on.
+        rows: give rows of GSM8K instead of texts, without the problems that the task "arithmetic" only evaluates on.
     """
 
     size = 1_000_000
@@ -94,7 +94,7 @@ class ArithmeticLevel:
 
     Args:
         plain: without the marker `#### <number>`.
-        rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
+        rows: give rows of GSM8K; the next problem stands in for one that is only evaluated on.
     """
 
     def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:

@@ -153,7 +153,7 @@ class BlockOrder:
         return self._plans[block]
 
     def _locate(self, place: int) -> tuple[int, int]:
-        """(row group, row in it)."""
+        """(row group, row in it) of a place."""
         plan = self._plan(place >> _ROW_BITS)
         row = permute(place & ((1 << _ROW_BITS) - 1), plan.num_rows, plan.key)
         for group in plan.row_groups:
@@ -181,7 +181,7 @@ class BlockOrder:
         return True
 
     def _turn(self) -> int | None:
-        """The block whose turn it is: what was passed over comes first."""
+        """Number of the block whose turn it is; blocks that were passed over come first."""
         if self._deferred:
             return self._deferred[0]
         return self._upcoming if self._exists(self._upcoming) else None
@@ -234,7 +234,7 @@ class BlockOrder:
         return self._skip_log.lost(self._key.source, epoch, group)
 
     def _finish(self, block: int) -> None:
-        """Wait for the row groups of a block; those given up are written down."""
+        """Wait for the row groups of a block; record those that are given up."""
         pool = self._documents.reader_pool
         stop, self._texts = pool.stop, {}
         for group, future in self._request(block).texts.items():

@@ -7,11 +7,12 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.arrow import ArrowColumn
 from titan_pt.data.sources.formatters import find_formatter, get_formatter
-from titan_pt.data.sources.local import check_columns, format_row, quiet_datasets
+from titan_pt.data.sources.local import format_row, quiet_datasets
+from titan_pt.data.sources.parquet_rows import check_columns
 
 
 def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:
-    """A dataset of the hub (or a local dataset folder), downloaded whole."""
+    """Texts of a dataset of the hub, downloaded whole, or of a local dataset folder."""
     split, formatter = source.split or "train", find_formatter(source)
     library = quiet_datasets()
     dataset = library.load_dataset(

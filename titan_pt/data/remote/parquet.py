@@ -48,11 +48,11 @@ class ParquetStore:
         return size, identity or hashlib.sha256(end).hexdigest()[:32], metadata
 
     def interrupt(self) -> None:
-        """End what is under way over the network."""
+        """End all requests that are under way."""
         self._http.interrupt()
 
     def column_names(self, file: RowGroupFile) -> list[str]:
-        """Of a file's table."""
+        """Names of the columns of a file's table."""
         schema = persist(lambda: self._footers(file), self._attempts(file.name), self._stop).schema
         return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
 
@@ -71,7 +71,7 @@ class ParquetStore:
                     (start, self._http.read(file.location, start, length, file.size))
                     for start, length in byte_ranges(metadata, row_group.group, columns)
                 ]
-                source: Any = _Pieces(file.size, parts)
+                source: Any = _PartialFile(file.size, parts)
             else:
                 metadata, source = self._footers(file), file.location
             reader = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
@@ -112,7 +112,7 @@ class ParquetStore:
         return footer
 
     def _fetch_footer(self, location: str) -> tuple[bytes, int]:
-        """One attempt."""
+        """The footer and the size of a remote file, by one attempt."""
         end, size = self._http.read_end(location, _END_BYTES)
         if len(end) < 12 or end[-4:] != _MAGIC:
             raise Refused("does not end as a parquet file does")
@@ -133,7 +133,7 @@ def _footer_key(name: str, size: int, identity: str) -> str:
 
 
 def parse_footer(footer: bytes | pa.Buffer) -> Any:
-    """The metadata in the last bytes of a parquet file.
+    """Decode the metadata in the last bytes of a parquet file.
 
     Raises:
         Refused: they are damaged.
@@ -144,8 +144,8 @@ def parse_footer(footer: bytes | pa.Buffer) -> Any:
         raise Refused(f"its footer cannot be decoded: {error}") from error
 
 
-class _Pieces(io.RawIOBase):
-    """A file of which only some pieces are there."""
+class _PartialFile(io.RawIOBase):
+    """A file-like object that holds only some pieces of a file."""
 
     def __init__(self, size: int, pieces: list[tuple[int, bytes]]) -> None:
         self._size, self._pieces, self._at = size, pieces, 0

@@ -1,4 +1,4 @@
-"""Threads that read ahead, retry, and keep what they read on disk."""
+"""Threads that read row groups ahead, retry, and keep them on disk."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ _MOST_BAD_GROUPS = 16
 
 
 class ReaderPool:
-    """What all sources of a process share: threads, cache, retries."""
+    """Threads, cache and retries that all sources of a process share."""
 
     def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
         self.patience = patience
@@ -37,16 +37,16 @@ class ReaderPool:
         self._bad_in_a_row = 0
         self._lock = threading.Lock()
         self.limit_seconds = patience.start_seconds
-        """How long one row group is waited for; training sets it to infinity and has a limit of its own."""
+        """Longest wait for one row group; infinite once there is training, which has a limit of its own."""
         self._start()
 
     def store_for(self, seconds: float) -> ParquetStore:
-        """Another store, which gives up a start after that time."""
+        """A second store, which gives up after that time."""
         patience = replace(self.patience, start_seconds=seconds)
         return ParquetStore(Http(patience), patience, self.cache, self.stop)
 
     def interrupt(self) -> None:
-        """Let nobody wait any longer; reading can go on at once."""
+        """End all waiting with Stopped; reading can go on at once."""
         self.stop.set()
         self.store.interrupt()
         with self._lock:
@@ -61,7 +61,7 @@ class ReaderPool:
         self._pool: ThreadPoolExecutor | None = None
 
     def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":
-        """Try it on a reader thread until it succeeds. No thread is held in between: others go on meanwhile."""
+        """Call `attempt` on a reader thread until it succeeds. No thread is held between attempts."""
         found: Future[T] = Future()
         attempts, stop = self.attempts(what), self.stop
 
@@ -92,7 +92,7 @@ class ReaderPool:
         return found
 
     def wait(self, found: "Future[T]", stop: threading.Event) -> T:
-        """What `read_ahead` gave.
+        """Wait for the value of `read_ahead`.
 
         Args:
             stop: of the moment when it was asked for.
@@ -113,7 +113,7 @@ class ReaderPool:
             raise Stopped from None
 
     def read(self, attempt: Callable[[], T], what: str) -> T:
-        """The same on this thread.
+        """Call `attempt` on this thread until it succeeds.
 
         Raises:
             Unreadable, Unreachable, Stopped.
@@ -127,11 +127,11 @@ class ReaderPool:
         return value
 
     def attempts(self, what: str) -> Attempts:
-        """The history of one row group."""
+        """A fresh history of attempts for one row group."""
         return Attempts(what, self.patience, self.limit_seconds)
 
     def judged(self, error: Exception) -> Exception:
-        """The error of a row group, or where there were too many of them the error of all."""
+        """The error itself, or a RuntimeError where too many row groups in a row could not be read."""
         if not isinstance(error, Unreadable):
             return error
         self._bad_in_a_row += 1

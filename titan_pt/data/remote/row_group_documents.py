@@ -1,4 +1,4 @@
-"""Documents that are read row group by row group."""
+"""Texts of parquet files that are read row group by row group."""
 
 import hashlib
 import io
@@ -21,7 +21,8 @@ from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
 from titan_pt.data.remote.row_groups import Listing, RowGroup
 from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, StreamedDocuments
 from titan_pt.data.sources.formatters import Formatter
-from titan_pt.data.sources.local import check_columns, format_row
+from titan_pt.data.sources.local import format_row
+from titan_pt.data.sources.parquet_rows import check_columns
 
 logger = logging.getLogger("titan_pt")
 
@@ -33,7 +34,7 @@ _VERSION = "2"  # of the texts in the cache
 
 
 class RowGroupDocuments(StreamedDocuments):
-    """The texts of a listing's rows. Safe with several threads.
+    """Texts of a listing's rows. Safe with several threads.
 
     Args:
         by_row_group: read in blocks of row groups, not document by document: the source is large.
@@ -90,7 +91,7 @@ class RowGroupDocuments(StreamedDocuments):
         return range(0)
 
     def check(self) -> None:
-        """Tell at the start what would be told hours later; a small source is read whole for it.
+        """Find mistakes at the start, not hours later; a small source is read whole for it.
 
         Raises:
             ConfigError: there are no rows, a column is missing, a row group of a small source or the first ones of a
@@ -145,7 +146,7 @@ class RowGroupDocuments(StreamedDocuments):
                 ahead.append(self.request(number + THREADS))
 
     def request(self, number: int) -> "Future[Any]":
-        """`texts`, read ahead on other threads."""
+        """Have the texts of a row group read ahead, on other threads."""
         row_group = self.listing[number]
         return self.reader_pool.read_ahead(lambda: self._load(row_group), self._what(row_group))
 
@@ -160,7 +161,7 @@ class RowGroupDocuments(StreamedDocuments):
         return texts
 
     def _load(self, row_group: RowGroup) -> Any:
-        """One attempt."""
+        """Read the texts of a row group, from the cache where they are there, by one attempt."""
         identity = f"{_VERSION}/{row_group.file.name}/{row_group.file.size}/{row_group.file.identity}/{row_group.group}"
         key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
         return _read_ipc(self.reader_pool.cache.content(key, lambda: self._attempt(row_group), self.reader_pool.stop))

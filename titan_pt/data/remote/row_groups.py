@@ -19,10 +19,10 @@ class RowGroupFile:
     name: str
     """Path inside its dataset, or the file's own name."""
     location: str
-    """Where it is read: a local path or an http(s) address."""
+    """Place of the file: a local path or an http(s) address."""
     size: int
     identity: str
-    """Changes when its content does."""
+    """Hash that changes when the content does."""
     rows: tuple[int, ...]
     """Rows of each row group."""
 
@@ -45,13 +45,13 @@ class Listing:
     """All row groups of a source. Made once for a run, by rank 0, and kept: a resume reads the same files."""
 
     origin: str
-    """Of a dataset its name and commit."""
+    """Name and commit of a dataset, or the pattern of the files."""
     files: tuple[RowGroupFile, ...]
-    """None of a dataset that is not read by row group; of such a one only the commit is kept."""
+    """Empty for a dataset that is downloaded whole: only its commit is kept."""
 
     @property
     def commit(self) -> str:
-        """Of a dataset of the hub."""
+        """Commit of a dataset of the hub."""
         return self.origin.rpartition("@")[2]
 
     @cached_property
@@ -81,7 +81,7 @@ class Listing:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, contents and row groups; where the files are read is no part of it."""
+        """Hash of names, contents and row groups; where the files are read does not matter."""
         return digest([self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)])
 
     @cached_property
@@ -100,12 +100,12 @@ class Listing:
         return sorted(self._ranked[:count] if held_out else self._ranked[count:])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The listing as plain values."""
         return {"origin": self.origin, "fingerprint": self.fingerprint, "files": [asdict(file) for file in self.files]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Listing":
-        """What `to_json` gave.
+        """The listing that `to_json` wrote.
 
         Raises:
             ValueError: it was changed.

@@ -23,7 +23,7 @@ class SkipLog:
                 self._remember(line)
 
     def taken(self, source: str, num_streams: int, stream: int, count: int) -> int | None:
-        """The block that a stream took after `count` others, where it was not the one whose turn it was."""
+        """Number of the block that a stream took out of turn after `count` others, or None."""
         return self._taken.get((source, num_streams, stream, count))
 
     def take(self, source: str, num_streams: int, stream: int, count: int, block: int) -> None:

@@ -55,7 +55,7 @@ def list_documents(source: Source, context: SourceContext) -> ListingJson | None
 
 
 def open_documents(source: Source, context: SourceContext, listing: ListingJson | None) -> Documents:
-    """The documents of a source with this listing."""
+    """Open the documents of a source, with its listing where it has one."""
     found = Listing.from_json(listing) if listing else None
     if found is not None and found.files:
         return _open_row_groups(source, found, context)

@@ -61,7 +61,7 @@ class ArrowColumn:
         return self._find(number) if self._find else f"row {number}"
 
     def _check_rows(self, where: str) -> None:
-        """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
+        """Find missing texts at the start, not hours later. Looks at lengths alone, so it is quick."""
         num_rows = num_empty = 0
         for chunk in self._rows.data.column(self._column).chunks:
             if chunk.null_count:
@@ -75,7 +75,7 @@ class ArrowColumn:
 
 
 def local_files(source: Source, files: list[str], where: str, cache_dir: str | None) -> ArrowColumn:
-    """The texts of local files, converted once.
+    """Texts of local files, converted to Arrow once.
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises.
@@ -104,7 +104,7 @@ def local_files(source: Source, files: list[str], where: str, cache_dir: str | N
 
 
 def file_identity(path: str) -> str:
-    """Changes when the file does, as far as its end shows it; not with the folder it is in."""
+    """Name, size and a hash of a file's end: changes when the file does, not with its folder."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))

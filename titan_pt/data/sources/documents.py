@@ -16,7 +16,7 @@ class Documents(Protocol):
     """A fixed, ordered set of texts with random access."""
 
     fingerprint: str
-    """Changes when the documents do."""
+    """Hash that changes when the documents do."""
 
     def __len__(self) -> int: ...
 

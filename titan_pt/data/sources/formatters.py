@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +16,19 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Formatter:
-    """Makes the text of a row from some of its columns."""
+    """Function that makes the text of a row from some of its columns."""
 
     name: str
     columns: tuple[str, ...]
     """Columns that are read; all others are not even fetched. None named: all are."""
     format: Callable[[Record], Any]
-    """Record of those columns -> text. What is not text is reported with its place."""
+    """Function from a record of those columns to its text; any other value is reported with its place."""
     source: Callable[..., Any] | None = None
     """The function whose code decides about the text, where it is not `format` itself."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the texts may; of a function whose source cannot be read, its byte code."""
+        """Hash of the function's source, or of its byte code where there is none: changes when the texts may."""
         if self.name == "text":
             return f"text:{self.columns[0]}"
         try:
@@ -40,7 +39,7 @@ class Formatter:
 
 
 RECORDS = "sft:"
-"""Begins the names of the formatters that make records."""
+"""Prefix of the names of formatters that make records."""
 
 _FORMATTERS: dict[str, Formatter | str] = {
     "medqa": "titan_pt.data.builtin.formatters:MEDQA",
@@ -50,31 +49,13 @@ _FORMATTERS: dict[str, Formatter | str] = {
 
 def register_formatter(name: str, columns: tuple[str, ...], function: Callable[[Record], Any]) -> None:
     """Make `formatter = name` known: `function(row)` is the text of a row, a mapping of these columns to values."""
-    if name in _FORMATTERS or name == "text":
+    if name == "text" or not add_formatter(Formatter(name, columns, function)):
         raise ValueError(f"formatter {name!r} is registered already")
-    _FORMATTERS[name] = Formatter(name, columns, function)
 
 
-def register_records(name: str, function: Callable[[Record], Record]) -> None:
-    """Make `formatter = name` known to the sft trainer: `function(row)` is the record of a row, with all its columns.
-
-    A record holds either `prompt` and `completion` or `messages`. Where the function raises, the row is a bad record,
-    which `sft.on_bad_record` is for. The text of such a formatter is the record as JSON.
-    """
-    if RECORDS + name in _FORMATTERS:
-        raise ValueError(f"formatter {name!r} of records is registered already")
-
-    def write(row: Record) -> str:
-        try:
-            if not isinstance(row, Mapping):
-                raise ValueError(f"it is {'text' if isinstance(row, str) else type(row).__name__}, without fields")
-            record = dict(function(row))
-        except Exception as error:  # rows of any shape
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            record = {"bad": reason}
-        return json.dumps(record, default=str)
-
-    _FORMATTERS[RECORDS + name] = Formatter(RECORDS + name, (), write, function)
+def add_formatter(formatter: Formatter) -> bool:
+    """Register a formatter; False where its name is taken."""
+    return _FORMATTERS.setdefault(formatter.name, formatter) is formatter
 
 
 def find_formatter(source: Source) -> Formatter:

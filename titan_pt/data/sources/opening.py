@@ -1,4 +1,4 @@
-"""Opens the sources of a mixture on all ranks: rank 0 looks what there is, once for a run."""
+"""Opens the sources of a mixture on all ranks; rank 0 lists their files, once for a run."""
 
 import functools
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def data_settings(config: JobConfig, num_streams: int) -> DataSettings:
 
 @dataclass(frozen=True)
 class Listings:
-    """What rank 0 found, by source."""
+    """Files of each source that rank 0 found, and problems of those that it could not list."""
 
     found: dict[str, ListingJson | None]
     problems: dict[str, list[str]]

@@ -34,7 +34,7 @@ class DataSettings:
 
 @dataclass
 class SourceContext:
-    """What the sources of one run share while they are opened."""
+    """Settings and readers that the sources of one run share while they are opened."""
 
     settings: DataSettings
     reader_pool: Any = None
@@ -42,7 +42,7 @@ class SourceContext:
 
 
 ListingJson = dict[str, Any]
-"""Files of a source as plain JSON values: what rank 0 found, for all ranks."""
+"""Files of a source as plain JSON values, found by rank 0 for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ _KINDS = (
 
 
 class SourceItems(Protocol):
-    """What a registered source gives: texts or, where `[[data.sources]]` has a formatter, records for it."""
+    """Items of a registered source: texts or, where `[[data.sources]]` has a formatter, records for it."""
 
     fingerprint: str
-    """Changes when the items do."""
+    """Hash that changes when the items do."""
 
     def __len__(self) -> int: ...
 
@@ -112,7 +112,7 @@ def source_factory(name: str) -> SourceFactory:
 
 
 def list_source(source: Source, context: SourceContext) -> ListingJson | None:
-    """Look what files a source has. Rank 0 calls it, once for a run.
+    """List the files of a source. Rank 0 calls it, once for a run.
 
     Returns:
         The listing that `open_source` takes; None where the kind needs none.
@@ -207,7 +207,7 @@ def _kind(source: Source) -> SourceKind:
 
 @contextlib.contextmanager
 def _readable(source: Source) -> Iterator[None]:
-    """Make a ConfigError of what `datasets` and the libraries below it raise: many kinds, whose cause is what helps."""
+    """Turn errors of `datasets` and the libraries below it into a ConfigError with their cause."""
     try:
         yield
     except (Stopped, Preempted):

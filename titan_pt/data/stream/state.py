@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ class PieceState:
 class StreamState:
     """Everything that the next rows of a stream depend on, and counts since the start of the run.
 
-    Tuples have one value a source.
+    Tuples have one value a source. Names and order of the fields are those of a checkpoint's data.json.
     """
 
     tokens: tuple[int, ...]
@@ -54,32 +54,17 @@ class StreamState:
 
     def to_json(self) -> Json:
         """Plain values, as a checkpoint has them."""
-        return {
-            "tokens": list(self.tokens),
-            "padding": self.padding,
-            "skipped": list(self.skipped),
-            "lost": list(self.lost),
-            "draws": list(self.draws),
-            "orders": list(self.orders),
-            "carry": [[piece.to_json() for piece in pieces] for pieces in self.carry],
-            "carry_hash": self.carry_hash,
-            "digest": self.digest,
-        }
+        carry = [[piece.to_json() for piece in pieces] for pieces in self.carry]
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {**values, "carry": carry}
 
     @classmethod
     def from_json(cls, values: Json) -> "StreamState":
-        """The state that `to_json` wrote."""
-        return cls(
-            tokens=tuple(values["tokens"]),
-            padding=values["padding"],
-            skipped=tuple(values["skipped"]),
-            lost=tuple(values["lost"]),
-            draws=tuple(values["draws"]),
-            orders=tuple(values["orders"]),
-            carry=tuple(tuple(PieceState(*piece) for piece in pieces) for pieces in values["carry"]),
-            carry_hash=values["carry_hash"],
-            digest=values["digest"],
-        )
+        """The state that `to_json` wrote; other keys do not matter."""
+        own: Json = {field.name: values[field.name] for field in fields(cls)}
+        found: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+        found["carry"] = tuple(tuple(PieceState(*piece) for piece in pieces) for pieces in own["carry"])
+        return cls(**found)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import one_of, shown
 from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.config.schema.sft import SftConfig
-from titan_pt.data.sources.formatters import RECORDS, register_records
-from titan_pt.data.sources.formatters import Record as Row
+from titan_pt.data.sources.formatters import RECORDS
+from titan_pt.data.sources.formatters import Record as Row  # sources of the functions below are in fingerprints of data
+from titan_pt.data.sources.records import register_records
 from titan_pt.data.stream.encoding import Encoded
 from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
 from titan_pt.hf.tokenizer_files import chat_template

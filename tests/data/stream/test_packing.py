@@ -29,7 +29,7 @@ def documents_of(rows: list[np.ndarray]) -> Counter[str]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(8, 30))
-def test_nothing_is_lost_and_nothing_that_fits_is_cut(lengths: list[int], seq_len: int) -> None:
+def test_nothing_is_lost_or_cut_that_fits(lengths: list[int], seq_len: int) -> None:
     documents = texts(*lengths)
     source = MixtureSource("a", documents, 1.0, max_epochs=1.0)
     stream = Stream(mixture_of(source, packing="best_fit"), 0, 1, seq_len)

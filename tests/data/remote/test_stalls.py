@@ -17,7 +17,7 @@ from row_group_helpers import config_of, hub, quick
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.data.remote import reader_pool as reading
+from titan_pt.data.remote import reader_pool
 from titan_pt.data.remote.retry import Patience
 from titan_pt.data.remote.row_groups import byte_ranges
 from titan_pt.data.remote.skip_log import SkipLog
@@ -138,9 +138,7 @@ def test_a_start_that_waits_can_be_stopped(
     assert time.monotonic() - started < 5
 
 
-def test_a_unit_that_cannot_be_read_is_given_up(
-    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_row_group_is_given_up(tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     """One row group is damaged for good: its ten documents are lost, told, and lost in the same way on every resume."""
     config = config_of(tmp_path, Source(name="fineweb_edu", max_epochs=1.0))
     data = build(config)
@@ -170,8 +168,8 @@ def test_a_unit_that_cannot_be_read_is_given_up(
     assert steps_of(config) == found, "it is repaired, but this run has decided"
 
 
-def test_many_bad_units_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_BAD_GROUPS", 4)
+def test_many_bad_row_groups_end_the_run(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_pool, "_MOST_BAD_GROUPS", 4)
     data = build(config_of(tmp_path, Source(name="fineweb_edu")))
     hub.fault = lambda _path, _count: "404"
     with pytest.raises(RuntimeError, match=r"4 units in a row cannot be read; the last: .*HTTP 404"):
@@ -218,10 +216,10 @@ def test_a_substitution_is_repeated_by_every_resume(
     assert rest == found[5:]
 
 
-def test_the_ledger_survives_a_cut_line(tmp_path: Path) -> None:
-    ledger = SkipLog(tmp_path, "rank0")
-    ledger.take("web", 4, 1, 2, 9)
-    ledger.lose("web", 0, 7, "file", 10, "torn")
+def test_the_skip_log_survives_a_cut_line(tmp_path: Path) -> None:
+    skip_log = SkipLog(tmp_path, "rank0")
+    skip_log.take("web", 4, 1, 2, 9)
+    skip_log.lose("web", 0, 7, "file", 10, "torn")
     path = tmp_path / "ledger-rank0.jsonl"
     path.write_text(path.read_text() + '{"kind": "substi')
     again = SkipLog(tmp_path, "rank1")

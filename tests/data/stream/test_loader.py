@@ -88,9 +88,7 @@ def train(
     st.sampled_from([0, 2]),
     st.booleans(),
 )
-def test_any_sequence_of_saves_and_world_sizes_gives_the_same_rows(
-    parts: list[tuple[int, int]], prefetch: int, finite: bool
-) -> None:
+def test_rows_do_not_depend_on_saves_and_ranks(parts: list[tuple[int, int]], prefetch: int, finite: bool) -> None:
     sources = [MixtureSource("a", MIXTURE[0].documents, 2.0, 4.0), MIXTURE[1]] if finite else MIXTURE
     documents = mixture_of(*sources, holdout_fraction=0.1)
     config = data_config(rows=ROWS, streams=STREAMS, prefetch=prefetch)
@@ -117,7 +115,7 @@ def test_row_r_is_of_stream_r_mod_s(rows: int, streams: int) -> None:
         assert set(batch.documents) == {name for row in expected if row for name in row.documents}
 
 
-def test_rows_do_not_depend_on_prefetch_or_micro_batches() -> None:
+def test_rows_do_not_depend_on_prefetch_or_batching() -> None:
     documents = mixture_of(*MIXTURE)
     expected = [rows_of(batch) for batch in batches_of(loader(documents, data_config()), 9)]
     for prefetch, local in ((1, 1), (2, 4), (5, 8)):
@@ -224,7 +222,7 @@ class Failing(Texts):
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_an_error_of_the_documents_arrives_as_it_is(prefetch: int) -> None:
+def test_an_error_of_documents_arrives_unchanged(prefetch: int) -> None:
     data = loader(mixture_of(Failing(texts(*[60] * 8))), data_config(prefetch=prefetch))
     with pytest.raises(ConfigError) as caught:
         for _ in range(100):
@@ -235,7 +233,7 @@ def test_an_error_of_the_documents_arrives_as_it_is(prefetch: int) -> None:
     data.close()
 
 
-def test_an_error_on_one_rank_is_told_on_all() -> None:
+def test_an_error_on_one_rank_reaches_all() -> None:
     """The first rank of a machine is the one that prints."""
 
     def run(world: World) -> list[str]:
@@ -277,7 +275,7 @@ assert data.next_batch()
     started = time.monotonic()
     command = [sys.executable, "-c", script]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == {"": 0, "s": 3, "r": 1}[end[:1]], done.stderr
     assert time.monotonic() - started < 30
@@ -287,7 +285,7 @@ def mixture_config(**data: Any) -> JobConfig:
     return JobConfig(data=Data(**data), validation=Validation(holdout_fraction=0.5))
 
 
-def test_a_source_that_one_rank_cannot_open_is_told_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_source_on_one_rank_reaches_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ranks on another machine may lack a file; none of them may go on without the source."""
     config = mixture_config(sources=[Source(name="mine", path="x"), Source(name="yours", path="y")])
     prints = {0: "same", 1: "same"}

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.sources import local as files
+from titan_pt.data.sources import text_pieces
 from titan_pt.data.sources.arrow import ArrowColumn
 from titan_pt.data.sources.documents import Documents
-from titan_pt.data.sources.local import TEXT_DOCUMENT_CHARACTERS, cut_text
 from titan_pt.data.sources.registry import _SOURCES, check_sources, register_source
+from titan_pt.data.sources.text_pieces import TEXT_DOCUMENT_CHARACTERS, cut_text
 
 UNICODE = ["plain", "Größe 北京 🤷‍♀️", "line\nline\r\n\ttab", "nul \x00 inside", "\ufeff\u2028\x85", "'\"\\/"]
 
@@ -90,14 +90,14 @@ def test_pieces_of_a_text_join_to_the_text(parts: list[str]) -> None:
     text = "".join(parts)
     for block in (7, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "_BLOCK_CHARACTERS", block)
+            patch.setattr(text_pieces, "_BLOCK_CHARACTERS", block)
             pieces = list(cut_text(io.StringIO(text)))
         assert "".join(pieces) == text
         assert all(TEXT_DOCUMENT_CHARACTERS < len(piece) <= 2 * TEXT_DOCUMENT_CHARACTERS for piece in pieces[:-1])
     assert len(pieces) == 0 or len(pieces[-1]) <= 2 * TEXT_DOCUMENT_CHARACTERS
 
 
-def test_a_long_text_is_cut_where_it_hurts_least(tmp_path: Path) -> None:
+def test_a_long_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
     paragraphs = [f"Paragraph {i}.\n" + "Some words here. " * (i % 40) for i in range(500)]
     text = "\ufeff" + "\n\n".join(paragraphs)
     (tmp_path / "book.txt").write_text(text, "utf-8")
@@ -209,7 +209,7 @@ def test_a_cache_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_all_names_and_paths_are_checked_without_opening_a_file(tmp_path: Path) -> None:
+def test_names_and_paths_are_checked_without_opening_files(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("not JSON")
     (tmp_path / "a.csv").touch()
     paths = {"none": "none-*.txt", "kind": "a.csv", "fine": "bad.jsonl"}

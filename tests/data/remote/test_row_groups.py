@@ -1,4 +1,4 @@
-"""Units: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
+"""Row groups: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def documents_of(stream: Stream, count: int | None = None) -> list[str]:
     return found
 
 
-def test_local_parquet_is_read_by_unit(tmp_path: Path) -> None:
+def test_local_parquet_is_read_by_row_group(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     documents = open_row_groups(config)
@@ -69,7 +69,7 @@ def test_streams_share_out_every_epoch(tmp_path: Path, num_streams: int) -> None
     assert documents_of(other_seed, 30) != first[:30]
 
 
-def test_the_held_out_split_is_by_unit(tmp_path: Path) -> None:
+def test_the_held_out_split_is_by_row_group(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     documents = open_row_groups(config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet"))))
     source = MixtureSource("web", documents, 1.0, max_epochs=1.0)
@@ -111,7 +111,7 @@ def test_one_rank_lists_for_all(tmp_path: Path, hub: HubServer) -> None:
     assert hub.requests["file"] <= 4, "three footers, and one row group to look at"
 
 
-def test_a_small_dataset_is_read_whole_at_the_start(tmp_path: Path, hub: HubServer) -> None:
+def test_a_small_dataset_is_read_at_the_start(tmp_path: Path, hub: HubServer) -> None:
     hub.card = {"configs": [{"config_name": "few", "data_files": [{"split": "train", "path": "few/*.parquet"}]}]}
     write_shards(tmp_path / "repo" / "few", TEXTS[:100], 1, 25)
     config = config_of(tmp_path, Source(name="mine", dataset="me/mine"))
@@ -203,7 +203,7 @@ def test_files_of_the_same_name_in_several_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [True, False], ids=["cached footers", "no cache"])
 @pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
-def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bool, longer: bool) -> None:
+def test_a_file_replaced_before_a_resume_is_reported(tmp_path: Path, kept: bool, longer: bool) -> None:
     def write(texts: list[str]) -> None:
         table = pa.table({"text": texts})
         pq.write_table(table, tmp_path / "files" / "a.parquet", row_group_size=10, compression="none")
@@ -224,7 +224,7 @@ def test_a_file_that_is_replaced_at_its_address_is_told(tmp_path: Path, kept: bo
 
 
 @pytest.mark.parametrize("longer", [True, False], ids=["longer", "same length"])
-def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bool) -> None:
+def test_a_file_replaced_during_a_run_is_reported(tmp_path: Path, longer: bool) -> None:
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
     with serving(tmp_path / "files") as server:
@@ -242,7 +242,7 @@ def test_a_file_that_is_replaced_during_a_run_is_told(tmp_path: Path, longer: bo
         data.close()
 
 
-def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resume_does_not_wait_for_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It would only ask whether the files are still the same; the loader has a limit of its own, and exit code 75."""
     (tmp_path / "files").mkdir()
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "files" / "a.parquet", row_group_size=10)
@@ -255,7 +255,7 @@ def test_a_resume_does_not_wait_for_a_server_that_is_down(tmp_path: Path, caplog
         assert "whether its files are still the same is seen later" in caplog.text
 
 
-def test_one_bad_unit_at_the_start_is_no_reason_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_first_row_group_does_not_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A text is missing in the first row group, which the start looks at; in three of them it is no accident."""
     path = str(tmp_path / "data" / "*.parquet")
     for missing, readable in (([3], True), ([3, 13, 23], False)):
@@ -339,7 +339,7 @@ def test_a_damaged_cache_file_is_read_anew(tmp_path: Path, caplog: pytest.LogCap
     assert pq.ParquetFile(paths[0]).num_row_groups == 34
 
 
-def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_cache_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     (tmp_path / "cache2").write_text("not a folder")
@@ -349,7 +349,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyt
     assert caplog.text.count("cannot be used") == 1
 
 
-def test_units_through_the_loader(tmp_path: Path, hub: HubServer) -> None:
+def test_row_groups_through_the_loader(tmp_path: Path, hub: HubServer) -> None:
     """Two epochs of a streamed source over four ranks: every document twice, its state as plain JSON."""
     config = config_of(tmp_path, Source(name="fineweb_edu", max_epochs=2.0))
 

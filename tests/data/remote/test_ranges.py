@@ -142,7 +142,7 @@ def test_an_interrupt_ends_it_at_once(server: RawServer) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_what_came_before_a_break_is_not_asked_for_again(server: RawServer) -> None:
+def test_bytes_before_a_break_are_kept(server: RawServer) -> None:
     """A server that breaks off after every hundred bytes still gives the whole, without growing pauses."""
     server.kind = "broken"
     http, started = Http(PATIENCE), time.monotonic()
@@ -173,7 +173,7 @@ def test_wrong_answers_are_told(server: RawServer, kind: str, error: type[Except
         Http(PATIENCE).read(server.url, 100, 50, 5000)
 
 
-def test_a_large_file_is_not_read_whole_for_a_part(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_large_file_reads_no_more(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("titan_pt.data.remote.ranges._WHOLE_BYTES", 1000)
     server.kind = "whole"
     with pytest.raises(Refused, match="whole files where a part is asked for"):
@@ -187,7 +187,7 @@ def test_a_server_may_say_when_to_come_back() -> None:
     assert retry_after("") == retry_after("soon") == retry_after("-3") == retry_after("nan") == 0
 
 
-def test_a_start_does_not_wait_for_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_gives_up_missing_files_soon(caplog: pytest.LogCaptureFixture) -> None:
     def denied() -> None:
         raise Denied("HTTP 404")
 

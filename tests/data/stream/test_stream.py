@@ -143,7 +143,7 @@ def test_shares_of_the_mixture_hold_from_the_start(weights: tuple[float, ...], l
         assert first[d] / 64 == pytest.approx(share / sum(weights), abs=0.2), "not all start with one source"
 
 
-def test_the_share_of_a_spent_source_goes_to_the_others() -> None:
+def test_others_take_the_share_of_spent_sources() -> None:
     sources = [
         MixtureSource("short", texts(*[30] * 4), 2.0, max_epochs=1.0),
         MixtureSource("b", texts(*[30] * 4), 1.0),
@@ -167,7 +167,7 @@ def test_max_epochs_is_exact_over_all_streams() -> None:
             assert sum(map(len, found)) == expected
 
 
-def test_positions_count_from_zero_in_each_document_of_the_row() -> None:
+def test_positions_count_from_zero_in_each_document() -> None:
     documents = texts(*[3, 9, 25, 1, 14])
     for row in itertools.islice(Stream(mixture_of(documents), 0, 1, 11), 50):
         expected, position = [], 0
@@ -202,7 +202,7 @@ class CharacterTokenizer:
         raise NotImplementedError
 
 
-def test_bytes_of_whole_documents_are_exact_for_any_tokenizer() -> None:
+def test_bytes_are_exact_for_any_tokenizer() -> None:
     documents = Texts(["skipped first", "Größe 北京", "🤷‍♀️ and more", "last"])
     mixture = [MixtureSource("a", documents, 1.0, max_epochs=1.0)]
     tokenizer = CharacterTokenizer()

@@ -80,7 +80,7 @@ def test_wrong_shards_are_told(tmp_path: Path) -> None:
     assert isinstance(source, MixtureSource)
 
 
-def test_an_output_is_made_once_and_never_under_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_output_is_made_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepared(tmp_path, list(texts(10, 20)))
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "a.jsonl")))
     before = (tmp_path / "tokens" / "tokens.bin").stat()
@@ -113,7 +113,7 @@ def test_an_interrupted_preparation_is_told_and_made_again(tmp_path: Path, monke
     assert len(source.documents) == 3
 
 
-def test_an_unreadable_row_group_is_empty_in_the_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_have_nothing_of_unreadable_row_groups(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines: list[Any] = [None if i == 55 else text for i, text in enumerate(TEXTS)]
     write_shards(tmp_path / "data", lines, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))

@@ -81,7 +81,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
     alone.close()
 
 
-def test_workers_that_die_again_and_again_or_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_keep_dying_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     data = build(tmp_path, 1, prefetch=0)
     rows_of(data, 1)

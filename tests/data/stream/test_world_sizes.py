@@ -71,7 +71,7 @@ def read(
     return steps_found, {s: part for _, kept in results for s, part in kept.items()}
 
 
-def test_a_thousand_documents_on_4_2_1_and_3_ranks(mixture: tuple[JobConfig, TokenizedMixture]) -> None:
+def test_a_thousand_documents_on_changing_ranks(mixture: tuple[JobConfig, TokenizedMixture]) -> None:
     expected, final = read(mixture, 1, 30, {})
     found: Steps = []
     state: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def test_any_sequence_of_saves_and_sizes(
     assert found == expected and state == final
 
 
-def test_a_size_that_does_not_fit_is_refused_with_those_that_do(tmp_path: Path) -> None:
+def test_a_refused_world_size_names_those_that_fit(tmp_path: Path) -> None:
     config = config_of(tmp_path, Source(name="arithmetic"), streams=64)
     config = config.model_copy(update={"training": Training(seq_len=8, global_batch_size=192, local_batch_size=1)})
     with pytest.raises(ConfigError, match=r"64: cannot be shared by 3 ranks; .* fit are 1, 2, 4, 8, 16, 32, 64"):
