@@ -79,7 +79,7 @@ def failures(result: Score) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("completion", "correct", "form"), [(RIGHT, 1.0, 1.0), (WRONG, 0.0, 1.0), (FORMLESS, 0.0, 0.0), ("", 0.0, 0.0)]
 )
-def test_correct_and_format(completion: str, correct: float, form: float) -> None:
+def test_values_of_correct_and_format(completion: str, correct: float, form: float) -> None:
     result = score(make_sample(completion), make_task(rewards={"correct": 1.0, "format": 0.25}), 1.0)
     assert result.parts == {"correct": correct, "format": form}
     assert result.total == correct + 0.25 * form
@@ -87,7 +87,7 @@ def test_correct_and_format(completion: str, correct: float, form: float) -> Non
 
 
 @pytest.mark.parametrize("tokens", [1, 10, 20, 39, 40, 41])
-def test_length(tokens: int) -> None:
+def test_length_reward_equals_the_formula(tokens: int) -> None:
     task = make_task(rewards={"length": 2.0})
     expected = (1 + math.cos(math.pi * min(tokens, 40) / 40)) / 2
     assert score(make_sample(RIGHT, tokens), task, 1.0).parts["length"] == pytest.approx(expected)
@@ -95,7 +95,7 @@ def test_length(tokens: int) -> None:
     assert score(make_sample(WRONG, tokens), task, 1.0).total == 0.0
 
 
-def test_a_weight_of_zero_is_measured_and_a_negative_one_counts(reward: Callable[..., Score]) -> None:
+def test_zero_weights_are_measured_negative_ones_count(reward: Callable[..., Score]) -> None:
     result = reward(lambda sample, task: 0.5, correct=-2.0, format=0.0)
     assert result.parts == {"mine": 0.5, "correct": 1.0, "format": 1.0}
     assert result.total == 0.5 - 2.0
@@ -104,7 +104,7 @@ def test_a_weight_of_zero_is_measured_and_a_negative_one_counts(reward: Callable
 @pytest.mark.parametrize(
     "value", [0.5, 1, True, np.float32(0.5), np.int64(3), np.bool_(True), torch.tensor(0.5), np.array(0.5)]
 )
-def test_numbers_of_all_kinds(reward: Callable[..., Score], value: Any) -> None:
+def test_rewards_may_be_any_kind_of_number(reward: Callable[..., Score], value: Any) -> None:
     result = reward(lambda sample, task: value)
     assert type(result.parts["mine"]) is float and result.parts["mine"] == float(value)
     assert type(result.total) is float and not result.problems
@@ -113,7 +113,7 @@ def test_numbers_of_all_kinds(reward: Callable[..., Score], value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 1e300, None, "1.0", b"1", [1.0], 1j, torch.tensor(math.nan), object()]
 )
-def test_what_is_no_finite_number(reward: Callable[..., Score], value: Any) -> None:
+def test_a_reward_without_finite_number_counts_zero(reward: Callable[..., Score], value: Any) -> None:
     result = reward(lambda sample, task: value, correct=1.0)
     problem = only(result)
     assert problem.kind == "nan" and re.fullmatch("gave .*, not a finite number", problem.message)
@@ -149,7 +149,7 @@ def fail_unprintably(sample: Sample, task: Task) -> float:
         (lambda sample, task: "x" * 10**6 + 1, r"TypeError: .*"),
     ],
 )
-def test_a_function_that_raises(reward: Callable[..., Score], function: Any, message: str) -> None:
+def test_a_reward_that_raises_counts_zero(reward: Callable[..., Score], function: Any, message: str) -> None:
     problem = only(reward(function))
     assert problem.kind == "error" and re.fullmatch(message, problem.message), problem.message
     assert "\n" not in problem.message and len(problem.message) < 400
@@ -184,7 +184,7 @@ def wait_in_regex(sample: Sample, task: Task) -> float:
 
 
 @pytest.mark.parametrize("function", [sleep, spin, swallow_exceptions, swallow_once, wait_in_regex])
-def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> None:
+def test_a_reward_that_hangs_counts_zero(reward: Callable[..., Score], function: Any) -> None:
     start = time.monotonic()
     result = reward(function, 0.05, correct=1.0)
     assert time.monotonic() - start < 5.0
@@ -193,7 +193,7 @@ def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> N
     assert result.total == 1.0
 
 
-def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_up_reward_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rewards._REWARDS._registered, "slow", sleep)
     task = make_task(rewards={"correct": 1.0, "slow": 1.0})
     start = time.monotonic()
@@ -203,7 +203,7 @@ def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.Mon
     assert failures(result) == [("slow", "timeout")]
 
 
-def test_the_timer_never_strikes_outside_the_function(reward: Callable[..., Score]) -> None:
+def test_the_timer_never_expires_outside_a_function(reward: Callable[..., Score]) -> None:
     """Functions that end about when their time does: the expiry must not escape, nor the timer go on."""
     before = signal.getitimer(signal.ITIMER_REAL)
     seconds = 0.0005
@@ -248,7 +248,7 @@ def test_another_timer_goes_on(alarms: list[int], reward: Callable[..., Score]) 
     assert signal.getsignal(signal.SIGALRM) is own and alarms == []
 
 
-def test_another_timer_that_became_due_strikes_afterwards(alarms: list[int], reward: Callable[..., Score]) -> None:
+def test_another_due_timer_expires_afterwards(alarms: list[int], reward: Callable[..., Score]) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     assert reward(lambda sample, task: time.sleep(0.1) or 1.0).problems == ()
     time.sleep(0.05)
@@ -268,7 +268,7 @@ def test_ctrl_c_ends_the_run(reward: Callable[..., Score]) -> None:
         reward(interrupted)
 
 
-def test_a_signal_sets_the_flag_and_the_reward_goes_on(reward: Callable[..., Score]) -> None:
+def test_a_stop_signal_does_not_interrupt_a_reward(reward: Callable[..., Score]) -> None:
     handlers = {number: signal.getsignal(number) for number in preemption._SIGNALS}
     try:
         preemption.install_handlers()
@@ -304,7 +304,7 @@ def test_outside_the_main_thread_there_is_no_limit(
     ]
 
 
-def test_grading_is_guarded_too() -> None:
+def test_a_failed_grading_counts_as_wrong() -> None:
     right, wrong = score(make_sample(RIGHT), make_task(), 1.0), score(make_sample(WRONG), make_task(), 1.0)
     assert (right.strict, right.official, right.lenient, right.problems) == (True, True, True, ())
     assert (wrong.strict, wrong.official, wrong.lenient, wrong.problems) == (False, False, False, ())
@@ -318,7 +318,7 @@ def test_grading_is_guarded_too() -> None:
     assert (found.letter, found.strict, failures(found)) == (None, True, [("find_letter", "error")])
 
 
-def test_each_rule_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rule_is_asked_once_a_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def count(completion: str, problem: Problem, rule: str) -> bool:

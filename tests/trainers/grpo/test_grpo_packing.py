@@ -35,9 +35,7 @@ def packed_of(samples: list[TrainSample], rank: int = 0, num_ranks: int = 1, row
 
 @settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, num_ranks=st.integers(1, 4), rows=st.integers(1, 3))
-def test_every_sample_is_on_one_rank_once_and_ranks_run_as_often(
-    lengths: list[tuple[int, int]], num_ranks: int, rows: int
-) -> None:
+def test_samples_are_packed_once_over_all_ranks(lengths: list[tuple[int, int]], num_ranks: int, rows: int) -> None:
     samples = make_samples(lengths)
     ranks = [packed_of(samples, rank, num_ranks, rows) for rank in range(num_ranks)]
     assert len({len(batches) for batches in ranks}) == 1, "FSDP's forward is a collective"
@@ -72,7 +70,7 @@ def test_loads_are_even_and_rows_never_overflow(lengths: list[int], num_ranks: i
     assert sum(left <= SEQ_LEN // 2 for left in used) <= 1, "two half-empty rows would have been one"
 
 
-def test_packed_logprobs_are_those_of_each_sample_alone() -> None:
+def test_packed_logprobs_equal_those_of_samples_alone() -> None:
     model = Transformer(ARGS, document_mask=True)
     model.init_weights(0)
     samples = make_samples([(3, 5), (7, 2), (1, 1), (12, 12), (2, 9)])

@@ -113,7 +113,7 @@ def test_the_split_into_micro_batches_changes_nothing(rows: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_minibatches_and_iterations_use_the_ratio_to_the_weights_that_sampled() -> None:
+def test_later_updates_use_ratios_to_sampling_weights() -> None:
     model, expected = make_model(), make_model()
     samples = make_samples(model)
     metrics = update(model, samples, parts=2, lr=0.5, num_iterations=2, clip_low=0.05, clip_high=0.05)
@@ -170,7 +170,7 @@ def test_importance_weights_correct_a_foreign_engine() -> None:
         torch.testing.assert_close(ours.detach(), start.detach() - start.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_that_is_not_finite_is_not_applied() -> None:
+def test_a_non_finite_step_is_not_applied() -> None:
     model, start = make_model(), make_model()
     samples = make_samples(model)
     metrics = update(model, [replace(samples[0], advantage=float("inf")), *samples[1:]])
@@ -178,7 +178,7 @@ def test_a_step_that_is_not_finite_is_not_applied() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
-def test_loglikelihoods_are_those_of_each_sample_alone() -> None:
+def test_loglikelihoods_equal_those_of_samples_alone() -> None:
     model = make_model()
     samples = make_samples(model)
     found = loglikelihoods(make_parts(model), samples)

@@ -8,7 +8,6 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.lazy import load
 
 Record = Mapping[str, Any]
 """A row of a dataset: its values by column."""
@@ -83,5 +82,5 @@ def get_formatter(name: str, column: str) -> Formatter:
         trainer = " to sft" if kind else ""
         raise ConfigError(f"formatter = {name!r}: unknown{trainer}; known are {one_of(known)}{nearest(name, known)}")
     registered = _FORMATTERS[name]
-    formatter: Formatter = load(registered) if isinstance(registered, str) else registered
+    formatter: Formatter = import_attribute(registered) if isinstance(registered, str) else registered
     return formatter

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Data, Source
-from titan_pt.data.lazy import load
 from titan_pt.data.sources.documents import Documents, Stopped
 from titan_pt.data.sources.local import is_prepared, matching_files, quiet_datasets
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.files import make_writable
 
@@ -107,7 +107,7 @@ def register_source(name: str, factory: SourceFactory | str) -> None:
 def source_factory(name: str) -> SourceFactory:
     """The registered function of a name."""
     found = _SOURCES[name]
-    factory: SourceFactory = load(found) if isinstance(found, str) else found
+    factory: SourceFactory = import_attribute(found) if isinstance(found, str) else found
     return factory
 
 
