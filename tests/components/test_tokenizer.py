@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
+from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
 from titan_pt.components.tokenizer import (
-    COMMON_EOS,
     END_OF_TEXT,
     ByteTokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     build_tokenizer,
 )
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as Section
+from titan_pt.config.schema.job_config import TokenizerSection as Section
+from titan_pt.hf.tokenizer import COMMON_EOS, HuggingFaceTokenizer
 
 TEXTS = [
     "",
@@ -98,6 +98,7 @@ def test_rank_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = build(rank_file(tmp_path))
     assert "text is split as GPT-2 does" in caplog.text
+    assert isinstance(tokenizer, TiktokenTokenizer)
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (260, 259)
     assert tokenizer.encode("hello") == [258, ord("o")], "merged"
     assert tokenizer.decode([258, 259, 300, -1]) == f"hell{END_OF_TEXT}"

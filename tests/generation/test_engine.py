@@ -254,7 +254,7 @@ def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"rollout.engine = 'nativ': unknown; known are native.*; did you mean native\?"
     ):
         build({"engine": "nativ"})
-    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    monkeypatch.setattr(engines._ENGINES, "_registered", {})
     register_engine("foreign", lambda *arguments: arguments)
     assert build({"engine": "foreign"})[3] == [STOP]
     with pytest.raises(ValueError, match="'foreign' is registered already"):
@@ -263,7 +263,7 @@ def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_the_engine_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(get_model_spec("transformer"), name="linear", build=lambda args, _: torch.nn.Linear(1, 1))
-    monkeypatch.setitem(model_specs._MODELS, "linear", spec)
+    monkeypatch.setitem(model_specs._MODELS._registered, "linear", spec)
     with pytest.raises(
         ConfigError, match=r'rollout.engine = "native": needs model.name = "transformer", not \'linear\''
     ):

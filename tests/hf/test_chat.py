@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf import chat
 from titan_pt.hf.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.hf.model_source import open_model_source

@@ -235,7 +235,7 @@ register_model_spec(ModelSpec(name="no_hf_layout", args_type=Args, flavors={"deb
     text = '[model]\nname = "no_hf_layout"\n[experimental]\ncustom_import = "no_hf_layout_module"\n'
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        patch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
+        patch.setattr(model_spec._MODELS, "_registered", {})
         problem = problem_of(tmp_path, text, "--model.from_hf", "x")
         assert "model 'no_hf_layout' has no Hugging Face layout" in problem
         assert "has no Hugging Face layout" in problem_of(tmp_path, text, "--checkpoint.export_hf_interval", "5")

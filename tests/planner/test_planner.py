@@ -11,10 +11,10 @@ import pytest
 from helpers import ROOT
 from tool_helpers import tool_here
 
+from titan_pt.components.accelerators import ACCELERATORS, GIB, find_accelerator, named_device
 from titan_pt.config import JobConfig, load_config
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
-from titan_pt.planner.accelerators import ACCELERATORS, GIB, find_accelerator, named_device
 from titan_pt.planner.measured import measured_mfu
 from titan_pt.planner.memory import estimate, needed_bytes, shape_of
 from titan_pt.planner.mixture import plan_sources

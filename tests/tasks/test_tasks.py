@@ -123,7 +123,7 @@ def test_the_default_level_is_1(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
+    monkeypatch.setattr(task._TASKS, "_registered", dict(task._TASKS._registered))
     return
 
 
@@ -186,9 +186,9 @@ def test_a_question_may_look_like_a_template() -> None:
     ],
 )
 def test_wrong_config_rows_are_named(fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "_TASKS", {})  # without what other tests registered
+    monkeypatch.setattr(task._TASKS, "_registered", {})  # without what other tests registered
     built_in = {name: rewards._REWARDS[name] for name in ("correct", "format", "length")}
-    monkeypatch.setattr(rewards, "_REWARDS", built_in)
+    monkeypatch.setattr(rewards._REWARDS, "_registered", built_in)
     fields = {"name": "arithmetic", **fields}
     assert problem_of(**fields).startswith(message)
 

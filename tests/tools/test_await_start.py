@@ -86,3 +86,9 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == ExitCode.TERMINATED and time.monotonic() - started < 10
     process.stderr.close()
+
+
+def test_it_starts_without_torch() -> None:
+    """An init container waits with it: torch would cost it memory and seconds."""
+    code = "import sys, titan_pt.tools.await_start; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,10 +7,10 @@ from typing import Literal, Protocol
 from torch import nn
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
+from titan_pt.protocols.registry import Registry
 
 FinishReason = Literal["stop", "length"]
 
@@ -58,21 +58,14 @@ EngineFactory = Callable[[RolloutConfig, Tokenizer, World, Sequence[int]], Rollo
 """(config, tokenizer, world, ids of the tokens that end a completion) -> engine, with any weights."""
 
 
-def _native(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
-    from titan_pt.generation.native import build_native_engine
-
-    return build_native_engine(config, tokenizer, world, stop_ids)
-
-
-_ENGINES: dict[str, EngineFactory] = {"native": _native}
+_ENGINES: Registry[EngineFactory] = Registry(
+    "rollout engine {}", {"native": "titan_pt.generation.native:build_native_engine"}
+)
 
 
 def register_engine(name: str, factory: EngineFactory) -> EngineFactory:
     """Make an engine known by `[rollout] engine`. A second registration of a name is an error."""
-    if name in _ENGINES:
-        raise ValueError(f"rollout engine {name!r} is registered already")
-    _ENGINES[name] = factory
-    return factory
+    return _ENGINES.register(name, factory)
 
 
 def build_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
@@ -84,10 +77,6 @@ def build_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop
     Raises:
         ConfigError: the name is unknown; lists the known ones. Or the engine cannot run this model or device.
     """
-    name = config.rollout.engine
-    if name not in _ENGINES:
-        raise ConfigError(
-            f"rollout.engine = {name!r}: unknown; known are {one_of(_ENGINES)}{nearest(name, _ENGINES)}; "
-            "others are registered with register_engine by experimental.custom_import"
-        )
-    return _ENGINES[name](config, tokenizer, world, stop_ids)
+    hint = "; others are registered with register_engine by experimental.custom_import"
+    build = _ENGINES.find(config.rollout.engine, "rollout.engine", hint)
+    return build(config, tokenizer, world, stop_ids)

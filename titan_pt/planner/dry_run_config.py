@@ -1,5 +1,6 @@
-"""A config as a rehearsal on fake tensors can run it."""
+"""Config and tokenizer of a dry run, whose tensors hold no numbers and whose documents no text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from titan_pt.config.schema.grpo import Rollout
@@ -36,3 +37,20 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
             notes.append("rollout.compile is off here: there is nothing to compile")
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in updates.items()}
     return config.model_copy(update=sections), tuple(notes)
+
+
+class SizedTokenizer:
+    """A tokenizer that has only a vocabulary size; it can neither encode nor decode."""
+
+    special_ids: dict[str, int] = {}  # noqa: RUF012
+    chat_template: str | None = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.eos_id = vocab_size, vocab_size - 1
+        self.fingerprint = f"size-{vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("there is no text in a dry run")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise NotImplementedError("there is no text in a dry run")

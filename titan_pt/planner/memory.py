@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from titan_pt.components.accelerators import GIB
 from titan_pt.components.loss import CHUNK_ELEMENTS
 from titan_pt.config.schema.job_config import ActivationCheckpoint, JobConfig
 from titan_pt.models.transformer import TransformerArgs
-from titan_pt.planner.accelerators import GIB
 
 Device = Literal["cuda", "cpu"]
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from titan_pt.components.accelerators import GIB
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import divisors, global_rows, plan_run_size
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.planner.accelerators import GIB
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
 

@@ -23,8 +23,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefT
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
-from titan_pt.components.parts import build_train_context
-from titan_pt.components.tokenizer import SizedTokenizer
+from titan_pt.build import build_context
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.run_size import RunSize
@@ -32,7 +31,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
 from titan_pt.distributed.fsdp import allocate
-from titan_pt.planner.dry_run_config import for_dry_run
+from titan_pt.planner.dry_run_config import SizedTokenizer, for_dry_run
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
@@ -132,21 +131,21 @@ def trace(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts:
 
 
 def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:
-    """As train.build_context, without what opens a file."""
+    """The context of a run, without what opens a file."""
     tokenizer = SizedTokenizer(tokenizer_size(config))
-    model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
-    allocate(model, config, world)
-    model.train()
-    return build_train_context(
+    context = build_context(
         spec,
         config,
         world,
-        run_size=run_size,
-        tokenizer=tokenizer,
-        model=model,
-        dataloader=None,
+        tokenizer,
+        spec.build_model(config, tokenizer),
+        run_size,
+        materialize=allocate,
         raise_if_preempted=_raise_if_stopped,
+        reads_data=False,
     )
+    context.model.train()
+    return context
 
 
 def _build_trial(spec: TrainerSpec, context: TrainContext) -> DryRunStep:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
 
 if TYPE_CHECKING:  # task.py needs the names of the rewards
@@ -66,14 +67,12 @@ class Score:
 
 
 RewardFunction = Callable[[Sample, "Task"], float]
-_REWARDS: dict[str, RewardFunction] = {}
+_REWARDS: Registry[RewardFunction] = Registry("reward {}")
 
 
 def register_reward(name: str, function: RewardFunction) -> None:
     """Make `name` known to `rewards` of [[grpo.tasks]]. Twice is an error."""
-    if name in _REWARDS:
-        raise ValueError(f"reward {name!r} is registered already")
-    _REWARDS[name] = function
+    _REWARDS.register(name, function)
 
 
 def known_rewards() -> set[str]:

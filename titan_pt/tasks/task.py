@@ -1,6 +1,5 @@
 """Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -8,6 +7,7 @@ from typing import Protocol
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
+from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.rewards import known_rewards
 
 
@@ -84,9 +84,9 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
-_TASKS: dict[str, TaskFactory] = {}
-_BUILTIN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym")
-"""Modules of this package with a TaskFactory `build`, imported when asked for."""
+_TASKS: Registry[TaskFactory] = Registry(
+    "task {}", {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")}
+)
 
 _DEFAULTS = GrpoTask(name="defaults")
 _OPTIONAL = ("path", "eval_path", "holdout_fraction", "level", "shuffle_options", "options")
@@ -98,9 +98,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
     The factory reads what it needs of the row, such as `row.options`. The row's template, stops and rewards are not
     its business: where they are set, they replace those of its task.
     """
-    if name in _TASKS or name in _BUILTIN:
-        raise ValueError(f"task {name!r} is registered already")
-    _TASKS[name] = factory
+    _TASKS.register(name, factory)
 
 
 def check_task(row: GrpoTask) -> None:
@@ -126,7 +124,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
     except ConfigError as error:
         problems += error.problems
     except Exception as error:
-        if factory not in _TASKS.values():
+        if _family(row.name) in _TASKS.builtin:
             raise
         problems.append(f"its factory failed: {type(error).__name__}: {error}")
     if problems:
@@ -144,17 +142,18 @@ def refuse_unused(row: GrpoTask, *used: str) -> None:
 
 
 def _factory(name: str) -> TaskFactory:
-    family = name.partition(":")[0]
-    if family in _BUILTIN:
-        factory: TaskFactory = importlib.import_module(f"titan_pt.tasks.{family}").build
-        return factory
+    family = _family(name)
     if family not in _TASKS:
-        known = {*_TASKS, *_BUILTIN}
         raise ConfigError(
-            f"grpo.tasks: name = {shown(name)}: unknown{nearest(family, known)}; known are {one_of(known)}; "
+            f"grpo.tasks: name = {shown(name)}: unknown{nearest(family, _TASKS)}; known are {one_of(_TASKS)}; "
             "a task of your own comes by register_task in the module of experimental.custom_import"
         )
     return _TASKS[family]
+
+
+def _family(name: str) -> str:
+    """The registered part of "name:something"."""
+    return name.partition(":")[0]
 
 
 def _mistakes(row: GrpoTask) -> Iterator[str]:

@@ -21,7 +21,7 @@ from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.skip_log import SkipLog
 from titan_pt.data.stream.stream import Row, Stream
-from titan_pt.tools.arguments import run_tool
+from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.prepare import iterate
 from titan_pt.trainers.sft.records import plain_text, reads_records, record_encoder, with_records
 
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check_overlap", action="store_true", help="compare with the evaluation sets instead")
     parser.add_argument("--eval", action="append", default=[], metavar="NAME=FILE", help="an evaluation set of yours")
     parser.add_argument("--limit", type=int, default=100_000, help="documents of each source (default 100000)")
-    return run_tool(parser, _run, argv)
+    return run_config_tool(parser, _run, argv)
 
 
 if __name__ == "__main__":

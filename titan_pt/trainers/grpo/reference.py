@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.optimizer import reset
 from titan_pt.config.schema.grpo import Grpo
 

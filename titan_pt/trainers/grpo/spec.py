@@ -17,7 +17,7 @@ from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task
@@ -156,23 +156,21 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
         logger.warning("[[data.sources]] has no effect on grpo; its prompts come from [[grpo.tasks]]")
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec[GrpoConfig](
-        name="grpo",
-        config_type=GrpoConfig,
-        plan_run_size=plan,
-        build_tokenizer=pretrain.SPEC.build_tokenizer,
-        build_model=build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        describe=describe,
-        build_step=build_step,
-        build_validator=build_validator,
-        build_dry_run=build_dry_run,
-        validates_first=True,
-    )
+SPEC = TrainerSpec[GrpoConfig](
+    name="grpo",
+    config_type=GrpoConfig,
+    plan_run_size=plan,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    describe=describe,
+    build_step=build_step,
+    build_validator=build_validator,
+    build_dry_run=build_dry_run,
+    validates_first=True,
 )
 
 __all__ = ["SPEC"]

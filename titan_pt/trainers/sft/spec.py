@@ -18,7 +18,7 @@ from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
 from titan_pt.distributed.world import World
 from titan_pt.hf.chat import PROMPTS, TALKS
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import until_stopped
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.sft.counting import count_steps
@@ -46,7 +46,7 @@ def build_dataloader(config: SftConfig, tokenizer: Tokenizer, world: World, run_
 
 
 def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: DataLoader) -> RunSize:
-    """With sft.epochs as many steps as they take.
+    """Set the number of steps to those of sft.epochs, if that is given.
 
     Raises:
         ConfigError: the records cannot be counted.
@@ -59,7 +59,7 @@ def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: 
 
 
 def describe(context: TrainContext[SftConfig], flops_per_token: float, peak: float | None) -> None:
-    """As of pretraining; with sft.epochs that the sources end is what was asked for."""
+    """Log what follows for the run, as in pretraining; with sft.epochs no warning that the sources end."""
     describe_run(context, flops_per_token, peak, warns=context.config.sft.epochs is None)
 
 
@@ -96,26 +96,24 @@ def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
 
 
 def build_validator(context: TrainContext[SftConfig], step: Step | None = None) -> Validator | None:
-    """Loss on the answers of held-out records."""
+    """Build the validator of the loss on the answers of held-out records."""
     return build_loss_validator(replace(context, config=with_records(context.config)), step)
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec[SftConfig](
-        name="sft",
-        config_type=SftConfig,
-        build_tokenizer=pretrain.SPEC.build_tokenizer,
-        build_model=pretrain.build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        adjust_run_size=adjust_run_size,
-        describe=describe,
-        build_step=pretrain.build_step,
-        build_validator=build_validator,
-        build_dry_run=pretrain.build_dry_run,
-    )
+SPEC = TrainerSpec[SftConfig](
+    name="sft",
+    config_type=SftConfig,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=pretrain.build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    adjust_run_size=adjust_run_size,
+    describe=describe,
+    build_step=pretrain.build_step,
+    build_validator=build_validator,
+    build_dry_run=pretrain.build_dry_run,
 )
 
 __all__ = ["SPEC"]
