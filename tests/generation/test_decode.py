@@ -52,7 +52,7 @@ def test_compiled_steps_equal_plain_steps(model: Transformer, backend: str) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_graphs_equal_plain_steps(caplog: pytest.LogCaptureFixture) -> None:
-    """Also after new weights and in a second request, larger than the first; and no capture failed."""
+    """Graphs stay right after new weights and in a larger second request, and no capture fails."""
     model = make_model().cuda()
     graphs = NativeEngine(model, [STOP], compile_backend="inductor")
     for seed, n in [(0, 3), (1, 3), (1, 17)]:

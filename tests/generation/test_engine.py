@@ -177,7 +177,7 @@ def test_weights_are_copied_in_place(model: Transformer) -> None:
 
 
 def sync_from_shards(rank: int, folder: str) -> None:
-    """One of two processes: the engine's bfloat16 weights against the whole model's, and samples alike on both."""
+    """Compare the engine's bfloat16 weights with the whole model's, and the samples of two processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     sharded, whole = make_model(), make_model()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)

@@ -12,7 +12,7 @@ from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
 
 
 def log_distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """What one row is drawn from, by definition."""
+    """The log-probabilities that one row is drawn from, by definition."""
     logits = logits / sampling.temperature
     order = logits.argsort(descending=True)[: sampling.top_k or None]
     kept, before = torch.full_like(logits, float("-inf")), 0.0

@@ -1,4 +1,4 @@
-"""GRPO runs: on one and two ranks, resumed to the last bit, stopped while sampling, with rewards that fail."""
+"""GRPO runs: on one and two ranks, resumed bitwise, stopped while sampling, with rewards that fail."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def rollouts(folder: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def cut_after(folder: Path, target: Path, step: int) -> Path:
-    """What a kill between this step's checkpoint and the next one's leaves."""
+    """A copy of a run folder as a kill between this step's checkpoint and the next one's leaves it."""
     shutil.copytree(folder / "run", target / "run")
     for path in (target / "run" / "checkpoint").glob("step-*"):
         if int(path.name[5:]) > step:

@@ -127,7 +127,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(), max_size=60), st.floats(0.0, 1.0), st.randoms())
 def test_no_question_is_trained_and_evaluated(texts: list[str], fraction: float, rng: Any) -> None:
-    """Whatever the order, the blanks and the capitals; a question is always on the same side."""
+    """A question is always on the same side, whatever the order, the blanks and the capitals."""
     shuffled = [text.upper() + " " if rng.random() < 0.5 else text for text in texts]
     rng.shuffle(shuffled)
     sides: dict[str, set[bool]] = {}

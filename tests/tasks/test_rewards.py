@@ -326,7 +326,9 @@ def test_each_rule_is_asked_once_a_completion(monkeypatch: pytest.MonkeyPatch) -
         return grade_gsm8k(completion, problem.gold, rule)
 
     monkeypatch.setitem(
-        rewards._REWARDS, "mine", lambda sample, task: task.grade(sample.completion, sample.problem, "lenient") / 2
+        rewards._REWARDS._registered,
+        "mine",
+        lambda sample, task: task.grade(sample.completion, sample.problem, "lenient") / 2,
     )
     task = make_task(grade=count, rewards={"correct": 1.0, "length": 1.0, "mine": 1.0})
     assert score(make_sample(), task, 1.0).parts["mine"] == 0.5
@@ -355,8 +357,8 @@ def test_a_changed_alarm_handler_harms_no_reward(monkeypatch: pytest.MonkeyPatch
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it would end the process
         return 1.0
 
-    monkeypatch.setitem(rewards._REWARDS, "changes", changes)
-    monkeypatch.setitem(rewards._REWARDS, "hangs", sleep)
+    monkeypatch.setitem(rewards._REWARDS._registered, "changes", changes)
+    monkeypatch.setitem(rewards._REWARDS._registered, "hangs", sleep)
     found = score(make_sample(), make_task(rewards={"changes": 1.0, "hangs": 1.0}), 0.05)
     assert found.parts["changes"] == 1.0 and failures(found) == [("hangs", "timeout")]
 

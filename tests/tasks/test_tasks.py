@@ -1,4 +1,4 @@
-"""What each task asks and grades, a task of one's own, and a row's settings."""
+"""Prompts and grading of each task, registered tasks, and the settings of a row."""
 
 import dataclasses
 from collections import Counter

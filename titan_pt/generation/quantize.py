@@ -53,7 +53,7 @@ def _check_int4(model: Transformer) -> None:
 def _int4_config() -> "object":
     from torchao.quantization import Int4WeightOnlyConfig
 
-    # The packing whose kernel is torch's own; the others need another package.
+    # The kernel of this packing is part of torch; the others need another package.
     return Int4WeightOnlyConfig(
         group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
     )

@@ -27,7 +27,7 @@ _ANSWER = "Answer:"
 _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?\.?")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
-# A letter that is a word of its own: not the C of "Cephalexin", "C-reactive protein" or "C's".
+# A letter that is a whole word: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
 _STRICT_LETTER = re.compile(rf"\s*{_ANSWER}[ \t]*{_LETTER}")
 # Every gap is bounded: two unbounded ones side by side take quadratic time on a long run of blanks.
@@ -93,7 +93,7 @@ def grade_medqa(completion: str, gold: str, rule: str = "official") -> bool:
 def find_number(completion: str) -> str | None:
     """The answer of a completion in the strict form of `grade_gsm8k`, right or wrong, for Decimal; else None."""
     before, marker, after = completion.rstrip().rpartition(_MARKER)
-    # The last of five # is before the marker too. A number on a line of its own keeps its line end, and does not match.
+    # The last of five # is before the marker too. A number on the next line keeps its line end, and does not match.
     if not marker or _MARKER in before or before.endswith("#"):
         return None
     number = after.lstrip(" \t")

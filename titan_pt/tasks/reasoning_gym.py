@@ -81,12 +81,12 @@ def _open_dataset(name: str, options: Mapping[str, Any]) -> Any:
             raise ConfigError(f"options.{option}: unknown{nearest(option, fields)}; {name} has {', '.join(fields)}")
     try:
         return importlib.import_module("reasoning_gym").create_dataset(name, **options)
-    except Exception as error:  # each set checks its options in its own way
+    except Exception as error:  # each set checks its options differently
         raise ConfigError(f"options: {name} refuses them: {type(error).__name__}: {error}") from error
 
 
 def evaluates_text(kind: type) -> bool:
-    """Whether the `score_answer` of a class, or what it calls in its own package, turns text into code."""
+    """Whether the `score_answer` of a class, or a function of its package that it calls, evaluates text as code."""
     seen: set[FunctionType] = set()
     pending = [function for function in [getattr(kind, "score_answer", None)] if inspect.isfunction(function)]
     while pending:

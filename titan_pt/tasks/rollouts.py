@@ -25,7 +25,7 @@ MOST_TIMEOUTS = 5
 
 @dataclass(frozen=True)
 class GradingOptions:
-    """How completions are graded; the fields and defaults are those of [grpo]."""
+    """Options of grading and of its failures; the fields and defaults are those of [grpo]."""
 
     reward_timeout_seconds: float = 10.0
     """Limit of one reward function on one completion."""
@@ -36,7 +36,7 @@ class GradingOptions:
     overlong_buffer: int = 64
     """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
     overlong_penalty: float = 1.0
-    """Largest penalty."""
+    """Largest penalty of overlong = "penalty"."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def logprobs_of(model: Transformer, sample: TrainSample) -> torch.Tensor:
 
 
 def make_parts(model: Transformer, rows: int = 2, **grpo: Any) -> Any:
-    """With plain gradient descent, so that the weights move by the gradient."""
+    """A context with plain gradient descent, so that the weights move by the gradient."""
     training = SimpleNamespace(seq_len=24, local_batch_size=rows, max_norm=1e9)
     config = SimpleNamespace(training=training, grpo=Grpo(**grpo), rollout=Rollout(temperature=TEMPERATURE))
     return SimpleNamespace(

@@ -38,7 +38,7 @@ class Readiness:
 
     @property
     def advice(self) -> str:
-        """What a user can change where too few groups have anything to teach."""
+        """Advice to a user whose policy has too few groups with something to learn."""
         if self.truncated > 0.5 and self.reward_mean <= 0:
             return (
                 f"{self.truncated:.0%} of the answers were cut off: raise rollout.max_new_tokens, or do supervised "

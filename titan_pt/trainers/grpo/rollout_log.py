@@ -2,12 +2,12 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titan_pt.run.files import write_atomic
 from titan_pt.tasks.rollouts import Group
 
 logger = logging.getLogger("titan_pt")
@@ -32,14 +32,10 @@ class RolloutLog:
         if not self.frequency or step % self.frequency:
             return
         path = self.run_folder / FOLDER / f"step-{step}.jsonl"
-        temporary = path.with_suffix(".jsonl.tmp")
+        found = (row for i, group in enumerate(groups) for row in rows(group, advantages.get(i)))
         try:
             path.parent.mkdir(exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                for i, group in enumerate(groups):
-                    for row in rows(group, advantages.get(i)):
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            os.replace(temporary, path)
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
         except OSError as error:
             logger.error(f"{path} could not be written: {error}; training goes on")
 
