@@ -221,7 +221,7 @@ def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
     assert found.by_row_group
     mixture = mixture_of(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
     learnt = "".join(learnt_of(list(Stream(mixture, 0, 1, 256))))
-    assert mixture.sources[0].tell(5) == "document 5 (x.parquet, row group 1, row 1)"
+    assert mixture.sources[0].describe(5) == "document 5 (x.parquet, row group 1, row 1)"
     assert sorted(learnt.split("<|endoftext|>")[:-1]) == sorted(row["completion"] for row in rows)
 
 
