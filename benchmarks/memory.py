@@ -34,8 +34,8 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
     from titan_pt.config.resolve.checks import tokenizer_size
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import start_world, stop_world
-    from titan_pt.planner.dry_run_config import SizedTokenizer
-    from titan_pt.planner.trace import count_flops
+    from titan_pt.planner.operations import count_flops
+    from titan_pt.planner.sized_tokenizer import SizedTokenizer
     from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
     from titan_pt.run.run_folder import run_folder
@@ -76,14 +76,14 @@ def predict(flavor: str, *more: str) -> dict[str, float]:
     """The same by trace and formula, and the step's operations."""
     from titan_pt.config import load_config
     from titan_pt.config.resolve.checks import model_args, tokenizer_size
+    from titan_pt.planner.dry_run_step import dry_run_step
     from titan_pt.planner.memory import estimate, shape_of
-    from titan_pt.planner.trace import trace
     from titan_pt.protocols.model_spec import get_model_spec
 
     config = load_config([*flags(flavor), *more])
     spec = get_model_spec(config.model.name)
     args = model_args(config, spec, tokenizer_size(config))
-    traced = trace(config, 1, "cpu", counts=True)
+    traced = dry_run_step(config, 1, "cpu", counts=True)
     shape = shape_of(config, args, 1, accumulates=False, device="cpu")
     return {
         "traced": traced.peak_bytes,

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -87,3 +88,11 @@ def test_a_class_name_has_one_meaning() -> None:
         if isinstance(node, ast.ClassDef):
             places[node.name].append(f"{path}:{node.lineno}")
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_the_documented_files_exist() -> None:
+    """docs/architecture.md names files by their path in the package, or beside the one named before."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    named = set(re.findall(r"`(?:titan_pt/)?([\w/]+\.py)`", text)) - {"tests/test_architecture.py"}
+    assert not {name for name in named if not any(f"/{known}".endswith(f"/{name}") for known in names)}

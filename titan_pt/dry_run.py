@@ -8,7 +8,7 @@ from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import dry_run_size
-from titan_pt.planner.trace import Traced, trace
+from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.run.log import logger
 
@@ -26,30 +26,30 @@ def dry_run(config: JobConfig) -> None:
     logger.info(
         f"Dry run of {ranks:,} ranks in this process: no data, tokenizer or weights are opened, nothing written"
     )
-    traced = trace(config, ranks)
-    for note in traced.notes:
+    result = dry_run_step(config, ranks)
+    for note in result.notes:
         logger.info(f"Note: {note}")
-    for line in report(config, ranks, traced):
+    for line in report(config, ranks, result):
         logger.info(line)
 
 
-def report(config: JobConfig, ranks: int, traced: Traced) -> list[str]:
+def report(config: JobConfig, ranks: int, result: DryRunResult) -> list[str]:
     """What the dry run proved."""
-    run_size, training = traced.run_size, config.training
+    run_size, training = result.run_size, config.training
     spec = get_model_spec(config.model.name)
     flops = spec.flops_per_token(model_args(config, spec, tokenizer_size(config)), training.seq_len)
-    parts = ", ".join(f"{kind.replace('_', ' ')} {shown(size)}" for kind, size in traced.memory.items() if size)
-    sampling = f"; {shown(traced.sampling_bytes)} while it samples" if traced.sampling_bytes else ""
+    parts = ", ".join(f"{kind.replace('_', ' ')} {shown(size)}" for kind, size in result.memory.items() if size)
+    sampling = f"; {shown(result.sampling_bytes)} while it samples" if result.sampling_bytes else ""
     name = f"{config.model.name} {config.model.from_hf or config.model.flavor}"
     return [
-        f"Ranks: {ranks:,}, mesh {traced.mesh}",
-        f"Model {name}: {traced.num_parameters:,} parameters, {flops:.3g} FLOPs a token ({FORMULA})",
-        f"Batch: {traced.batch}",
+        f"Ranks: {ranks:,}, mesh {result.mesh}",
+        f"Model {name}: {result.num_parameters:,} parameters, {flops:.3g} FLOPs a token ({FORMULA})",
+        f"Batch: {result.batch}",
         f"Run: {run_size.steps:,} steps, warm-up {warmup_steps(config, run_size.steps):,}",
-        f"Memory of a rank at the peak of a step: {shown(traced.peak_bytes)} as on CUDA, without its context "
+        f"Memory of a rank at the peak of a step: {shown(result.peak_bytes)} as on CUDA, without its context "
         f"and what the allocator wastes ({parts}{sampling})",
         f"Dry run is done: one micro-batch and the update of trainer {config.job.trainer} ran on rank 0 of {ranks:,} "
-        f"in {traced.seconds:.1f} s",
+        f"in {result.seconds:.1f} s",
     ]
 
 

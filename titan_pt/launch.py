@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             # One report or help text instead of one a rank, and no waiting for ranks that cannot start.
             config = resolve(args.training_script_args).config
             if config.comm.mode == "fake_backend":
-                return _rehearse(args)
+                return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.TERMINATED
 
 
-def _rehearse(args: Any) -> int:
-    """A dry run: this one process plays the workers of all nodes, and waits for none of them."""
+def _dry_run(args: Any) -> int:
+    """Do a dry run: this one process plays the workers of all nodes."""
     from titan_pt.train import main
 
     os.environ["NGPU"] = str(count_nodes(args.nnodes) * count_workers(args.nproc_per_node))

@@ -93,9 +93,9 @@ def build_validator(context: TrainContext, _step: Step | None = None) -> Validat
     )
     if not (config.validation.tasks or config.validation.sample_prompts):
         return losses
-    from titan_pt.evaluation.exams import build_exams
+    from titan_pt.evaluation.task_eval import build_task_eval
 
-    return build_exams(context, losses)
+    return build_task_eval(context, losses)
 
 
 def validation_rows(context: TrainContext) -> list[PackedRow]:

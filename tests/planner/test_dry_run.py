@@ -15,7 +15,7 @@ from titan_pt.config import load_config
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.dry_run_world import dry_run_size, dry_run_world
 from titan_pt.dry_run import dry_run
-from titan_pt.planner.trace import trace
+from titan_pt.planner.dry_run_step import dry_run_step
 
 CONFIGS = ROOT / "train_configs"
 FILES = sorted(CONFIGS.glob("**/*.toml"))
@@ -54,11 +54,11 @@ def test_hsdp_over_nodes_of_8(replicate: int, rows: int, local: int) -> None:
         f"--parallelism.data_parallel_replicate_degree={replicate}",
     ]
     config = load_config(["--job.config_file", str(CONFIGS / "medium_3day.toml"), *flags])
-    traced = trace(config, 8 * replicate)
-    assert traced.mesh == f"{replicate} replicate x 8 shard"
-    assert traced.run_size.rows_per_rank == rows // (8 * replicate)
+    result = dry_run_step(config, 8 * replicate)
+    assert result.mesh == f"{replicate} replicate x 8 shard"
+    assert result.run_size.rows_per_rank == rows // (8 * replicate)
     # 4 bytes of each parameter in an eighth of the model, and RoPE's tables.
-    assert traced.memory["parameters"] == pytest.approx(4 * traced.num_parameters / 8 + 4 * 32768 * 64, rel=0.01)
+    assert result.memory["parameters"] == pytest.approx(4 * result.num_parameters / 8 + 4 * 32768 * 64, rel=0.01)
 
 
 def test_the_launcher_starts_one_process(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_under_plain_torchrun_one_process_plays_all(monkeypatch: pytest.MonkeyPa
 def test_a_tokenizer_of_unknown_size_is_a_clear_mistake(tmp_path: Path) -> None:
     config = load_config(["--job.config_file", str(write_toml(tmp_path)), "--tokenizer.name=missing/tokenizer.json"])
     with pytest.raises(ConfigError, match=r"its size is not known .* set model\.vocab_size"):
-        trace(config, 1)
+        dry_run_step(config, 1)
     known = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 320})})
-    assert trace(known, 2).num_parameters > 0
+    assert dry_run_step(known, 2).num_parameters > 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_tokenizer_of_unknown_size_is_a_clear_mistake(tmp_path: Path) -> None:
 )
 def test_names_that_are_not_known_are_told(file: str, flag: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        trace(load_config(["--job.config_file", str(CONFIGS / f"{file}.toml"), flag]), 2)
+        dry_run_step(load_config(["--job.config_file", str(CONFIGS / f"{file}.toml"), flag]), 2)
 
 
 def test_torchtitans_other_mode_is_named() -> None:
@@ -153,7 +153,7 @@ def test_a_trainer_that_cannot_be_tried_is_told(tmp_path: Path, trainer: str, re
 def test_settings_that_need_numbers_or_a_device_are_replaced_with_a_note(tmp_path: Path) -> None:
     flags = ["--optimizer.implementation=foreach", "--compile.enable", "--model.sdpa_backend=cudnn"]
     config = load_config(["--job.config_file", str(write_toml(tmp_path)), *flags])
-    notes = " ".join(trace(config, 1).notes)
+    notes = " ".join(dry_run_step(config, 1).notes)
     assert "foreach" in notes and "compile.enable" in notes and "cudnn" in notes
 
 

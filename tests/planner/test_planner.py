@@ -15,6 +15,7 @@ from titan_pt.components.accelerators import ACCELERATORS, GIB, find_accelerator
 from titan_pt.config import JobConfig, load_config
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.planner.dry_run_step import dry_run_step
 from titan_pt.planner.measured import measured_mfu
 from titan_pt.planner.memory import estimate, needed_bytes, shape_of
 from titan_pt.planner.mixture import plan_sources
@@ -23,7 +24,6 @@ from titan_pt.planner.report import lines
 from titan_pt.planner.search import apply, cheapest_changes, fastest, gpus_in_time
 from titan_pt.planner.storage import storage
 from titan_pt.planner.throughput import pace
-from titan_pt.planner.trace import trace
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.tools.plan import main
 
@@ -63,7 +63,7 @@ def args_of(config: JobConfig) -> Any:
 )
 def test_trace_and_formula_agree(name: str, ranks: int, device: Any, flags: tuple[str, ...]) -> None:
     config = config_of(name, *flags)
-    traced = trace(config, ranks, device, counts=True)
+    traced = dry_run_step(config, ranks, device, counts=True)
     accumulates = traced.run_size.accumulation_steps > 1
     shape = shape_of(config, args_of(config), ranks, accumulates=accumulates, device=device)
     assert sum(estimate(shape).values()) == pytest.approx(traced.peak_bytes, rel=0.1)
@@ -144,7 +144,7 @@ def test_the_plan_as_text_and_its_advice() -> None:
     assert best is not None and best.needed_bytes <= 3.5 * GIB
     better = make_plan(apply(plan.config, best), plan.target)
     assert better.memory.fits and better.memory.needed_bytes == pytest.approx(best.needed_bytes, rel=0.1)
-    assert better.traced.run_size.rows == plan.traced.run_size.rows, "the global batch stays"
+    assert better.dry_run.run_size.rows == plan.dry_run.run_size.rows, "the global batch stays"
     assert plan.cost == pytest.approx(2.0 * plan.hours) and gpus_in_time(plan) == 1
 
 

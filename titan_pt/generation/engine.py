@@ -1,4 +1,4 @@
-"""What a trainer needs of a rollout engine, and the registry of engines."""
+"""The interface of rollout engines, and their registry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,36 +21,36 @@ class GenerationStopped(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample of one prompt."""
+    """One completion of one prompt."""
 
     prompt: int
     """Number of the prompt in the request."""
     token_ids: list[int]
-    """With the token that ended it, which is trained on."""
+    """Tokens of the completion; the token that ended it is included and trained on."""
     logprobs: list[float]
-    """Of each token, under the distribution it was drawn from."""
+    """Log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
 
 
 class RolloutEngine(Protocol):
-    """Draws completions from the policy."""
+    """Samples completions from the policy."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, prompt_ids: Sequence[int] | None = None
     ) -> list[Completion]:
-        """`n` completions of each prompt, by prompt and then by sample.
+        """Sample `n` completions of each prompt, in the order of the prompts.
 
         Args:
             prompts: token ids; none may be empty.
             prompt_ids: keys of the prompts' noise; None: 0, 1, 2, ...
 
         Raises:
-            GenerationStopped: on this rank alone; the others are to be told.
+            GenerationStopped: on this rank alone; the caller tells the others.
         """
         ...
 
     def sync_weights(self, model: nn.Module) -> None:
-        """Take over the trained weights. A collective: call it on all ranks."""
+        """Copy the trained weights. A collective: call it on all ranks."""
         ...
 
 

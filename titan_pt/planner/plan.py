@@ -11,12 +11,13 @@ from titan_pt.config.resolve.checks import model_args, tokenizer_size
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
+from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import estimate, moment_bytes, needed_bytes, on_device, shape_of
+from titan_pt.planner.memory_tracker import peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
 from titan_pt.planner.storage import Storage, storage
 from titan_pt.planner.throughput import SHOWN_MFUS, Pace, pace
-from titan_pt.planner.trace import Traced, peak_of, trace
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 
@@ -64,7 +65,7 @@ class Plan:
     args: Any
     num_parameters: int
     flops_per_token: float
-    traced: Traced
+    dry_run: DryRunResult
     memory: Memory
     tokens: int
     steps: int
@@ -104,12 +105,12 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     args = model_args(config, spec, tokenizer_size(config))
     flops_per_token = spec.flops_per_token(args, config.training.seq_len)
     peak = peak_rate(config, target) * target.num_gpus
-    traced = trace(config, target.num_gpus)
+    dry_run = dry_run_step(config, target.num_gpus)
     rollouts = rollouts_of(config, args, target, flops_per_token)
-    tokens = traced.run_size.tokens
+    tokens = dry_run.run_size.tokens
     if rollouts and isinstance(config, GrpoConfig):
         options, length = config.grpo, rollouts.prompt_tokens + config.rollout.max_new_tokens
-        tokens = traced.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
+        tokens = dry_run.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
     limit = config.training.max_hours
     paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, target.mfu}}
     if rollouts:
@@ -118,15 +119,15 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         config=config,
         target=target,
         args=args,
-        num_parameters=traced.num_parameters,
+        num_parameters=dry_run.num_parameters,
         flops_per_token=flops_per_token,
-        traced=traced,
-        memory=_memory(config, args, target, traced, rollouts),
+        dry_run=dry_run,
+        memory=_memory(config, args, target, dry_run, rollouts),
         tokens=tokens,
-        steps=traced.run_size.steps,
+        steps=dry_run.run_size.steps,
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
         pace=paces[target.mfu],
-        storage=storage(config, traced.num_parameters, traced.run_size.steps),
+        storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
@@ -176,18 +177,18 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
     return on_device(kinds, offloads=offloads)
 
 
-def _memory(config: JobConfig, args: Any, target: Target, traced: Traced, rollouts: Rollouts | None) -> Memory:
-    kinds: dict[str, float] = dict(traced.memory)
+def _memory(config: JobConfig, args: Any, target: Target, dry_run: DryRunResult, rollouts: Rollouts | None) -> Memory:
+    kinds: dict[str, float] = dict(dry_run.memory)
     kinds["optimizer"] *= moment_bytes(config) / 8  # traced with moments of 32 bits
     kinds = on_device(kinds, offloads=config.training.enable_cpu_offload)
     estimated = estimated_kinds(config, args, target.num_gpus)
     if estimated is not None and rollouts and "rollout_engine" in kinds:  # another engine than ours was not tried
         estimated["rollout_engine"] = rollouts.engine_bytes
-    peak = peak_of(kinds, traced.sampling_bytes)
+    peak = peak_of(kinds, dry_run.sampling_bytes)
     return Memory(
         traced=kinds,
         estimated=estimated,
-        sampling_bytes=traced.sampling_bytes,
+        sampling_bytes=dry_run.sampling_bytes,
         peak_bytes=peak,
         needed_bytes=needed_bytes(peak),
         available_bytes=target.gpu.memory_gib * GIB,
@@ -210,11 +211,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "trainer": plan.config.job.trainer,
         "gpu": plan.target.gpu.name,
         "num_gpus": plan.target.num_gpus,
-        "mesh": plan.traced.mesh,
+        "mesh": plan.dry_run.mesh,
         "parameters": plan.num_parameters,
         "parameters_without_embedding": plan.num_parameters - getattr(plan.args, "num_embedding_parameters", 0),
         "flops_per_token": plan.flops_per_token,
-        "batch": dataclasses.asdict(plan.traced.run_size),
+        "batch": dataclasses.asdict(plan.dry_run.run_size),
         "memory": {
             "traced": dict(plan.memory.traced),
             "estimated": plan.memory.estimated and dict(plan.memory.estimated),

@@ -13,12 +13,12 @@ def lines(plan: Plan) -> Iterator[str]:
     """All that is known of a run before it."""
     config, target = plan.config, plan.target
     yield f"{config.job.config_file or 'the defaults'}: {config.job.description}"
-    yield f"on {target.num_gpus} x {target.gpu.name} ({plan.traced.mesh}), trainer {config.job.trainer}"
+    yield f"on {target.num_gpus} x {target.gpu.name} ({plan.dry_run.mesh}), trainer {config.job.trainer}"
     yield ""
     embedding = getattr(plan.args, "num_embedding_parameters", 0)
     yield f"Parameters        {plan.num_parameters:,}, {plan.num_parameters - embedding:,} without the embedding"
     yield f"FLOPs a token     {plan.flops_per_token:.4g} = {FORMULA}"
-    yield f"Step              {plan.traced.batch}"
+    yield f"Step              {plan.dry_run.batch}"
     seconds = plan.hours * 3600 / plan.steps
     yield f"Run               {plan.steps:,} steps of {seconds:.2f} s, {plan.tokens:,} tokens"
     yield ""
@@ -28,7 +28,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield from _disk(plan)
     yield from _sources(plan)
-    for note in plan.traced.notes:
+    for note in plan.dry_run.notes:
         yield f"Note: {note}"
     yield ""
     yield from verdicts(plan)

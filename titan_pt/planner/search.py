@@ -111,7 +111,7 @@ def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float)
     config = plan.config
     settings = {name: value for name, value in wanted.items() if _now(config, name) != value}
     if "training.local_batch_size" in settings and not global_rows(config) and not _is_grpo(config):
-        settings["training.global_batch_size"] = plan.traced.run_size.rows  # else it would follow the local one
+        settings["training.global_batch_size"] = plan.dry_run.run_size.rows  # else it would follow the local one
     changed = _with(config, settings)
     try:
         kinds = estimated_kinds(changed, plan.args, target.num_gpus)
@@ -131,7 +131,7 @@ def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float)
 def _local_sizes(plan: Plan) -> list[int]:
     if _is_grpo(plan.config):
         return [2**n for n in range(9)]
-    return [size for size in divisors(plan.traced.run_size.rows_per_rank) if size <= _MOST_ROWS]
+    return [size for size in divisors(plan.dry_run.run_size.rows_per_rank) if size <= _MOST_ROWS]
 
 
 def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:

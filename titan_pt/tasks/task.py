@@ -1,4 +1,4 @@
-"""A task: problems to train and to evaluate on, how they are asked, and how answers are graded; and the registry."""
+"""Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,70 +13,70 @@ from titan_pt.tasks.rewards import known_rewards
 
 @dataclass(frozen=True)
 class Problem:
-    """One question."""
+    """One question with its right answer."""
 
     task: str
-    """Name of its task."""
+    """Name of the task."""
     id: str
-    """Names it in records and errors; the same in every run."""
+    """Name of the problem in records and errors; the same in every run."""
     question: str
-    """Takes the place of {question} in the prompt template; options included, in the order of this visit."""
+    """Text for {question} in the prompt template; options included, in the order of this visit."""
     gold: str
-    """The right answer, as the task's grading reads it."""
+    """Right answer, as the task's grading reads it."""
     solution: str = ""
-    """A worked answer, right by every rule; empty where there is none to show."""
+    """Worked answer, right by every rule; empty where there is none to show."""
 
 
 class Problems(Protocol):
     """A fixed, ordered set of problems."""
 
     fingerprint: str
-    """Changes when the problems do."""
+    """Text that changes when the problems do."""
 
     def __len__(self) -> int: ...
 
     def get(self, index: int, visit: int) -> Problem:
-        """Problem `index`, for the visit-th time (from 0); what is shuffled at each visit depends on it."""
+        """Problem `index` at its visit-th visit (from 0), on which the order of shuffled options depends."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the trainer asks of a task."""
+    """Problems with their prompts, grading and rewards."""
 
     name: str
     train: Problems
     evaluation: Problems
-    """Shares no question with `train`."""
+    """Held-out problems; none is in `train`."""
     grade: Callable[[str, Problem, str], bool]
-    """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. Call it
-    through `rewards.grade`: a user's own may raise or hang."""
+    """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
+    function may raise or hang: `rewards.score` guards against both."""
     template: str = QUESTION_ANSWER
-    """The prompt, with {question} in it."""
+    """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
     """Texts of one token each that end a completion beside the end-of-text token."""
     rewards: Mapping[str, float] = field(default_factory=lambda: {"correct": 1.0})
     """Weight of each registered reward."""
     find_answer: Callable[[str], str | None] | None = None
-    """The answer that stands in the strict form, right or wrong, or None; the reward "format" is for it."""
+    """Completion -> its answer in the strict form, right or wrong, or None; the reward "format" needs it."""
     letters: tuple[str, ...] = ()
-    """Multiple choice: the letters an answer can be; the most common one is a baseline."""
+    """Multiple choice: letters that an answer can be; empty for other tasks."""
     letter_prefix: str = "Answer:"
-    """Multiple choice: stands between the prompt and " A", " B", ... whose likelihoods are compared."""
+    """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
-    """Multiple choice: the letter that a completion answers, or None."""
+    """Multiple choice: completion -> the letter that it answers, or None."""
 
     def prompt(self, problem: Problem) -> str:
-        """The text that the policy continues."""
+        """The prompt of a problem, which the model continues."""
         return worked_example(self.template, problem)[0]
 
     def worked(self, problem: Problem) -> str:
-        """The prompt and its worked answer: an example, or a document to learn from."""
+        """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
 
 
 def worked_example(template: str, problem: Problem) -> tuple[str, str]:
-    """(prompt, worked answer), the answer with the blank that parts them."""
+    """(prompt, worked answer) of a problem; the answer begins with a space where the prompt does not end with one."""
     prompt = template.replace("{question}", problem.question)
     return prompt, ("" if prompt[-1:].isspace() else " ") + problem.solution
 
@@ -102,7 +102,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
 
 
 def check_task(row: GrpoTask) -> None:
-    """Raise a ConfigError with all that can be told of a row without its problems: its name, template, weights."""
+    """Check the name, template and reward weights of a row; a ConfigError names every mistake."""
     _factory(row.name)
     problems = list(_mistakes(row))
     if problems:
@@ -133,7 +133,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
 
 
 def refuse_unused(row: GrpoTask, *used: str) -> None:
-    """Raise a ConfigError for what the row sets otherwise than the default, unless the task uses it."""
+    """Raise a ConfigError for every setting of a row that differs from its default and is not among the `used`."""
     unused = [name for name in _OPTIONAL if name not in used and getattr(row, name) != getattr(_DEFAULTS, name)]
     if unused:
         raise ConfigError(

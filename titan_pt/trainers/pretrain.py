@@ -110,7 +110,7 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
 
 
 def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
-    """The spec's own step on synthetic rows: also of a spec that replaces `build_step` alone."""
+    """The step that `spec.build_step` builds, on synthetic rows."""
     from titan_pt.data.stream.synthetic import SyntheticBatches
 
     run_size, training = context.run_size, context.config.training

@@ -13,7 +13,7 @@ from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.formatters import format_gsm8k, format_medqa
-from titan_pt.data.sources.formatters import _FORMATTERS, find_formatter, register_formatter
+from titan_pt.data.sources.formatters import FORMATTERS, find_formatter, register_formatter
 
 MEDQA = {
     "question": "Which drug? ",
@@ -67,7 +67,7 @@ def test_a_local_dataset_folder_is_formatted(tmp_path: Path) -> None:
 
 
 def test_a_formatter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titan_pt.data.sources.formatters._FORMATTERS", dict(_FORMATTERS))
+    monkeypatch.setattr(FORMATTERS, "_registered", {})
     register_formatter("titled", ("title", "body"), lambda row: f"# {row['title']}\n{row['body']}")
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"title": "T", "body": "B"}) + "\n" + json.dumps({"title": "T"}) + "\n")

@@ -308,7 +308,7 @@ def test_registered_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     class Odd(list[Any]):
         fingerprint = "odd"
 
-    monkeypatch.setattr("titan_pt.data.sources.registry._SOURCES", dict(_SOURCES))
+    monkeypatch.setattr(_SOURCES, "_registered", {})
     register_source("odd", lambda _source, _seed: Odd(["fine", None, 5, "\ud800"]))
     register_source("none", lambda _source, _seed: Odd())
     with pytest.raises(ValueError, match="registered already"):

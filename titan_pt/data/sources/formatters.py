@@ -8,7 +8,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.lazy import load
+from titan_pt.protocols.registry import Registry
 
 Record = Mapping[str, Any]
 """A row of a dataset: its values by column."""
@@ -41,21 +41,16 @@ class Formatter:
 RECORDS = "sft:"
 """Prefix of the names of formatters that make records."""
 
-_FORMATTERS: dict[str, Formatter | str] = {
-    "medqa": "titan_pt.data.builtin.formatters:MEDQA",
-    "gsm8k": "titan_pt.data.builtin.formatters:GSM8K",
-}
+FORMATTERS: Registry[Formatter] = Registry(
+    "formatter {}",
+    {"medqa": "titan_pt.data.builtin.formatters:MEDQA", "gsm8k": "titan_pt.data.builtin.formatters:GSM8K"},
+    reserved=("text",),
+)
 
 
 def register_formatter(name: str, columns: tuple[str, ...], function: Callable[[Record], Any]) -> None:
     """Make `formatter = name` known: `function(row)` is the text of a row, a mapping of these columns to values."""
-    if name == "text" or not add_formatter(Formatter(name, columns, function)):
-        raise ValueError(f"formatter {name!r} is registered already")
-
-
-def add_formatter(formatter: Formatter) -> bool:
-    """Register a formatter; False where its name is taken."""
-    return _FORMATTERS.setdefault(formatter.name, formatter) is formatter
+    FORMATTERS.register(name, Formatter(name, columns, function))
 
 
 def find_formatter(source: Source) -> Formatter:
@@ -65,7 +60,7 @@ def find_formatter(source: Source) -> Formatter:
         ConfigError: the name is unknown, or a text_field is given to a formatter that has columns of its own.
     """
     name = source.formatter or "text"
-    if source.text_field is not None and name in _FORMATTERS:
+    if source.text_field is not None and name in FORMATTERS:
         raise ConfigError(
             f"formatter = {name!r}: reads {one_of(get_formatter(name, '').columns)}; leave text_field out"
         )
@@ -76,12 +71,10 @@ def get_formatter(name: str, column: str) -> Formatter:
     """The formatter of that name; "text" takes one column as it is."""
     if name == "text":
         return Formatter("text", (column,), lambda row: row[column])
-    if name not in _FORMATTERS:
+    if name not in FORMATTERS:
         kind = RECORDS if name.startswith(RECORDS) else ""
-        found = [key for key in _FORMATTERS if key.startswith(RECORDS) == bool(kind)]
+        found = [key for key in FORMATTERS if key.startswith(RECORDS) == bool(kind)]
         known, name = ([] if kind else ["text"]) + [key.removeprefix(kind) for key in found], name.removeprefix(kind)
         trainer = " to sft" if kind else ""
         raise ConfigError(f"formatter = {name!r}: unknown{trainer}; known are {one_of(known)}{nearest(name, known)}")
-    registered = _FORMATTERS[name]
-    formatter: Formatter = load(registered) if isinstance(registered, str) else registered
-    return formatter
+    return FORMATTERS[name]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
-from titan_pt.data.lazy import load
 from titan_pt.data.sources.formatters import Formatter, get_formatter
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.signals import until_stopped
 
 logger = logging.getLogger("titan_pt")
@@ -176,7 +176,7 @@ def row_kinds() -> str:
 
 def _reader(path: str) -> Reader:
     found = _READERS[_ending(path)]
-    reader: Reader = load(found) if isinstance(found, str) else found
+    reader: Reader = import_attribute(found) if isinstance(found, str) else found
     return reader
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 
-from titan_pt.data.sources.formatters import RECORDS, Formatter, Record, add_formatter
+from titan_pt.data.sources.formatters import FORMATTERS, RECORDS, Formatter, Record
 
 
 def register_records(name: str, function: Callable[[Record], Record]) -> None:
@@ -26,5 +26,6 @@ def register_records(name: str, function: Callable[[Record], Record]) -> None:
             record = {"bad": reason}
         return json.dumps(record, default=str)
 
-    if not add_formatter(Formatter(RECORDS + name, (), write, function)):
+    if RECORDS + name in FORMATTERS:
         raise ValueError(f"formatter {name!r} of records is registered already")
+    FORMATTERS.register(RECORDS + name, Formatter(RECORDS + name, (), write, function))

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Data, Source
-from titan_pt.data.lazy import load
 from titan_pt.data.sources.documents import Documents, Stopped
 from titan_pt.data.sources.local import is_prepared, matching_files, quiet_datasets
+from titan_pt.protocols.registry import Registry
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.files import make_writable
 
@@ -83,32 +83,29 @@ class SourceItems(Protocol):
 
 
 SourceFactory = Callable[[Source, int], SourceItems]
-_SOURCES: dict[str, SourceFactory | str] = {
-    "python_stdlib": "titan_pt.data.builtin.sources:open_python_stdlib",
-    "arithmetic": "titan_pt.data.builtin.sources:open_arithmetic",
-    "arithmetic_plain": "titan_pt.data.builtin.sources:open_arithmetic_plain",
-}
+_SOURCES: Registry[SourceFactory] = Registry(
+    "source {}",
+    {
+        "python_stdlib": "titan_pt.data.builtin.sources:open_python_stdlib",
+        "arithmetic": "titan_pt.data.builtin.sources:open_arithmetic",
+        "arithmetic_plain": "titan_pt.data.builtin.sources:open_arithmetic_plain",
+    },
+    reserved=BUILTIN_DATASETS,
+)
 
 
-def register_source(name: str, factory: SourceFactory | str) -> None:
+def register_source(name: str, factory: SourceFactory) -> None:
     """Make `[[data.sources]] name` known: `factory(source, seed)` gives its documents, or records for a formatter.
-
-    Args:
-        factory: the function, or "module:function", which is imported when a run uses the source.
 
     Raises:
         ValueError: the name is taken.
     """
-    if name in _SOURCES or name in BUILTIN_DATASETS:
-        raise ValueError(f"source {name!r} is registered already")
-    _SOURCES[name] = factory
+    _SOURCES.register(name, factory)
 
 
 def source_factory(name: str) -> SourceFactory:
     """The registered function of a name."""
-    found = _SOURCES[name]
-    factory: SourceFactory = load(found) if isinstance(found, str) else found
-    return factory
+    return _SOURCES[name]
 
 
 def list_source(source: Source, context: SourceContext) -> ListingJson | None:

@@ -1,27 +1,26 @@
-"""`validation.tasks` and `validation.sample_prompts`: what the model can do already, at each validation."""
+"""Validation by tasks and sampled text: `validation.tasks` and `validation.sample_prompts`."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.grpo import Grpo
-from titan_pt.config.schema.job_config import ValidationTask
-from titan_pt.evaluation.suite import ExamTask, Suite, build_suite, open_exam
+from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
+from titan_pt.evaluation.task_evaluator import TaskEvaluator, build_task_evaluator
 from titan_pt.generation.engine import GenerationStopped
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
 from titan_pt.hf.chat import encode_with_special_tokens, stop_ids
 from titan_pt.protocols.context import TrainContext, Validator
 from titan_pt.run.signals import stop_requested
-from titan_pt.tasks.rollouts import RolloutSampler
+from titan_pt.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
-class Exams:
-    """A `Validator`: another one's values, and eval/<task>/<value> of each task; `texts` has the samples.
+class TaskEval:
+    """A `Validator` that adds eval/<task>/<value> of each task, and samples, to the values of another one.
 
     It holds an unsharded copy of the model, in the type that the training computes in.
     """
@@ -29,18 +28,18 @@ class Exams:
     inner: Validator
     context: TrainContext
     engine: NativeEngine
-    suite: Suite
+    evaluator: TaskEvaluator
     texts: dict[str, str] = field(default_factory=dict)
-    """The samples of the last call, on rank 0."""
+    """Completions of validation.sample_prompts in the last validation, on rank 0."""
 
     def __call__(self) -> dict[str, float]:
-        """A collective."""
+        """All values by name. A collective: call it on all ranks."""
         options = self.context.config.validation
         values = self.inner()
         self.engine.sync_weights(self.context.model)
         for t, row in enumerate(options.tasks):
-            measured = self.suite(t, row.limit, row.max_new_tokens)
-            values |= {f"eval/{row.name}/{name}": value for name, value in measured.values.items()}
+            result = self.evaluator(t, row.limit, row.max_new_tokens)
+            values |= {f"eval/{row.name}/{name}": value for name, value in result.values.items()}
         if self.context.world.is_main and options.sample_prompts:
             self._sample(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
         return values
@@ -55,14 +54,17 @@ class Exams:
         self.texts["validation_samples"] = "\n\n".join(shown)
 
 
-def build_exams(context: TrainContext, inner: Validator) -> Exams:
+def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
     """The validator of `[validation]` with its tasks and samples.
 
+    Args:
+        inner: the validator of the loss.
+
     Raises:
-        ConfigError: a task's problems cannot be had, a prompt leaves no room, or the model is no transformer.
+        ConfigError: a task's problems cannot be read, a prompt leaves no room, or the model is no transformer.
     """
-    options = context.config.validation
-    model = unsharded_model(context.config, context.tokenizer, context.world.device)
+    options, tokenizer, world = context.config.validation, context.tokenizer, context.world
+    model = unsharded_model(context.config, tokenizer, world.device)
     if model is None:
         raise ConfigError(
             'validation.tasks, sample_prompts: need model.name = "transformer", not '
@@ -75,26 +77,26 @@ def build_exams(context: TrainContext, inner: Validator) -> Exams:
                 f"validation.sample_prompts: {prompt[:40]!r} and validation.sample_tokens = {options.sample_tokens} "
                 f"are more than model.max_seq_len = {model.args.max_seq_len}"
             )
-    tasks = context.world.together(lambda: [open_exam(_asked(row), 0, "validation.tasks") for row in options.tasks])
-    engine = NativeEngine(model, stop_ids(context.tokenizer), stop_requested=stop_requested)
-    sampler = RolloutSampler(
-        engine,
-        context.tokenizer,
+    tasks = world.together(lambda: _open_tasks(context))
+    engine = NativeEngine(model, stop_ids(tokenizer), stop_requested=stop_requested)
+    evaluator = build_task_evaluator(
         tasks,
-        context.world,
-        Grpo(),
+        model,
+        engine,
+        tokenizer,
+        world,
+        max((row.max_new_tokens for row in options.tasks), default=1),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
     )
-    new_tokens = max((row.max_new_tokens for row in options.tasks), default=1)
-    suite = build_suite(tasks, sampler, model, context.tokenizer, context.world, new_tokens)
     for row, task in zip(options.tasks, tasks, strict=True):
         logger.info(f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, answered greedily")
-    return Exams(inner, context, engine, suite)
+    return TaskEval(inner, context, engine, evaluator)
 
 
-def _asked(row: ValidationTask) -> ExamTask:
-    return ExamTask(row.name, path=row.path, level=row.level)
+def _open_tasks(context: TrainContext) -> list[Task]:
+    requests = (TaskRequest(row.name, path=row.path, level=row.level) for row in context.config.validation.tasks)
+    return [open_eval_task(request, 0, "validation.tasks") for request in requests]
 
 
 def _tokens(context: TrainContext, prompt: str) -> list[int]:

@@ -1,0 +1,226 @@
+"""One step of a run of any number of ranks, done in this process on tensors without numbers.
+
+Model, sharding, loss and optimizer are the run's own code, on fake tensors in a fake process group. The second step is
+measured: unlike the first it has the optimizer's state, as all later steps do.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from titan_pt.build import build_context
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.resolve.checks import tokenizer_size
+from titan_pt.config.run_size import RunSize
+from titan_pt.config.schema.grpo import Rollout
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.sft import Sft
+from titan_pt.data.sources.registry import check_sources
+from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
+from titan_pt.distributed.fsdp import allocate
+from titan_pt.planner.kernels import cuda_kernels
+from titan_pt.planner.memory_tracker import MemoryTracker, peak_of, storage_bytes
+from titan_pt.planner.operations import count_flops
+from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
+from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
+from titan_pt.run.exit_codes import Preempted
+from titan_pt.run.signals import stop_requested
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class DryRunResult:
+    """Memory and operations of one rank in a step of one micro-batch."""
+
+    run_size: RunSize
+    mesh: str
+    """The device mesh, such as "64 replicate x 8 shard"."""
+    batch: str
+    """One step of the real run, in words."""
+    num_parameters: int
+    """Parameters of the whole model."""
+    memory: Mapping[str, int]
+    """Bytes at the peak of the step, by kind; includes what stays in memory beside model and optimizer."""
+    sampling_bytes: int
+    """Bytes of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
+    flops: int | None
+    """Operations counted in the forward, backward and recomputation of one micro-batch; None if not asked for."""
+    notes: tuple[str, ...]
+    """Differences from the real run, and what was tried."""
+    seconds: float
+    """Duration of the dry run."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest memory of the step, or of sampling."""
+        return int(peak_of(self.memory, self.sampling_bytes))
+
+
+def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts: bool = False) -> DryRunResult:
+    """Build the run of `num_ranks` ranks and do one micro-batch and the update.
+
+    Args:
+        device: whose kernels' memory to count. For GPUs other than CUDA's the result is an estimate.
+        counts: count the operations too, which takes a second or two more.
+
+    Raises:
+        ConfigError: the ranks do not fit the batch, the tokenizer's size is not known, or the trainer cannot.
+        Preempted: the process was asked to stop.
+    """
+    start = time.perf_counter()
+    spec = get_trainer_spec(config.job.trainer)
+    # Local files need not be here: they are where the run will be.
+    check_sources(source for source in (*config.data.sources, *config.validation.sources) if source.path is None)
+    config, notes = for_dry_run(config)
+    run_size = spec.plan_run_size(config, num_ranks)
+    kernels = cuda_kernels() if device == "cuda" else contextlib.nullcontext()
+    with _without_warnings(), dry_run_world(config, num_ranks) as world, kernels:
+        context = _build(config, spec, run_size, world)
+        with _config_errors(spec):
+            dry_run = _build_dry_run(spec, context)
+            flops = _first_step(dry_run, counts)
+            memory = _measure_second_step(context, dry_run)
+        held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
+        return DryRunResult(
+            run_size=run_size,
+            mesh=_describe_mesh(world),
+            batch=dry_run.batch,
+            num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
+            memory={**memory, **held},
+            sampling_bytes=dry_run.sampling_bytes,
+            flops=flops,
+            notes=(*notes, *dry_run.notes),
+            seconds=time.perf_counter() - start,
+        )
+
+
+def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
+    """The config without what tensors without numbers cannot do, and a note on each change."""
+    updates: dict[str, dict[str, Any]] = {}
+    notes = []
+    if config.compile.enable:
+        updates["compile"] = {"enable": False}
+        notes.append("compile.enable is off here: there is nothing to compile")
+    if config.model.sdpa_backend != "auto":
+        updates["model"] = {"sdpa_backend": "auto"}
+        notes.append(f'model.sdpa_backend = "{config.model.sdpa_backend}" is not tried: kernels belong to a device')
+    if config.optimizer.name == "AdamW8bit":
+        updates["optimizer"] = {"name": "AdamW", "implementation": "fused"}
+        notes.append('optimizer.name = "AdamW8bit" is not tried: AdamW is, with moments of 32 bits')
+    elif config.optimizer.implementation != "fused":
+        updates["optimizer"] = {"implementation": "fused"}
+        notes.append(f'optimizer.implementation = "{config.optimizer.implementation}" is not tried: "fused" is')
+    if config.training.enable_cpu_offload:
+        updates["training"] = {"enable_cpu_offload": False}
+        notes.append("training.enable_cpu_offload is off here: parameters, gradients and optimizer are counted too")
+    for name, section in config:
+        if isinstance(section, Sft) and section.epochs is not None:
+            notes.append(
+                f"sft.epochs = {section.epochs:g}: its steps follow from the data; training.steps stands for them"
+            )
+        if isinstance(section, Rollout) and section.compile:
+            updates[name] = {"compile": False}
+            notes.append("rollout.compile is off here: there is nothing to compile")
+    sections = {name: getattr(config, name).model_copy(update=update) for name, update in updates.items()}
+    return config.model_copy(update=sections), tuple(notes)
+
+
+def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:
+    """Build the context of a real run, without anything that opens a file."""
+    tokenizer = SizedTokenizer(tokenizer_size(config))
+    context = build_context(
+        spec,
+        config,
+        world,
+        tokenizer,
+        spec.build_model(config, tokenizer),
+        run_size,
+        materialize=allocate,
+        raise_if_preempted=_raise_if_preempted,
+        reads_data=False,
+    )
+    context.model.train()
+    return context
+
+
+def _build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
+    if spec.build_dry_run is None:
+        raise ConfigError(
+            f"job.trainer = {spec.name!r}: its spec has no build_dry_run, which a dry run and the planner need; "
+            "give it one (see pretrain.build_dry_run)"
+        )
+    return spec.build_dry_run(spec, context)
+
+
+def _first_step(dry_run: DryRunStep, counts: bool) -> int | None:
+    """Make the optimizer's state. DTensor works out its shapes here, by tensors that must not be measured."""
+    if counts:
+        return count_flops(lambda: dry_run.step(TrainState()))
+    dry_run.step(TrainState())
+    return None
+
+
+def _measure_second_step(context: TrainContext, dry_run: DryRunStep) -> dict[str, int]:
+    if dry_run.accumulates:
+        for parameter in context.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    tracker = MemoryTracker(context.model, context.optimizer)
+    hook = context.model.register_forward_pre_hook(tracker.mark_loss, with_kwargs=True)
+    with tracker:
+        dry_run.step(TrainState(step=1))
+    hook.remove()
+    return tracker.peak_by_kind()
+
+
+def _describe_mesh(world: DryRunWorld) -> str:
+    """Text such as "64 replicate x 8 shard"."""
+    names = world.mesh.mesh_dim_names or ()
+    return " x ".join(f"{size} {name}" for size, name in zip(world.mesh.shape, names, strict=True))
+
+
+def _raise_if_preempted() -> None:
+    if stop_requested():
+        raise Preempted
+
+
+@contextlib.contextmanager
+def _config_errors(spec: TrainerSpec) -> Iterator[None]:
+    """Explain errors of a user's own step that needs more than a dry run has."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise ConfigError(
+            f"job.trainer = {spec.name!r}: its step reads the numbers of a tensor, or has an operation without shapes "
+            f"({error}); a dry run has shapes alone: give its spec a build_dry_run for them"
+        ) from error
+    except AttributeError as error:
+        if "SyntheticBatches" not in str(error):
+            raise
+        raise ConfigError(
+            f"job.trainer = {spec.name!r}: its step asks its data for what a dry run does not have ({error}); give its "
+            "spec a build_dry_run of its own"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence torch.distributed, which warns of what a fake group does not do."""
+    log = logging.getLogger("torch.distributed")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
