@@ -58,7 +58,7 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 @torch.no_grad()
 def fill(model: nn.Module, reader: TensorReader) -> None:
     """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
-    parameters = model_tensors(context.model)
+    parameters = model_tensors(model)
     for name in reader.infos:
         parameter, full = parameters[name], reader.read(name)
         missing = parameter.shape[0] - full.shape[0]
