@@ -20,12 +20,12 @@ from titan_pt.trainers.grpo.packing import Sample
 from titan_pt.trainers.grpo.policy import PolicyUpdate
 from titan_pt.trainers.grpo.reference import Reference
 
-# Of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
+# Assumed length of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
 PROMPT_TOKENS = 256
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
-    """One micro-batch of full-length completions, and the memory of sampling the most that are asked for together.
+    """The dry run of GRPO: one micro-batch of full-length completions, and sampling the most rows at once.
 
     Raises:
         ConfigError: a task or reward of that name is not known, or the engine cannot run this model.
@@ -77,7 +77,7 @@ def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int,
 
 
 def _one_iteration(config: GrpoConfig) -> GrpoConfig:
-    """An only update needs one forward of the policy; more of them take no more memory at a time."""
+    """The config with one iteration: more of them take no more memory at a time."""
     updates = {
         name: value.model_copy(update={"num_iterations": 1}) for name, value in config if isinstance(value, Grpo)
     }
@@ -85,7 +85,7 @@ def _one_iteration(config: GrpoConfig) -> GrpoConfig:
 
 
 def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
-    """Most completions that one rank decodes together: of a step, the probe or an evaluation."""
+    """Most completions that one rank decodes together, in a step, the probe or an evaluation."""
     grpo, rollout = config.grpo, config.rollout
     wanted = [step_rows(config)]
     if grpo.probe != "off":
@@ -103,12 +103,12 @@ def step_rows(config: GrpoConfig) -> int:
 
 
 def row_slots(config: GrpoConfig) -> int:
-    """Positions of a completion and its prompt."""
+    """Positions in the cache of a completion and its prompt."""
     return prompt_tokens(config) + config.rollout.max_new_tokens
 
 
 def prompt_tokens(config: GrpoConfig) -> int:
-    """Assumed of a prompt."""
+    """Assumed length of a prompt."""
     return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.max_new_tokens)
 
 
@@ -119,29 +119,30 @@ class UpdateSize:
     samples: int
     """Completions over all ranks."""
     rows: int
-    """Of a rank."""
+    """Rows of a rank."""
     scored_tokens: int
     """Tokens of a rank's completions."""
     accumulates: bool
-    """An update has several."""
+    """Whether an update has several micro-batches."""
 
 
 def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
-    """The micro-batch of full-length completions."""
+    """The size of a micro-batch of full-length completions."""
     length = config.rollout.max_new_tokens
     a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
-    wanted, most = _num_samples(config), a_row * config.training.local_batch_size * num_ranks
+    wanted, most = update_samples(config), a_row * config.training.local_batch_size * num_ranks
     own = -(-min(wanted, most) // num_ranks)
     return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
 
 
 def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[Sample]:
-    """Of one micro-batch."""
+    """The full-length completions of one micro-batch, over all ranks."""
     length = config.rollout.max_new_tokens
     return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 
 
-def _num_samples(config: GrpoConfig) -> int:
+def update_samples(config: GrpoConfig) -> int:
+    """Completions of one update over all ranks."""
     grpo = config.grpo
     return grpo.prompts_per_step // grpo.num_minibatches * config.rollout.num_samples
 
