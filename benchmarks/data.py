@@ -33,7 +33,7 @@ SECONDS = 15.0
 
 
 def config_of(folder: Path, path: str, num_workers: int = 0) -> JobConfig:
-    """One source."""
+    """A config with one source."""
     return JobConfig(
         job=Job(dump_folder=str(folder / "run")),
         tokenizer=TokenizerSection(name="gpt2"),
@@ -70,7 +70,7 @@ def measure(config: JobConfig, tokenizer: Tokenizer, world: World) -> tuple[floa
 
 
 def resume_seconds(config: JobConfig, tokenizer: Tokenizer, world: World, state: dict[str, Any]) -> float:
-    """From a new loader to its first batch after a load."""
+    """Seconds from a new loader's start to its first batch after a resume."""
     data = build(config, tokenizer, world)
     started = time.perf_counter()
     data.load_state_dict(state)

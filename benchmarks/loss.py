@@ -18,18 +18,18 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def ours(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """This project's."""
+    """The chunked loss of this project."""
     return ChunkedCrossEntropy().head(targets[None])(hidden[None], weight).total
 
 
 def library_chunked(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """torch's, in chunks."""
+    """The loss of torch, in chunks."""
     options = torch.nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
 
 
 def library_full(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """torch's reference, which holds all logits."""
+    """The reference loss of torch, which holds all logits."""
     return F.linear_cross_entropy(hidden, weight, targets, reduction="sum")
 
 

@@ -1,6 +1,6 @@
-"""Peak memory of real steps on this CPU against the trace and the formula: `python benchmarks/memory.py [flavor ...]`
+"""Peak memory of real steps on this CPU against a dry run: `python benchmarks/memory.py [flavor ...]`
 
-A process of its own for each: the peak of resident memory during three steps less that before the model was built, so
+Each in its own process: the peak of resident memory during three steps less that before the model was built, so
 that libraries and caches do not count. glibc is told to give freed memory back, else its own pools are measured too.
 """
 
@@ -23,7 +23,7 @@ FLAGS = (
 
 
 def flags(flavor: str) -> list[str]:
-    """The run that is measured."""
+    """Flags of the run that is measured."""
     return [f"--model.flavor={flavor}", *FLAGS]
 
 
@@ -67,34 +67,33 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
 
 
 def resident(key: str) -> int:
-    """Bytes of this process, from Linux's own account."""
+    """Bytes of this process by a key of /proc/self/status."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{key}:"))
 
 
 def predict(flavor: str, *more: str) -> dict[str, float]:
-    """The same by trace and formula, and the step's operations."""
+    """Bytes and operations of the same step by a dry run, and its operations by the formula of the MFU."""
     from titan_pt.config import load_config
     from titan_pt.config.resolve.checks import model_args, tokenizer_size
     from titan_pt.planner.dry_run_step import dry_run_step
-    from titan_pt.planner.memory import estimate, shape_of
     from titan_pt.protocols.model_spec import get_model_spec
 
     config = load_config([*flags(flavor), *more])
     spec = get_model_spec(config.model.name)
     args = model_args(config, spec, tokenizer_size(config))
-    traced = dry_run_step(config, 1, "cpu", counts=True)
-    shape = shape_of(config, args, 1, accumulates=False, device="cpu")
+    dry_run = dry_run_step(config, 1, "cpu", counts=True)
+    assert dry_run.operations is not None
+    tokens = config.training.local_batch_size * config.training.seq_len
     return {
-        "traced": traced.peak_bytes,
-        "formula": sum(estimate(shape).values()),
-        "flops": traced.flops,
-        "formula_flops": spec.flops_per_token(args, config.training.seq_len) * shape.tokens,
+        "traced": dry_run.peak_bytes,
+        "flops": dry_run.operations.flops,
+        "formula_flops": spec.flops_per_token(args, config.training.seq_len) * tokens,
     }
 
 
 def in_process(what: str, flavor: str, *more: str) -> Any:
-    """`measure` or `predict` in a process of its own."""
+    """Run `measure` or `predict` in its own process."""
     # Large blocks come from the system and go back to it, as on a device whose allocator is asked for the peak.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -108,15 +107,15 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] in (["measure"], ["predict"]):
         print(json.dumps({"measure": measure, "predict": predict}[arguments[0]](*arguments[1:])))
         return
-    print("| model | peak MiB, measured | traced | formula | traced / measured | FLOPs, measured | traced | formula |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | peak MiB, measured | traced | traced / measured | FLOPs, measured | traced | formula |")
+    print("|---|---|---|---|---|---|---|")
     for flavor in arguments or FLAVORS:
         measured, predicted = in_process("measure", flavor), in_process("predict", flavor)
-        traced, formula, real = predicted["traced"], predicted["formula"], measured["bytes"]
+        traced, real = predicted["traced"], measured["bytes"]
+        flops, counted, formula = measured["flops"], predicted["flops"], predicted["formula_flops"]
         print(
-            f"| {flavor} | {real / 2**20:,.0f} | {traced / 2**20:,.0f} | {formula / 2**20:,.0f} | {traced / real:.3f} "
-            "| "
-            f"{measured['flops']:.4g} | {predicted['flops']:.4g} | {predicted['formula_flops']:.4g} |"
+            f"| {flavor} | {real / 2**20:,.0f} | {traced / 2**20:,.0f} | {traced / real:.3f} "
+            f"| {flops:.4g} | {counted:.4g} | {formula:.4g} |"
         )
 
 

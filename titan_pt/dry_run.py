@@ -1,4 +1,4 @@
-"""`--comm.mode fake_backend`: prove a run of many ranks on one machine before it is submitted."""
+"""The dry run of `--comm.mode fake_backend`: a run of many ranks on one machine before it is submitted."""
 
 import os
 
@@ -14,7 +14,7 @@ from titan_pt.run.log import logger
 
 
 def dry_run(config: JobConfig) -> None:
-    """Build the run of NGPU ranks, do one micro-batch and one update without numbers, and log what that proved.
+    """Build the run of NGPU ranks, do one micro-batch and one update without numbers, and log the results.
 
     Raises:
         ConfigError: the run could not start, or has a trainer that cannot be tried.
@@ -34,7 +34,7 @@ def dry_run(config: JobConfig) -> None:
 
 
 def report(config: JobConfig, ranks: int, result: DryRunResult) -> list[str]:
-    """What the dry run proved."""
+    """Lines of the log: mesh, model, batch, steps and memory."""
     run_size, training = result.run_size, config.training
     spec = get_model_spec(config.model.name)
     flops = spec.flops_per_token(model_args(config, spec, tokenizer_size(config)), training.seq_len)
@@ -54,5 +54,5 @@ def report(config: JobConfig, ranks: int, result: DryRunResult) -> list[str]:
 
 
 def shown(size: float) -> str:
-    """ "1.50 GiB", or in MiB below a tenth of one."""
+    """Text such as "1.50 GiB"; in MiB below a tenth of a GiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -120,12 +120,12 @@ def _forwarded(number: int) -> signal.Signals:
 
 
 def tell_who_hosts(args: Any, argv: list[str]) -> None:
-    """With the c10d rendezvous the node of rank 0 holds its store, where the nodes were told their ranks.
+    """Make the node of rank 0 the host of the c10d rendezvous, where the nodes have ranks.
 
     torchrun guesses it from the machine's name, which fails in a pod whose name is not in the DNS yet.
     """
-    told = "PET_NODE_RANK" in os.environ or any(re.match(r"--node[-_]rank\b", argument) for argument in argv)
-    if told and args.rdzv_backend == "c10d" and "is_host=" not in args.rdzv_conf:
+    has_rank = "PET_NODE_RANK" in os.environ or any(re.match(r"--node[-_]rank\b", argument) for argument in argv)
+    if has_rank and args.rdzv_backend == "c10d" and "is_host=" not in args.rdzv_conf:
         args.rdzv_conf = f"is_host={int(args.node_rank == 0)},{args.rdzv_conf}".rstrip(",")
 
 
@@ -184,12 +184,12 @@ def count_nodes(nnodes: str) -> int:
 
 
 def _share_cores(num_workers: int) -> None:
-    """Several CPU workers share the cores; torchrun would give one thread to each whatever their number."""
+    """Share the cores among the CPU workers; torchrun would give one thread to each whatever their number."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
 
 
 def _time_of(failure: Any) -> float:
-    """When a worker failed. Those that only lost the others come later, but often in the same second."""
+    """When a worker failed: workers that only lost the others fail later, often in the same second."""
     file = Path(failure.error_file)
     return file.stat().st_mtime if file.is_file() else float(failure.timestamp)
 

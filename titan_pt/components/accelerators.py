@@ -1,4 +1,7 @@
-"""What a planner and the MFU need to know of an accelerator, from the makers' data sheets. No torch here."""
+"""Memory, bandwidth and peak rates of accelerators, from the makers' data sheets; for the planner and the MFU.
+
+No torch here.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,27 +17,27 @@ class Accelerator:
     """One kind of device."""
 
     name: str
-    """What `--gpu` calls it."""
+    """Name for `--gpu`."""
     device_name: str
-    """A pattern in the name that its driver gives it."""
+    """Pattern of the name that the driver gives the device."""
     memory_gib: float
-    """What a program can have of it, a little less than its name says."""
+    """Memory that a program can use, a little less than the device's name says."""
     bandwidth: float
-    """Bytes a second between its memory and its processors."""
+    """Bytes a second between memory and processors."""
     flops: Mapping[str, float]
-    """Dense operations a second of a type; a type that is not there is not supported."""
+    """Dense operations a second by data type; types that are missing are not supported."""
 
 
 def _gpu(
     name: str, device_name: str, memory_gib: float, terabytes: float, bfloat16: float | None, float32: float
 ) -> Accelerator:
-    """Bandwidth in TB/s, rates in TFLOP/s; float32 without TF32, which torch does not use unless it is told."""
+    """One entry: bandwidth in TB/s, rates in TFLOP/s; float32 without TF32, which torch does not use by default."""
     rates = {"bfloat16": bfloat16, "float32": float32}
     flops = {dtype: rate * 1e12 for dtype, rate in rates.items() if rate is not None}
     return Accelerator(name, device_name, memory_gib, terabytes * 1e12, flops)
 
 
-# Of several entries whose words are in a device's name the first one counts.
+# The first entry whose words are in a device's name counts.
 ACCELERATORS = (
     _gpu("gb200", "GB200", 184.0, 8.0, 2500, 80),
     _gpu("b200", "B200", 178.0, 8.0, 2250, 75),
@@ -62,12 +65,12 @@ ACCELERATORS = (
     _gpu("t4", "T4", 14.6, 0.32, None, 8.1),
 )
 
-# Of `--gpu` for those who leave the size out.
+# Names for `--gpu` without a size.
 _SHORT = {"a100": "a100-80gb", "h100": "h100-80gb", "v100": "v100-16gb"}
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The one that `--gpu` means; a100, h100 and v100 alone are the usual ones.
+    """The accelerator that `--gpu` names; a100, h100 and v100 alone are the usual ones.
 
     Raises:
         ConfigError: the name is not known.
@@ -81,7 +84,7 @@ def find_accelerator(name: str) -> Accelerator:
 
 
 def named_device(device_name: str) -> Accelerator | None:
-    """The one whose words are in a driver's name, such as "NVIDIA A100-SXM4-80GB"; None where none is."""
+    """The accelerator of a driver's device name, such as "NVIDIA A100-SXM4-80GB"; None if it is not in the table."""
     name = device_name.replace("-", " ")
     # Whole words: an RTX A4000 is not an A40.
     return next((gpu for gpu in ACCELERATORS if re.search(rf"\b{gpu.device_name}\b", name, re.IGNORECASE)), None)

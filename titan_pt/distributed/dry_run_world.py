@@ -24,7 +24,7 @@ _DEVICE = torch.device("cpu")
 
 
 class DryRunWorld(World):
-    """Rank 0, where every other rank would say the same."""
+    """The world of rank 0, where every other rank has equal values."""
 
     def add(self, *counts: int) -> list[int]:
         return [count * self.size for count in counts]
@@ -48,7 +48,7 @@ class DryRunWorld(World):
 
 @contextlib.contextmanager
 def dry_run_world(config: JobConfig, size: int) -> Iterator[DryRunWorld]:
-    """The world of a run on `size` ranks. Inside, tensors are made without memory; none can be read."""
+    """A world of `size` ranks in this process; inside, tensors have no memory and cannot be read."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
         mesh = build_mesh(_DEVICE.type, size, config)  # before the fake mode: it reads its own tensor of ranks
@@ -62,7 +62,7 @@ def dry_run_world(config: JobConfig, size: int) -> Iterator[DryRunWorld]:
 
 
 def dry_run_size() -> int:
-    """The number of ranks to play: NGPU, or under torchrun WORLD_SIZE; 1 without either.
+    """The number of ranks of a dry run: NGPU, or under torchrun WORLD_SIZE; 1 without either.
 
     Raises:
         ConfigError: it is not a number of ranks.

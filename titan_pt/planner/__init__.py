@@ -1,1 +1,1 @@
-"""What a run will need, known before it: memory, time, disk, money."""
+"""Plans a run before it starts: memory, time, disk and cost."""

@@ -29,8 +29,8 @@ from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
 from titan_pt.distributed.fsdp import allocate
 from titan_pt.planner.kernels import cuda_kernels
-from titan_pt.planner.memory_tracker import MemoryTracker, peak_of, storage_bytes
-from titan_pt.planner.operations import count_flops
+from titan_pt.planner.memory import MemoryTracker, peak_of, storage_bytes
+from titan_pt.planner.operations import Operations, count_operations
 from titan_pt.planner.sized_tokenizer import SizedTokenizer
 from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
@@ -55,8 +55,8 @@ class DryRunResult:
     """Bytes at the peak of the step, by kind; includes what stays in memory beside model and optimizer."""
     sampling_bytes: int
     """Bytes of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
-    flops: int | None
-    """Operations counted in the forward, backward and recomputation of one micro-batch; None if not asked for."""
+    operations: Operations | None
+    """The work of the step; None if not asked for."""
     notes: tuple[str, ...]
     """Differences from the real run, and what was tried."""
     seconds: float
@@ -90,7 +90,7 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
         context = _build(config, spec, run_size, world)
         with _config_errors(spec):
             dry_run = _build_dry_run(spec, context)
-            flops = _first_step(dry_run, counts)
+            operations = _first_step(context, dry_run, counts)
             memory = _measure_second_step(context, dry_run)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
@@ -100,7 +100,7 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
             num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
             memory={**memory, **held},
             sampling_bytes=dry_run.sampling_bytes,
-            flops=flops,
+            operations=operations,
             notes=(*notes, *dry_run.notes),
             seconds=time.perf_counter() - start,
         )
@@ -164,10 +164,10 @@ def _build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     return spec.build_dry_run(spec, context)
 
 
-def _first_step(dry_run: DryRunStep, counts: bool) -> int | None:
+def _first_step(context: TrainContext, dry_run: DryRunStep, counts: bool) -> Operations | None:
     """Make the optimizer's state. DTensor works out its shapes here, by tensors that must not be measured."""
     if counts:
-        return count_flops(lambda: dry_run.step(TrainState()))
+        return count_operations(lambda: dry_run.step(TrainState()), context.optimizer)
     dry_run.step(TrainState())
     return None
 

@@ -1,41 +1,68 @@
-"""CUDA's fused kernels as a trace on the CPU sees them: what they keep for the backward, not what the CPU's would."""
+"""Makes a dry run on the CPU take the memory of CUDA's fused kernels.
+
+torch's fake tensors cannot stand for a device that its build does not have. On the CPU a norm is many kernels that keep
+two copies in float32, and attention between documents needs a mask of L x L.
+"""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
-from titan_pt.models.transformer import model as transformer
-
-_attention, _norm = F.scaled_dot_product_attention, F.rms_norm
+from titan_pt.models.transformer import Transformer
 
 
 @contextlib.contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """Inside, norms and attention of tensors without numbers take the memory that they take on CUDA.
-
-    torch's fake tensors cannot stand for a device that its build does not have; on the CPU a norm is many kernels that
-    keep two copies in float32, and attention between documents needs a mask of L x L.
-    """
-    with (
-        _replaced(F, "rms_norm", _rms_norm),
-        _replaced(F, "scaled_dot_product_attention", _flash_attention),
-        # FlexAttention's blocks take next to nothing, and it keeps what the flash kernel keeps.
-        _replaced(transformer, "document_mask", lambda positions_BL: None),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
+    """A context in which norms and causal attention of modules keep for the backward what CUDA's kernels keep."""
+    kernels = _CudaKernels()
+    hooks = (
+        register_module_forward_pre_hook(kernels.enter_module),
+        register_module_forward_hook(kernels.leave_module, always_call=True),
+    )
     try:
         yield
     finally:
-        setattr(module, name, original)
+        for hook in hooks:
+            hook.remove()
+
+
+class _CudaKernels(TorchFunctionMode):
+    """Replaces norms and attention in forwards of modules.
+
+    A mode of the whole step would miss what activation checkpointing runs again: torch turns modes off in a backward.
+    """
+
+    _depth = 0
+
+    def enter_module(self, module: nn.Module, _args: Any) -> None:
+        """A forward pre-hook of every module; the outermost one turns the mode on."""
+        if isinstance(module, Transformer):
+            module.document_mask = False  # FlexAttention's blocks take next to nothing; it keeps what flash keeps
+        self._depth += 1
+        if self._depth == 1:
+            self.__enter__()
+
+    def leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """A forward hook of every module, called also where the forward raised."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.__exit__(None, None, None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.rms_norm:
+            return _rms_norm(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _flash_attention(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -55,12 +82,12 @@ class _RmsNorm(torch.autograd.Function):
 def _rms_norm(
     x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor:
-    return _norm(x, shape, weight, eps) if weight is None else _RmsNorm.apply(x, weight)
+    return F.rms_norm(x, shape, weight, eps) if weight is None else _RmsNorm.apply(x, weight)
 
 
 def _flash_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None, **options: Any
 ) -> torch.Tensor:
     if attn_mask is not None or not options.get("is_causal"):
-        return _attention(q, k, v, attn_mask=attn_mask, **options)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **options)
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]

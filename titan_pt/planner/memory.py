@@ -1,20 +1,18 @@
-"""The memory of one rank by formulas: what a trace must agree with, and quick enough to search with.
+"""The memory of one rank at the peak of a step, by kind, and what a device needs for it.
 
-Bytes, at the peak of a step. After Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for this transformer: GQA,
-SwiGLU, no dropout, attention that keeps no scores. Legend: T tokens of a micro-batch, e bytes of an activation,
-h hidden size, f SwiGLU size, n heads x head dim, k key-value heads x head dim, a heads, V vocabulary, P parameters.
+The peak is found by running the step on tensors without numbers, while torch's FSDPMemTracker adds up what is alive.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
+from torch.distributed.tensor import DTensor
 
 from titan_pt.components.accelerators import GIB
-from titan_pt.components.loss import CHUNK_ELEMENTS
-from titan_pt.config.schema.job_config import ActivationCheckpoint, JobConfig
-from titan_pt.models.transformer import TransformerArgs
-
-Device = Literal["cuda", "cpu"]
+from titan_pt.config.schema.job_config import JobConfig
 
 # CUDA's own context, NCCL's buffers, and the part of the allocator's memory that lies between tensors.
 CONTEXT_BYTES = 1.25 * GIB
@@ -22,199 +20,92 @@ FRAGMENTATION = 0.08
 
 ELEMENT_BYTES = {"bfloat16": 2, "float32": 4}
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What the formulas need of a run."""
-
-    args: TransformerArgs
-    shards: int
-    """Ranks that share one copy of the model."""
-    rows: int
-    """Of a micro-batch."""
-    seq_len: int
-    element: int
-    """Bytes of an activation."""
-    reshards: bool
-    """Gathered parameters are freed after the forward."""
-    accumulates: bool
-    """A step has several micro-batches."""
-    checkpoint: ActivationCheckpoint
-    moment_bytes: float
-    """Of Adam's two moments of one parameter."""
-    documents: bool
-    """Documents of a row are kept apart."""
-    scored_tokens: int | None = None
-    """Completion tokens of a micro-batch, whose log-probabilities take the loss's place in GRPO."""
-    device: Device = "cuda"
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return self.rows * self.seq_len
-
-
-def shape_of(
-    config: JobConfig,
-    args: Any,
-    num_ranks: int,
-    *,
-    accumulates: bool,
-    scored_tokens: int | None = None,
-    device: Device = "cuda",
-) -> Shape:
-    """The shape of a run of the transformer.
-
-    Args:
-        args: of the model; only `TransformerArgs` has formulas.
-    """
-    assert isinstance(args, TransformerArgs)
-    training = config.training
-    return Shape(
-        args=args,
-        shards=max(1, num_ranks // config.parallelism.data_parallel_replicate_degree),
-        rows=training.local_batch_size,
-        seq_len=training.seq_len,
-        element=ELEMENT_BYTES[training.mixed_precision_param],
-        reshards=config.parallelism.fsdp_reshard_after_forward != "never",
-        accumulates=accumulates,
-        checkpoint=config.activation_checkpoint,
-        moment_bytes=moment_bytes(config),
-        documents=training.document_mask,
-        scored_tokens=scored_tokens,
-        device=device,
-    )
+_KINDS = {
+    "parameters": (_FSDPRefType.SHARDED_PARAM, _FSDPRefType.BUFFER),
+    "gradients": (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD),
+    "optimizer": (_FSDPRefType.OPT,),
+    "activations": (_FSDPRefType.ACT,),
+    "logits": (_FSDPRefType.INP,),
+    "communication": (_FSDPRefType.UNSHARDED_PARAM, _FSDPRefType.ALL_GATHER, _FSDPRefType.REDUCE_SCATTER),
+    "temporary": (_FSDPRefType.TEMP,),
+}
+# Kinds of memory that is free between steps.
+_FREED = ("gradients", "activations", "logits", "communication", "temporary")
 
 
 def moment_bytes(config: JobConfig) -> float:
-    """Of Adam's moments of one parameter: two of 4 bytes, or two of one byte and a scale of 4 for each 256."""
+    """Bytes of Adam's moments of one parameter: two of 4 bytes, or two of one byte and a scale of 4 for each 256."""
     return 2 * (1 + 4 / 256) if config.optimizer.name == "AdamW8bit" else 8.0
 
 
-def estimate(shape: Shape) -> dict[str, float]:
-    """Bytes by kind at the largest of three moments: the loss, the backward of the last block, the update."""
-    args, e = shape.args, shape.element
-    share = args.num_parameters / shape.shards
-    states = {
-        "parameters": 4 * share + 4.0 * args.max_seq_len * args.head_dim,  # and RoPE's two tables
-        "gradients": 4 * share if shape.accumulates else 0.0,
-        "optimizer": shape.moment_bytes * share,
-    }
-    activations, last_norm = kept_activations(shape), shape.tokens * _last_norm_bytes(shape)
-    block, output = _gathered(shape)
-    gathers = e * block if shape.shards > 1 else 0.0
-    held = e * (output + block * (1 if shape.reshards else args.num_layers))
-    at_loss = {**states, "activations": activations, "logits": loss_bytes(shape), "communication": held + gathers}
-    if shape.scored_tokens is not None:
-        at_loss |= {"logits": e * shape.scored_tokens * args.hidden_size, "temporary": logprob_bytes(shape)}
-    in_backward = {
-        **states,
-        "activations": activations - last_norm,
-        "temporary": backward_bytes(shape),
-        "communication": held + 2 * e * block + gathers,
-    }
-    at_update = {**states, "gradients": 4 * share, "communication": (2 * e + 4) * output}
-    return max((at_loss, in_backward, at_update), key=lambda kinds: sum(kinds.values()))
-
-
-def kept_activations(shape: Shape) -> float:
-    """What the forward of all blocks keeps for the backward."""
-    args, e = shape.args, shape.element
-    whole, input_only = layer_bytes(shape), e * args.hidden_size
-    options = shape.checkpoint
-    if options.mode == "none":
-        layers = args.num_layers * whole
-    elif options.mode == "selective" and options.selective_ac_option == "op":
-        layers = args.num_layers * saved_operations_bytes(shape)
-    else:
-        wrapped = len(range(0, args.num_layers, _every(options)))
-        layers = wrapped * input_only + (args.num_layers - wrapped) * whole
-    # Tokens, targets and positions in 64 bits.
-    return shape.tokens * (layers + _last_norm_bytes(shape) + 24) + _mask_bytes(shape)
-
-
-def layer_bytes(shape: Shape) -> float:
-    """What one block keeps of each token: e (10 h - 2 h + 4 n + 2 k + 4 f) + 4 a and its norms."""
-    args, e = shape.args, shape.element
-    h, n, k = args.hidden_size, args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
-    norms = 2 * _norm_bytes(shape, h)
-    if args.qk_norm:
-        norms += _norm_bytes(shape, n, args.num_heads) + _norm_bytes(shape, k, args.num_kv_heads)
-    # Both normed inputs; rotated q and k, v; attention's output twice, by heads and in a row; gate, silu, up, product.
-    return norms + e * (2 * h + n + k + k + 2 * n + 4 * args.intermediate_size) + 4 * args.num_heads
-
-
-def saved_operations_bytes(shape: Shape) -> float:
-    """The same where only the outputs of matrix products and attention are kept, and the block's input."""
-    args, e = shape.args, shape.element
-    h, n, k = args.hidden_size, args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
-    return e * (3 * h + 2 * n + 2 * k + 2 * args.intermediate_size) + 4 * args.num_heads
-
-
-def loss_bytes(shape: Shape) -> float:
-    """Of the chunked cross-entropy in its last chunk: its logits and two copies in float32, and both gradients."""
-    args, e = shape.args, shape.element
-    rows = min(shape.tokens, max(1, CHUNK_ELEMENTS // args.vocab_size))
-    copies = e + 8 if e == 2 else 8  # the logits in float32 are their own first copy
-    embedding = args.vocab_size * args.hidden_size
-    return rows * args.vocab_size * copies + 4 * embedding + e * shape.tokens * args.hidden_size
-
-
-def logprob_bytes(shape: Shape) -> float:
-    """Of the backward of the chunked log-probabilities, which is in float32 and computes the logits again."""
-    args, scored = shape.args, shape.scored_tokens or 0
-    rows = min(scored, max(1, CHUNK_ELEMENTS // args.vocab_size))
-    embedding = args.vocab_size * args.hidden_size
-    return 4 * (3 * rows * args.vocab_size + 2 * embedding) + shape.element * scored * args.hidden_size
-
-
-def backward_bytes(shape: Shape) -> float:
-    """Of the last block: gradients inside the SwiGLU, what is computed again, and the output layer's gradient."""
-    args, e = shape.args, shape.element
-    again = 0.0
-    options = shape.checkpoint
-    if options.mode == "selective" and options.selective_ac_option == "op":
-        again = layer_bytes(shape) - saved_operations_bytes(shape)
-    elif options.mode != "none" and (args.num_layers - 1) % _every(options) == 0:
-        again = layer_bytes(shape)
-    inside = e * (2 * args.intermediate_size + args.hidden_size)
-    return shape.tokens * (inside + again) + e * args.vocab_size * args.hidden_size
-
-
 def needed_bytes(peak: float) -> float:
-    """Of a device, for tensors of that peak."""
+    """Memory that a device needs for tensors of that peak."""
     return peak * (1 + FRAGMENTATION) + CONTEXT_BYTES
 
 
 def on_device(kinds: Mapping[str, float], *, offloads: bool) -> dict[str, float]:
-    """What of it is in the device's memory: with CPU offload not the states."""
+    """The kinds that are in the device's memory: with CPU offload all but the states."""
     away = ("parameters", "gradients", "optimizer") if offloads else ()
     return {kind: size for kind, size in kinds.items() if kind not in away}
 
 
-def _last_norm_bytes(shape: Shape) -> float:
-    """Of a token, by the norm before the output layer: it is freed before the backward of the last block."""
-    return shape.element * shape.args.hidden_size + _norm_bytes(shape, shape.args.hidden_size)
+def peak_of(kinds: Mapping[str, float], sampling_bytes: float) -> float:
+    """The larger of a step's bytes, and of sampling beside what stays in memory between steps."""
+    return max(sum(kinds.values()), staying_bytes(kinds) + sampling_bytes)
 
 
-def _norm_bytes(shape: Shape, width: int, rows: int = 1) -> float:
-    """Kept by an RMSNorm: on CUDA its input and a number a row; on the CPU two copies in float32."""
-    return (8 if shape.device == "cpu" else shape.element) * width + 4 * rows
+def staying_bytes(kinds: Mapping[str, float]) -> float:
+    """Bytes that stay in memory between steps."""
+    return sum(size for kind, size in kinds.items() if kind not in _FREED)
 
 
-def _mask_bytes(shape: Shape) -> float:
-    """On the CPU documents are kept apart by a mask, which attention keeps in each block."""
-    if shape.device != "cpu" or not shape.documents:
-        return 0.0
-    return shape.rows * shape.seq_len**2 * (1 + shape.element * shape.args.num_layers)
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' storages on this rank, shared ones counted once."""
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum({id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in local}.values())
 
 
-def _gathered(shape: Shape) -> tuple[float, float]:
-    """(parameters of one block, of the output layer and embedding)."""
-    args = shape.args
-    outside = args.num_embedding_parameters * (1 if args.tie_embeddings else 2) + args.hidden_size
-    return (args.num_parameters - outside) / args.num_layers, float(outside)
+class MemoryTracker(FSDPMemTracker):
+    """Adds up the tensors that are alive, and tells those of the loss from activations.
+
+    Tensors of the loss get torch's kind for inputs, which nothing else has here.
+    """
+
+    _in_loss = False
+
+    def mark_loss(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """A forward pre-hook of the model, whose argument `head` computes the loss."""
+
+        def marked(head: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*inputs: Any) -> Any:
+                self._in_loss = True
+                try:
+                    return head(*inputs)
+                finally:
+                    self._in_loss = False
+
+            return run
+
+        return (
+            tuple(marked(value) if _is_head(value) else value for value in args),
+            {name: marked(value) if _is_head(value) else value for name, value in kwargs.items()},
+        )
+
+    def peak_by_kind(self) -> dict[str, int]:
+        """Bytes of each kind at the peak."""
+        snapshots = self.get_tracker_snapshot("peak").values()
+        peak: dict[Any, int] = max(snapshots, key=lambda snapshot: snapshot["Total"])
+        return {kind: sum(peak[part] for part in parts) for kind, parts in _KINDS.items()}
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        """Keep the whole step's peak alone: torch's copies of the snapshot for each module take a third of the time."""
+        for device, now in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < now["Total"]:
+                self._peak_mem[device], self._peak_mem_snap[device] = now["Total"], dict(now)
+
+    def _track(self, reftype: Any, t: torch.Tensor) -> None:
+        super()._track(_FSDPRefType.INP if self._in_loss and reftype is _FSDPRefType.ACT else reftype, t)
 
 
-def _every(options: ActivationCheckpoint) -> int:
-    return 1 if options.mode == "full" else int(options.selective_ac_option)
+def _is_head(value: Any) -> bool:
+    return callable(value) and not isinstance(value, torch.Tensor)

@@ -1,4 +1,4 @@
-"""How often a run reads each source, as far as it is known without opening a file."""
+"""Tokens and passes of each source in a run, as far as they are known without opening a file."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class SourcePlan:
 
     name: str
     tokens: float
-    """What it gives."""
+    """Tokens that the run reads from the source."""
     tokens_per_epoch: float | None
-    """None where it is not known."""
+    """Tokens of one pass; None if not known."""
     max_epochs: float | None
 
     @property
@@ -26,7 +26,7 @@ class SourcePlan:
 
 
 def plan_sources(config: JobConfig, tokens: int) -> list[SourcePlan]:
-    """The shares of the sources, by weight; a capped one gives no more than its cap, if its size is known."""
+    """The sources' shares of the tokens, by weight; a capped source of known size gives no more than its cap."""
     sources = config.data.sources
     sizes = [known_tokens(source, config.tokenizer.name) for source in sources]
     # In fine-tuning sft.epochs is the cap of those that have none of their own.
@@ -44,7 +44,7 @@ def plan_sources(config: JobConfig, tokens: int) -> list[SourcePlan]:
 
 
 def known_tokens(source: Source, tokenizer: str) -> float | None:
-    """Of one pass over a built-in source of the hub in GPT-2's tokens; None for files and other tokenizers."""
+    """GPT-2 tokens of one pass over a built-in hub source; None for files and other tokenizers."""
     builtin = BUILTIN_DATASETS.get(source.name)
     if builtin is None or tokenizer != "gpt2" or source.path or source.dataset not in (None, builtin.dataset):
         return None

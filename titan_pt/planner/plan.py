@@ -12,21 +12,18 @@ from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
-from titan_pt.planner.memory import estimate, moment_bytes, needed_bytes, on_device, shape_of
-from titan_pt.planner.memory_tracker import peak_of
+from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
-from titan_pt.planner.storage import Storage, storage
-from titan_pt.planner.throughput import SHOWN_MFUS, Pace, pace
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.protocols.trainer_spec import get_trainer_spec
 
 ASSUMED_MFU = 0.5
+SHOWN_MFUS = (0.4, 0.5, 0.6)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the run is planned for."""
+    """The GPUs and the MFU that a run is planned for."""
 
     gpu: Accelerator
     num_gpus: int
@@ -37,18 +34,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one GPU at the peak of a step, by kind, in bytes."""
+    """Bytes of one GPU."""
 
-    traced: Mapping[str, float]
-    """From running the step on tensors without numbers."""
-    estimated: Mapping[str, float] | None
-    """By the formulas of planner/memory.py; None where the model has none."""
+    by_kind: Mapping[str, float]
+    """Bytes at the peak of a step, from running it on tensors without numbers."""
     sampling_bytes: float
-    """GRPO: of sampling, when there are no activations."""
+    """GRPO: memory of sampling, when there are no activations."""
     peak_bytes: float
+    """The largest memory of a step, or of sampling."""
     needed_bytes: float
-    """With CUDA's context and what the allocator wastes."""
+    """The peak with CUDA's context and what the allocator wastes."""
     available_bytes: float
+    """Memory of the GPU that a program can have."""
 
     @property
     def fits(self) -> bool:
@@ -57,8 +54,32 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """A run at one utilisation."""
+
+    mfu: float
+    tokens_per_second: float
+    """Tokens a second of all devices together."""
+    hours: float
+    tokens_in_max_hours: float | None
+    """Tokens that training.max_hours allows; None without it."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Disk of one run."""
+
+    checkpoint_bytes: float
+    """Bytes of one checkpoint: weights in float32, Adam's moments, a reference if there is one."""
+    kept: int
+    """Checkpoints that stay."""
+    disk_bytes: float
+    """The most at a time: the checkpoints kept, one under way, and the Hugging Face folders."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A run on a target."""
+    """A run on a target: size, memory, time, disk and sources."""
 
     config: JobConfig
     target: Target
@@ -70,16 +91,16 @@ class Plan:
     tokens: int
     steps: int
     paces: tuple[Pace, ...]
-    """At the MFUs that are always shown."""
+    """Speed at each of SHOWN_MFUS."""
     pace: Pace
-    """At the target's."""
+    """Speed at the target's MFU."""
     storage: Storage
     sources: tuple[SourcePlan, ...]
     rollouts: Rollouts | None
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return self.pace.hours
 
     @property
@@ -90,7 +111,7 @@ class Plan:
 
     @property
     def cost(self) -> float | None:
-        """In the unit of the price."""
+        """Price of the whole run; None without a price."""
         price = self.target.price_per_gpu_hour
         return None if price is None else price * self.target.num_gpus * self.hours
 
@@ -105,7 +126,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     args = model_args(config, spec, tokenizer_size(config))
     flops_per_token = spec.flops_per_token(args, config.training.seq_len)
     peak = peak_rate(config, target) * target.num_gpus
-    dry_run = dry_run_step(config, target.num_gpus)
+    dry_run = dry_run_step(config, target.num_gpus, counts=True)
     rollouts = rollouts_of(config, args, target, flops_per_token)
     tokens = dry_run.run_size.tokens
     if rollouts and isinstance(config, GrpoConfig):
@@ -122,7 +143,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         num_parameters=dry_run.num_parameters,
         flops_per_token=flops_per_token,
         dry_run=dry_run,
-        memory=_memory(config, args, target, dry_run, rollouts),
+        memory=memory_of(config, target, dry_run),
         tokens=tokens,
         steps=dry_run.run_size.steps,
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
@@ -134,7 +155,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
 
 
 def peak_rate(config: JobConfig, target: Target) -> float:
-    """Of one GPU in the run's type.
+    """Peak operations a second of one GPU in the run's type.
 
     Raises:
         ConfigError: it has no units for it.
@@ -148,46 +169,45 @@ def peak_rate(config: JobConfig, target: Target) -> float:
     return target.gpu.flops[dtype]
 
 
+def pace(mfu: float, tokens: int, flops_per_token: float, flops_per_second: float, max_hours: float | None) -> Pace:
+    """The pace of a run of so many tokens.
+
+    Args:
+        flops_per_second: peak of all devices together.
+    """
+    rate = mfu * flops_per_second / flops_per_token
+    return Pace(mfu, rate, tokens / rate / 3600, rate * 3600 * max_hours if max_hours else None)
+
+
+def storage(config: JobConfig, num_parameters: int, steps: int) -> Storage:
+    """The disk that `[checkpoint]` needs for a model of that size."""
+    options = config.checkpoint
+    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
+    whole = num_parameters * (4 + moment_bytes(config) + (4 if has_reference else 0))
+    if not options.enable or options.load_only:
+        return Storage(whole, 0, 0.0)
+    saved = -(-steps // options.interval)
+    kept = min(saved, options.keep_latest_k) if options.keep_latest_k else saved
+    exports = -(-steps // options.export_hf_interval) if options.export_hf_interval else 0
+    under_way = 1 if saved > kept else 0
+    return Storage(whole, kept, (kept + under_way) * whole + exports * 4 * num_parameters)
+
+
 def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: float) -> Rollouts | None:
-    """What sampling adds; None where the trainer samples nothing, or with an engine of another's."""
+    """The plan of sampling; None for other trainers than GRPO and for other models than the transformer."""
     if not isinstance(config, GrpoConfig) or not isinstance(args, TransformerArgs):
         return None
     return plan_rollouts(config, args, target.gpu, target.num_gpus, flops_per_token, target.mfu)
 
 
-def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, float] | None:
-    """The closed form of a run, with what GRPO keeps beside the engine; None where the model has none."""
-    if not isinstance(args, TransformerArgs):
-        return None
-    offloads = config.training.enable_cpu_offload
-    run_size = get_trainer_spec(config.job.trainer).plan_run_size(config, num_gpus)
-    if not isinstance(config, GrpoConfig):
-        shape = shape_of(config, args, num_gpus, accumulates=run_size.accumulation_steps > 1)
-        return on_device(estimate(shape), offloads=offloads)
-    from titan_pt.trainers.grpo.dry_run import update_size
-
-    size = update_size(config, num_gpus)
-    # One of several micro-batches; a small step's rows may be fewer than training.local_batch_size.
-    training = config.training.model_copy(update={"local_batch_size": size.rows})
-    config = config.model_copy(update={"training": training})
-    shape = shape_of(config, args, num_gpus, accumulates=size.accumulates, scored_tokens=size.scored_tokens)
-    kinds = estimate(shape)
-    if config.grpo.kl_coef > 0:
-        kinds["reference"] = 4 * args.num_parameters / shape.shards
-    return on_device(kinds, offloads=offloads)
-
-
-def _memory(config: JobConfig, args: Any, target: Target, dry_run: DryRunResult, rollouts: Rollouts | None) -> Memory:
+def memory_of(config: JobConfig, target: Target, dry_run: DryRunResult) -> Memory:
+    """The memory of one GPU from a dry run of the config, which leaves out CPU offload and moments of 8 bits."""
     kinds: dict[str, float] = dict(dry_run.memory)
-    kinds["optimizer"] *= moment_bytes(config) / 8  # traced with moments of 32 bits
+    kinds["optimizer"] *= moment_bytes(config) / 8
     kinds = on_device(kinds, offloads=config.training.enable_cpu_offload)
-    estimated = estimated_kinds(config, args, target.num_gpus)
-    if estimated is not None and rollouts and "rollout_engine" in kinds:  # another engine than ours was not tried
-        estimated["rollout_engine"] = rollouts.engine_bytes
     peak = peak_of(kinds, dry_run.sampling_bytes)
     return Memory(
-        traced=kinds,
-        estimated=estimated,
+        by_kind=kinds,
         sampling_bytes=dry_run.sampling_bytes,
         peak_bytes=peak,
         needed_bytes=needed_bytes(peak),
@@ -196,7 +216,7 @@ def _memory(config: JobConfig, args: Any, target: Target, dry_run: DryRunResult,
 
 
 def _grpo_pace(config: JobConfig, args: Any, target: Target, tokens: int, flops_per_token: float) -> Pace:
-    """Tokens are those that are trained on."""
+    """The pace of a GRPO run, in tokens that are trained on."""
     rollouts = rollouts_of(config, args, target, flops_per_token)
     assert rollouts is not None
     hours = config.training.steps * rollouts.step_seconds / 3600
@@ -205,7 +225,7 @@ def _grpo_pace(config: JobConfig, args: Any, target: Target, tokens: int, flops_
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """What `--json` prints; sizes in bytes."""
+    """The object that `--json` prints; sizes in bytes."""
     return {
         "config_file": plan.config.job.config_file,
         "trainer": plan.config.job.trainer,
@@ -217,8 +237,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flops_per_token": plan.flops_per_token,
         "batch": dataclasses.asdict(plan.dry_run.run_size),
         "memory": {
-            "traced": dict(plan.memory.traced),
-            "estimated": plan.memory.estimated and dict(plan.memory.estimated),
+            "traced": dict(plan.memory.by_kind),
             "sampling_bytes": plan.memory.sampling_bytes,
             "peak_bytes": plan.memory.peak_bytes,
             "needed_bytes": plan.memory.needed_bytes,

@@ -1,6 +1,6 @@
 """A plan as text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from titan_pt.components.accelerators import GIB
 from titan_pt.components.flops import FORMULA
@@ -10,7 +10,7 @@ from titan_pt.planner.search import Choice, cheapest_changes, gpus_in_time
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """All that is known of a run before it."""
+    """The whole report of a plan."""
     config, target = plan.config, plan.target
     yield f"{config.job.config_file or 'the defaults'}: {config.job.description}"
     yield f"on {target.num_gpus} x {target.gpu.name} ({plan.dry_run.mesh}), trainer {config.job.trainer}"
@@ -35,7 +35,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def verdicts(plan: Plan) -> Iterator[str]:
-    """Whether it can work, and what would."""
+    """Whether the run fits in memory and time, and changes that make it fit."""
     memory, target = plan.memory, plan.target
     room = f"needs {memory.needed_bytes / GIB:.1f} of {memory.available_bytes / GIB:.1f} GiB on each {target.gpu.name}"
     if memory.fits:
@@ -44,7 +44,7 @@ def verdicts(plan: Plan) -> Iterator[str]:
         yield f"DOES NOT FIT IN MEMORY: {room}"
         changes = cheapest_changes(plan)
         if changes:
-            yield "  the cheapest changes that make it fit, each alone, by formula and a rule of thumb for their speed:"
+            yield "  the cheapest changes that make it fit, each alone, by a dry run of each:"
         for number, change in enumerate(changes, 1):
             yield f"  {number}. {shown(change)}"
         if not changes:
@@ -66,18 +66,18 @@ def verdicts(plan: Plan) -> Iterator[str]:
 
 
 def shown(choice: Choice) -> str:
-    """One way, with what it needs."""
-    return f"{choice.flags}  ({choice.needed_bytes / GIB:.1f} GiB, about {choice.slowness:.2f} x the least time)"
+    """One line: the flags, the memory of one GPU and the hours of the run."""
+    hours = "hours not known" if choice.hours is None else f"about {choice.hours:.1f} h"
+    return f"{choice.flags}  ({choice.needed_bytes / GIB:.1f} GiB, {hours})"
 
 
 def _memory(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     yield "Memory of one GPU at the peak of a step, MiB"
-    yield f"  {'':<18}{'traced':>10}{'formula':>10}"
-    formula: Mapping[str, float] = memory.estimated or {}
-    for kind in dict.fromkeys((*memory.traced, *formula)):
-        yield f"  {kind.replace('_', ' '):<18}{_mib(memory.traced.get(kind))}{_mib(formula.get(kind))}"
-    yield f"  {'peak':<18}{_mib(sum(memory.traced.values()))}{_mib(sum(formula.values()) or None)}"
+    yield f"  {'':<18}{'traced':>10}"
+    for kind, size in memory.by_kind.items():
+        yield f"  {kind.replace('_', ' '):<18}{_mib(size)}"
+    yield f"  {'peak':<18}{_mib(sum(memory.by_kind.values()))}"
     if memory.sampling_bytes:
         yield f"  {'while it samples':<18}{_mib(memory.sampling_bytes)}  (with the states, without the activations)"
     yield (
@@ -135,5 +135,5 @@ def _millions(tokens: float | None) -> str:
     return f"{(tokens or 0.0) / 1e6:,.1f}M tokens"
 
 
-def _mib(size: float | None) -> str:
-    return f"{'-':>10}" if size is None else f"{size / 2**20:>10,.1f}"
+def _mib(size: float) -> str:
+    return f"{size / 2**20:>10,.1f}"

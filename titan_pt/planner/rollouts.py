@@ -1,4 +1,4 @@
-"""What sampling adds to a GRPO step: memory of the engine and its cache, and time that memory's bandwidth sets.
+"""Memory and time of sampling in a GRPO step: the engine, its cache, and time by the memory's bandwidth.
 
 Completions are taken at their full length, so times are upper bounds in that respect.
 """
@@ -13,14 +13,14 @@ from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
 
-# Of launching one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host
-# (docs/LOG.md has none from a GPU; an estimate).
+# Time to launch one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host. An
+# estimate: docs/LOG.md has no time from a GPU.
 _LAUNCH_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """One step of one rank, and the memory it takes."""
+    """Sampling and updates of one GRPO step on one rank, with memory in bytes."""
 
     kv_bytes_per_token: int
     rows: int
@@ -29,21 +29,21 @@ class Rollouts:
     """Positions of a row."""
     kv_cache_bytes: float
     engine_bytes: float
-    """The engine's own weights: they stay."""
+    """Bytes of the engine's own weights, which stay in memory."""
     floor_seconds: float
-    """A step's sampling at the bandwidth of the memory: weights and cache are read for every token."""
+    """Seconds of a step's sampling at the memory's bandwidth: weights and cache are read for every token."""
     rollout_seconds: float
-    """The same with the time to launch kernels, where nothing replays them, and the operations."""
+    """Seconds of a step's sampling, with operations, and with kernel launches that no graph replays."""
     train_seconds: float
-    """A step's updates."""
+    """Seconds of a step's updates."""
     completions: int
-    """Sampled in a step, over all ranks."""
+    """Completions sampled in a step, over all ranks."""
     prompt_tokens: int
-    """Assumed of a prompt."""
+    """Assumed length of a prompt."""
 
     @property
     def step_seconds(self) -> float:
-        """Without evaluations."""
+        """Seconds of a step, without evaluations."""
         return self.rollout_seconds + self.train_seconds
 
 

@@ -1,148 +1,225 @@
-"""Ways to use memory, by formula: what makes a run fit, and what makes it fastest."""
+"""Ways to use memory: what makes a run fit, and what makes it fastest. Each way is tried by a dry run of its own."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titan_pt.components.accelerators import GIB
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import divisors, global_rows, plan_run_size
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.planner.memory import needed_bytes
-from titan_pt.planner.plan import Plan, Target, estimated_kinds, rollouts_of
+from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
+from titan_pt.planner.memory import staying_bytes
+from titan_pt.planner.plan import Memory, Plan, Target, memory_of, peak_rate, rollouts_of
+from titan_pt.trainers.grpo.dry_run import update_samples, update_size
 
-# (activation_checkpoint.mode, selective_ac_option, operations beside a step's): the forward is a third of a step.
-_CHECKPOINTS = (("none", "2", 0.0), ("selective", "op", 0.02), ("selective", "2", 1 / 6), ("full", "2", 1 / 3))
-# Tokens of a micro-batch at which half of the time is overhead of kernels: a rule of thumb, not measured on a GPU.
-_HALF_SPEED_TOKENS = 512
-_GATHER, _TURN = 0.01, 0.02
+Settings = dict[str, Any]
+
+_ROWS, _MODE, _OPTION = (
+    "training.local_batch_size",
+    "activation_checkpoint.mode",
+    "activation_checkpoint.selective_ac_option",
+)
+_RESHARD, _REPLICATE = "parallelism.fsdp_reshard_after_forward", "parallelism.data_parallel_replicate_degree"
+# The more is recomputed the later.
+_CHECKPOINTS: tuple[Settings, ...] = (
+    {_MODE: "none"},
+    {_MODE: "selective", _OPTION: "op"},
+    {_MODE: "selective", _OPTION: "2"},
+    {_MODE: "full"},
+)
+# Settings that a dry run leaves out: memory_of counts them by itself.
+_NOT_TRIED = ("optimizer.name", "training.enable_cpu_offload")
 _MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way, in keys of the config."""
+    """One way, in keys of the config that differ from the plan's."""
 
     settings: tuple[tuple[str, Any], ...]
-    needed_bytes: float
-    slowness: float
-    """Time of a token relative to no overhead and no recomputation: a rule of thumb, for comparing."""
-    fits: bool
+    num_gpus: int
+    memory: Memory
+    hours: float | None
+    """Predicted hours of the run, see `Search.hours`; None where they depend on more than the GPU."""
 
     @property
-    def sections(self) -> frozenset[str]:
-        """What kinds of keys it changes."""
-        return frozenset(name.split(".")[0] for name, _ in self.settings)
+    def fits(self) -> bool:
+        """Whether a GPU has the memory."""
+        return self.memory.fits
+
+    @property
+    def needed_bytes(self) -> float:
+        """Memory of one GPU."""
+        return self.memory.needed_bytes
 
     @property
     def flags(self) -> str:
-        """For the command line."""
+        """Text for the command line."""
         return " ".join(f"--{name} {value}" for name, value in self.settings)
 
 
 def fastest(plan: Plan) -> Choice | None:
-    """Of local batch size, activation checkpointing, resharding and rows sampled together the fastest that fits."""
-    return min((choice for choice in choices(plan) if choice.fits), key=lambda choice: choice.slowness, default=None)
+    """The fastest local batch size, activation checkpointing, resharding and rows sampled together that fit."""
+    search, best, wanted = Search(plan), None, {}
+    for checkpoint in _CHECKPOINTS:
+        tried = {**checkpoint, **search.sampled_together()}
+        choice = search.largest_batch(tried)
+        if choice is None or not choice.fits:
+            continue
+        if best is not None and _hours(choice) >= _hours(best):
+            break  # more recomputation will not be faster either
+        best, wanted = choice, {**tried, **dict(choice.settings)}
+    if best is not None and plan.target.num_gpus > 1:
+        for reshard in ("default", "never"):
+            choice = search.try_settings({**wanted, _RESHARD: reshard})
+            if choice is not None and choice.fits and _hours(choice) < _hours(best):
+                best = choice
+    return best
 
 
 def cheapest_changes(plan: Plan, count: int = 3) -> list[Choice]:
-    """Ways to make it fit, each of other sections of the config, single ones first, then the fastest first."""
-    found = [choice for choice in (*choices(plan), *_other_ways(plan)) if choice.fits and choice.settings]
-    best: dict[frozenset[str], Choice] = {}
-    for choice in sorted(found, key=lambda choice: choice.slowness):
-        best.setdefault(choice.sections, choice)
-    # One that changes more than another needs to is a way too, but the last to be told.
-    ranked = sorted(best.values(), key=lambda choice: (any(other < choice.sections for other in best), choice.slowness))
-    return ranked[:count]
+    """Changes that make it fit, each of another kind: on as few GPUs as now first, then by predicted hours.
+
+    Several kinds together are tried only where none suffices alone.
+    """
+    search = Search(plan)
+    found = [choice for choice in search.single_changes() if choice.fits and choice.settings]
+    if not found:
+        together = search.largest_batch({**_CHECKPOINTS[-1], _RESHARD: "default", **search.sampled_together()})
+        found = [together] if together is not None and together.fits else []
+    return sorted(found, key=lambda choice: (choice.hours is None, choice.num_gpus, _hours(choice)))[:count]
 
 
 def apply(config: JobConfig, choice: Choice) -> JobConfig:
-    """The config with its settings."""
+    """The config with the choice's settings."""
     return _with(config, dict(choice.settings))
 
 
-def choices(plan: Plan) -> Iterator[Choice]:
-    """All combinations, with the keys that differ from the config's."""
-    reshards = (
-        ("default", "never") if plan.target.num_gpus > 1 else (plan.config.parallelism.fsdp_reshard_after_forward,)
-    )
-    space = itertools.product(_local_sizes(plan), _CHECKPOINTS, reshards, _sampled_together(plan))
-    for rows, checkpoint, reshard, (turns, sampled) in space:
-        mode, option, recomputed = checkpoint
-        wanted = {
-            "training.local_batch_size": rows,
-            "activation_checkpoint.mode": mode,
-            "parallelism.fsdp_reshard_after_forward": reshard,
-        }
-        if mode == "selective":
-            wanted["activation_checkpoint.selective_ac_option"] = option
-        wanted |= sampled
-        gathers = _GATHER if reshard != "never" and plan.target.num_gpus > 1 else 0.0
-        overhead = _HALF_SPEED_TOKENS / (rows * plan.config.training.seq_len)
-        choice = _choice(plan, wanted, plan.target, 1 + recomputed + gathers + overhead + _TURN * turns)
-        if choice:
-            yield choice
+class Search:
+    """Dry runs of changes of one plan, each done once."""
 
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._tried: dict[tuple[Any, ...], Choice | None] = {}
 
-def _other_ways(plan: Plan) -> Iterator[Choice]:
-    """What is not searched over: sharding over more ranks, moments of 8 bits, states in CPU memory."""
-    target = plan.target
-    overhead = _HALF_SPEED_TOKENS / (plan.config.training.local_batch_size * plan.config.training.seq_len)
-    replicate = "parallelism.data_parallel_replicate_degree"
-    ways = (
-        ((replicate, 1), 2 * _GATHER),
-        (("optimizer.name", "AdamW8bit"), 0.03),
-        (("training.enable_cpu_offload", "true"), 1.0),
-    )
-    for (name, value), slower in ways:
-        choice = _choice(plan, {name: value}, target, 1 + slower + overhead)
-        if choice:
-            yield choice
-    for times in (2, 4, 8):
-        more = replace(target, num_gpus=times * target.num_gpus)
-        choice = _choice(plan, {}, more, 1 + 0.1 * times + overhead)  # quick, and paid for
-        if choice:
-            yield replace(choice, settings=(("num_gpus", more.num_gpus),))
+    def try_settings(self, wanted: Mapping[str, Any], num_gpus: int | None = None) -> Choice | None:
+        """The plan's run with these settings; None where the GPUs cannot share its batch."""
+        config, target = self.plan.config, replace(self.plan.target, num_gpus=num_gpus or self.plan.target.num_gpus)
+        settings = {name: value for name, value in wanted.items() if _now(config, name) != value}
+        if _ROWS in settings and not global_rows(config) and not isinstance(config, GrpoConfig):
+            settings["training.global_batch_size"] = self.plan.dry_run.run_size.rows  # else it would follow the local
+        key = (*sorted(settings.items()), target.num_gpus)
+        if key not in self._tried:
+            self._tried[key] = self._try(settings, target)
+        return self._tried[key]
 
+    def _try(self, settings: Settings, target: Target) -> Choice | None:
+        changed, result = _with(self.plan.config, settings), self.plan.dry_run
+        try:
+            if target != self.plan.target or not set(settings) <= set(_NOT_TRIED):
+                result = dry_run_step(changed, target.num_gpus, counts=True)
+        except ConfigError:
+            return None
+        hours = None if changed.training.enable_cpu_offload else self.hours(changed, target, result)
+        more = {} if target == self.plan.target else {"num_gpus": target.num_gpus}
+        return Choice(tuple({**settings, **more}.items()), target.num_gpus, memory_of(changed, target, result), hours)
 
-def _choice(plan: Plan, wanted: dict[str, Any], target: Target, slowness: float) -> Choice | None:
-    config = plan.config
-    settings = {name: value for name, value in wanted.items() if _now(config, name) != value}
-    if "training.local_batch_size" in settings and not global_rows(config) and not _is_grpo(config):
-        settings["training.global_batch_size"] = plan.dry_run.run_size.rows  # else it would follow the local one
-    changed = _with(config, settings)
-    try:
-        kinds = estimated_kinds(changed, plan.args, target.num_gpus)
-    except ConfigError:  # the GPUs cannot share a batch cut so
+    def hours(self, config: JobConfig, target: Target, result: DryRunResult) -> float:
+        """The plan's hours, scaled by the work of a row on a GPU against that in the plan's own dry run.
+
+        The network is not known: a gather costs what it writes. The update is AdamW's with moments of 32 bits.
+        """
+        plan = self.plan
+        ratio = row_seconds(config, target, result) / row_seconds(plan.config, plan.target, plan.dry_run)
+        rollouts = rollouts_of(config, plan.args, target, plan.flops_per_token)
+        if rollouts is None:
+            return plan.hours * ratio * plan.target.num_gpus / target.num_gpus
+        return config.training.steps * (rollouts.rollout_seconds + rollouts.train_seconds * ratio) / 3600
+
+    def single_changes(self) -> Iterator[Choice]:
+        """The least change of each kind that fits, by what the plan's own dry run says may fit."""
+        memory, kinds = self.plan.memory, self.plan.memory.by_kind
+        without_activations = memory.peak_bytes - kinds.get("activations", 0.0)
+        ways: list[Choice | None] = [
+            self.try_settings({"optimizer.name": "AdamW8bit"}),
+            self.try_settings({"training.enable_cpu_offload": "true"}),
+            self.try_settings(self.sampled_together()),
+        ]
+        if self.plan.config.parallelism.data_parallel_replicate_degree > 1:
+            ways.append(self.try_settings({_REPLICATE: 1}))
+        if without_activations < memory.available_bytes:
+            ways += [self.largest_batch({}), self._least_recomputation()]
+        states = sum(kinds.get(kind, 0.0) for kind in ("parameters", "gradients", "optimizer", "reference"))
+        for times in (2, 4, 8):
+            if memory.peak_bytes - states * (1 - 1 / times) < memory.available_bytes:
+                more = self.try_settings({}, times * self.plan.target.num_gpus)
+                ways.append(more)
+                if more is not None and more.fits:
+                    break
+        return (choice for choice in ways if choice is not None)
+
+    def _least_recomputation(self) -> Choice | None:
+        now = next((n for n, way in enumerate(_CHECKPOINTS) if self._is_now(way)), 0)
+        tried = (self.try_settings(checkpoint) for checkpoint in _CHECKPOINTS[now + 1 :])
+        return next((choice for choice in tried if choice is not None and choice.fits), None)
+
+    def _is_now(self, wanted: Settings) -> bool:
+        return all(_now(self.plan.config, name) == value for name, value in wanted.items())
+
+    def largest_batch(self, wanted: Settings) -> Choice | None:
+        """The largest local batch that fits with these settings.
+
+        A dry run of the present batch says which sizes may fit: activations grow with the rows. These are tried from
+        the largest on.
+        """
+        seen = self.try_settings(wanted)
+        if seen is None:
+            return None
+        memory, rows = seen.memory, self.plan.config.training.local_batch_size
+        by_rows = sum(memory.by_kind.get(kind, 0.0) for kind in ("activations", "temporary"))
+        for size in reversed(self._local_sizes()):
+            if memory.needed_bytes + by_rows * (size / rows - 1) > memory.available_bytes:
+                continue
+            choice = self.try_settings({**wanted, _ROWS: size})
+            if choice is not None and choice.fits:
+                return choice
         return None
-    if kinds is None:
-        return None
-    peak = sum(kinds.values())
-    rollouts = rollouts_of(changed, plan.args, target, plan.flops_per_token)
-    if rollouts:
-        states = sum(kinds.get(kind, 0.0) for kind in ("parameters", "optimizer", "reference"))
-        peak = max(peak, states + rollouts.kv_cache_bytes) + rollouts.engine_bytes
-    needed = needed_bytes(peak)
-    return Choice(tuple(settings.items()), needed, slowness, needed <= target.gpu.memory_gib * GIB)
+
+    def sampled_together(self) -> Settings:
+        """GRPO: rollout.max_rows halved until sampling fits beside what stays in memory; else nothing."""
+        plan, memory = self.plan, self.plan.memory
+        if plan.rollouts is None:
+            return {}
+        room = memory.available_bytes - (memory.needed_bytes - memory.peak_bytes) - staying_bytes(memory.by_kind)
+        halvings = next((n for n in range(3) if memory.sampling_bytes / 2**n <= room), 3)
+        return {"rollout.max_rows": plan.rollouts.rows >> halvings} if halvings else {}
+
+    def _local_sizes(self) -> list[int]:
+        if isinstance(self.plan.config, GrpoConfig):
+            return [2**n for n in range(9)]
+        return [size for size in divisors(self.plan.dry_run.run_size.rows_per_rank) if size <= _MOST_ROWS]
 
 
-def _local_sizes(plan: Plan) -> list[int]:
-    if _is_grpo(plan.config):
-        return [2**n for n in range(9)]
-    return [size for size in divisors(plan.dry_run.run_size.rows_per_rank) if size <= _MOST_ROWS]
+def row_seconds(config: JobConfig, target: Target, result: DryRunResult) -> float:
+    """Least seconds of one GPU for one row (GRPO: one completion), by the GPU's data sheet.
+
+    Operations counted in the dry run, recomputation included, at the peak rate; and the bytes that its kernels move at
+    the memory's bandwidth: a smaller local batch reads the weights more often.
+    """
+    done = result.operations
+    assert done is not None
+    micro_batch = done.flops / peak_rate(config, target) + done.moved_bytes / target.gpu.bandwidth
+    rows: float = config.training.local_batch_size
+    rows_per_update: float = result.run_size.rows_per_rank
+    if isinstance(config, GrpoConfig):
+        rows = update_size(config, target.num_gpus).samples / target.num_gpus
+        rows_per_update = update_samples(config) / target.num_gpus
+    return micro_batch / rows + done.update_bytes / target.gpu.bandwidth / rows_per_update
 
 
-def _sampled_together(plan: Plan) -> list[tuple[int, dict[str, int]]]:
-    """(halvings, the key that does it) of the completions that are decoded together."""
-    if plan.rollouts is None:
-        return [(0, {})]
-    return [(turns, {"rollout.max_rows": plan.rollouts.rows >> turns} if turns else {}) for turns in range(4)]
-
-
-def _is_grpo(config: JobConfig) -> bool:
-    return isinstance(config, GrpoConfig)
+def _hours(choice: Choice) -> float:
+    return choice.hours or 0.0
 
 
 def _now(config: JobConfig, name: str) -> Any:
@@ -151,8 +228,8 @@ def _now(config: JobConfig, name: str) -> Any:
     return "default" if value == "always" else value
 
 
-def _with(config: JobConfig, settings: dict[str, Any]) -> JobConfig:
-    tables: dict[str, dict[str, Any]] = {}
+def _with(config: JobConfig, settings: Settings) -> JobConfig:
+    tables: dict[str, Settings] = {}
     for name, value in settings.items():
         section, key = name.split(".")
         tables.setdefault(section, {})[key] = value == "true" if value in ("true", "false") else value

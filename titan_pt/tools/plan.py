@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.plan --job.config_file F [--gpu a100-80gb] [--num_gpus 8]`: know a run before it is rented.
+"""`python -m titan_pt.tools.plan --job.config_file F [--gpu a100-80gb] [--num_gpus 8]`: plan a run.
 
 Parameters, memory, time, disk, passes over the data and cost, from the config alone: no GPU, no data, no tokenizer.
 """
@@ -6,6 +6,7 @@ Parameters, memory, time, disk, passes over the data and cost, from the config a
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,18 @@ from titan_pt.components.accelerators import GIB, find_accelerator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import MOST_RANKS
-from titan_pt.planner.measured import measured_mfu
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown
-from titan_pt.planner.search import Choice, apply, cheapest_changes, fastest
+from titan_pt.planner.search import Choice, cheapest_changes, fastest
+from titan_pt.run.run_folder import METRICS_FILE as FILE
 from titan_pt.tools.arguments import run_config_tool
+
+# Steps that compile, connect and fill caches.
+_WARM_STEPS = 10
 
 
 def target_of(own: argparse.Namespace) -> Target:
-    """What the flags ask to plan for.
+    """The target that the flags ask for.
 
     Raises:
         ConfigError: a GPU that is not known, or a number out of range.
@@ -44,47 +48,79 @@ def target_of(own: argparse.Namespace) -> Target:
     return Target(gpu, count, mfu, source, price)
 
 
+def measured_mfu(run: Path) -> float:
+    """The MFU that an earlier run had: the median over the second half of its rows; for GRPO that of its updates.
+
+    Raises:
+        ConfigError: there is no such run, or it has no MFU.
+    """
+    path = run / FILE
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise ConfigError(
+            f"--from_run {str(run)!r}: its {FILE} cannot be read: {error.strerror or error}; give a run folder"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"--from_run {str(run)!r}: its {FILE} is damaged") from None
+    found = [_row_mfu(row) for row in rows if isinstance(row, dict) and row.get("step", 0) > 0]
+    later = [mfu for row, mfu in zip(rows[-len(found) :], found, strict=True) if row["step"] > _WARM_STEPS]
+    known = [mfu for mfu in later or found if mfu is not None]
+    if not known:
+        raise ConfigError(
+            f"--from_run {str(run)!r}: none of its {len(rows)} rows has an MFU; it ran on a device whose "
+            "peak is not known, or logged no step; give --mfu"
+        )
+    return statistics.median(known[len(known) // 2 :])
+
+
+def _row_mfu(row: dict[str, float | None]) -> float | None:
+    mfu, train, whole = row.get("mfu"), row.get("seconds/train"), row.get("step_seconds")
+    if mfu is None:
+        return None
+    return mfu * whole / train if train and whole else mfu
+
+
 def plan(own: argparse.Namespace, config: JobConfig) -> None:
     """Print the plan."""
     target = target_of(own)
     found = make_plan(config, target)
     suggestion = fastest(found) if own.suggest else None
-    better = make_plan(apply(config, suggestion), target) if suggestion and suggestion.settings else None
     if own.json:
-        print(json.dumps({**as_json(found), **_advice(found, own, suggestion, better)}, indent=2))
+        print(json.dumps({**as_json(found), **_advice(found, own, suggestion)}, indent=2))
         return
     print("\n".join(lines(found)))
     if own.suggest:
-        print("\n".join(_suggested(found, suggestion, better)))
+        print("\n".join(_suggested(suggestion)))
 
 
-def _advice(found: Plan, own: argparse.Namespace, suggestion: Choice | None, better: Plan | None) -> dict[str, Any]:
+def _advice(found: Plan, own: argparse.Namespace, suggestion: Choice | None) -> dict[str, Any]:
     changes = [] if found.memory.fits else [change.flags for change in cheapest_changes(found)]
     if not own.suggest:
         return {"changes": changes}
-    told = suggestion and {
+    summary = suggestion and {
         "flags": suggestion.flags,
-        "needed_bytes": better.memory.needed_bytes if better else found.memory.needed_bytes,
-        "fits_memory": better.memory.fits if better else found.memory.fits,
+        "needed_bytes": suggestion.needed_bytes,
+        "fits_memory": suggestion.fits,
     }
-    return {"changes": changes, "suggestion": told}
+    return {"changes": changes, "suggestion": summary}
 
 
-def _suggested(found: Plan, suggestion: Choice | None, better: Plan | None) -> list[str]:
+def _suggested(suggestion: Choice | None) -> list[str]:
     if suggestion is None:
-        return ["SUGGESTION: nothing that was searched fits, or the model has no formulas to search with"]
-    if better is None:
+        return ["SUGGESTION: nothing that was searched fits"]
+    if not suggestion.settings:
         return [
             "SUGGESTION: local batch size, activation checkpointing and resharding are the fastest that fit already"
         ]
     return [
         f"SUGGESTION: {shown(suggestion)}",
-        f"  traced: needs {better.memory.needed_bytes / GIB:.1f} of {better.memory.available_bytes / GIB:.1f} GiB",
+        f"  traced: needs {suggestion.needed_bytes / GIB:.1f} of {suggestion.memory.available_bytes / GIB:.1f} GiB",
     ]
 
 
 def _number(name: str, text: str, convert: Callable[[str], float], holds: Callable[[float], bool], allowed: str) -> Any:
-    """A flag's value, or a ConfigError as every other mistake; argparse's own would not say what is allowed."""
+    """A flag's value, or a ConfigError: argparse's own message would not say what is allowed."""
     try:
         value = convert(text)
     except ValueError:
