@@ -22,8 +22,7 @@ import torch
 
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.run_size import plan_run_size
-from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source, Training, Validation
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source, TokenizerSection, Training, Validation
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.distributed.world import World, start_world, stop_world
 from titan_pt.tools.prepare import prepare

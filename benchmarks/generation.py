@@ -1,4 +1,4 @@
-"""Generation with weights of fewer bits: tokens per second and memory. `python benchmarks/generation.py --help`
+"""Tokens per second and memory of generation with quantized weights. `python benchmarks/generation.py --help`
 
 The same random weights and prompt in every form, no early stop. The forms alternate inside each repetition, so that a
 noisy machine disturbs all alike; medians with minimum and maximum.
@@ -19,14 +19,14 @@ from titan_pt.models.transformer import FLAVORS, Transformer
 
 @dataclass(frozen=True)
 class Form:
-    """How the weights are held."""
+    """One way to hold the weights: a type and a quantization."""
 
     name: str
     dtype: torch.dtype
     is_int8: bool = False
 
     def build(self, flavor: str, device: str) -> Transformer:
-        """The model, every row of its vocabulary a token."""
+        """A model of this form with random weights; every row of its vocabulary stands for a token."""
         model = Transformer(FLAVORS[flavor].model_copy(update={"num_tokens": None})).to(device)
         model.init_weights(0)
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ FORMS = (
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--flavor", default="tiny", choices=sorted(FLAVORS))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
@@ -58,7 +58,7 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Measure and print a Markdown table."""
     options = read_options()
     now = time.perf_counter if options.clock == "wall" else time.process_time
     device = "cuda" if torch.cuda.is_available() else "cpu"

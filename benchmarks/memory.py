@@ -29,13 +29,13 @@ def flags(flavor: str) -> list[str]:
 
 def measure(flavor: str, *more: str) -> dict[str, float]:
     """Bytes that three real steps add to the peak of this process, and the operations of one of them."""
-    from titan_pt.components.parts import build_train_context
-    from titan_pt.components.tokenizer import SizedTokenizer
+    from titan_pt.build import build_context
     from titan_pt.config import load_config
     from titan_pt.config.resolve.checks import tokenizer_size
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.operations import count_flops
+    from titan_pt.planner.sized_tokenizer import SizedTokenizer
     from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
     from titan_pt.run.run_folder import run_folder
@@ -46,17 +46,16 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
     run_size, tokenizer = spec.plan_run_size(config, 1), SizedTokenizer(tokenizer_size(config))
     world = start_world(config, run_folder(config))
     before = resident("VmRSS")
-    model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
-    materialize(model, config, world)
-    context = build_train_context(
+    context = build_context(
         spec,
         config,
         world,
-        run_size=run_size,
-        tokenizer=tokenizer,
-        model=model,
-        dataloader=None,
+        tokenizer,
+        spec.build_model(config, tokenizer),
+        run_size,
+        materialize=materialize,
         raise_if_preempted=lambda: None,
+        reads_data=False,
     )
     step = spec.build_dry_run(spec, context).step
     for number in range(2):

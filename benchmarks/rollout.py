@@ -1,4 +1,4 @@
-"""Rollout tokens per second: our engine against transformers' generate. `python benchmarks/rollout.py --help`
+"""Tokens per second of the native engine and of transformers' generate. `python benchmarks/rollout.py --help`
 
 Same weights (converted to Qwen3ForCausalLM), same prompts, same number of new tokens, no early stop, temperature 1.
 Both alternate inside each repetition, so that a noisy machine disturbs both alike; medians with minimum and maximum.
@@ -23,7 +23,7 @@ Prompts = list[list[int]]
 
 
 def convert(model: Transformer) -> Qwen3ForCausalLM:
-    """The same model as transformers has it."""
+    """A transformers model with the weights of a titan_pt model."""
     args = model.args
     config = Qwen3Config(
         hidden_size=args.hidden_size,
@@ -50,7 +50,7 @@ def convert(model: Transformer) -> Qwen3ForCausalLM:
 
 
 def generate_theirs(model: Qwen3ForCausalLM, prompts: Prompts, n: int, new_tokens: int, *, sampled: bool) -> Prompts:
-    """The new tokens of each row, by transformers; it pads on the left."""
+    """New tokens of each row by transformers, which pads on the left."""
     longest = max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
@@ -68,14 +68,14 @@ def generate_theirs(model: Qwen3ForCausalLM, prompts: Prompts, n: int, new_token
 
 
 def differing(engine: NativeEngine, other: Qwen3ForCausalLM, prompts: Prompts, new_tokens: int) -> int:
-    """Greedy tokens that are not the same: the two are the same model."""
+    """Number of greedy tokens that differ between the two implementations."""
     ours = engine.generate(prompts, Sampling(new_tokens, temperature=0.0), 1)
     theirs = generate_theirs(other, prompts, 1, new_tokens, sampled=False)
     return sum(a != b for one, row in zip(ours, theirs, strict=True) for a, b in zip(one.token_ids, row, strict=True))
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--flavor", default="debugmodel", choices=sorted(FLAVORS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -89,7 +89,7 @@ def read_options() -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace) -> tuple[NativeEngine, Qwen3ForCausalLM]:
-    """Both with the same random weights; every row of the vocabulary stands for a token."""
+    """Both models with the same random weights; every row of the vocabulary stands for a token."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args: TransformerArgs = FLAVORS[options.flavor].model_copy(update={"num_tokens": None})
     model = Transformer(args).to(device)
@@ -101,7 +101,7 @@ def build(options: argparse.Namespace) -> tuple[NativeEngine, Qwen3ForCausalLM]:
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Measure and print a Markdown table."""
     options = read_options()
     now = time.perf_counter if options.clock == "wall" else time.process_time
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,20 +1,37 @@
 """Documents, ranks and loaders for the tests of the data: small, in memory, ranks as threads of one process."""
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
 from titan_pt.config.run_size import plan_run_size
-from titan_pt.config.schema.job_config import Data, JobConfig, Training
+from titan_pt.config.schema.job_config import Data, JobConfig, Source, Training
+from titan_pt.data.sources.documents import Documents
+from titan_pt.data.sources.opening import MixtureSource
+from titan_pt.data.sources.registry import DataSettings, SourceContext, open_source
 from titan_pt.data.stream.loader import DataLoader
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
+from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.state import StreamState
 from titan_pt.distributed.world import World
 
 T = TypeVar("T")
+
+
+def open_one(source: Source, seed: int = 1, cache_dir: str | None = None) -> Documents:
+    """The documents of one source, open_one without a listing."""
+    settings = DataSettings(Data(cache_dir=cache_dir), seed, num_streams=1, holdout_fraction=0.0, folder=Path())
+    return open_source(source, SourceContext(settings))
+
+
+def through_json(state: StreamState) -> StreamState:
+    """A stream's state as a checkpoint gives it back."""
+    return StreamState.from_json(json.loads(json.dumps(state.to_json())))
 
 
 class Texts(list[str]):
@@ -28,7 +45,7 @@ def texts(*lengths: int, name: str = "t") -> Texts:
     return Texts((f"{name}{i}-" + "abcdefghij" * (length // 10 + 1))[:length] for i, length in enumerate(lengths))
 
 
-def corpus(*sources: MixtureSource | Sequence[str], seed: int = 1, **options: Any) -> TokenizedMixture:
+def mixture_of(*sources: MixtureSource | Sequence[str], seed: int = 1, **options: Any) -> TokenizedMixture:
     """A corpus of bytes; bare documents become sources "s0", "s1", ... of weight 1 without end."""
     mixture = [s if isinstance(s, MixtureSource) else MixtureSource(f"s{i}", s, 1.0) for i, s in enumerate(sources)]
     return TokenizedMixture(mixture, ByteTokenizer(), seed, **options)

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from titan_pt.components.lr_scheduler import build_lr_schedulers
+from titan_pt.components.lr_scheduler import PlannedSchedule, build_lr_schedulers
 from titan_pt.config.schema.job_config import Checkpoint, JobConfig, LrScheduler, Optimizer, Training, Validation
-from titan_pt.run.deadline import Deadline, PlannedSchedule
+from titan_pt.run.deadline import Deadline
 
 HOUR = 3600.0
 

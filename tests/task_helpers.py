@@ -35,7 +35,7 @@ def open_row(name: str, seed: int = 1, **fields: Any) -> Task:
 
 
 def problems_of(name: str, **fields: Any) -> list[str]:
-    """What is wrong, without the name of the task that each problem begins with."""
+    """The messages of a ConfigError, without the name of the task that each begins with."""
     with pytest.raises(ConfigError) as caught:
         open_row(name, **fields)
     start = f"grpo.tasks ({name!r}): "
@@ -53,5 +53,5 @@ def asked(problems: Problems, visit: int = 0) -> list[Problem]:
 
 
 def questions(problems: Problems) -> set[str]:
-    """Normalised, of multiple choice without the options."""
+    """Normalised questions; those of multiple choice without the options."""
     return {normalised(problem.question.partition("\nA. ")[0]) for problem in asked(problems)}

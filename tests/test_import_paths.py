@@ -5,6 +5,13 @@ import importlib
 import pytest
 
 PATHS = {
+    "titan_pt.components.checkpoint": [
+        "CheckpointError",
+        "Checkpointer",
+        "Documents",
+        "load_documents",
+        "load_tensors",
+    ],
     "titan_pt.config": ["ConfigError", "JobConfig", "Section", "load_config"],
     "titan_pt.config.job_config": ["JobConfig", "Section"],
     "titan_pt.config.grpo": ["Grpo", "GrpoTask", "Rollout"],

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from data_helpers import Texts, ThreadWorld, corpus, on_ranks, texts
+from data_helpers import Texts, ThreadWorld, mixture_of, on_ranks, texts
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import Data, JobConfig, Source, Training, Validation
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.stream.loader import DataLoader
-from titan_pt.data.stream.mixture import MixtureSource
-from titan_pt.data.stream.stream import Stream, padding_row
+from titan_pt.data.stream.row import padding_row
+from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.validate import LossValidator, build_validator, validation_rows
@@ -44,7 +45,9 @@ def parts(
     run_size = plan_run_size(config, world.size)
     mixture = documents or [MixtureSource("a", DOCUMENTS, 1.0)]
     fraction = 0.0 if config.validation.sources else config.validation.holdout_fraction
-    loader = DataLoader(corpus(*mixture, holdout_fraction=fraction, seed=config.debug.seed), run_size, world, config)
+    loader = DataLoader(
+        mixture_of(*mixture, holdout_fraction=fraction, seed=config.debug.seed), run_size, world, config
+    )
     model = Transformer(TransformerArgs(**SMALL, vocab_size=320), document_mask=True)
     model.init_weights(seed=3)
     return SimpleNamespace(
@@ -134,12 +137,12 @@ def test_all_held_out_documents_once_and_none_of_training() -> None:
     ]
     made = parts(documents=sources)
     rows = validation_rows(made)
-    side = made.dataloader.corpus
+    side = made.dataloader.mixture
     expected = {
         f"{source.name}:{i}"
         for source in sources
         for i, text in enumerate(source.documents)
-        if not side.is_mine(text)  # the training side
+        if not side.has_text(text)  # the training side
     }
     assert {name for row in rows for name in row.documents} == expected
     assert {source for name in expected for source in name[0]} == {"a", "b"}
@@ -196,7 +199,7 @@ def test_a_document_that_one_rank_cannot_read_is_told_on_all() -> None:
     def run(world: World) -> str:
         made = parts(world)
         if world.rank == 1:
-            made.dataloader.corpus = corpus(MixtureSource("a", Failing(DOCUMENTS), 1.0))
+            made.dataloader.mixture = mixture_of(MixtureSource("a", Failing(DOCUMENTS), 1.0))
         with pytest.raises(ConfigError) as caught:
             build_validator(made)
         return str(caught.value)
@@ -220,7 +223,7 @@ def test_a_signal_ends_a_validation() -> None:
 
 def test_targets_are_the_next_tokens() -> None:
     source = MixtureSource("a", texts(5, 9, 30), 1.0, max_epochs=1.0)
-    rows = list(Stream(corpus(source), 0, 1, 12))
+    rows = list(Stream(mixture_of(source), 0, 1, 12))
     batch = collate([*rows, padding_row(13, 256)])
     for i, row in enumerate(rows):
         kept = row.num_targets

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
+from titan_pt.components.checkpoint.compatibility import run_identity
 from titan_pt.components.checkpoint.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
 from titan_pt.components.checkpoint.steps import find_initial
+from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.components.profiling import Profiler
-from titan_pt.components.records import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
-from titan_pt.hf.export_running import export_running
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
-from titan_pt.run.run_folder import lock_run_folder
+from titan_pt.run.run_folder import lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
-from titan_pt.run.timekeeper import Timekeeper
+from titan_pt.run.step_plan import StepPlan
 
 logger = logging.getLogger("titan_pt")
 
@@ -29,42 +29,34 @@ class Trainer:
     """Runs a step function from the state it finds in the run folder to the last step.
 
     Args:
-        context: what train.py built.
-        identity: what a checkpoint must share with this run to be resumed.
-        flops_per_second: peak of all ranks together, for the MFU; None where unknown.
-        flops_per_token: of training.
+        context: what the step function was built from.
+        peak_flops: FLOP/s of one device at its best, for the MFU; None where it is not known.
         validates_first: validate before step 1 too.
         started: when this attempt began, a Unix time; a deadline counts from the run's first one.
     """
 
     def __init__(
         self,
-        context: TrainContext,
+        context: TrainContext[Any],
         step: Step,
         validator: Validator | None,
         *,
-        run_folder: Path,
-        identity: Mapping[str, Any],
-        flops_per_second: float | None,
-        flops_per_token: float,
+        peak_flops: float | None,
         validates_first: bool = False,
         started: float,
     ) -> None:
         self.context, self._step, self._validator = context, step, validator
-        self._identity = dict(identity)
-        self._run_folder, self._validates_first = run_folder, validates_first
+        self._validates_first = validates_first
+        self._identity = run_identity(context.config, context.args, context.tokenizer)
+        self._folder = run_folder(context.config)
         self.state = TrainState()
-        options = context.config.checkpoint
-        self._checkpointer = (
-            Checkpointer(run_folder / options.folder, options, context.world) if options.enable else None
-        )
+        options, world = context.config.checkpoint, context.world
+        self._checkpointer = Checkpointer(self._folder / options.folder, options, world) if options.enable else None
         # Without checkpoints each start is another run.
-        self._time = Timekeeper(context, run_folder if options.enable else None, started)
+        self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
-        self._profiler = Profiler(context.config.profiling, run_folder, context.world)
-        self._records = MetricRows(
-            context, run_folder, flops_per_second=flops_per_second, flops_per_token=flops_per_token
-        )
+        self._profiler = Profiler(context.config.profiling, self._folder, world)
+        self._rows = MetricRows(context, self._folder, peak_flops)
         self._lock: IO[str] | None = None
         self._warm = False
 
@@ -79,16 +71,15 @@ class Trainer:
         """
         context = self.context
         if context.world.is_main:
-            self._lock = lock_run_folder(self._run_folder)
+            self._lock = lock_run_folder(self._folder)
         if self._checkpointer:
             self._checkpointer.remove_leftovers()
         initial_path = context.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
-        planned: Mapping[str, Any] | None = None
+        resumed: Resumed | None = None
         if self._checkpointer and found is not None:
             resumed = load_run(context, self._step, found, self._identity)
-            self.state, planned = resumed.state, resumed.deadline
-            self._records.row, self._records.owed = resumed.owed_row or {}, resumed.owed_row is not None
+            self.state = resumed.state
             self._checkpointer.last_step = self.state.step
             protect_progress()
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
@@ -99,10 +90,10 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
-        self._time.begin(planned)
-        # A row that is still to be written must not be there twice; nor the row of step 0, before any training.
-        rewrites = self._records.owed or self.state.step == 0
-        self._records.open(self.state.step - 1 if rewrites else self.state.step)
+        self._plan.begin(resumed.deadline if resumed else None)
+        self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
+        if resumed and resumed.unwritten_row:
+            self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -112,19 +103,16 @@ class Trainer:
             GaveUp: too many steps were not finite.
         """
         state = self.state
-        if state.step < self._time.total_steps:
+        if state.step < self._plan.total_steps:
             logger.info(f"Training starts at step {state.step + 1}")
         else:
-            logger.info(f"The run has its {self._time.total_steps:,} steps; raise {self._time.advice} to go on")
+            logger.info(f"The run has its {self._plan.total_steps:,} steps; raise {self._plan.advice} to go on")
         try:
-            if state.step == 0 and self._validates_first and self._validator:
-                self._records.row = {"step": 0}
-                self._write_row(validate=True)
-            elif self._records.owed:
-                self._write_row(validate=self._validator is not None)
-            self._records.interval = Interval()
+            if self._validates_first if state.step == 0 else self._validates():
+                self._complete_row()  # the first evaluation, or a validation that a signal ended
+            self._rows.interval = Interval()
             with self._garbage, self._profiler:
-                while state.step < self._time.total_steps:
+                while state.step < self._plan.total_steps:
                     metrics = self._one_step()
                     if metrics is None:
                         logger.warning("Every data source is spent: the run ends here")
@@ -132,14 +120,14 @@ class Trainer:
                         break
         except Preempted:
             self.context.optimizer.zero_grad(set_to_none=True)  # the unfinished step
-            if not self._time.is_over():
+            if not self._plan.is_over():
                 self._save_finished()
                 raise
             logger.warning("The deadline came before the planned last step, whose learning rate is the lowest")
             self._finish_early(
                 f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
             )
-        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._time.end()}")
+        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
 
     @property
     def has_checkpoint(self) -> bool:
@@ -152,7 +140,7 @@ class Trainer:
             self._checkpointer.close()
         if wait:
             self.context.dataloader.close()
-        self._records.close()
+        self._rows.close()
         if self._lock:
             self._lock.close()
 
@@ -161,7 +149,7 @@ class Trainer:
     def _one_step(self) -> StepMetrics | None:
         state, config = self.state, self.context.config
         self.context.raise_if_preempted()
-        self._time.plan(state.step)
+        self._plan.replan(state.step)
         try:
             metrics = self._step(state)
         except GaveUpTogether:
@@ -172,19 +160,19 @@ class Trainer:
         state.step += 1
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
-        self._records.interval.add(state.step, metrics)
-        self._time.step_ends()
-        last = state.step == self._time.total_steps
-        validates = self._validator and (state.step == 1 or last or state.step % config.validation.freq == 0)
+        self._rows.interval.add(state.step, metrics)
+        self._plan.step_ends()
+        last = state.step == self._plan.total_steps
+        validates = self._validates()
         if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
-            self._log(validate=bool(validates))
+            self._log(validate=validates)
         if self._saves(last):
             self._save(required=last)
         self._export(last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
             protect_progress()
-            self._time.keep_start()
+            self._plan.keep_start()
             tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         self._profiler.step()
@@ -192,27 +180,50 @@ class Trainer:
 
     def _finish_early(self, why: str, way_out: str) -> None:
         """The data or the time ended before the steps did: log, validate and save the last finished step."""
-        state, validates = self.state, self._validator is not None
-        if state.step == 0:
+        if self.state.step == 0:
             raise ConfigError(f"{why} before the first step was done; {way_out}")
-        records = self._records
-        if records.interval.num_steps:
-            self._log(validate=validates)
-        elif validates and records.row and not records.validated:
-            records.open(state.step - 1)  # its row was written before it was known to be the last
-            self._write_row(validate=True)
+        if self._rows.interval.num_steps:
+            self._log(validate=self._validator is not None)
+        else:
+            self._complete_row()  # it was written before it was known to be the last
         self._save_finished()
         self._export(last=True)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
+    def _validates(self) -> bool:
+        """Whether a validation belongs to the last finished step."""
+        step, freq = self.state.step, self.context.config.validation.freq
+        return self._validator is not None and (step in (1, self._plan.total_steps) or step % freq == 0)
+
     def _log(self, *, validate: bool) -> None:
-        """Read the interval's numbers from the device, validate if asked, and write one row."""
-        self._records.make_row(self.state)
-        self._write_row(validate=validate)
-        self._records.write_texts(self._records.interval.last.texts, self.state.step)
-        self._records.interval = Interval()
+        """Write the row of the last finished step, with a validation if asked.
+
+        Where a signal ends the validation, the row is written without it, and the next start completes it.
+        """
+        row, texts = self._rows.make_row(self.state), self._rows.interval.last.texts
+        try:
+            values, samples = self._validate() if validate else ({}, {})
+        except Preempted:
+            self._rows.write(row, self._plan.total_steps, texts)
+            raise
+        self._rows.write({**row, **values}, self._plan.total_steps, {**samples, **texts})
+        self._rows.interval = Interval()
         self._give_up_after_too_many()
+
+    def _complete_row(self) -> None:
+        """Validate the last finished step, if its row in metrics.jsonl lacks that."""
+        if self._validator and self._rows.lacks_validation(self.state.step):
+            values, texts = self._validate()
+            self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+
+    def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:
+        """(values for the row, texts by name) of the validator. A collective."""
+        assert self._validator is not None
+        # Patient: the first one compiles, and ranks may evaluate at their own pace.
+        with self._pause("validation"), self.context.world.patient():
+            values = self._validator()
+        return values, getattr(self._validator, "texts", {})
 
     def _give_up_after_too_many(self) -> None:
         limit, skipped = self.context.config.training.max_skipped_steps, self.state.skipped_steps
@@ -225,28 +236,15 @@ class Trainer:
                 "look at the documents named above"
             )
 
-    def _write_row(self, *, validate: bool) -> None:
-        """Validate if asked, and write the row. Where a signal ends the validation, the next start owes both."""
-        records = self._records
-        records.owed = True
-        if validate and self._validator:
-            # Patient: the first one compiles, and ranks may evaluate at their own pace.
-            with self._pause("validation"), self.context.world.patient():
-                records.row |= self._validator()
-        records.validated = validate
-        records.write(self._time.total_steps)
-        if validate:
-            records.write_texts(getattr(self._validator, "texts", {}), self.state.step)
-
     @contextlib.contextmanager
     def _pause(self, what: str) -> Iterator[None]:
         """Training waits for a validation, a save or an export: no time of a step."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        self._records.interval.paused_seconds += seconds
+        self._rows.interval.paused_seconds += seconds
         whole = self._checkpointer.seconds if self._checkpointer and what == "save" else 0.0
-        self._time.paused(what, seconds, whole)
+        self._plan.paused(what, seconds, whole)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -263,8 +261,10 @@ class Trainer:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
         interval = self.context.config.checkpoint.export_hf_interval
         if interval and (last or self.state.step % interval == 0):
+            from titan_pt.hf.export_running import export_running
+
             with self._pause("export"):
-                export_running(self.context, self.state, self._run_folder / "hf" / f"step-{self.state.step}")
+                export_running(self.context, self.state, self._folder / "hf" / f"step-{self.state.step}")
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
@@ -275,11 +275,9 @@ class Trainer:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
         with self._pause("save"):
-            self._records.count_skipped(self.state)
+            self._rows.count_skipped(self.state)
             self._give_up_after_too_many()
-            owed_row = self._records.row if self._records.owed else None
-            resumed = Resumed(self.state, owed_row, self._time.state_dict())
-            documents = run_documents(self.context, self._step, self._identity, resumed)
+            documents = run_documents(self.context, self._step, self._identity, self.state, self._plan.state_dict())
             try:
                 self._checkpointer.save(self.state.step, run_tensors(self.context, self._step), documents)
                 if required:
@@ -289,3 +287,17 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
+
+
+def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
+    """The plan that `training.max_hours` asks for.
+
+    Args:
+        run_folder: keeps the time of the first start; None where each start is a run of its own.
+        started: when this attempt began, a Unix time.
+    """
+    if context.config.training.max_hours is None:
+        return StepPlan(context)
+    from titan_pt.run.deadline import DeadlinePlan
+
+    return DeadlinePlan(context, run_folder, started)

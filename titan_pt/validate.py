@@ -11,11 +11,12 @@ from torch import nn
 
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.sources.mixture import open_mixture
+from titan_pt.data.sources.documents import SkipOptions
+from titan_pt.data.sources.opening import MixtureSource, open_mixture
 from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
-from titan_pt.data.stream.skip_log import SkipLog
-from titan_pt.data.stream.stream import Row, Stream, padding_row
+from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.row import PackedRow, padding_row
+from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import Step, TrainContext, Validator
 from titan_pt.run.signals import until_stopped
@@ -92,12 +93,12 @@ def build_validator(context: TrainContext, _step: Step | None = None) -> Validat
     )
     if not (config.validation.tasks or config.validation.sample_prompts):
         return losses
-    from titan_pt.evaluation.exams import build_exams
+    from titan_pt.evaluation.task_eval import build_task_eval
 
-    return build_exams(context, losses)
+    return build_task_eval(context, losses)
 
 
-def validation_rows(context: TrainContext) -> list[Row]:
+def validation_rows(context: TrainContext) -> list[PackedRow]:
     """All rows of a validation, whatever the number of ranks.
 
     Raises:
@@ -106,25 +107,24 @@ def validation_rows(context: TrainContext) -> list[Row]:
     """
     config, own = context.config, context.config.validation.sources
     if own:
-        mixture = open_mixture(own, config, context.world)
+        sources = open_mixture(own, config, context.world)
         fraction, held_out = 0.0, False
     else:
-        mixture = list(context.dataloader.corpus.sources)
+        sources = list(context.dataloader.mixture.sources)
         fraction, held_out = config.validation.holdout_fraction, True
-    once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in mixture]
-    train: TokenizedMixture = context.dataloader.corpus
+    once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in sources]
+    train: TokenizedMixture = context.dataloader.mixture
     known = {source.name for source in once}  # that they end is what they are for
-    corpus = replace(
+    mixture = replace(
         train,
         sources=once,
         holdout_fraction=fraction,
         held_out=held_out,
-        ledger=SkipLog(),
-        substitute_after=None,
+        skip=SkipOptions(),
         spent=known,
     )
     limit = None if config.validation.steps < 0 else config.validation.steps * context.run_size.rows
-    stream = Stream(corpus, 0, 1, config.training.seq_len)
+    stream = Stream(mixture, 0, 1, config.training.seq_len)
     rows = context.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))
     if not any(row.num_bytes for row in rows):
         where = "validation.sources" if own else f"validation.holdout_fraction = {fraction}"

@@ -41,7 +41,7 @@ def steps(folder: Path) -> list[int]:
     return [number for number, _ in iter_steps(folder / "run" / "checkpoint")]
 
 
-def test_a_step_is_tensors_and_json_and_the_manifest_names_every_file(trained: Path) -> None:
+def test_the_manifest_names_every_file_of_a_step(trained: Path) -> None:
     step = trained / "run" / "checkpoint" / "step-6"
     files = {str(path.relative_to(step)) for path in step.rglob("*") if path.is_file()}
     texts = {"manifest.json", "train.json", "data.json", "config.toml"}
@@ -63,7 +63,7 @@ def test_a_step_is_tensors_and_json_and_the_manifest_names_every_file(trained: P
     assert find_damage(step) is None
 
 
-def test_the_newest_is_found_and_only_the_newest_are_kept(copy: Path) -> None:
+def test_only_the_newest_steps_are_kept(copy: Path) -> None:
     assert find_step(copy / "run" / "checkpoint") == copy / "run" / "checkpoint" / "step-6"
     config = write_toml(copy, checkpoint={"interval": 1, "keep_latest_k": 1})
     assert train_here(config, "--training.steps", "8") == 0
@@ -71,7 +71,7 @@ def test_the_newest_is_found_and_only_the_newest_are_kept(copy: Path) -> None:
     assert not list((copy / "run" / "checkpoint").glob("*.tmp-*"))
 
 
-def test_a_finished_run_changes_nothing_and_goes_on_with_more_steps(copy: Path) -> None:
+def test_a_finished_run_continues_with_more_steps(copy: Path) -> None:
     def contents() -> dict[Path, bytes]:
         files = [path for path in (copy / "run").rglob("*") if path.is_file() and path.name != "config.toml"]
         return {path: path.read_bytes() for path in files}
@@ -83,7 +83,7 @@ def test_a_finished_run_changes_nothing_and_goes_on_with_more_steps(copy: Path) 
     assert steps(copy) == [7, 6, 4, 2] and list(losses(copy / "run")) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_load_step_goes_back_and_its_new_steps_are_not_pruned_for_the_old(copy: Path) -> None:
+def test_pruning_spares_steps_after_load_step(copy: Path) -> None:
     old = read_tensors(copy / "run" / "checkpoint" / "step-6")
     flags = ("--checkpoint.load_step", "2", "--checkpoint.keep_latest_k", "1", "--optimizer.lr", "1e-3")
     assert train_here(copy / "run.toml", *flags, "--training.steps", "3") == 0
@@ -94,7 +94,7 @@ def test_load_step_goes_back_and_its_new_steps_are_not_pruned_for_the_old(copy: 
     assert any(not torch.equal(old[name], new[name]) for name in old), "an old step-6 is replaced"
 
 
-def test_the_same_command_with_load_step_goes_on(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_step_applies_once(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     back = ("--checkpoint.load_step", "2", '--checkpoint.exclude_from_loading=["optimizer"]', "--optimizer.lr", "1e-3")
     for last, resumed in ((3, 2), (4, 3), (5, 4)):  # below and above the numbers of the branch that was left
         assert train_here(copy / "run.toml", *back, "--training.steps", str(last)) == 0
@@ -166,7 +166,7 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_a_failed_save_is_an_error_line_and_training_goes_on(
+def test_training_continues_after_a_failed_save(
     tmp_path: Path, full_at: set[int], capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     full_at.update((4, 5))
@@ -201,7 +201,7 @@ def test_a_failed_save_is_an_error_line_and_training_goes_on(
         (["--checkpoint.load_step", "5"], "no step-5; it has 2, 4, 6"),
     ],
 )
-def test_a_resume_with_something_else_is_refused(
+def test_a_resume_of_another_run_is_refused(
     copy: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
     write_rank_file(copy / "other.tiktoken")
@@ -219,7 +219,7 @@ def write_rank_file(path: Path) -> None:
     path.write_text("".join(f"{base64.b64encode(bytes([b])).decode()} {b}\n" for b in range(256)))
 
 
-def test_the_data_and_the_optimizer_can_be_left_out(copy: Path) -> None:
+def test_data_and_optimizer_can_be_excluded(copy: Path) -> None:
     flags = ("--debug.seed", "7", '--checkpoint.exclude_from_loading=["data", "optimizer"]', "--training.steps", "7")
     assert train_here(copy / "run.toml", *flags) == 0
     last = copy / "run" / "checkpoint" / "step-7"
@@ -239,7 +239,7 @@ def optimizer_steps(step: Path) -> set[float]:
     return {float(value) for name, value in read_tensors(step).items() if name.endswith(".step")}
 
 
-def test_settings_that_a_run_may_change(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_harmless_settings_may_change_on_resume(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--optimizer.lr", "1e-4", "--training.local_batch_size", "8", "--training.steps", "7")
     more = ("--validation.enable", "--validation.steps", "1", '--checkpoint.exclude_from_loading=["lr_scheduler"]')
     model = ("--model.init_std", "0.1", "--model.max_seq_len", "4096")
@@ -263,7 +263,9 @@ def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("path", ["run", "run/checkpoint", "run/checkpoint/step-4"])
-def test_starting_weights(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
+def test_runs_start_from_weights_of_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
     config = write_toml(tmp_path, checkpoint={"initial_load_path": str(trained / path)}, debug={"seed": 5})
     assert train_here(config, "--training.steps", "1", "--optimizer.lr", "1e-12") == 0
     assert "Starting weights from" in capsys.readouterr().err
@@ -286,7 +288,7 @@ def test_starting_weights(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("run/checkpoint/step-2", [], "not a whole checkpoint"),
     ],
 )
-def test_starting_weights_that_do_not_fit(
+def test_starting_weights_must_fit(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, flags: list[str], words: str
 ) -> None:
     (copy / "run" / "tb").mkdir(exist_ok=True)
@@ -296,7 +298,7 @@ def test_starting_weights_that_do_not_fit(
     assert words in capsys.readouterr().err
 
 
-def test_starting_weights_for_a_model_that_reads_them_otherwise(
+def test_starting_weights_warn_of_other_arithmetic(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_toml(tmp_path, checkpoint={"initial_load_path": str(trained / "run")}, training={"steps": 1})

@@ -96,9 +96,7 @@ def test_damage_is_found_and_an_older_step_taken(copy: Path, caplog: pytest.LogC
     assert words in caplog.text and "step-4 is not whole" in caplog.text
 
 
-def test_a_resume_from_the_older_step_trains_the_damaged_one_again(
-    copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_step_is_trained_again(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip_a_byte(copy / "run" / "checkpoint" / "step-4")
     assert train_here(copy / "run.toml", "--checkpoint.keep_latest_k", "1") == 0
     error = capsys.readouterr().err
@@ -108,7 +106,7 @@ def test_a_resume_from_the_older_step_trains_the_damaged_one_again(
     assert find_damage(copy / "run" / "checkpoint" / "step-4") is None
 
 
-def test_a_damaged_later_step_does_not_push_out_a_whole_one(copy: Path) -> None:
+def test_damaged_steps_do_not_push_out_whole_ones(copy: Path) -> None:
     folder = copy / "run" / "checkpoint"
     (folder / "step-4").rename(folder / "step-9")
     flip_a_byte(folder / "step-9")
@@ -185,7 +183,7 @@ def test_a_pickle_in_the_index_is_not_executed(
         b"",
     ],
 )
-def test_the_reader_makes_nothing_but_an_index(tmp_path: Path, attack: bytes) -> None:
+def test_the_reader_creates_only_index_classes(tmp_path: Path, attack: bytes) -> None:
     (tmp_path / ".metadata").write_bytes(attack)
     with pytest.raises((pickle.UnpicklingError, EOFError)):
         SafeReader(tmp_path).read_metadata()

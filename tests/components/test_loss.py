@@ -69,7 +69,7 @@ def test_bfloat16_keeps_the_loss_in_float32() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
 
 
-def test_no_gradients_are_made_where_none_are_wanted() -> None:
+def test_no_gradients_are_computed_without_need() -> None:
     hidden, weight = torch.randn(1, 4, 8), torch.randn(16, 8, requires_grad=True)
     calls = []
 

@@ -37,7 +37,7 @@ def test_shapes_at_half_of_the_decay(kind: str, middle: float) -> None:
     assert lr_factor(25, 20, 0, 10, kind, 0.1) == pytest.approx(0.1)
 
 
-def test_the_schedule_reads_its_section() -> None:
+def test_the_schedule_follows_the_config() -> None:
     flags = ["--optimizer.lr", "2e-3", "--lr_scheduler.warmup_steps", "10", "--lr_scheduler.decay_ratio", "0.2"]
     schedule = build_lr_schedulers(load_config([SOURCE, *flags, "--lr_scheduler.min_lr_factor", "0.1"]), 100)
     assert schedule(5) == pytest.approx(1e-3)
@@ -63,5 +63,5 @@ def test_a_warmup_longer_than_the_run_is_shortened_with_a_warning(caplog: pytest
     assert schedule(19) == pytest.approx(8e-4) and schedule(20) == 0.0
 
 
-def test_a_run_of_one_step() -> None:
+def test_a_run_of_one_step_has_a_schedule() -> None:
     assert build_lr_schedulers(load_config([SOURCE]), 1)(1) == 0.0

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import read_rows, train_here, write_toml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from titan_pt.components.checkpoint.manifest import file_entry
 from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, keep_rows_up_to
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
@@ -90,6 +92,36 @@ def test_a_restart_goes_on_with_one_record(copy: Path, trained: Path, resume_at:
     assert len(list((copy / "run" / "tb").iterdir())) == 2
     for tag in ("loss_metrics/global_avg_loss", "validation_metrics/loss"):
         assert curve(copy / "run", tag) == curve(trained / "run", tag), tag
+
+
+def without_validation(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("val_")}
+
+
+def test_a_start_validates_a_due_row_without_values(copy: Path, trained: Path) -> None:
+    rows = read_rows(trained / "run")
+    lines = [json.dumps(row) for row in (*rows[:-1], without_validation(rows[-1]))]
+    (copy / "run" / FILE).write_text("\n".join(lines) + "\n")
+    assert train_here(copy / "run.toml") == 0
+    after = read_rows(copy / "run")
+    assert after[:-1] == rows[:-1] and {**after[-1], "time": 0} == {**rows[-1], "time": 0}
+
+
+def test_a_row_kept_by_an_earlier_release_is_written(copy: Path, trained: Path) -> None:
+    """They saved the row of a validation that a signal ended in the checkpoint, and wrote it at the next start."""
+    rows = read_rows(trained / "run")
+    shutil.rmtree(copy / "run" / "checkpoint" / "step-7")
+    step = copy / "run" / "checkpoint" / "step-6"
+    train = json.loads((step / "train.json").read_text())
+    (step / "train.json").write_text(json.dumps({**train, "owed_row": without_validation(rows[-2])}))
+    manifest = json.loads((step / "manifest.json").read_text())
+    manifest["files"]["train.json"] = file_entry(step / "train.json")
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    keep_rows_up_to(copy / "run" / FILE, 4)
+    assert train_here(copy / "run.toml") == 0
+    assert [(row["step"], row["loss"], row.get("val_loss")) for row in read_rows(copy / "run")] == [
+        (row["step"], row["loss"], row.get("val_loss")) for row in rows
+    ]
 
 
 def test_a_start_from_nothing_drops_the_old_record(copy: Path) -> None:

@@ -1,6 +1,5 @@
 """Tokenizers: equal to the libraries they wrap, text stays text, and a broken file is named."""
 
-import base64
 import json
 import logging
 import os
@@ -11,32 +10,16 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
+from tokenizers import models
 
+from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
 from titan_pt.components.tokenizer import (
-    COMMON_EOS,
     END_OF_TEXT,
     ByteTokenizer,
-    HuggingFaceTokenizer,
-    Tokenizer,
-    build_tokenizer,
 )
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as Section
-
-TEXTS = [
-    "",
-    "Hello, world!\n\n  def f(x):\n\treturn x**2  # ok\n",
-    "Größe, naïve café, 北京 and 🤷‍♀️ \u202e\ufeff end",
-    "12345 6.789 -0 '' don't we'll I'M",
-    f"a{END_OF_TEXT}b<|im_start|>user<|im_end|></s>",
-    "\x00\x01\r\n\x7f",
-    " " * 50 + "x" * 200,
-]
-
-
-def build(name: object, eos_token: str | None = None) -> Tokenizer:
-    return build_tokenizer(Section(name=str(name), eos_token=eos_token))
+from titan_pt.hf.tokenizer import COMMON_EOS, HuggingFaceTokenizer
 
 
 def problem(name: object, eos_token: str | None = None) -> str:
@@ -44,26 +27,6 @@ def problem(name: object, eos_token: str | None = None) -> str:
         build(name, eos_token)
     (text,) = caught.value.problems
     return text
-
-
-def rank_file(folder: Path, *, merges: tuple[bytes, ...] = (b"he", b"ll", b"hell"), name: str = "x.tiktoken") -> Path:
-    tokens = [*(bytes([b]) for b in range(256)), *merges]
-    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
-    (folder / name).write_text("\n".join(lines) + "\n")
-    return folder / name
-
-
-def hugging_face(folder: Path, *special: str) -> Path:
-    """A small byte-level BPE, trained on the texts above."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"initial_alphabet": alphabet, "special_tokens": list(special), "show_progress": False}
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=350, **options))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @given(st.text())
@@ -74,7 +37,7 @@ def test_bytes_come_back(text: str) -> None:
     assert bytes(ids) == text.encode()
 
 
-def test_byte_special_tokens() -> None:
+def test_special_tokens_follow_the_bytes() -> None:
     tokenizer = build("byte")
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (259, 256)
     assert tokenizer.encode(END_OF_TEXT) == list(END_OF_TEXT.encode())
@@ -94,10 +57,11 @@ def test_rank_file_comes_back(tmp_path_factory: pytest.TempPathFactory, text: st
     assert all(0 <= i < tokenizer.eos_id for i in ids)
 
 
-def test_rank_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rank_file_merges_and_has_a_fingerprint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         tokenizer = build(rank_file(tmp_path))
     assert "text is split as GPT-2 does" in caplog.text
+    assert isinstance(tokenizer, TiktokenTokenizer)
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (260, 259)
     assert tokenizer.encode("hello") == [258, ord("o")], "merged"
     assert tokenizer.decode([258, 259, 300, -1]) == f"hell{END_OF_TEXT}"
@@ -126,13 +90,13 @@ def test_published_rank_files_are_known_by_their_size(tmp_path: Path, size: int,
         (b"\xff\xfe\x00", "line 1 is not"),
     ],
 )
-def test_bad_rank_files(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_bad_rank_files_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "bad.tiktoken").write_bytes(content)
     assert reason in problem(tmp_path / "bad.tiktoken")
     assert "bad.tiktoken" in problem(tmp_path / "bad.tiktoken")
 
 
-def test_hugging_face_file_and_folder(tmp_path: Path) -> None:
+def test_a_tokenizer_json_opens_by_file_or_folder(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "a", "<|endoftext|>", "<|im_start|>")
     tokenizer = build(folder)
     reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -156,7 +120,7 @@ def test_special_tokens_in_text_are_text(tmp_path: Path) -> None:
         assert tokenizer.decode(ids) == "".join(names)
 
 
-def test_padding_truncation_and_added_tokens_of_the_file_do_not_matter(tmp_path: Path) -> None:
+def test_padding_and_truncation_of_the_file_are_ignored(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path, "</s>", "<s>")
     plain = build(folder).encode(TEXTS[1])
     changed = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -168,11 +132,11 @@ def test_padding_truncation_and_added_tokens_of_the_file_do_not_matter(tmp_path:
 
 
 @pytest.mark.parametrize("eos", COMMON_EOS)
-def test_end_of_document_token_by_common_name(tmp_path: Path, eos: str) -> None:
+def test_end_of_document_is_found_by_name(tmp_path: Path, eos: str) -> None:
     assert build(hugging_face(tmp_path, "<unrelated>", eos)).eos_id == 1
 
 
-def test_end_of_document_token_by_config(tmp_path: Path) -> None:
+def test_configs_name_the_end_of_document(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path, "</s>", "<|im_end|>", "<mine>")
     config = folder / "tokenizer_config.json"
     first = build(folder)
@@ -191,7 +155,7 @@ def test_end_of_document_token_by_config(tmp_path: Path) -> None:
         assert "tokenizer_config.json cannot be read" in problem(folder)
 
 
-def test_unusable_hugging_face_files(tmp_path: Path) -> None:
+def test_unusable_tokenizer_files_are_refused(tmp_path: Path) -> None:
     bare = hugging_face(tmp_path / "bare")
     assert "name one of its tokens in tokenizer.eos_token" in problem(bare)
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
@@ -202,7 +166,7 @@ def test_unusable_hugging_face_files(tmp_path: Path) -> None:
         assert "not a usable tokenizer.json" in problem(tmp_path / "bad.json")
 
 
-def test_characters_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_characters_without_tokens_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, [])).save(str(tmp_path / "tokenizer.json"))
     with caplog.at_level(logging.WARNING):
         build(tmp_path)
@@ -221,7 +185,9 @@ def test_characters_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.Lo
         ("x" * 5000, "no such file"),
     ],
 )
-def test_names_that_are_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
+def test_unknown_tokenizer_names_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("text.txt").write_text("x")
@@ -230,13 +196,13 @@ def test_names_that_are_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(text) < 400
 
 
-def test_a_setting_without_effect_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_eos_token_without_effect_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         build("byte", "</s>")
     assert "tokenizer.eos_token = '</s>' has no effect" in caplog.text
 
 
-def test_gpt2_without_its_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_without_download_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tiktoken
 
     def fail(_name: str) -> None:
@@ -281,7 +247,7 @@ def test_smollm2_equals_transformers(realdata: Path) -> None:
     assert tokenizer.special_ids["<|im_end|>"] == reference.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path = rank_file(tmp_path)
     path.chmod(0)
     if os.access(path, os.R_OK):

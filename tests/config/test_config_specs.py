@@ -15,7 +15,7 @@ from titan_pt.config import ConfigError, JobConfig, Section
 from titan_pt.config.manager import dump_toml, explain
 from titan_pt.protocols import model_spec, trainer_spec
 from titan_pt.protocols.model_spec import get_model_spec, register_model_spec
-from titan_pt.protocols.trainer_spec import BuiltinTrainer, register_trainer_spec, with_sections
+from titan_pt.protocols.trainer_spec import register_trainer_spec, with_sections
 
 # A user's module: a trainer "{name}" with a section of its own and a model "{name}_model" with arguments of its own.
 MODULE = '''
@@ -59,8 +59,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     name = "custom_" + re.sub(r"\W", "_", request.node.name)
     write(tmp_path, MODULE.format(name=name), f"{name}.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(trainer_spec, "_TRAINERS", dict(trainer_spec._TRAINERS))
-    monkeypatch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
+    monkeypatch.setattr(trainer_spec._TRAINERS, "_registered", dict(trainer_spec._TRAINERS._registered))
+    monkeypatch.setattr(model_spec._MODELS, "_registered", dict(model_spec._MODELS._registered))
     yield name
     sys.modules.pop(name, None)
 
@@ -125,8 +125,8 @@ def test_a_section_of_another_trainer_says_whose_it_is(
 
     configs = types.SimpleNamespace(OwnConfig=with_sections(JobConfig, {"own2": Own}))
     monkeypatch.setitem(sys.modules, "own_configs", configs)
-    builtin = BuiltinTrainer("no.module", "own_configs", "OwnConfig")
-    monkeypatch.setitem(trainer_spec.BUILTIN_TRAINERS, "builtin2", builtin)
+    monkeypatch.setitem(trainer_spec.BUILTIN_CONFIGS, "builtin2", "own_configs:OwnConfig")
+    monkeypatch.setitem(trainer_spec._TRAINERS.builtin, "builtin2", "no.module:SPEC")
     assert problem_of(tmp_path, "[own2]\nkey = 3") == (
         'own2 (x.toml): unknown table: it belongs to job.trainer = "builtin2"'
     )

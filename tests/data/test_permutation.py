@@ -22,7 +22,7 @@ def test_every_index_is_hit_once(size: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 600), st.binary(max_size=64))
-def test_every_index_is_hit_once_for_any_size_and_key(size: int, key: bytes) -> None:
+def test_a_permutation_hits_every_index_once(size: int, key: bytes) -> None:
     assert sorted(order(size, key)) == list(range(size))
 
 
@@ -50,7 +50,7 @@ def test_every_place_is_equally_likely(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
-def test_a_handful_of_documents_is_not_far_from_even(size: int) -> None:
+def test_few_documents_are_shared_out_evenly(size: int) -> None:
     """Four rounds over two or four bits are not quite random; the documents of so small a source all come anyway."""
     for index in range(size):
         counts = places(size, index)

@@ -1,13 +1,13 @@
 """The truth table: what weights and caps mean in tokens and passes, and the warnings nobody should miss."""
 
 import pytest
-from data_helpers import corpus, texts
+from data_helpers import mixture_of, texts
 
-from titan_pt.data.stream.mixture import MixtureSource
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.truth_table import lines, plan_mixture, share_out, warnings
 
 
-def test_what_a_capped_source_cannot_give_goes_to_the_others() -> None:
+def test_others_give_the_tokens_above_a_cap() -> None:
     assert share_out(100.0, [0.85, 0.15], [float("inf"), 5.0]) == [95.0, 5.0]
     assert share_out(100.0, [1.0, 1.0, 2.0], [10.0, float("inf"), float("inf")]) == [10.0, 30.0, 60.0]
     assert share_out(100.0, [1.0, 1.0], [10.0, 20.0]) == [10.0, 20.0]
@@ -16,7 +16,7 @@ def test_what_a_capped_source_cannot_give_goes_to_the_others() -> None:
 
 
 def test_the_table_counts_tokens_and_passes() -> None:
-    documents = corpus(
+    documents = mixture_of(
         MixtureSource("web", texts(*[99] * 1000), 0.85), MixtureSource("medqa", texts(*[49] * 10), 0.15, max_epochs=4.0)
     )
     web, medqa = plan_mixture(documents, 50_000)
@@ -34,7 +34,7 @@ def test_the_table_counts_tokens_and_passes() -> None:
     ("weight", "cap", "word"), [(1.0, None, "no max_epochs"), (1.0, 2.0, "the run will end there")]
 )
 def test_loud_warnings(weight: float, cap: float | None, word: str) -> None:
-    documents = corpus(MixtureSource("small", texts(*[9] * 10), weight, cap))
+    documents = mixture_of(MixtureSource("small", texts(*[9] * 10), weight, cap))
     found = warnings(plan_mixture(documents, 10_000), 10_000)
     assert any(word in warning for warning in found)
     assert not warnings(plan_mixture(documents, 150), 150)

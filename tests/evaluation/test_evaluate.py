@@ -12,9 +12,9 @@ from task_helpers import CASES, SUMS, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tool_helpers import tool_here, train_known
 
+from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
-from titan_pt.evaluation.suite import ExamTask, open_exam
 from titan_pt.evaluation.text import text_loss
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.tools.evaluate import main
@@ -45,7 +45,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_accuracy_on_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_and_pass_at_k_of_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "test.jsonl", PROBLEMS)
     flags = ["--checkpoint", run, "--tasks", "gsm8k", "--data", f"gsm8k={data}", "--max_new_tokens", 24]
     found = evaluate(capsys, *flags, "--samples", 4, "--k", "1,2,4", "--temperature", 0.01)["tasks"]["gsm8k"]
@@ -58,13 +58,13 @@ def test_accuracy_on_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "gsm8k: 3 problems" in printed and "accuracy_official" in printed and "95% interval" in printed
 
 
-def test_letters_by_likelihood(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_letter_accuracy_equals_full_logits(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "test.jsonl", CASES[:12])
     flags = ["--checkpoint", folder, "--tasks", "medqa", "--data", f"medqa={data}", "--max_new_tokens", 4]
     found = evaluate(capsys, *flags)["tasks"]["medqa"]
     source = open_model_source(str(folder))
     model, right = source.load("cpu", torch.float32), 0
-    task = open_exam(ExamTask("medqa", path=data), 0, "--tasks")
+    task = open_eval_task(TaskRequest("medqa", path=data), 0, "--tasks")
     for i in range(12):
         problem = task.evaluation.get(i, 0)
         ids = source.tokenizer.encode(task.prompt(problem) + "Answer: ")
@@ -77,7 +77,7 @@ def test_letters_by_likelihood(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
     train_path, path = write_rows(tmp_path / "train.jsonl", SUMS[:4]), write_rows(tmp_path / "test.jsonl", PROBLEMS)
-    task = open_exam(ExamTask("gsm8k", path=path, train_path=train_path, num_fewshot=2), 0, "--tasks")
+    task = open_eval_task(TaskRequest("gsm8k", path=path, train_path=train_path, num_fewshot=2), 0, "--tasks")
     prompt = task.prompt(task.evaluation.get(0, 0))
     examples = [f"Question: {row['question'].strip()}\nAnswer: {row['answer']}\n\n" for row in SUMS[:4]]
     assert prompt.endswith("\n\nQuestion: What is 3 + 4?\nAnswer:")
@@ -86,19 +86,19 @@ def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
     problem = task.evaluation.get(0, 0)
     assert task.grade(" 7\n#### 7\n\nQuestion: What is 5 + 5?\nAnswer: #### 10", problem, "strict")
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:20])
-    letters = open_exam(ExamTask("medqa", path=cases, train_path=write_rows(tmp_path / "more.jsonl", CASES[20:]),
-                                 num_fewshot=1), 0, "--tasks")  # fmt: skip
+    more = write_rows(tmp_path / "more.jsonl", CASES[20:])
+    letters = open_eval_task(TaskRequest("medqa", path=cases, train_path=more, num_fewshot=1), 0, "--tasks")
     assert letters.prompt(letters.evaluation.get(0, 0)).count("Answer: ") == 1
     assert letters.find_letter is not None and letters.find_letter("Answer: B\n\nQuestion: x\nAnswer: C") == "B"
 
 
-def test_few_shots_change_what_is_asked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_num_fewshot_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", run, "--tasks", "arithmetic", "--limit", 3, "--max_new_tokens", 4]
     assert evaluate(capsys, *flags, "--num_fewshot", 2)["tasks"]["arithmetic"]["num_fewshot"] == 2
     assert evaluate(capsys, *flags)["tasks"]["arithmetic"]["num_fewshot"] == 0
 
 
-def test_loss_of_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_loss_equals_full_logits(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["The first text, with é. " * 9, "short", "3 + 4 = 7\n" * 20]
     path = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     found = evaluate(capsys, "--checkpoint", folder, "--text", path, "--seq_len", 64)["text"]
@@ -120,7 +120,7 @@ def test_loss_of_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert text_loss(model, tokenizer, [texts[0]], 256).tokens == len(tokenizer.encode(texts[0])) + 1
 
 
-def test_likelihoods_are_those_of_the_model(folder: Path) -> None:
+def test_likelihoods_equal_full_logits(folder: Path) -> None:
     source = open_model_source(str(folder))
     model = source.load("cpu", torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +138,7 @@ def test_likelihoods_are_those_of_the_model(folder: Path) -> None:
             likelihoods(model, [(context, continuation)])
 
 
-def test_intervals() -> None:
+def test_wilson_intervals_equal_those_of_statsmodels() -> None:
     """Values of statsmodels.stats.proportion.proportion_confint(count, nobs, method="wilson")."""
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
     assert wilson(0.5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-6)
@@ -199,7 +199,7 @@ def written_texts(run: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in found.Tensors(tag)] for tag in found.Tags()["tensors"]}
 
 
-def test_tasks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_tasks_leave_the_training_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:8])
     tasks = [*TASKS["tasks"], {"name": "medqa", "path": cases, "max_new_tokens": 4}]
     validation, board = {**TASKS, "tasks": tasks}, {"metrics": {"enable_tensorboard": True}}
@@ -208,14 +208,14 @@ def test_tasks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "Validation: 8 problems of medqa" in printed and printed.count("What is\n--> ") == 3
     assert written_texts(tmp_path / "with" / "run") == {"validation_samples/text_summary": [1, 3, 6]}
     assert train_here(write_toml(tmp_path / "without", validation={"enable": True, "freq": 3, "steps": 1})) == 0
-    assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an exam teaches nothing"
+    assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an evaluation changes no weights"
     rows = {row["step"]: row for row in read_rows(tmp_path / "with/run")}
     assert [step for step, row in rows.items() if "eval/arithmetic/accuracy" in row] == [1, 3, 6]
     assert {"eval/arithmetic/accuracy_lenient", "eval/medqa/accuracy_loglikelihood", "val_loss"} < rows[6].keys()
 
 
 @pytest.mark.slow
-def test_two_ranks_share_an_exam(tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_task_values(tmp_path: Path) -> None:
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:7])
     tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}]}
     rows = []
@@ -236,7 +236,7 @@ def test_two_ranks_share_an_exam(tmp_path: Path) -> None:
         ({**TASKS, "sample_tokens": 32768}, "are more than model.max_seq_len = 32768"),
     ],
 )
-def test_wrong_tasks_end_the_run(
+def test_wrong_validation_tasks_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: dict, message: str
 ) -> None:
     assert train_here(write_toml(tmp_path, validation=validation)) == 2

@@ -38,13 +38,13 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--limit = 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_the_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     assert tool_here(main, "--checkpoint", "x", "--tasks", "y") == 2
     assert "pip install 'titan-pt[eval]'" in capsys.readouterr().err
 
 
-def test_its_tasks_run_on_our_models(
+def test_harness_tasks_run_on_our_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lm_eval")

@@ -36,7 +36,7 @@ def test_the_output_layer_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_steps_equal_plain_ones(model: Transformer, backend: str) -> None:
+def test_compiled_steps_equal_plain_steps(model: Transformer, backend: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = NativeEngine(model, [STOP], compile_backend=backend)
@@ -52,7 +52,7 @@ def test_compiled_steps_equal_plain_ones(model: Transformer, backend: str) -> No
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_graphs_equal_plain_steps(caplog: pytest.LogCaptureFixture) -> None:
-    """Also after new weights and in a second request, larger than the first; and no capture failed."""
+    """Graphs stay right after new weights and in a larger second request, and no capture fails."""
     model = make_model().cuda()
     graphs = NativeEngine(model, [STOP], compile_backend="inductor")
     for seed, n in [(0, 3), (1, 3), (1, 17)]:
@@ -100,7 +100,7 @@ def graph_engine(model: Transformer) -> NativeEngine:
     return engine
 
 
-def test_graphs_are_captured_once_and_outlive_requests_and_weights(graphs: list[FakeGraph]) -> None:
+def test_graphs_outlive_requests_and_new_weights(graphs: list[FakeGraph]) -> None:
     engine = graph_engine(make_model(5))
     counts = []
     for seed, n in [(0, 3), (0, 3), (1, 2), (1, 17)]:
@@ -116,7 +116,7 @@ def test_graphs_are_captured_once_and_outlive_requests_and_weights(graphs: list[
     assert len(set(sizes)) == len(sizes), "one for each size while the memory is the same"
 
 
-def test_a_graph_that_cannot_be_captured_is_told_once(
+def test_a_failed_capture_is_warned_of_once(
     graphs: list[FakeGraph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @contextmanager

@@ -57,7 +57,7 @@ def test_greedy_tokens_equal_forwards_without_a_cache(model: Transformer) -> Non
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"temperature": 0.7}, {"top_p": 0.8, "top_k": 20}])
-def test_completions_are_whole(model: Transformer, options: dict[str, float]) -> None:
+def test_completions_end_at_stop_or_length(model: Transformer, options: dict[str, float]) -> None:
     sampling = Sampling(3 * STRIDE + 5, seed=3, **options)
     completions = generate(model, sampling)
     assert [c.prompt for c in completions] == [p for p in range(len(PROMPTS)) for _ in range(4)]
@@ -93,7 +93,7 @@ def test_logprobs_in_bfloat16_are_close_to_the_trainers() -> None:
 # -- what must not change it ---------------------------------------------------------------------------------------
 
 
-def test_samples_do_not_depend_on_the_batch_they_are_in(model: Transformer) -> None:
+def test_samples_do_not_depend_on_their_batch(model: Transformer) -> None:
     """Turns, order of the prompts, number of samples, ranks that take every other prompt: the same noise, and in
     float32 the same tokens but where two candidates are within rounding. Here that is nowhere."""
     sampling = Sampling(2 * STRIDE, seed=5)
@@ -112,7 +112,7 @@ def test_samples_do_not_depend_on_the_batch_they_are_in(model: Transformer) -> N
     assert different == 0, f"{different} of {sum(len(tokens) for _, tokens in pairs)} tokens differ"
 
 
-def test_prompts_read_in_parts_give_the_same(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_read_in_parts_change_nothing(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NativeEngine(model, [STOP])
     expected = whole.generate(PROMPTS, Sampling(STRIDE), 3)
     assert whole.stats.prefill_tokens == 4 * 25, "four different prompts, padded to the longest"
@@ -136,7 +136,7 @@ def test_dropping_finished_rows_changes_nothing(model: Transformer, monkeypatch:
     assert dropping.stats.row_steps < keeping.stats.row_steps
 
 
-def test_numbers_of_rows_are_few(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_numbers_of_rows_are_used(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     step = Decoder.step
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_noise_differs_by_seed_step_prompt_and_sample(model: Transformer) -> Non
 # -- weights and signals -------------------------------------------------------------------------------------------
 
 
-def test_weights_are_taken_over_in_place(model: Transformer) -> None:
+def test_weights_are_copied_in_place(model: Transformer) -> None:
     copy = make_model(1)
     engine, sampling = NativeEngine(copy, [STOP]), Sampling(STRIDE, temperature=0.0)
     address = copy.embed_tokens.weight.data_ptr()
@@ -177,7 +177,7 @@ def test_weights_are_taken_over_in_place(model: Transformer) -> None:
 
 
 def sync_from_shards(rank: int, folder: str) -> None:
-    """One of two processes: the engine's bfloat16 weights against the whole model's, and samples alike on both."""
+    """Compare the engine's bfloat16 weights with the whole model's, and the samples of two processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     sharded, whole = make_model(), make_model()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
@@ -212,7 +212,7 @@ def test_a_signal_ends_the_generation(model: Transformer, monkeypatch: pytest.Mo
 # -- wrong requests and configs ------------------------------------------------------------------------------------
 
 
-def test_prompts_that_cannot_be_continued_are_refused(model: Transformer) -> None:
+def test_empty_and_too_long_prompts_are_refused(model: Transformer) -> None:
     engine = NativeEngine(model, [STOP])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         engine.generate([[1], []], Sampling(4), 1)
@@ -234,7 +234,7 @@ def build(rollout: dict[str, Any], name: str = "transformer", **tables: dict[str
     return build_engine(config, build_tokenizer(config.tokenizer), world, [STOP])
 
 
-def test_the_configured_engine_generates_in_the_models_type() -> None:
+def test_the_engine_generates_in_the_training_type() -> None:
     tables = {"tokenizer": {"name": "byte"}, "training": {"mixed_precision_param": "bfloat16", "document_mask": True}}
     engine = build({"max_rows": 4}, **tables)
     args = TransformerArgs(**SMALL, vocab_size=320, num_tokens=259)
@@ -254,16 +254,16 @@ def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"rollout.engine = 'nativ': unknown; known are native.*; did you mean native\?"
     ):
         build({"engine": "nativ"})
-    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    monkeypatch.setattr(engines._ENGINES, "_registered", {})
     register_engine("foreign", lambda *arguments: arguments)
     assert build({"engine": "foreign"})[3] == [STOP]
     with pytest.raises(ValueError, match="'foreign' is registered already"):
         register_engine("foreign", lambda *arguments: arguments)
 
 
-def test_what_the_native_engine_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_the_engine_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(get_model_spec("transformer"), name="linear", build=lambda args, _: torch.nn.Linear(1, 1))
-    monkeypatch.setitem(model_specs._MODELS, "linear", spec)
+    monkeypatch.setitem(model_specs._MODELS._registered, "linear", spec)
     with pytest.raises(
         ConfigError, match=r'rollout.engine = "native": needs model.name = "transformer", not \'linear\''
     ):

@@ -12,7 +12,7 @@ from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
 
 
 def log_distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """What one row is drawn from, by definition."""
+    """The log-probabilities that one row is drawn from, by definition."""
     logits = logits / sampling.temperature
     order = logits.argsort(descending=True)[: sampling.top_k or None]
     kept, before = torch.full_like(logits, float("-inf")), 0.0
@@ -45,7 +45,7 @@ def test_draws_follow_the_distribution(size: int, options: dict[str, float]) -> 
     torch.testing.assert_close(logprobs, expected[tokens], rtol=0, atol=1e-5)
 
 
-def test_draws_are_those_of_the_inverse_of_the_whole_distribution() -> None:
+def test_draws_equal_those_of_one_cumulative_sum() -> None:
     """In parts or not, noise u draws the first token at which the cumulative probability is above u."""
     generator = torch.Generator().manual_seed(3)
     logits, noise = torch.randn(2000, 640, generator=generator) * 3, torch.rand(2000, generator=generator).double()
@@ -55,14 +55,14 @@ def test_draws_are_those_of_the_inverse_of_the_whole_distribution() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.5 / 2**32, 1 - 0.5 / 2**32])
-def test_the_ends_of_the_noise_draw_a_token_that_has_a_probability(noise: float) -> None:
+def test_extreme_noise_draws_a_possible_token(noise: float) -> None:
     logits = torch.full((1, 256), float("-inf"))
     logits[0, [7, 100]] = torch.tensor([0.0, -90.0])
     token, logprob = sample(logits, torch.tensor([noise], dtype=torch.float64), Sampling(1))
     assert token.item() == 7 and logprob.item() == 0.0
 
 
-def test_a_model_that_is_not_finite_draws_a_token_all_the_same() -> None:
+def test_logits_of_nan_draw_token_0() -> None:
     token, logprob = sample(torch.full((2, 64), math.nan), torch.tensor([0.1, 0.9]).double(), Sampling(1))
     assert token.tolist() == [0, 0] and logprob.isnan().all()
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf import chat
 from titan_pt.hf.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.hf.model_source import open_model_source
@@ -70,12 +70,12 @@ def learnt_text(tokenizer: Any, messages: Any = TALK) -> str:
 
 
 @pytest.mark.parametrize("template", [None, GENERATION, SHORT_GENERATION])
-def test_the_assistant_and_the_end_of_its_turns_are_learnt(template: str | None) -> None:
+def test_assistant_turns_and_their_ends_are_trained(template: str | None) -> None:
     assert learnt_text(Templated(template)) == "Hello!<|im_end|>|北京 is\nbig.<|im_end|>"
     assert learnt_text(Templated(template), TALK[1:3]).endswith("Hello!<|im_end|>")
 
 
-def test_what_is_learnt_begins_where_the_prompt_ends_though_earlier_turns_change() -> None:
+def test_rewritten_earlier_turns_do_not_move_the_span() -> None:
     assert learnt_text(Templated(THINKING)) == "Hello!<|im_end|>|<think></think>北京 is\nbig.<|im_end|>"
     thought = [{**m, "content": f"hm</think>{m['content']}"} if m["role"] == "assistant" else m for m in TALK]
     assert learnt_text(Templated(FORGETTING), thought) == (
@@ -86,7 +86,7 @@ def test_what_is_learnt_begins_where_the_prompt_ends_though_earlier_turns_change
     assert ids[: len(prompt)] == prompt and all(learnt[len(prompt) :])
 
 
-def test_the_end_of_turn_is_the_template_s() -> None:
+def test_the_template_defines_the_end_of_turn() -> None:
     tokenizer = Templated(OWN_END)
     tokenizer.special_ids = {"<|endoftext|>": 256, "<|assistant|>": 257, "<|end|>": 258}
     assert stop_ids(tokenizer) == [256, 258]
@@ -96,7 +96,7 @@ def test_the_end_of_turn_is_the_template_s() -> None:
     assert stop_ids(Templated(NO_END)) == [256] and stop_ids(Templated("{{ messages.x.y }}")) == [256]
 
 
-def test_templates_find_what_transformers_gives_them(tmp_path: Path) -> None:
+def test_templates_get_the_variables_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     template = (
         "{% if tools is not none or documents %}tools{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -110,7 +110,7 @@ def test_templates_find_what_transformers_gives_them(tmp_path: Path) -> None:
     assert chat_text(build_tokenizer(TokenizerSection(name=str(tmp_path))), talk) == whole
 
 
-def test_a_text_behind_a_token_begins_no_text(tmp_path: Path) -> None:
+def test_text_after_a_token_is_no_beginning(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     names = ["<unk>", "<|im_start|>", "<|im_end|>"]
     rules = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -133,12 +133,12 @@ def test_a_text_behind_a_token_begins_no_text(tmp_path: Path) -> None:
     assert chat_tokens(ours, sly).count(ours.special_ids["<|im_end|>"]) == 1, "of the turn's own"
 
 
-def test_answers_of_weight_0_are_not_learnt() -> None:
+def test_answers_of_weight_0_are_not_trained() -> None:
     first = [{**message, "weight": int(i != 2)} for i, message in enumerate(TALK)]
     assert learnt_text(Templated(), first) == "北京 is\nbig.<|im_end|>"
 
 
-def test_the_date_in_a_record_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_templates_of_records_get_a_fixed_date(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for day in (1, 2):
         monkeypatch.setattr(chat, "date", type("Day", (date,), {"today": lambda day=day: date(2030, 1, day)}))
@@ -152,7 +152,7 @@ def test_the_date_in_a_record_does_not_change(monkeypatch: pytest.MonkeyPatch) -
     ("generation", "config", "stops"),
     [([257, 256, 9999, None], 5, [258, 257, 256]), (257, None, [258, 257]), (None, [256], [258, 256])],
 )
-def test_a_folder_says_where_its_model_stops(tmp_path: Path, generation: Any, config: Any, stops: list[int]) -> None:
+def test_stop_tokens_come_from_the_folder(tmp_path: Path, generation: Any, config: Any, stops: list[int]) -> None:
     write_model(tmp_path, qwen=True, tied=True)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -160,7 +160,7 @@ def test_a_folder_says_where_its_model_stops(tmp_path: Path, generation: Any, co
     assert stop_ids(build_tokenizer(TokenizerSection(name=str(tmp_path)))) == stops
 
 
-def test_a_prompt_begins_as_the_folder_s_tokenizer_begins_a_text(tmp_path: Path) -> None:
+def test_prompts_get_the_tokenizer_s_prefix(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     write_model(tmp_path, qwen=False, tied=True)
     rules = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -179,11 +179,11 @@ def test_a_prompt_begins_as_the_folder_s_tokenizer_begins_a_text(tmp_path: Path)
     assert prompt_tokens(build_tokenizer(TokenizerSection(name=str(tmp_path / "out"))), "Größe") == ids
 
 
-def test_a_template_without_an_end_of_turn_gets_the_end_of_document() -> None:
+def test_without_end_of_turn_documents_end() -> None:
     assert learnt_text(Templated(NO_END)) == " Hello!\n| 北京 is\nbig.\n<|endoftext|>"
 
 
-def test_a_prompt_is_the_beginning_of_what_is_learnt() -> None:
+def test_prompts_are_prefixes_of_training_conversations() -> None:
     tokenizer = Templated()
     ids, learnt = learnt_tokens(tokenizer, TALK)
     prompt = chat_tokens(tokenizer, TALK[:-1])
@@ -198,7 +198,7 @@ def test_special_tokens_in_a_message_are_text() -> None:
     assert learnt.count(True) == len(sly.encode()) + 1
 
 
-def test_templates_that_hide_the_assistant_or_do_harm_are_refused() -> None:
+def test_unusable_and_unsafe_templates_are_refused() -> None:
     for template, problem in (
         ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "generation"),
         ("{% for m in messages %}{{ m.content[::-1] }}{{ loop.length }}{% endfor %}", "generation"),
@@ -211,7 +211,7 @@ def test_templates_that_hide_the_assistant_or_do_harm_are_refused() -> None:
 
 
 @pytest.mark.realdata
-def test_the_tokens_are_those_of_transformers(realdata: Path) -> None:
+def test_chat_tokens_equal_those_of_transformers(realdata: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = realdata / "smollm2_tokenizer"
     theirs = transformers.AutoTokenizer.from_pretrained(folder)

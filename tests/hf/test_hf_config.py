@@ -56,7 +56,7 @@ def refused(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qk_norm", [True, False])
-def test_names_are_those_of_transformers(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
+def test_tensor_names_equal_those_of_transformers(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
     model = write_model(tmp_path, qwen=qk_norm, tied=tied)
     theirs = {name for name in model.state_dict() if not (tied and name == "lm_head.weight")}
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def test_names_are_those_of_transformers(tmp_path: Path, qk_norm: bool, tied: bo
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("scaling", [{}, SCALED])
-def test_a_config_comes_back(tmp_path: Path, flavor: str, qk_norm: bool, scaling: dict[str, Any]) -> None:
+def test_configs_survive_a_round_trip(tmp_path: Path, flavor: str, qk_norm: bool, scaling: dict[str, Any]) -> None:
     args = FLAVORS[flavor].model_copy(update={"qk_norm": qk_norm, "tie_embeddings": False, **scaling})
     written = write_config(args)
     assert read_config(folder_of(tmp_path, written)) == args
@@ -82,7 +82,7 @@ def test_a_config_comes_back(tmp_path: Path, flavor: str, qk_norm: bool, scaling
     assert read_config(tmp_path) == args, "as transformers writes it"
 
 
-def test_older_and_newer_forms_of_rope(tmp_path: Path) -> None:
+def test_older_and_newer_forms_of_rope_are_read(tmp_path: Path) -> None:
     default = {"rope_type": "default"}
     scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
     old_name = {**{key: value for key, value in scaling.items() if key != "rope_type"}, "type": "llama3"}
@@ -107,7 +107,7 @@ def test_older_and_newer_forms_of_rope(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
-def test_scaled_frequencies_are_those_of_transformers(head_dim: int) -> None:
+def test_scaled_frequencies_equal_those_of_transformers(head_dim: int) -> None:
     """Llama 3.1's own numbers: some frequencies are kept, some divided, some in between."""
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, **scaling}
@@ -127,7 +127,7 @@ def test_scaled_frequencies_are_those_of_transformers(head_dim: int) -> None:
     assert kept == [i for i, wavelength in enumerate(wavelengths) if wavelength < 8192 / 4]
 
 
-def test_the_scaling_is_whole_or_none() -> None:
+def test_rope_scaling_needs_all_fields() -> None:
     values = FLAVORS["debugmodel"].model_dump() | SCALED
     for name in list(SCALED)[1:]:
         with pytest.raises(ValidationError, match=f"model.{name}: not set"):
@@ -136,7 +136,7 @@ def test_the_scaling_is_whole_or_none() -> None:
         TransformerArgs.model_validate({**values, "rope_high_freq_factor": 0.5})
 
 
-def test_what_transformers_takes_for_granted(tmp_path: Path) -> None:
+def test_missing_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
     args = read_config(folder_of(tmp_path, LLAMA))
     theirs = AutoConfig.from_pretrained(tmp_path)
     assert (args.num_kv_heads, args.head_dim) == (theirs.num_key_value_heads, theirs.head_dim) == (4, 16)
@@ -178,7 +178,7 @@ def test_other_models_are_refused(tmp_path: Path, changes: dict[str, Any], words
     assert words in refused(tmp_path, **changes)
 
 
-def test_unreadable_folders(tmp_path: Path) -> None:
+def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
     for folder, words in [(tmp_path / "none", "no such folder"), (tmp_path, "a folder without config.json")]:
         with pytest.raises(ConfigError, match=words):
             read_config(folder)
@@ -204,14 +204,14 @@ def test_from_hf_sets_the_architecture_and_the_tokenizer(tmp_path: Path) -> None
     assert (flags.model.hidden_size, flags.tokenizer.name) == (64, "byte")
 
 
-def test_from_hf_and_a_flavor(tmp_path: Path) -> None:
+def test_from_hf_overrides_the_flavor(tmp_path: Path) -> None:
     folder_of(tmp_path, LLAMA)
     resolved = resolve_text(tmp_path, f'[model]\nfrom_hf = "{tmp_path}"\nflavor = "tiny"\n')
     assert resolved.config.model.hidden_size == 64 and resolved.config.tokenizer.name == "byte"
     assert any("model.flavor = 'tiny' has no effect" in notice for notice in resolved.notices)
 
 
-def test_from_hf_problems_join_the_others(tmp_path: Path) -> None:
+def test_from_hf_problems_are_reported_with_others(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, '[model]\nfrom_hf = "none"\n[training]\nsteps = 0\n')
     assert any("model.from_hf = 'none' (x.toml): none: no such folder" in problem for problem in problems)
     assert any("training.steps" in problem for problem in problems)
@@ -222,7 +222,7 @@ def test_from_hf_problems_join_the_others(tmp_path: Path) -> None:
     assert "above model.max_seq_len = 256" in problem_of(tmp_path, f'[model]\nfrom_hf = "{tmp_path}"\n')
 
 
-def test_from_hf_of_a_model_without_that_layout(tmp_path: Path) -> None:
+def test_from_hf_needs_a_layout(tmp_path: Path) -> None:
     module = """
 from titan_pt.config import Section
 from titan_pt.protocols.model_spec import ModelSpec, register_model_spec
@@ -235,7 +235,7 @@ register_model_spec(ModelSpec(name="no_hf_layout", args_type=Args, flavors={"deb
     text = '[model]\nname = "no_hf_layout"\n[experimental]\ncustom_import = "no_hf_layout_module"\n'
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        patch.setattr(model_spec, "_MODELS", dict(model_spec._MODELS))
+        patch.setattr(model_spec._MODELS, "_registered", {})
         problem = problem_of(tmp_path, text, "--model.from_hf", "x")
         assert "model 'no_hf_layout' has no Hugging Face layout" in problem
         assert "has no Hugging Face layout" in problem_of(tmp_path, text, "--checkpoint.export_hf_interval", "5")

@@ -57,7 +57,7 @@ def check_export(checkpoint: Path, output: Path, *flags: str) -> None:
 
 
 @pytest.mark.parametrize(("qk_norm", "tied"), LAYOUTS, ids=IDS)
-def test_transformers_computes_the_same(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
+def test_transformers_computes_equal_logits(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
     assert train_here(write_run(tmp_path, qk_norm, tied)) == 0
     check_export(tmp_path / "run", tmp_path / "one")
     assert [file.name for file in (tmp_path / "one").glob("*.safetensors*")] == ["model.safetensors"]
@@ -70,7 +70,7 @@ def test_transformers_computes_the_same(tmp_path: Path, qk_norm: bool, tied: boo
 
 
 @pytest.mark.parametrize(("qk_norm", "tied"), [LAYOUTS[0], *OTHERS_SLOWLY])
-def test_checkpoints_of_two_ranks(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
+def test_checkpoints_of_two_ranks_are_exported(tmp_path: Path, qk_norm: bool, tied: bool) -> None:
     config = write_run(tmp_path, qk_norm, tied, checkpoint={"export_hf_interval": 2})
     result = train(config, ranks=2)
     assert result.code == 0, result.stderr
@@ -81,7 +81,7 @@ def test_checkpoints_of_two_ranks(tmp_path: Path, qk_norm: bool, tied: bool) -> 
     assert all(torch.equal(exported[name], written[name]) for name in exported), "gathered from both ranks"
 
 
-def test_exports_while_training(run: Path, tmp_path: Path) -> None:
+def test_a_run_exports_while_it_trains(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (run / "hf").iterdir()) == ["step-1", "step-2"]
     assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
     late, early = read_weights(run / "hf" / "step-2"), read_weights(run / "hf" / "step-1")
@@ -90,7 +90,7 @@ def test_exports_while_training(run: Path, tmp_path: Path) -> None:
         assert name.endswith("norm.weight") or not torch.equal(tensor, early[name])
 
 
-def test_a_failed_export_while_training_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_export_does_not_end_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_run(tmp_path, True, True, checkpoint={"export_hf_interval": 1})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "hf").write_text("in the way")
@@ -99,7 +99,7 @@ def test_a_failed_export_while_training_is_told(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "run" / "checkpoint" / "step-2").is_dir()
 
 
-def test_the_files_of_an_export(run: Path, tmp_path: Path) -> None:
+def test_an_export_holds_all_files(run: Path, tmp_path: Path) -> None:
     assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     out = tmp_path / "out"
     assert {tensor.dtype for tensor in read_weights(out).values()} == {torch.bfloat16}
@@ -132,12 +132,12 @@ def test_an_export_opens_as_the_same_model(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("2GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5k", 1500), ("7", 7), (" 10 mb ", 10**7)]
 )
-def test_sizes(text: str, size: int) -> None:
+def test_shard_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "0", "2TB", "1e9", "0.1"])
-def test_sizes_that_are_none(text: str) -> None:
+def test_wrong_shard_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size"):
         parse_bytes(text)
 
@@ -147,7 +147,7 @@ def test_shards_are_filled_in_order() -> None:
     assert plan_shards(infos, 40) == [["a", "b"], ["c"], ["d", "e"], ["f"]]
 
 
-def test_what_is_there_is_not_lost(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_folders_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     flags = ["--checkpoint", str(run), "--output", str(out)]
     out.mkdir()
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_old_export(
         ("tb", [], "holds neither a step-N nor a config.json"),
     ],
 )
-def test_mistakes(
+def test_wrong_arguments_are_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, flags: list[str], words: str
 ) -> None:
     (run / "tb").mkdir(exist_ok=True)
@@ -202,9 +202,7 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
-def test_another_tokenizer_than_the_run_s_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tokenizer_of_another_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hf_helpers import write_tokenizer
 
     write_tokenizer(tmp_path)
@@ -245,7 +243,7 @@ else:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of memory")
-def test_memory_is_that_of_one_shard(tmp_path: Path) -> None:
+def test_an_export_takes_memory_of_one_shard(tmp_path: Path) -> None:
     args = FLAVORS["tiny"].model_copy(update={"vocab_size": 1024, "num_tokens": 259, "max_seq_len": 256})
     shard, size = 16 * 10**6, 4 * args.num_parameters
 

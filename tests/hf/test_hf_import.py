@@ -91,7 +91,7 @@ def test_padding_rows_are_never_generated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("qwen", "tied"), [(True, True), (False, False)])
-def test_a_run_starts_from_it_and_goes_out_again(tmp_path: Path, qwen: bool, tied: bool) -> None:
+def test_a_run_imports_and_exports_a_model(tmp_path: Path, qwen: bool, tied: bool) -> None:
     theirs = write_model(tmp_path / "in", qwen=qwen, tied=tied, dtype=torch.bfloat16, shard="50KB")
     config = write_run(tmp_path, tmp_path / "in", training={"steps": 10})
     assert train_here(config, "--training.steps=1", "--optimizer.lr=1e-30") == 0
@@ -114,7 +114,7 @@ def test_a_run_starts_from_it_and_goes_out_again(tmp_path: Path, qwen: bool, tie
     assert logit_difference(source.load("cpu", torch.bfloat16).float(), load_reference(tmp_path / "out"), 259) < 2e-5
 
 
-def test_the_resolved_config_relaunches(tmp_path: Path) -> None:
+def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
     write_model(tmp_path / "in", qwen=True, tied=True)
     assert train_here(write_run(tmp_path, tmp_path / "in")) == 0
     again = ["--job.dump_folder", str(tmp_path / "again")]
@@ -122,7 +122,7 @@ def test_the_resolved_config_relaunches(tmp_path: Path) -> None:
     assert losses(tmp_path / "again") == losses(tmp_path / "run")
 
 
-def test_two_ranks_start_from_it(tmp_path: Path) -> None:
+def test_two_ranks_start_from_hugging_face_weights(tmp_path: Path) -> None:
     write_model(tmp_path / "in", qwen=True, tied=False)
     result = train(write_run(tmp_path / "two", tmp_path / "in"), ranks=2)
     assert result.code == 0, result.stderr
@@ -131,7 +131,7 @@ def test_two_ranks_start_from_it(tmp_path: Path) -> None:
     assert one == pytest.approx(two, abs=1e-5)
 
 
-def test_our_own_export_starts_a_run_with_the_run_s_tokenizer(tmp_path: Path) -> None:
+def test_an_export_starts_a_run_with_its_tokenizer(tmp_path: Path) -> None:
     """Its vocabulary is cut to the tokens, the run's is padded; the ids of the two tokenizers are the same."""
     assert train_here(write_toml(tmp_path / "a", training={"steps": 2})) == 0
     assert export_here(["--checkpoint", str(tmp_path / "a" / "run"), "--output", str(tmp_path / "out")]) == 0
@@ -154,7 +154,7 @@ def test_our_own_export_starts_a_run_with_the_run_s_tokenizer(tmp_path: Path) ->
         (["--model.num_layers=3"], "model.num_layers is 2 there and 3 here"),
     ],
 )
-def test_a_folder_of_another_model_than_the_config_s(
+def test_a_folder_of_another_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
     write_model(tmp_path / "in", qwen=True, tied=True)
@@ -166,7 +166,7 @@ def test_a_folder_of_another_model_than_the_config_s(
     assert words in error and "set model.from_hf" in error and "Traceback" not in error
 
 
-def test_a_value_of_the_config_wins_over_the_folder_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_values_override_those_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "in", qwen=True, tied=True)
     config = write_run(tmp_path, tmp_path / "in")
     assert train_here(config, "--model.rope_theta=9.0") == 0
@@ -178,7 +178,7 @@ def test_a_value_of_the_config_wins_over_the_folder_s(tmp_path: Path, capsys: py
     assert "model.norm.weight: has shape [64], and the model [32]" in error and "model.safetensors" in error
 
 
-def test_another_tokenizer_s_ids_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_with_other_ids_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "in", qwen=True, tied=True)
     config = write_run(tmp_path, tmp_path / "in")
     assert train_here(config, "--tokenizer.name=byte") == 2
@@ -283,7 +283,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (damage_vocabulary, ["its tokenizer has 259 tokens and its config.json vocab_size = 200"]),
     ],
 )
-def test_bad_folders(
+def test_damaged_folders_are_refused(
     whole: Path, tmp_path: Path, damage: Callable[[Path], None], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(whole, tmp_path / "damaged")
@@ -295,7 +295,7 @@ def test_bad_folders(
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_wrong_shape, damage_missing_file])
-def test_a_run_refuses_bad_folders(
+def test_a_run_refuses_damaged_folders(
     whole: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(whole, tmp_path / "damaged")
@@ -306,7 +306,7 @@ def test_a_run_refuses_bad_folders(
     assert not list((tmp_path / "run" / "checkpoint").iterdir())
 
 
-def test_a_tied_layer_may_be_written_twice(whole: Path, tmp_path: Path) -> None:
+def test_a_tied_layer_may_be_stored_twice(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "twice")
     embedding = read_weights(folder)["model.embed_tokens.weight"]
     rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": embedding} if NORM in tensors else tensors)
@@ -315,7 +315,7 @@ def test_a_tied_layer_may_be_written_twice(whole: Path, tmp_path: Path) -> None:
     assert "lm_head.weight" not in read_weights(tmp_path / "out")
 
 
-def test_a_tied_layer_that_is_another_one_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_a_tied_layer_with_other_values_is_refused(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "other")
     other = read_weights(folder)["model.embed_tokens.weight"].flip(1)
     rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": other} if NORM in tensors else tensors)

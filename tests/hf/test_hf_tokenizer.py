@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import TEXTS, build, hugging_face, rank_file
+from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from titan_pt.components.tokenizer import Tokenizer
@@ -52,18 +52,18 @@ def check_ids(tokenizer: Tokenizer, theirs: PreTrainedTokenizerBase, count: int 
     assert len(theirs) == tokenizer.vocab_size and theirs.model_max_length == 512
 
 
-def test_bytes(tmp_path: Path) -> None:
+def test_byte_tokenizer_exports_equal_ids(tmp_path: Path) -> None:
     check_ids(build("byte"), export(build("byte"), tmp_path))
 
 
-def test_a_small_rank_file(tmp_path: Path) -> None:
+def test_rank_files_export_equal_ids(tmp_path: Path) -> None:
     tokenizer = build(rank_file(tmp_path, merges=(b"he", b"ll", b"hell", b"  ", b" h", b"   ", b"aa", b"aaa")))
     check_ids(tokenizer, export(tokenizer, tmp_path / "out"))
 
 
 @settings(deadline=None)
 @given(text=st.text(st.sampled_from("ab ")))
-def test_merges_that_compete(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_competing_merges_export_equal_ids(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """Many splits of one token are tokens themselves, and a whole word may be one that its merges would not reach."""
     folder = tmp_path_factory.getbasetemp() / "merges"
     folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def test_merges_that_compete(tmp_path_factory: pytest.TempPathFactory, text: str
 
 
 @pytest.mark.parametrize("size", [100256, 128000, 199998])
-def test_published_splits(tmp_path: Path, size: int) -> None:
+def test_published_splits_export_equal_ids(tmp_path: Path, size: int) -> None:
     """The splits of cl100k, Llama 3 and o200k, known by the number of ranks."""
     merges = (b"34", b"12", b"123", b"45", b"456", b"  ", b" \n", b"\n\n", b"'s", b"ab", b" a", b"le", b"\r\n")
     filler = tuple(b"\xff\xff%d" % i for i in range(size - 256 - len(merges)))
@@ -85,7 +85,7 @@ def test_published_splits(tmp_path: Path, size: int) -> None:
         assert rules.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), repr(text)
 
 
-def test_a_tokenizer_json_and_what_stands_beside_it(tmp_path: Path) -> None:
+def test_a_tokenizer_json_and_its_configs_are_exported(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "in", "<s>", "</s>", "<|im_end|>")
     config = {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "chat_template": "{{ messages[0]['content'] }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -110,7 +110,7 @@ def test_a_tokenizer_json_and_what_stands_beside_it(tmp_path: Path) -> None:
         ({"chat_template": [{"name": "tool_use", "template": "t"}, 3]}, None),
     ],
 )
-def test_where_templates_stand(tmp_path: Path, config: dict, expected: str | None) -> None:
+def test_chat_templates_are_found_in_both_places(tmp_path: Path, config: dict, expected: str | None) -> None:
     folder = hugging_face(tmp_path, "</s>")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     assert build(folder).chat_template == expected
@@ -118,7 +118,7 @@ def test_where_templates_stand(tmp_path: Path, config: dict, expected: str | Non
     assert build(folder).chat_template == "file"
 
 
-def test_simple_chat_templates(tmp_path: Path) -> None:
+def test_tokenizers_without_template_get_a_simple_one(tmp_path: Path) -> None:
     theirs = export(build("byte"), tmp_path / "byte")
     text = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     assert text == (
@@ -133,7 +133,7 @@ def test_simple_chat_templates(tmp_path: Path) -> None:
     assert (stop_ids(plain), stop_ids(build("byte"))) == ([259], [256, 258])
 
 
-def test_a_tokenizer_of_a_user_s_own_is_told(tmp_path: Path) -> None:
+def test_unknown_tokenizer_classes_are_refused(tmp_path: Path) -> None:
     class Mine:
         vocab_size, eos_id, special_ids, fingerprint, chat_template = 2, 1, {}, "mine", None
 
@@ -148,7 +148,7 @@ def test_a_tokenizer_of_a_user_s_own_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_gpt2(realdata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_exports_equal_ids(realdata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(realdata / "gpt2_bpe" / "tiktoken_cache", tmp_path / "cache")  # tiktoken deletes what looks wrong
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     tokenizer = build("gpt2")
@@ -160,7 +160,7 @@ def test_gpt2(realdata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.realdata
-def test_smollm2(realdata: Path, tmp_path: Path) -> None:
+def test_smollm2_exports_equal_ids(realdata: Path, tmp_path: Path) -> None:
     folder = realdata / "smollm2_tokenizer"
     tokenizer, reference = build(folder), AutoTokenizer.from_pretrained(folder)
     theirs = export(tokenizer, tmp_path / "out")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import read_json, train, write_toml
 from hub_server import serving, write_shards
-from unit_helpers import TEXTS
+from row_group_helpers import TEXTS
 
 
 @pytest.mark.slow

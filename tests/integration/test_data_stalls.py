@@ -37,7 +37,7 @@ def test_a_run_without_data_saves_and_goes_on_later(tmp_path: Path, monkeypatch:
     write_shards(tmp_path / "files", list(texts(*[200] * 400, name="d")), 2, 10)
     with serving(tmp_path / "files") as server:
         path = f"{server.url}/{{000..001}}_00000.parquet"
-        monkeypatch.setattr("titan_pt.data.stream.order.BLOCK_ROWS", 10)
+        monkeypatch.setattr("titan_pt.data.remote.block_order.BLOCK_ROWS", 10)
         results = []
         for name in ("clean", "stalled"):
             data = {**STREAMED, "sources": [{"name": "web", "path": path}], "cache_dir": str(tmp_path / name)}
@@ -59,7 +59,7 @@ def test_three_starts_without_data_give_up(
 ) -> None:
     write_shards(tmp_path / "files", list(texts(*[200] * 400, name="d")), 2, 10)
     with serving(tmp_path / "files") as server:
-        monkeypatch.setattr("titan_pt.data.stream.order.BLOCK_ROWS", 10)
+        monkeypatch.setattr("titan_pt.data.remote.block_order.BLOCK_ROWS", 10)
         sources = [{"name": "web", "path": f"{server.url}/{{000..001}}_00000.parquet"}]
         data = {**STREAMED, "sources": sources, "cache_dir": str(tmp_path / "cache"), "max_stall_seconds": 1}
         config = write_toml(tmp_path, data=data, training={"steps": 8}, checkpoint={"interval": 100})

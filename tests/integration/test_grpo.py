@@ -1,4 +1,4 @@
-"""GRPO runs: on one and two ranks, resumed to the last bit, stopped while sampling, with rewards that fail."""
+"""GRPO runs: on one and two ranks, resumed bitwise, stopped while sampling, with rewards that fail."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def rollouts(folder: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def cut_after(folder: Path, target: Path, step: int) -> Path:
-    """What a kill between this step's checkpoint and the next one's leaves."""
+    """A copy of a run folder as a kill between this step's checkpoint and the next one's leaves it."""
     shutil.copytree(folder / "run", target / "run")
     for path in (target / "run" / "checkpoint").glob("step-*"):
         if int(path.name[5:]) > step:
@@ -93,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+def test_a_run_writes_metrics_records_and_evaluations(whole: Path) -> None:
     rows = read_rows(whole / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     for row in rows[1:]:
@@ -156,7 +156,7 @@ def test_a_signal_drops_the_unfinished_step(whole: Path, tmp_path: Path, engine:
 
 
 @pytest.mark.slow
-def test_two_ranks_sample_the_same_and_learn_the_same(whole: Path, tmp_path: Path) -> None:
+def test_two_ranks_sample_and_learn_the_same(whole: Path, tmp_path: Path) -> None:
     result = train(write(tmp_path, **FULL), ranks=2)
     assert result.code == 0, result.stderr
     one, two = rollouts(whole)[1], rollouts(tmp_path)[1]
@@ -190,7 +190,7 @@ def failing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], **opt
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fails", "error"), ("nan", "nan"), ("hangs", "timeout")])
-def test_a_reward_that_fails_is_counted_and_named(
+def test_a_failed_reward_is_counted_and_named(
     tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, log = failing(tmp_path, name, capsys)
@@ -202,7 +202,7 @@ def test_a_reward_that_fails_is_counted_and_named(
         assert "no such thing" in log
 
 
-def test_a_reward_that_fails_can_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_reward_can_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, log = failing(tmp_path, "fails", capsys, on_reward_error="stop")
     assert code == 70 and "gave up:" in log.splitlines()[-1] and "'fails' on coin/" in log
 
@@ -230,7 +230,7 @@ def test_without_signal_the_run_stops_with_advice(
     assert rollouts(tmp_path), "a person can read what was answered"
 
 
-def test_a_policy_that_is_cut_off_everywhere_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_advice_names_the_truncated_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A masked completion trains nothing, whatever its reward."""
     for overlong in ("mask", "zero"):
         options = {"overlong": overlong, "probe": "off", "dynamic_sampling": "none", "max_idle_steps": 1}
@@ -253,14 +253,14 @@ def test_a_plateau_renews_the_reference_once(tmp_path: Path, capsys: pytest.Capt
     assert_same_step(*ends)
 
 
-def test_a_grade_that_fails_is_counted_in_evaluations_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_grading_in_evaluation_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grpo = {**GRPO["grpo"], "tasks": [{"name": "unsure"}], "probe": "off"}
     assert train_here(write(tmp_path, grpo=grpo, training={"steps": 1})) == 0
     assert "'grade (official)'" in capsys.readouterr().err
     assert read_rows(tmp_path / "run")[0]["eval/unsure/accuracy_official"] == 0
 
 
-def test_letters_that_are_guessed_stop_the_run_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guessed_letters_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grpo = {**GRPO["grpo"], "tasks": [{"name": "letters"}], "probe_min_signal": 0.0}
     assert train_here(write(tmp_path, grpo=grpo)) == 70
     assert "log-likelihood accuracy" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -297,7 +297,7 @@ def test_a_missing_start_names_the_command_that_makes_it(tmp_path: Path, capsys:
         ({"training": {"tokens": "1M", "steps": None}}, "training.tokens: grpo counts steps"),
     ],
 )
-def test_mistakes_are_told(
+def test_config_mistakes_are_named(
     tmp_path: Path, tables: dict[str, dict[str, Any]], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = {
@@ -312,7 +312,7 @@ def test_mistakes_are_told(
     assert not (tmp_path / "run" / "checkpoint").exists() or not os.listdir(tmp_path / "run" / "checkpoint")
 
 
-def test_defaults_of_grpo_stand_below_the_file(tmp_path: Path) -> None:
+def test_the_file_overrides_grpos_defaults(tmp_path: Path) -> None:
     config = load_config(["--job.config_file", str(write(tmp_path))])
     assert config.optimizer.lr == 1e-3 and config.optimizer.weight_decay == 0.0
     assert config.validation.enable and config.metrics.log_freq == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, read_json, train, write_toml
 from hub_server import write_shards
-from unit_helpers import TEXTS
+from row_group_helpers import TEXTS
 
 KILLS = 20
 

@@ -33,10 +33,11 @@ TABLES: dict[str, Any] = {
 
 # Prints a hash of every initial parameter, whole.
 INITIAL = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 from torch.distributed.tensor import DTensor
 from titan_pt.config.manager import load_config
 from titan_pt.distributed.world import stop_world
+from titan_pt.run.ending import leave
 from titan_pt.train import build_trainer
 
 context = build_trainer(load_config(sys.argv[1:])).context
@@ -47,6 +48,8 @@ for name, tensor in context.model.state_dict().items():
 if context.world.is_main:
     print(json.dumps(hashes, sort_keys=True))
 stop_world()
+if "RANK" in os.environ:  # a process of its own
+    leave(0)
 """
 
 
@@ -124,7 +127,7 @@ def test_the_initial_weights_are_the_same_on_one_and_two_ranks(
 # Killed while it writes the manifest of step 4.
 KILLED_IN_A_SAVE = f"""
 import os
-from titan_pt.components import checkpoint
+from titan_pt.components.checkpoint import checkpointer as checkpoint
 
 write = checkpoint.write_json
 

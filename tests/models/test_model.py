@@ -31,7 +31,7 @@ def test_flavors_have_the_published_sizes(flavor: str, tied: bool, millions: flo
 
 @pytest.mark.parametrize("flavor", sorted(FLAVORS))
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"qk_norm": False}])
-def test_counted_parameters_are_the_models(flavor: str, changes: dict[str, bool]) -> None:
+def test_counted_parameters_equal_the_module_s(flavor: str, changes: dict[str, bool]) -> None:
     args = FLAVORS[flavor].model_copy(update=changes)
     with torch.device("meta"):
         model = Transformer(args)
@@ -105,7 +105,7 @@ def test_a_kernel_the_device_lacks_is_refused_by_name() -> None:
         check_backend("cudnn", "cpu", torch.float32, 16)
 
 
-def test_a_kernel_that_document_masks_do_not_use_is_told(
+def test_unused_kernels_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("titan_pt.models.transformer.parallelize.uses_flex", lambda _device: True)
@@ -117,7 +117,7 @@ def test_a_kernel_that_document_masks_do_not_use_is_told(
     assert capsys.readouterr().err.count("model.sdpa_backend = 'math': has no effect on training with") == 1
 
 
-def test_document_mask_by_hand() -> None:
+def test_document_masks_equal_a_hand_made_one() -> None:
     mask = document_mask(torch.tensor([[0, 1, 0, 1, 2]]))
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert isinstance(mask, torch.Tensor) and mask[0, 0].int().tolist() == expected

@@ -129,7 +129,7 @@ def build_step(context):
     return step
 
 def build_other(context):
-    context.dataloader.corpus
+    context.dataloader.mixture
     return pretrain.build_step(context)
 
 register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="reader", build_step=build_step))

@@ -156,7 +156,7 @@ register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="ticking", build_s
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of runs with job.trainer = "ticking"."""
-    for module in ("titan_pt.run.timekeeper", "titan_pt.run.signals", "titan_pt.train"):
+    for module in ("titan_pt.run.deadline", "titan_pt.run.signals", "titan_pt.train"):
         monkeypatch.setattr(f"{module}.time", CLOCK)
     CLOCK.now, CLOCK.breaks_at, CLOCK.seconds = 1_000_000.0, 0, {1: 10.0}
     return CLOCK

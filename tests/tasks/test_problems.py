@@ -19,7 +19,7 @@ from titan_pt.tasks.problems import Entry, hold_out, is_held_out, normalised
 from titan_pt.tasks.task import Problem
 
 
-def test_every_kind_of_file(tmp_path: Path) -> None:
+def test_problems_of_every_kind_of_file(tmp_path: Path) -> None:
     rows = [{**row, "other": i} for i, row in enumerate(SUMS)]
     write_rows(tmp_path / "a.jsonl", rows)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
@@ -52,7 +52,7 @@ def test_options_from_every_kind_of_file(tmp_path: Path) -> None:
     assert message.startswith("medqa/mixed.parquet:row 0 has 4 options and medqa/mixed.parquet:row 38 has 5; ")
 
 
-def test_ids_tell_files_apart(tmp_path: Path) -> None:
+def test_ids_differ_between_files(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_rows(tmp_path / folder / "x.jsonl", SUMS[:20] if folder == "a" else SUMS[20:])
     opened = open_row("gsm8k", path=str(tmp_path / "*" / "x.jsonl"), holdout_fraction=0.3)
@@ -60,7 +60,7 @@ def test_ids_tell_files_apart(tmp_path: Path) -> None:
     assert sorted(ids) == sorted(f"gsm8k/{folder}/x.jsonl:{line}" for folder in "ab" for line in range(1, 21))
 
 
-def test_two_tasks_of_a_kind_have_names_of_their_own(tmp_path: Path) -> None:
+def test_ids_differ_between_tasks(tmp_path: Path) -> None:
     opened = open_row("gsm8k:mine", path=write_rows(tmp_path / "x.jsonl", SUMS))
     problem = opened.train.get(0, 0)
     assert (opened.name, problem.task) == ("gsm8k:mine", "gsm8k:mine") and problem.id.startswith("gsm8k:mine/x.jsonl:")
@@ -100,13 +100,13 @@ HF_CASE = {"id": "t-1", "sent1": "Which?", "sent2": "", **{f"ending{i}": f"d{i}"
         ("medqa", {"sent1": "x"}, "no 'question'; it has sent1"),
     ],
 )
-def test_wrong_rows(tmp_path: Path, name: str, row: Any, message: str) -> None:
+def test_wrong_rows_are_named(tmp_path: Path, name: str, row: Any, message: str) -> None:
     good = GOOD_SUM if name == "gsm8k" else HF_CASE if "sent1" in row else GOOD_CASE
     path = write_rows(tmp_path / "x.jsonl", [good, row])
     assert problem_of(name, path=path).startswith(f"{path}, line 2: {message}")
 
 
-def test_wrong_files(tmp_path: Path) -> None:
+def test_wrong_files_are_named(tmp_path: Path) -> None:
     good = write_rows(tmp_path / "x.jsonl", SUMS)
     empty = write_rows(tmp_path / "empty.jsonl", [])
     (tmp_path / "x.txt").write_text("text")
@@ -126,8 +126,8 @@ def test_wrong_files(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(), max_size=60), st.floats(0.0, 1.0), st.randoms())
-def test_train_and_test_never_mix(texts: list[str], fraction: float, rng: Any) -> None:
-    """Whatever the order, the blanks and the capitals; a question is always on the same side."""
+def test_no_question_is_trained_and_evaluated(texts: list[str], fraction: float, rng: Any) -> None:
+    """A question is always on the same side, whatever the order, the blanks and the capitals."""
     shuffled = [text.upper() + " " if rng.random() < 0.5 else text for text in texts]
     rng.shuffle(shuffled)
     sides: dict[str, set[bool]] = {}
@@ -145,12 +145,12 @@ def test_train_and_test_never_mix(texts: list[str], fraction: float, rng: Any) -
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
-def test_share_that_is_held_out(fraction: float) -> None:
+def test_holdout_fraction_is_the_held_out_share(fraction: float) -> None:
     count = sum(is_held_out(f"question {i}", fraction) for i in range(20_000))
     assert abs(count - 20_000 * fraction) < 5 * (20_000 * fraction * (1 - fraction)) ** 0.5
 
 
-def test_held_out_problems_stay_so_when_there_are_more(tmp_path: Path) -> None:
+def test_more_problems_change_no_held_out_one(tmp_path: Path) -> None:
     fewer = open_row("gsm8k", path=write_rows(tmp_path / "x.jsonl", SUMS[:25]), holdout_fraction=0.2)
     more = open_row("gsm8k", seed=9, path=write_rows(tmp_path / "y.jsonl", SUMS[::-1]), holdout_fraction=0.3)
     assert not questions(fewer.evaluation) & questions(more.train)
@@ -171,7 +171,7 @@ def test_a_question_in_both_files_is_not_trained_on(tmp_path: Path, caplog: pyte
     ]
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", SUMS)
     assert problem_of("gsm8k", path=path, eval_path=path).startswith("every training problem is also in the set to")
     assert problem_of("gsm8k", path=path, holdout_fraction=0.0) == (
@@ -182,7 +182,7 @@ def test_nothing_left(tmp_path: Path) -> None:
     )
 
 
-def test_a_holdout_beside_a_set_of_its_own_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unused_holdout_fraction_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, own = write_rows(tmp_path / "x.jsonl", SUMS), write_rows(tmp_path / "y.jsonl", SUMS[:4])
     with caplog.at_level(logging.WARNING, "titan_pt"):
         open_row("gsm8k", path=path, eval_path=own, holdout_fraction=0.2)
@@ -199,7 +199,7 @@ def test_a_holdout_beside_a_set_of_its_own_is_told(tmp_path: Path, caplog: pytes
         ("medqa", "medqa/train_small_5options.jsonl", "medqa/test_5options.jsonl", 50, 1273),
     ],
 )
-def test_real_splits(
+def test_real_splits_share_no_question(
     realdata: Path, name: str, train: str, evaluation: str, num_train: int, num_evaluation: int
 ) -> None:
     opened = open_row(name, path=str(realdata / train), eval_path=str(realdata / evaluation))
@@ -213,7 +213,7 @@ def test_real_splits(
         assert all(opened.grade(f"so\n{answer}", problem, rule) for rule in ("official", "strict", "lenient"))
 
 
-def test_fingerprints(tmp_path: Path) -> None:
+def test_fingerprints_change_with_the_problems(tmp_path: Path) -> None:
     def fingerprint(rows: Any, name: str = "gsm8k", file: str = "x.jsonl", **fields: Any) -> str:
         return open_row(name, path=write_rows(tmp_path / file, rows), **fields).train.fingerprint
 
@@ -244,7 +244,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], An
     return sets
 
 
-def test_gsm8k_of_the_hub(hub: dict[Any, Any], tmp_path: Path) -> None:
+def test_gsm8k_is_read_from_the_hub(hub: dict[Any, Any], tmp_path: Path) -> None:
     hub["openai/gsm8k", "main", "train"] = SUMS[:30]
     hub["openai/gsm8k", "main", "test"] = SUMS[25:]
     opened = open_row("gsm8k")
@@ -256,7 +256,7 @@ def test_gsm8k_of_the_hub(hub: dict[Any, Any], tmp_path: Path) -> None:
     assert problem_of("gsm8k").startswith("openai/gsm8k (main), test, row 0: 'answer': gold = 'y': want a number")
 
 
-def test_medqa_of_the_hub(hub: dict[Any, Any]) -> None:
+def test_medqa_is_read_from_the_hub(hub: dict[Any, Any]) -> None:
     rows = [
         {
             "id": f"train-{i}",
@@ -274,7 +274,7 @@ def test_medqa_of_the_hub(hub: dict[Any, Any]) -> None:
     assert problem.gold == "D"
 
 
-def test_without_a_network() -> None:
+def test_a_missing_network_names_local_files() -> None:
     """The tests are offline: the message is the real one."""
     for name in ("gsm8k", "medqa"):
         message = problem_of(name)

@@ -80,7 +80,7 @@ def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("gym")
-def test_reasoning_gym() -> None:
+def test_reasoning_gym_asks_and_grades() -> None:
     opened = open_row("reasoning_gym:sums", options={"size": 200, "most": 9}, holdout_fraction=0.3)
     train, evaluation = asked(opened.train), asked(opened.evaluation)
     assert not questions(opened.train) & questions(opened.evaluation)
@@ -102,7 +102,7 @@ def test_reasoning_gym() -> None:
 
 
 @pytest.mark.usefixtures("gym")
-def test_reasoning_gym_gives_every_process_the_same_problems() -> None:
+def test_every_process_generates_the_same_problems() -> None:
     """Though the set goes through a Python set and the global random numbers."""
     first, second = (open_row("reasoning_gym:unordered", options={"size": 30}, holdout_fraction=0.5) for _ in range(2))
     assert asked(first.train) == asked(second.train) and first.train.fingerprint == second.train.fingerprint
@@ -110,7 +110,7 @@ def test_reasoning_gym_gives_every_process_the_same_problems() -> None:
 
 
 @pytest.mark.usefixtures("gym")
-def test_wrong_settings() -> None:
+def test_wrong_settings_are_named() -> None:
     assert "reasoning_gym has no 'sum'; did you mean sums?; it has 4, such as" in problem_of("reasoning_gym:sum")
     assert problem_of("reasoning_gym").startswith("name: reasoning_gym has no ''")
     assert "evaluates text as code; choose another" in problem_of("reasoning_gym:evaluating")
@@ -129,17 +129,17 @@ def test_wrong_settings() -> None:
         ({"size": "7"}, "options.size = '7': want a number of problems from 1 on"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     assert problem_of("reasoning_gym:sums", options=options) == message
 
 
-def test_without_reasoning_gym(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     assert "pip install 'titan-pt[reasoning]'" in problem_of("reasoning_gym:chain_sum")
 
 
-def test_the_real_reasoning_gym() -> None:
+def test_the_real_package_works() -> None:
     factory = pytest.importorskip("reasoning_gym.factory")
     evaluates_text = importlib.import_module("titan_pt.tasks.reasoning_gym").evaluates_text
     refused = {name for name, (kind, _) in factory.DATASETS.items() if evaluates_text(kind)}

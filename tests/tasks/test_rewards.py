@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from titan_pt.config.schema.grpo import Grpo
 from titan_pt.run import signals as preemption
-from titan_pt.tasks import rewards
+from titan_pt.tasks import rewards, time_limit
 from titan_pt.tasks.grading import find_number, grade_gsm8k
-from titan_pt.tasks.rewards import RewardProblem, Sample, Score, grade, register_reward, score
+from titan_pt.tasks.rewards import RewardProblem, Sample, Score, register_reward, score
+from titan_pt.tasks.rollouts import GradingOptions
 from titan_pt.tasks.task import Problem, Task
+from titan_pt.trainers.grpo.spec import grading_options
 
 PROBLEM = Problem("numbers", "numbers/x.jsonl:1", "What is 9 + 9?", "18")
 RIGHT, WRONG, FORMLESS = "9 + 9 = 18\n#### 18", "9 + 9 = 19\n#### 19", "It is 18."
@@ -54,7 +57,7 @@ def make_sample(completion: str = RIGHT, num_tokens: int = 10, max_new_tokens: i
 @pytest.fixture
 def reward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Score]:
     """The score by one function that is registered for this test alone."""
-    monkeypatch.setattr(rewards, "_REWARDS", dict(rewards._REWARDS))
+    monkeypatch.setattr(rewards._REWARDS, "_registered", dict(rewards._REWARDS))
 
     def run(function: Callable[[Sample, Task], Any], seconds: float = 10.0, **weights: float) -> Score:
         register_reward("mine", function)
@@ -69,10 +72,14 @@ def only(result: Score) -> RewardProblem:
     return problem
 
 
+def failures(result: Score) -> list[tuple[str, str]]:
+    return [(problem.reward, problem.kind) for problem in result.problems]
+
+
 @pytest.mark.parametrize(
     ("completion", "correct", "form"), [(RIGHT, 1.0, 1.0), (WRONG, 0.0, 1.0), (FORMLESS, 0.0, 0.0), ("", 0.0, 0.0)]
 )
-def test_correct_and_format(completion: str, correct: float, form: float) -> None:
+def test_values_of_correct_and_format(completion: str, correct: float, form: float) -> None:
     result = score(make_sample(completion), make_task(rewards={"correct": 1.0, "format": 0.25}), 1.0)
     assert result.parts == {"correct": correct, "format": form}
     assert result.total == correct + 0.25 * form
@@ -80,7 +87,7 @@ def test_correct_and_format(completion: str, correct: float, form: float) -> Non
 
 
 @pytest.mark.parametrize("tokens", [1, 10, 20, 39, 40, 41])
-def test_length(tokens: int) -> None:
+def test_length_reward_equals_the_formula(tokens: int) -> None:
     task = make_task(rewards={"length": 2.0})
     expected = (1 + math.cos(math.pi * min(tokens, 40) / 40)) / 2
     assert score(make_sample(RIGHT, tokens), task, 1.0).parts["length"] == pytest.approx(expected)
@@ -88,7 +95,7 @@ def test_length(tokens: int) -> None:
     assert score(make_sample(WRONG, tokens), task, 1.0).total == 0.0
 
 
-def test_a_weight_of_zero_is_measured_and_a_negative_one_counts(reward: Callable[..., Score]) -> None:
+def test_zero_weights_are_measured_negative_ones_count(reward: Callable[..., Score]) -> None:
     result = reward(lambda sample, task: 0.5, correct=-2.0, format=0.0)
     assert result.parts == {"mine": 0.5, "correct": 1.0, "format": 1.0}
     assert result.total == 0.5 - 2.0
@@ -97,7 +104,7 @@ def test_a_weight_of_zero_is_measured_and_a_negative_one_counts(reward: Callable
 @pytest.mark.parametrize(
     "value", [0.5, 1, True, np.float32(0.5), np.int64(3), np.bool_(True), torch.tensor(0.5), np.array(0.5)]
 )
-def test_numbers_of_all_kinds(reward: Callable[..., Score], value: Any) -> None:
+def test_rewards_may_be_any_kind_of_number(reward: Callable[..., Score], value: Any) -> None:
     result = reward(lambda sample, task: value)
     assert type(result.parts["mine"]) is float and result.parts["mine"] == float(value)
     assert type(result.total) is float and not result.problems
@@ -106,7 +113,7 @@ def test_numbers_of_all_kinds(reward: Callable[..., Score], value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 1e300, None, "1.0", b"1", [1.0], 1j, torch.tensor(math.nan), object()]
 )
-def test_what_is_no_finite_number(reward: Callable[..., Score], value: Any) -> None:
+def test_a_reward_without_finite_number_counts_zero(reward: Callable[..., Score], value: Any) -> None:
     result = reward(lambda sample, task: value, correct=1.0)
     problem = only(result)
     assert problem.kind == "nan" and re.fullmatch("gave .*, not a finite number", problem.message)
@@ -142,7 +149,7 @@ def fail_unprintably(sample: Sample, task: Task) -> float:
         (lambda sample, task: "x" * 10**6 + 1, r"TypeError: .*"),
     ],
 )
-def test_a_function_that_raises(reward: Callable[..., Score], function: Any, message: str) -> None:
+def test_a_reward_that_raises_counts_zero(reward: Callable[..., Score], function: Any, message: str) -> None:
     problem = only(reward(function))
     assert problem.kind == "error" and re.fullmatch(message, problem.message), problem.message
     assert "\n" not in problem.message and len(problem.message) < 400
@@ -177,7 +184,7 @@ def wait_in_regex(sample: Sample, task: Task) -> float:
 
 
 @pytest.mark.parametrize("function", [sleep, spin, swallow_exceptions, swallow_once, wait_in_regex])
-def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> None:
+def test_a_reward_that_hangs_counts_zero(reward: Callable[..., Score], function: Any) -> None:
     start = time.monotonic()
     result = reward(function, 0.05, correct=1.0)
     assert time.monotonic() - start < 5.0
@@ -186,17 +193,17 @@ def test_a_function_that_hangs(reward: Callable[..., Score], function: Any) -> N
     assert result.total == 1.0
 
 
-def test_a_function_that_was_given_up_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rewards._REWARDS, "slow", sleep)
+def test_a_given_up_reward_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rewards._REWARDS._registered, "slow", sleep)
     task = make_task(rewards={"correct": 1.0, "slow": 1.0})
     start = time.monotonic()
     result = score(make_sample(), task, 60.0, given_up={"slow"})
     assert time.monotonic() - start < 30
     assert result.total == 1.0
-    assert [(problem.reward, problem.kind) for problem in result.problems] == [("slow", "timeout")]
+    assert failures(result) == [("slow", "timeout")]
 
 
-def test_the_timer_never_strikes_outside_the_function(reward: Callable[..., Score]) -> None:
+def test_the_timer_never_expires_outside_a_function(reward: Callable[..., Score]) -> None:
     """Functions that end about when their time does: the expiry must not escape, nor the timer go on."""
     before = signal.getitimer(signal.ITIMER_REAL)
     seconds = 0.0005
@@ -241,7 +248,7 @@ def test_another_timer_goes_on(alarms: list[int], reward: Callable[..., Score]) 
     assert signal.getsignal(signal.SIGALRM) is own and alarms == []
 
 
-def test_another_timer_that_became_due_strikes_afterwards(alarms: list[int], reward: Callable[..., Score]) -> None:
+def test_another_due_timer_expires_afterwards(alarms: list[int], reward: Callable[..., Score]) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     assert reward(lambda sample, task: time.sleep(0.1) or 1.0).problems == ()
     time.sleep(0.05)
@@ -261,7 +268,7 @@ def test_ctrl_c_ends_the_run(reward: Callable[..., Score]) -> None:
         reward(interrupted)
 
 
-def test_a_signal_sets_the_flag_and_the_reward_goes_on(reward: Callable[..., Score]) -> None:
+def test_a_stop_signal_does_not_interrupt_a_reward(reward: Callable[..., Score]) -> None:
     handlers = {number: signal.getsignal(number) for number in preemption._SIGNALS}
     try:
         preemption.install_handlers()
@@ -282,7 +289,7 @@ def test_a_signal_sets_the_flag_and_the_reward_goes_on(reward: Callable[..., Sco
 def test_outside_the_main_thread_there_is_no_limit(
     reward: Callable[..., Score], caplog: pytest.LogCaptureFixture
 ) -> None:
-    rewards._warn_of_no_limit.cache_clear()
+    time_limit._warn_of_no_limit.cache_clear()
     results: list[Score] = []
     register_reward("slow", lambda sample, task: time.sleep(0.1) or 1.0)
     register_reward("failing", fail)
@@ -297,13 +304,63 @@ def test_outside_the_main_thread_there_is_no_limit(
     ]
 
 
-def test_grading_is_guarded_too() -> None:
-    assert grade(make_sample(RIGHT), make_task(), "strict", 1.0) == (True, ())
-    assert grade(make_sample(WRONG), make_task(), "strict", 1.0) == (False, ())
-    right, (problem,) = grade(make_sample(), make_task(grade=lambda *args: 1 / 0), "lenient", 1.0)
-    assert (right, problem.reward, problem.kind) == (False, "grade (lenient)", "error")
-    right, (problem,) = grade(make_sample(), make_task(grade=lambda *args: time.sleep(60)), "official", 0.05)
-    assert (right, problem.kind) == (False, "timeout")
+def test_a_failed_grading_counts_as_wrong() -> None:
+    right, wrong = score(make_sample(RIGHT), make_task(), 1.0), score(make_sample(WRONG), make_task(), 1.0)
+    assert (right.strict, right.official, right.lenient, right.problems) == (True, True, True, ())
+    assert (wrong.strict, wrong.official, wrong.lenient, wrong.problems) == (False, False, False, ())
+    found = score(make_sample(), make_task(grade=lambda *args: 1 / 0, rewards={"format": 1.0}), 1.0)
+    assert (found.strict, found.parts) == (False, {"format": 1.0})
+    names = ["grade (strict)", "grade (official)", "grade (lenient)"]
+    assert failures(found) == [(name, "error") for name in names]
+    found = score(make_sample(), make_task(grade=lambda *args: time.sleep(60)), 0.05)
+    assert failures(found) == [(name, "timeout") for name in ("correct", *names)]
+    found = score(make_sample(), make_task(find_letter=lambda text: 1 / 0), 1.0)
+    assert (found.letter, found.strict, failures(found)) == (None, True, [("find_letter", "error")])
+
+
+def test_each_rule_is_asked_once_a_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def count(completion: str, problem: Problem, rule: str) -> bool:
+        asked.append(rule)
+        return grade_gsm8k(completion, problem.gold, rule)
+
+    monkeypatch.setitem(
+        rewards._REWARDS._registered,
+        "mine",
+        lambda sample, task: task.grade(sample.completion, sample.problem, "lenient") / 2,
+    )
+    task = make_task(grade=count, rewards={"correct": 1.0, "length": 1.0, "mine": 1.0})
+    assert score(make_sample(), task, 1.0).parts["mine"] == 0.5
+    assert sorted(asked) == ["lenient", "official", "strict"]
+    assert score(make_sample(WRONG), task, 1.0).total == 0.0
+    assert len(asked) == 6, "a verdict is of one completion"
+
+
+def test_a_failed_grading_is_asked_again() -> None:
+    """A timeout belongs to the function that ran out of time, so only verdicts are kept."""
+    answers = iter([KeyError("once"), True])
+
+    def unsure(completion: str, problem: Problem, rule: str) -> bool:
+        answer = next(answers) if rule == "strict" else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    found = score(make_sample(), make_task(grade=unsure), 1.0)
+    assert (found.parts, found.strict) == ({"correct": 0.0}, True)
+    assert failures(found) == [("correct", "error")]
+
+
+def test_a_changed_alarm_handler_harms_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changes(sample: Sample, task: Task) -> float:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it would end the process
+        return 1.0
+
+    monkeypatch.setitem(rewards._REWARDS._registered, "changes", changes)
+    monkeypatch.setitem(rewards._REWARDS._registered, "hangs", sleep)
+    found = score(make_sample(), make_task(rewards={"changes": 1.0, "hangs": 1.0}), 0.05)
+    assert found.parts["changes"] == 1.0 and failures(found) == [("hangs", "timeout")]
 
 
 def test_a_name_is_registered_once(reward: Callable[..., Score]) -> None:
@@ -320,4 +377,9 @@ def test_scoring_is_cheap() -> None:
         for _ in range(100):
             score(sample, task, 10.0)
         best = min(best, (time.perf_counter() - start) / 100)
-    assert best < 50e-6, f"{best * 1e6:.1f} us"
+    assert best < 200e-6, f"{best * 1e6:.1f} us"
+
+
+def test_grading_options_have_the_config_defaults() -> None:
+    assert grading_options(Grpo()) == GradingOptions()
+    assert grading_options(Grpo(overlong="mask", reward_timeout_seconds=3.0)).overlong == "mask"

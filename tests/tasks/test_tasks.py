@@ -1,4 +1,4 @@
-"""What each task asks and grades, a task of one's own, and a row's settings."""
+"""Prompts and grading of each task, registered tasks, and the settings of a row."""
 
 import dataclasses
 from collections import Counter
@@ -63,7 +63,7 @@ def test_evaluation_is_never_shuffled(medqa: Callable[..., Task]) -> None:
         assert [problem.gold for problem in asked(fixed.train, visit)] == [row["answer_idx"] for row in CASES[4:]]
 
 
-def test_what_medqa_asks_and_grades(medqa: Callable[..., Task]) -> None:
+def test_medqa_asks_and_grades_letters(medqa: Callable[..., Task]) -> None:
     opened = medqa(rewards={"correct": 1.0, "format": 0.5})
     problem = opened.evaluation.get(2, 0)
     assert opened.prompt(problem) == (
@@ -93,7 +93,7 @@ def test_options_of_many_lines_and_five_letters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", sorted(LEVELS))
-def test_arithmetic_levels(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_levels_are_right_and_split(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "_MOST_PROBLEMS", 3000)
     opened, other_seed = open_row("arithmetic", level=level), open_row("arithmetic", seed=5, level=level)
     train, evaluation = asked(opened.train), asked(opened.evaluation)
@@ -109,7 +109,7 @@ def test_arithmetic_levels(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not opened.grade(f"#### {result + 1}", problem, "strict")
 
 
-def test_arithmetic_is_of_level_1_unless_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_level_is_1(caplog: pytest.LogCaptureFixture) -> None:
     assert asked(open_row("arithmetic").train) == asked(open_row("arithmetic", level=1).train)
     assert open_row("arithmetic").train.fingerprint != open_row("arithmetic", level=2).train.fingerprint
     message = problem_of("arithmetic", level=99)
@@ -123,7 +123,7 @@ def test_arithmetic_is_of_level_1_unless_told(caplog: pytest.LogCaptureFixture) 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
+    monkeypatch.setattr(task._TASKS, "_registered", dict(task._TASKS._registered))
     return
 
 
@@ -141,7 +141,7 @@ def countries(row: GrpoTask, seed: int) -> Task:
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_task_of_ones_own() -> None:
+def test_registered_tasks_take_a_rows_settings() -> None:
     register_task("countries", countries)
     opened = open_row("countries:few", options={"size": 5}, level=3)
     assert (len(opened.train), opened.stop, opened.rewards) == (3, ("\n",), {"correct": 2.0})
@@ -158,7 +158,7 @@ def test_a_task_of_ones_own() -> None:
         register_task("gsm8k", countries)
 
 
-def test_a_question_that_looks_like_a_template() -> None:
+def test_a_question_may_look_like_a_template() -> None:
     problem = dataclasses.replace(open_row("arithmetic").train.get(0, 0), question="{question} {0} %s \\1")
     assert open_row("arithmetic").prompt(problem) == "Question: {question} {0} %s \\1\nAnswer:"
 
@@ -185,15 +185,15 @@ def test_a_question_that_looks_like_a_template() -> None:
         ({"name": "medqa", "level": 2}, "level = 2 has no effect on medqa; leave it out"),
     ],
 )
-def test_wrong_rows_of_the_config(fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "_TASKS", {})  # without what other tests registered
+def test_wrong_config_rows_are_named(fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task._TASKS, "_registered", {})  # without what other tests registered
     built_in = {name: rewards._REWARDS[name] for name in ("correct", "format", "length")}
-    monkeypatch.setattr(rewards, "_REWARDS", built_in)
+    monkeypatch.setattr(rewards._REWARDS, "_registered", built_in)
     fields = {"name": "arithmetic", **fields}
     assert problem_of(**fields).startswith(message)
 
 
-def test_all_mistakes_of_a_row_are_told() -> None:
+def test_all_mistakes_of_a_row_are_named() -> None:
     wrong = {"prompt_template": "x", "rewards": {"corect": 1.0}, "holdout_fraction": 0.2}
     assert len(problems_of("arithmetic", **wrong)) == 2
     assert len(problems_of("arithmetic", prompt_template="x", level=99)) == 2
@@ -208,7 +208,7 @@ def test_defaults_that_are_written_out_are_no_mistake() -> None:
 # Where answers end
 
 
-def test_answers_end_where_the_tokenizer_and_the_tasks_say() -> None:
+def test_stop_tokens_of_tokenizer_and_tasks() -> None:
     plain, lines = open_row("arithmetic", level=1), open_row("arithmetic", level=1, stop=["\n"])
     assert stop_tokens(ByteTokenizer(), [plain]) == [256, 258], "of documents, and of turns"
     assert stop_tokens(ByteTokenizer(), [lines, lines]) == [256, 258, ord("\n")]

@@ -31,12 +31,12 @@ def wait(config: Path, *flags: str) -> int:
     return tool_here(await_start.main, "--job.config_file", config, *flags)
 
 
-def test_weights_that_are_there(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_weights_end_the_wait(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wait(config_of(tmp_path, str(start)), "--minutes", "0") == ExitCode.DONE
     assert f"Starting weights are there: {start / 'checkpoint' / 'step-1'}" in capsys.readouterr().err
 
 
-def test_weights_that_come_late(
+def test_late_weights_are_waited_for(
     tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(await_start, "POLL_SECONDS", 0.1)
@@ -48,7 +48,7 @@ def test_weights_that_come_late(
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "damaged"])
-def test_weights_that_do_not_come(
+def test_missing_weights_end_with_usage(
     tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -61,14 +61,14 @@ def test_weights_that_do_not_come(
     assert last.endswith("when the run that makes them is done, start this one again")
 
 
-def test_a_run_that_needs_none(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_need_do_not_wait(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wait(write_toml(tmp_path / "first"), "--minutes", "0") == ExitCode.DONE
     config = config_of(tmp_path, "gone")
     assert wait(config, "--minutes", "0", "--job.dump_folder", str(start)) == ExitCode.DONE
     assert "the run goes on from them" in capsys.readouterr().err
 
 
-def test_a_wrong_config_is_a_mistake_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_config_fails_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wait(config_of(tmp_path, "nowhere"), "--training.stpes", "3") == ExitCode.USAGE
     assert "training.steps" in capsys.readouterr().err
     assert wait(config_of(tmp_path, "nowhere"), "--minutes", "soon") == ExitCode.USAGE
@@ -86,3 +86,9 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == ExitCode.TERMINATED and time.monotonic() - started < 10
     process.stderr.close()
+
+
+def test_it_starts_without_torch() -> None:
+    """An init container waits with it: torch would cost it memory and seconds."""
+    code = "import sys, titan_pt.tools.await_start; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -49,7 +49,7 @@ def test_only_the_text_is_printed(run: Path, capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().out == "\n\n".join([ANSWER] * count) + "\n"
 
 
-def test_the_seed_decides(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_seeds_give_equal_texts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def text(seed: int) -> str:
         flags = ["--prompt", "W", "--temperature", 3, "--max_new_tokens", 20, "--seed", seed]
         assert tool_here(main, "--checkpoint", run, *flags) == 0
@@ -58,7 +58,7 @@ def test_the_seed_decides(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert text(1) == text(1) != text(2)
 
 
-def test_a_file_of_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_prompts_is_answered(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": ASK}, {"prompt": "Question"}, {"prompt": ASK}]
     flags = ["--prompts_file", write_rows(tmp_path / "prompts.jsonl", rows), "--temperature", 0, "--max_new_tokens", 18]
     assert tool_here(main, "--checkpoint", run, *flags, "--num_samples", 2, "--max_rows", 4) == 0
@@ -70,7 +70,7 @@ def test_a_file_of_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "out.jsonl").read_text() == printed, "in one part or in two"
 
 
-def test_noise_belongs_to_the_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noise_depends_on_the_prompt_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("W\n\nW\nQ\n")
     flags = ["--prompts_file", tmp_path / "prompts.txt", "--temperature", 3, "--max_new_tokens", 16]
     printed = []
@@ -82,7 +82,7 @@ def test_noise_belongs_to_the_prompt(run: Path, tmp_path: Path, capsys: pytest.C
     assert first != second, "the same prompt twice is two prompts"
 
 
-def test_a_chat_knows_what_was_said(
+def test_a_chat_remembers_earlier_turns(
     chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = open_model_source(str(chat_folder))
@@ -135,7 +135,7 @@ def test_characters_are_printed_whole() -> None:
     assert written[-1] == "\ufffd", "what never becomes whole is shown at the end"
 
 
-def test_tokens_are_seen_as_they_come(run: Path) -> None:
+def test_text_is_streamed(run: Path) -> None:
     source = open_model_source(str(run))
     seen: list[list[list[int]]] = []
     engine = NativeEngine(source.load("cpu", torch.float32), source.stop_ids, stride=1)
@@ -178,7 +178,7 @@ def test_int8_weights_are_small_and_close(run: Path) -> None:
         (["--num_samples", 2], "--num_samples = 2: a chat has one answer"),
     ],
 )
-def test_wrong_usage(
+def test_wrong_flags_are_usage_errors(
     run: Path, capsys: pytest.CaptureFixture[str], flags: list[object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
@@ -188,7 +188,7 @@ def test_wrong_usage(
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
 
 
-def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
+def test_text_parts_are_joined(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     rows = [{"messages": [{"role": "user", "content": content}]} for content in (parts, "Hi", [{"type": "image"}])]
     assert read_prompts(write_rows(tmp_path / "two.jsonl", rows[:2])) == [rows[1]["messages"]] * 2
@@ -197,7 +197,9 @@ def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [{}, {"prompt": ""}, {"prompt": 3}, {"messages": []}, {"messages": [{"role": "user"}]}])
-def test_rows_without_a_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict) -> None:
+def test_rows_without_a_prompt_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict
+) -> None:
     file = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "fine"}, row])
     assert tool_here(main, "--checkpoint", run, "--prompts_file", file) == 2
     assert "prompts.jsonl, line 2: no prompt; want" in capsys.readouterr().err

@@ -8,18 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import Texts, corpus
+from data_helpers import Texts, mixture_of, open_one, through_json
 from task_helpers import CASES, SUMS, asked, open_row, write_rows
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source
-from titan_pt.data.sources.formatters import without_calculator
-from titan_pt.data.sources.mixture import open_alone
-from titan_pt.data.sources.registry import Documents, open_source
+from titan_pt.data.builtin.formatters import without_calculator
+from titan_pt.data.sources.documents import Documents
+from titan_pt.data.sources.opening import MixtureSource, open_alone
 from titan_pt.data.stream.batch import IGNORED, collate
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
-from titan_pt.data.stream.stream import Row, Stream
+from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.row import PackedRow
+from titan_pt.data.stream.stream import Stream
 from titan_pt.trainers.sft.records import Conversations, with_records
 from titan_pt.trainers.sft.spec import check_records
 
@@ -42,16 +43,16 @@ def encoder(seq_len: int = 256, **options: Any) -> Conversations:
 
 def records(*found: Any, seq_len: int = 256, **options: Any) -> TokenizedMixture:
     documents = Texts(json.dumps(record) for record in found)
-    return corpus(MixtureSource("s", documents, 1.0, 1.0), encoder=encoder(seq_len, **options), packing="best_fit")
+    return mixture_of(MixtureSource("s", documents, 1.0, 1.0), encoder=encoder(seq_len, **options), packing="best_fit")
 
 
 def opened(name: str, **fields: Any) -> Documents:
     """The records of a source of an sft run."""
     config = with_records(JobConfig(data=Data(sources=[Source(name=name, **fields)])))
-    return open_source(config.data.sources[0], seed=1, cache_dir=None)
+    return open_one(config.data.sources[0], seed=1, cache_dir=None)
 
 
-def learnt_of(rows: list[Row]) -> list[str]:
+def learnt_of(rows: list[PackedRow]) -> list[str]:
     """What the targets of each row say."""
     targets = collate(rows).targets_BL
     return [BYTES.decode([t for t in row.tolist() if t != IGNORED]) for row in targets]
@@ -217,10 +218,10 @@ def test_rows_that_are_read_by_row_group(tmp_path: Path) -> None:
     data = Data(sources=[source], num_streams=1, cache_dir=str(tmp_path / "cache"))
     config = with_records(JobConfig(job=Job(dump_folder=str(tmp_path)), data=data))
     (found,) = open_alone(config.data.sources, config)
-    assert found.by_unit
-    mixture = corpus(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
+    assert found.by_row_group
+    mixture = mixture_of(MixtureSource("mine", found.documents, 1.0, 1.0), encoder=encoder(), packing="best_fit")
     learnt = "".join(learnt_of(list(Stream(mixture, 0, 1, 256))))
-    assert mixture.sources[0].tell(5) == "document 5 (x.parquet, row group 1, row 1)"
+    assert mixture.sources[0].describe(5) == "document 5 (x.parquet, row group 1, row 1)"
     assert sorted(learnt.split("<|endoftext|>")[:-1]) == sorted(row["completion"] for row in rows)
 
 
@@ -260,7 +261,7 @@ def test_a_bad_record_is_an_error_or_a_counted_skip(
     source = MixtureSource("mine", documents, 1.0, 1.0)
 
     def found(**options: Any) -> TokenizedMixture:
-        return corpus(source, encoder=encoder(**options), packing="best_fit")
+        return mixture_of(source, encoder=encoder(**options), packing="best_fit")
 
     with pytest.raises(
         ConfigError, match=rf"data source 'mine', document 1 \(.*bad.jsonl, line 2\): .*{problem}.*sft.on_bad_record"
@@ -269,7 +270,7 @@ def test_a_bad_record_is_an_error_or_a_counted_skip(
     check_records(found(on_bad_record="skip"), source)
     assert "Data mine: 1 of 2 records are left out: 1 times, first document 1 (" in caplog.text
     stream = Stream(found(on_bad_record="skip"), 0, 1, 256)
-    assert learnt_of(list(stream)) == [" 2<|endoftext|>"] and stream.state_dict()["skipped"] == [1]
+    assert learnt_of(list(stream)) == [" 2<|endoftext|>"] and stream.state().skipped == (1,)
 
 
 def test_nothing_but_bad_records_is_an_error() -> None:
@@ -309,7 +310,7 @@ def test_a_resume_gives_the_same_rows_and_counts() -> None:
         for _ in range(stop):
             stream.next_row(partial=True)
         begun = Stream(documents, 0, 1, 100)
-        begun.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        begun.load_state(through_json(stream.state()))
         for row, other in zip(begun, expected[stop:], strict=True):
             assert np.array_equal(row.tokens, other.tokens) and np.array_equal(row.targets, other.targets)
-        assert begun.state_dict() == whole.state_dict() and begun.skipped == [16]
+        assert begun.state() == whole.state() and begun.skipped == [16]

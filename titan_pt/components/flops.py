@@ -4,8 +4,6 @@ import time
 
 import torch
 
-from titan_pt.planner.accelerators import named_device
-
 FORMULA = "6 N + 12 layers heads head_dim seq_len per token, tied output layer counted once, attention not halved"
 
 
@@ -19,6 +17,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return max(measure_matmul(device, kind) for kind in {dtype, torch.float32})
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
+    from titan_pt.components.accelerators import named_device
+
     known = named_device(torch.cuda.get_device_name(device))
     return known.flops.get("bfloat16") if known else None
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100
-"""Target of a token that is not predicted."""
+"""Target of a token that has no loss."""
 
 # Logits of one chunk, in elements: 2^26 in float32 is 256 MiB.
 CHUNK_ELEMENTS = 2**26
@@ -47,11 +47,11 @@ class ChunkedCrossEntropy:
     chunk_elements: int = CHUNK_ELEMENTS
 
     def head(self, targets_BL: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], TokenLosses]:
-        """The head for these targets."""
+        """Return the head that computes the losses against these targets."""
 
         def apply(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLosses:
             with_gradient = torch.is_grad_enabled()
-            total, losses_T = _ChunkedCrossEntropy.apply(
+            total, losses_T = _CrossEntropyFunction.apply(
                 hidden_BLD.flatten(0, -2), weight_VD, targets_BL.flatten(), self, with_gradient
             )
             return TokenLosses(total, losses_T)
@@ -62,7 +62,7 @@ class ChunkedCrossEntropy:
 def cross_entropy_chunk(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(cross_entropy_T, log_z_T, d(total)/d(logits)_TV in the hidden states' type), ignored tokens all zero."""
+    """Compute (cross_entropy_T, log_z_T, d(total)/d(logits)_TV in the hidden states' type); zero for ignored tokens."""
     logits_TV = F.linear(hidden_TD, weight_VD)
     log_p_TV = torch.log_softmax(logits_TV, dim=-1, dtype=torch.float32)
     log_z_T = logits_TV[:, 0].float() - log_p_TV[:, 0]
@@ -77,12 +77,12 @@ def cross_entropy_chunk(
 
 
 def compiled_chunk(backend: str) -> ChunkFunction:
-    """`cross_entropy_chunk` fused by torch.compile."""
+    """Return `cross_entropy_chunk` fused by torch.compile."""
     return torch.compile(cross_entropy_chunk, backend=backend, fullgraph=True)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients are made with each chunk's logits in the forward; the backward only scales them."""
+class _CrossEntropyFunction(torch.autograd.Function):
+    """Computes gradients with each chunk's logits in the forward; the backward only scales them."""
 
     @staticmethod
     def forward(

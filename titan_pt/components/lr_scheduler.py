@@ -9,11 +9,11 @@ from titan_pt.config.schema.job_config import JobConfig
 logger = logging.getLogger("titan_pt")
 
 Schedule = Callable[[int], float]
-"""step (from 1) -> learning rate"""
+"""Learning rate by optimizer step, counted from 1."""
 
 
 def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
-    """The schedule of `[lr_scheduler]` over a run of `steps` optimizer steps."""
+    """Build the schedule of `[lr_scheduler]` over a run of `steps` optimizer steps."""
     section = config.lr_scheduler
     total = section.total_steps or steps
     warmup = warmup_steps(config, steps)
@@ -25,13 +25,28 @@ def build_lr_schedulers(config: JobConfig, steps: int) -> Schedule:
     return schedule
 
 
+class PlannedSchedule:
+    """A learning-rate schedule whose end moves: a spec's own, built again for each new number of steps."""
+
+    def __init__(self, build: Callable[[int], Schedule], steps: int) -> None:
+        self._build, self._steps, self._schedule = build, steps, build(steps)
+
+    def __call__(self, step: int) -> float:
+        return self._schedule(step)
+
+    def end_at(self, steps: int) -> None:
+        """Be the schedule of a run of so many steps."""
+        if steps != self._steps:
+            self._steps, self._schedule = steps, self._build(steps)
+
+
 def warmup_steps(config: JobConfig, steps: int) -> int:
-    """The warm-up of a run of `steps` steps: it leaves at least one for the rest of the schedule."""
+    """Number of warm-up steps in a run of `steps` steps, shortened so that at least one step follows."""
     return min(config.lr_scheduler.warmup_steps, (config.lr_scheduler.total_steps or steps) - 1)
 
 
 def warn_of_short_warmup(config: JobConfig, steps: int) -> None:
-    """Say so where the run is too short for its warm-up."""
+    """Log a warning if the run is too short for lr_scheduler.warmup_steps."""
     section, warmup = config.lr_scheduler, warmup_steps(config, steps)
     if warmup < section.warmup_steps:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the console, metrics.jsonl, TensorBoard."""
+"""A run's numbers: rows of metrics.jsonl, TensorBoard and console lines."""
 
 import json
 import logging
@@ -6,18 +6,21 @@ import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from titan_pt.config.schema.job_config import Metrics
+from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.run.files import write_atomic
 from titan_pt.run.log import terminal_colors
+from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
-
-FILE = "metrics.jsonl"
 
 # TorchTitan's TensorBoard names; every other key keeps its own.
 TENSORBOARD_TAGS = {
@@ -31,6 +34,9 @@ TENSORBOARD_TAGS = {
     "val_bpb": "validation_metrics/bits_per_byte",
     "val_perplexity": "validation_metrics/perplexity",
 }
+VALIDATION_KEYS = ("val_", "eval/")
+"""Beginnings of the keys that a validation adds to a row."""
+
 _NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
@@ -42,11 +48,11 @@ class MetricsWriter:
     """
 
     def __init__(self, run_folder: Path, options: Metrics, last_step: int, world_size: int) -> None:
-        path = run_folder / FILE
+        self._path = run_folder / FILE
         self._world_size = world_size
         self._color = terminal_colors(options.disable_color_printing)
-        keep_rows_up_to(path, last_step)
-        self._file = path.open("a")
+        keep_rows_up_to(self._path, last_step)
+        self._file = self._path.open("a")
         self._board: Any = None
         if options.enable_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -55,22 +61,36 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, row: Mapping[str, Any], total_steps: int) -> None:
-        """One logged step, by the keys of metrics.jsonl."""
+        """Write one logged step, by the keys of metrics.jsonl.
+
+        Args:
+            total_steps: steps that the run will have, as far as is known.
+        """
+        row = {**row, "time": time.time()}
         try:
-            self._record(row)
+            self._append(row)
+            self._plot(row)
         except OSError as error:
             logger.error(f"the row of step {row['step']} could not be written: {error}; training goes on")
-        if "loss" in row:
-            logger.info(self._line(row, total_steps))
-        if "val_loss" in row:
-            logger.info(
-                f"validate step: {row['step']}  loss: {row['val_loss']:.4f}  "
-                f"perplexity: {row['val_perplexity']:.2f}  bits per byte: {row['val_bpb']:.4f}"
-            )
+        self._show(row, total_steps)
 
-        evaluated = "  ".join(f"{key[5:]}: {value:.4g}" for key, value in row.items() if key.startswith("eval/"))
-        if evaluated:
-            logger.info(f"evaluate step: {row['step']}  {evaluated}")
+    def complete(self, step: int, values: Mapping[str, Any], total_steps: int) -> None:
+        """Add values to the row of a step, the last one that was written; without such a row they make one."""
+        row = {**(self.last_row(step) or {"step": step}), **values, "time": time.time()}
+        try:
+            self._file.close()
+            keep_rows_up_to(self._path, step - 1)
+            self._file = self._path.open("a")
+            self._append(row)
+            self._plot({"step": step, **values})
+        except OSError as error:
+            logger.error(f"the row of step {step} could not be completed: {error}; training goes on")
+        self._show({"step": step, **values}, total_steps)
+
+    def last_row(self, step: int) -> dict[str, Any] | None:
+        """The last row of metrics.jsonl where it is of this step, else None."""
+        lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+        return json.loads(lines[-1]) if lines and _step_of(lines[-1]) == step else None
 
     def write_texts(self, texts: Mapping[str, str], step: int) -> None:
         """Show texts, such as samples, in the console and in TensorBoard."""
@@ -88,14 +108,27 @@ class MetricsWriter:
             except OSError as error:
                 logger.error(f"the last rows could not be written: {error}")
 
-    def _record(self, row: Mapping[str, Any]) -> None:
+    def _append(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._board is not None:
-            self._plot(row)
+
+    def _show(self, row: Mapping[str, Any], total_steps: int) -> None:
+        """Print the row's training, validation and evaluation figures."""
+        if "loss" in row:
+            logger.info(self._line(row, total_steps))
+        if "val_loss" in row:
+            logger.info(
+                f"validate step: {row['step']}  loss: {row['val_loss']:.4f}  "
+                f"perplexity: {row['val_perplexity']:.2f}  bits per byte: {row['val_bpb']:.4f}"
+            )
+        evaluated = "  ".join(f"{key[5:]}: {value:.4g}" for key, value in row.items() if key.startswith("eval/"))
+        if evaluated:
+            logger.info(f"evaluate step: {row['step']}  {evaluated}")
 
     def _plot(self, row: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
         step = row["step"]
         values = {TENSORBOARD_TAGS.get(key, key): value for key, value in row.items() if key not in _NOT_PLOTTED}
         if row.get("mfu") is not None:
@@ -120,14 +153,131 @@ class MetricsWriter:
         )
 
 
+@dataclass
+class Interval:
+    """The steps since the last logged one. Their tensors are read together, when they are logged or saved."""
+
+    start: float = field(default_factory=time.perf_counter)
+    paused_seconds: float = 0.0
+    tokens: int = 0
+    data_seconds: float = 0.0
+    num_steps: int = 0
+    last: StepMetrics = field(init=False)
+    unread: list[tuple[int, StepMetrics]] = field(default_factory=list)
+    """Steps whose `skipped` was not looked at yet."""
+
+    def add(self, step: int, metrics: StepMetrics) -> None:
+        """Add a finished step."""
+        self.tokens += metrics.tokens
+        self.data_seconds += metrics.data_seconds
+        self.num_steps += 1
+        self.last = metrics
+        self.unread.append((step, metrics))
+
+
+class MetricRows:
+    """The log rows of a run over all its restarts: numbers are read on all ranks, rows written by rank 0.
+
+    Args:
+        peak_flops: FLOP/s of one device at its best, for the MFU; None where it is not known.
+    """
+
+    def __init__(self, context: TrainContext[Any], run_folder: Path, peak_flops: float | None) -> None:
+        self._context, self._run_folder, self._peak_flops = context, run_folder, peak_flops
+        self._writer: MetricsWriter | None = None
+        self.interval = Interval()
+
+    def open(self, last_step: int) -> None:
+        """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
+        if self._context.world.is_main:
+            options = self._context.config.metrics
+            self._writer = MetricsWriter(self._run_folder, options, last_step, self._context.world.size)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer:
+            self._writer.close()
+
+    def write(self, row: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
+        """Write a row, and show texts such as samples under their names."""
+        if self._writer:
+            self._writer.write(row, total_steps)
+            self._writer.write_texts(texts, row["step"])
+
+    def complete(self, step: int, values: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
+        """Add a validation's values to the written row of a step, and show its texts."""
+        if self._writer:
+            self._writer.complete(step, values, total_steps)
+            self._writer.write_texts(texts, step)
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether the row of this step is missing or has no values of a validation. A collective."""
+
+        def lacks() -> bool:
+            row = self._writer.last_row(step) if self._writer else None
+            return row is None or not any(key.startswith(VALIDATION_KEYS) for key in row)
+
+        return self._context.world.on_main(lacks)
+
+    def make_row(self, state: TrainState) -> dict[str, Any]:
+        """The row of this step: the interval's numbers, read from the device. A collective."""
+        interval, metrics = self.interval, self.interval.last
+        self.count_skipped(state)
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)  # waits for the device: time is whole here
+        seconds = time.perf_counter() - interval.start - interval.paused_seconds
+        tokens_per_second = interval.tokens / seconds
+        return {
+            "step": state.step,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": metrics.lr,
+            "tokens_seen": state.tokens_seen,
+            "tokens_per_second": tokens_per_second,
+            "mfu": self._mfu(tokens_per_second),
+            "step_seconds": seconds / interval.num_steps,
+            "data_seconds": interval.data_seconds / interval.num_steps,
+            "memory_gib": memory_gib(self._context.world.device),
+            "skipped_steps": state.skipped_steps,
+            **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
+            **self._extras(metrics),
+        }
+
+    def count_skipped(self, state: TrainState) -> None:
+        """Count and report the steps that were not applied since this was last asked."""
+        unread, self.interval.unread = self.interval.unread, []
+        flags = torch.stack([metrics.skipped for _, metrics in unread]).tolist() if unread else []
+        for (step, metrics), flag in zip(unread, flags, strict=True):
+            if flag:
+                state.skipped_steps += 1
+                logger.error(
+                    f"step {step}: loss or gradient is not finite; weights are unchanged; its documents on this rank: "
+                    f"{', '.join(metrics.documents) or 'unknown'}"
+                )
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Model FLOPs utilisation; None where the peak is not known, or was measured too low on a busy machine."""
+        if not self._peak_flops:
+            return None
+        mfu = tokens_per_second * self._context.flops_per_token / (self._peak_flops * self._context.world.size)
+        return mfu if mfu <= 1 else None
+
+    def _extras(self, metrics: StepMetrics) -> dict[str, float]:
+        """The step's own values, and each source's tokens and passes over all ranks; NaN means there was none."""
+        values = {key: float(value) for key, value in metrics.extra.items()}
+        values = {key: value for key, value in values.items() if value == value}
+        for progress in self._context.world.gather(self._context.dataloader.progress()):
+            for name, (tokens, epochs) in progress.items():
+                values[f"source/{name}/tokens"] = values.get(f"source/{name}/tokens", 0) + tokens
+                values[f"source/{name}/epochs"] = values.get(f"source/{name}/epochs", 0.0) + epochs
+        return values
+
+
 def keep_rows_up_to(path: Path, step: int) -> None:
     """Drop the rows of later steps, and a last line that was cut off, from a metrics file."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
@@ -147,7 +297,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """Such as "1d 02:03:04", "02:03:04" or "03:04"."""
+    """Format a duration, such as "1d 02:03:04", "02:03:04" or "03:04"."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -7,12 +7,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_pt.config.schema.job_config import Compile, JobConfig
-from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
+from titan_pt.protocols.registry import import_attribute
 
 
 def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimizer:
-    """The optimizer of `[optimizer]`.
+    """Build the optimizer of `[optimizer]`.
 
     Raises:
         ConfigError: it has to be compiled, and there is no compiler.
@@ -25,11 +25,15 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if options.name == "AdamW8bit":
-        from titan_pt.optimizers.adamw8bit import ShardedAdamW8bit
+        from titan_pt.distributed.compile import check_compiler
 
+        sharded_adamw_8bit = import_attribute("titan_pt.optimizers.adamw8bit:ShardedAdamW8bit")
         device = next(model.parameters()).device
         check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
-        return ShardedAdamW8bit(groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps)
+        optimizer: torch.optim.Optimizer = sharded_adamw_8bit(
+            groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps
+        )
+        return optimizer
     return torch.optim.AdamW(
         groups,
         lr=options.lr,
@@ -41,7 +45,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """(decayed, not decayed) by name: matrices that are not embeddings, and everything else."""
+    """Split parameters into (decayed, not decayed) by name: matrices that are no embeddings, and the rest."""
     embeddings = {
         id(parameter)
         for module in model.modules()
@@ -59,7 +63,7 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state by "parameter.key"; makes the state first where no step was taken yet."""
+    """Tensors of the optimizer's state by "parameter.key"; creates the state where no step was taken yet."""
     if not optimizer.state:
         _initialize(optimizer)
     return {
@@ -79,27 +83,26 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def reset(optimizer: torch.optim.Optimizer) -> None:
-    """Start the moments and the step count anew."""
+    """Set the moments and step counts of all parameters to zero, in place."""
     for parameter in optimizer.state:
         for _, value in _state_tensors(optimizer, parameter):
             value.zero_()
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """(key, plain tensor) of one parameter's state."""
+    """Yield (key, plain tensor) for the state of one parameter."""
     values = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, torch.Tensor)}
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return
-    from titan_pt.optimizers.adamw8bit import state_tensors
-
+    state_tensors = import_attribute("titan_pt.optimizers.adamw8bit:state_tensors")
     for key, value in values.items():
         yield from state_tensors(parameter, key, value)
 
 
 @torch.no_grad()
 def _initialize(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer make its state by a step of zero gradients, then undo the step's count."""
+    """Create the optimizer's state by a step with zero gradients, then set its step count back."""
     rate = float(optimizer.param_groups[0]["lr"])
     set_rate(optimizer, 0.0)
     for group in optimizer.param_groups:
@@ -114,7 +117,7 @@ def _initialize(optimizer: torch.optim.Optimizer) -> None:
 def guarded_update(
     model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm: float, loss: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip and update, unless loss or gradient is not finite. Returns (grad_norm, skipped), both on the device.
+    """Clip gradients and update, unless loss or gradient is not finite; returns (grad_norm, skipped) on the device.
 
     Both are the same on all ranks, so all ranks skip together. The fused optimizer reads the flag on the device and
     leaves weights, moments and its step count alone; multiplying by zero would not do, 0 * NaN is NaN.

@@ -1,4 +1,4 @@
-"""Traces and memory snapshots, on CPUs and accelerators."""
+"""Profiler traces and CUDA memory snapshots of a run."""
 
 import logging
 import pickle
@@ -18,7 +18,7 @@ MAX_SNAPSHOT_ENTRIES = 100_000
 
 
 class Profiler:
-    """Does nothing unless `[profiling]` asks; `step` after every training step."""
+    """Context around the training loop that writes what `[profiling]` asks for; call `step` after each step."""
 
     def __init__(self, options: Profiling, run_folder: Path, world: World) -> None:
         self._options, self._folder, self._world = options, run_folder, world
@@ -61,7 +61,7 @@ class Profiler:
             self._write_snapshot(f"iteration_{self._steps}_exit")
 
     def step(self) -> None:
-        """Tell that a training step is done."""
+        """Count a finished training step, and write what is due."""
         self._steps += 1
         if self._traces is not None:
             self._traces.step()

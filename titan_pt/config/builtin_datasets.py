@@ -13,7 +13,7 @@ class BuiltinDataset:
     formatter: str
     subset: str | None = None
     train_only: bool = False
-    """Its other splits are evaluation sets, which nothing may train on."""
+    """Whether only the split "train" may be trained on; the dataset's other splits are evaluation sets."""
     tokens: dict[str, float] = field(default_factory=dict)
     """About how many tokens of GPT-2 each subset's training split has, "" where there are no subsets."""
     patterns: dict[str, str] | None = None

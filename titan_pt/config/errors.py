@@ -1,4 +1,4 @@
-"""What a user's mistake becomes: every problem found, what is allowed, the nearest known name."""
+"""Messages about users' mistakes: every problem found, the allowed values, the nearest known name."""
 
 import difflib
 import json

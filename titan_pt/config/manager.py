@@ -1,4 +1,4 @@
-"""From arguments to one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
+"""The manager turns arguments into one validated, immutable JobConfig; `python -m titan_pt.config.manager` prints it.
 
 Precedence: command line > TOML file > the files it extends > the folder of model.from_hf > default. Everything is
 checked once and all problems are reported together.
@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
-from titan_pt.config.resolve.checks import DERIVED_ARGS, Problem, cross_check
+from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.resolve.validate import validate
@@ -113,12 +113,13 @@ def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: li
     if not path:
         return []
     said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-    if model_spec.hugging_face is None:
+    layout = model_spec.layout()
+    if layout is None:
         problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
         return []
     folder = Path(os.path.expanduser(path))
     try:
-        args = model_spec.hugging_face.read_config(folder)
+        args = layout.read_config(folder)
     except ConfigError as error:
         problems += [f"{said}: {problem}" for problem in error.problems]
         return []
@@ -172,7 +173,7 @@ def _import_custom(module: str, problems: list[str]) -> None:
         raise ConfigError(*problems, problem) from error
 
 
-def _with_origins(problem: Problem, merged: Merged) -> str:
+def _with_origins(problem: RuleProblem, merged: Merged) -> str:
     origins = sorted({merged.origin(*name.split(".")) for name in problem.fields} - {"default"})
     return f"{problem.text} (set by {', '.join(origins)})" if origins else problem.text
 

@@ -12,17 +12,17 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Overlap:
-    """What was found."""
+    """Result of a comparison of an evaluation set with a training source."""
 
     documents: int
-    """Of the evaluation set that have 13 words."""
+    """Documents of the evaluation set that have at least 13 words."""
     shared_documents: int
-    """Of them, those with at least one run of 13 words in the source."""
+    """Documents of the evaluation set with at least one run of 13 words that is in the source too."""
     ngrams: int
     """Different runs of 13 words in the evaluation set."""
     shared_ngrams: int
     examples: tuple[str, ...]
-    """Some of the shared runs."""
+    """A few of the shared runs, as text."""
 
 
 def ngrams(text: str) -> Iterator[tuple[int, str]]:
@@ -34,7 +34,7 @@ def ngrams(text: str) -> Iterator[tuple[int, str]]:
 
 
 def find_overlap(training: Iterable[str], evaluation: Iterable[str], num_examples: int = 3) -> Overlap:
-    """Look for the runs of the evaluation set in the training texts; memory is that of the evaluation set alone."""
+    """Look for runs of 13 words of the evaluation set in the training texts; only the former are held in memory."""
     owners: dict[int, set[int]] = {}
     documents = 0
     for number, text in enumerate(evaluation):

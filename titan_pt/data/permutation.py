@@ -9,12 +9,12 @@ _ROUNDS = 4
 
 
 def keyed_hash(key: bytes, text: bytes) -> int:
-    """64 bits that depend on key and text alone, on every machine."""
+    """Hash of 64 bits that depends on key and text alone, on every machine."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key).digest(), "little")
 
 
 def digest(parts: Sequence[Any]) -> str:
-    """16 hexadecimal digits of what JSON makes of the parts: a fingerprint."""
+    """Fingerprint of JSON values: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

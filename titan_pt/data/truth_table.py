@@ -1,11 +1,11 @@
-"""What a mixture means for a run, told before it starts: tokens, passes and share of every source."""
+"""Truth table of a mixture, logged before a run: tokens, passes and share of every source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.data.sources.prepared import PreparedDocuments
-from titan_pt.data.sources.registry import sample_numbers
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
+from titan_pt.data.sources.documents import TokenDocuments, sample_numbers
+from titan_pt.data.sources.opening import MixtureSource
+from titan_pt.data.stream.mixture import TokenizedMixture
 
 # Beyond this many passes over the same text a language model learns little that is new (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
@@ -14,17 +14,17 @@ _SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class SourceBudget:
-    """One source over the whole run."""
+class SourceShare:
+    """Share of one source in the tokens of a whole run."""
 
     name: str
     documents: int
     tokens_per_epoch: float
-    """Estimated from a sample of its documents."""
+    """Tokens of one pass, estimated from a sample of the documents."""
     wished_tokens: float
-    """Its weight's share of the run."""
+    """Tokens that the weight alone would give."""
     tokens: float
-    """What it gives once every source is held to its cap."""
+    """Tokens that the source gives once every source is held to its cap."""
     max_epochs: float | None
 
     @property
@@ -38,17 +38,17 @@ class SourceBudget:
         return self.wished_tokens / self.tokens_per_epoch
 
 
-def plan_mixture(corpus: TokenizedMixture, tokens: int) -> list[SourceBudget]:
+def plan_mixture(mixture: TokenizedMixture, tokens: int) -> list[SourceShare]:
     """Share out the tokens of a run: by weight, and what a capped source cannot give goes to the others."""
-    sizes = [_tokens_per_epoch(corpus, source) for source in corpus.sources]
+    sizes = [_tokens_per_epoch(mixture, source) for source in mixture.sources]
     caps = [
         float("inf") if source.max_epochs is None else source.max_epochs * size
-        for source, size in zip(corpus.sources, sizes, strict=True)
+        for source, size in zip(mixture.sources, sizes, strict=True)
     ]
-    weights = [source.weight for source in corpus.sources]
+    weights = [source.weight for source in mixture.sources]
     given = share_out(float(tokens), weights, caps)
     return [
-        SourceBudget(
+        SourceShare(
             name=source.name,
             documents=len(source.documents),
             tokens_per_epoch=size,
@@ -56,7 +56,7 @@ def plan_mixture(corpus: TokenizedMixture, tokens: int) -> list[SourceBudget]:
             tokens=got,
             max_epochs=source.max_epochs,
         )
-        for source, size, got in zip(corpus.sources, sizes, given, strict=True)
+        for source, size, got in zip(mixture.sources, sizes, given, strict=True)
     ]
 
 
@@ -74,38 +74,38 @@ def share_out(total: float, weights: Sequence[float], caps: Sequence[float]) -> 
     return given
 
 
-def lines(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
+def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """The truth table, a line each."""
-    width = max(6, *(len(budget.name) for budget in budgets))
+    width = max(6, *(len(source.name) for source in shares))
     heads = f"{'documents':>12}  {'tokens':>16}  {'tokens an epoch':>16}  {'epochs':>8}  {'cap':>5}  share"
     found = [f"{'source':<{width}}  {heads}"]
-    for budget in budgets:
-        cap = "-" if budget.max_epochs is None else f"{budget.max_epochs:g}"
+    for source in shares:
+        cap = "-" if source.max_epochs is None else f"{source.max_epochs:g}"
         found.append(
-            f"{budget.name:<{width}}  {budget.documents:>12,}  {budget.tokens:>16,.0f}  "
-            f"{budget.tokens_per_epoch:>16,.0f}  {budget.epochs:>8.3g}  {cap:>5}  {budget.tokens / tokens:.2%}"
+            f"{source.name:<{width}}  {source.documents:>12,}  {source.tokens:>16,.0f}  "
+            f"{source.tokens_per_epoch:>16,.0f}  {source.epochs:>8.3g}  {cap:>5}  {source.tokens / tokens:.2%}"
         )
     return found
 
 
-def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
-    """What a reader of the weights would not expect."""
+def warnings(shares: Sequence[SourceShare], tokens: int) -> list[str]:
+    """Warnings about sources that end early, repeat too often or do not suffice."""
     found = []
-    for budget in budgets:
-        share = budget.wished_tokens / tokens
-        if budget.max_epochs is not None and budget.wished_epochs > budget.max_epochs:
+    for source in shares:
+        share = source.wished_tokens / tokens
+        if source.max_epochs is not None and source.wished_epochs > source.max_epochs:
             found.append(
-                f"data source {budget.name!r}: its weight asks for {share:.1%} of the tokens = "
-                f"{budget.wished_epochs:,.4g} epochs, above max_epochs = {budget.max_epochs:g}: it is spent after the "
-                f"first {budget.tokens / share:,.0f} tokens of the run and gives {budget.tokens / tokens:.2%} of all; "
+                f"data source {source.name!r}: its weight asks for {share:.1%} of the tokens = "
+                f"{source.wished_epochs:,.4g} epochs, above max_epochs = {source.max_epochs:g}: it is spent after the "
+                f"first {source.tokens / share:,.0f} tokens of the run and gives {source.tokens / tokens:.2%} of all; "
                 "the other sources give the rest. To spread it over the run, set its weight to that share"
             )
-        elif budget.max_epochs is None and budget.epochs > MANY_EPOCHS:
+        elif source.max_epochs is None and source.epochs > MANY_EPOCHS:
             found.append(
-                f"data source {budget.name!r}: {budget.epochs:,.4g} epochs of the same documents and no max_epochs; "
+                f"data source {source.name!r}: {source.epochs:,.4g} epochs of the same documents and no max_epochs; "
                 f"lower its weight, add documents, or set max_epochs (4 is a usual cap)"
             )
-    given = sum(budget.tokens for budget in budgets)
+    given = sum(source.tokens for source in shares)
     if given < 0.999 * tokens:
         found.append(
             f"data: every source is spent after {given:,.0f} of the {tokens:,} tokens: the run will end there; "
@@ -114,10 +114,10 @@ def warnings(budgets: Sequence[SourceBudget], tokens: int) -> list[str]:
     return found
 
 
-def _tokens_per_epoch(corpus: TokenizedMixture, source: MixtureSource) -> float:
-    if isinstance(source.documents, PreparedDocuments):
+def _tokens_per_epoch(mixture: TokenizedMixture, source: MixtureSource) -> float:
+    if isinstance(source.documents, TokenDocuments):
         return float(source.documents.num_tokens)
     numbers = sample_numbers(source.documents, _SAMPLE)
     texts = ((number, source.documents[number]) for number in numbers)
-    lengths = [len(corpus.encode(source, number, text).tokens) if text else 1 for number, text in texts]
+    lengths = [len(mixture.encode(source, number, text).tokens) if text else 1 for number, text in texts]
     return len(source.documents) * max(1, sum(lengths)) / len(lengths)  # all of a sample may be left out

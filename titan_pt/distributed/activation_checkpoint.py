@@ -24,9 +24,7 @@ SAVED_OPS = {
 
 
 def apply_activation_checkpoint(blocks: nn.ModuleList, config: ActivationCheckpoint) -> None:
-    """Wrap the blocks, in place, as `[activation_checkpoint]` says."""
-    if config.mode == "none":
-        return
+    """Wrap the blocks, in place, as a `mode` of `[activation_checkpoint]` other than "none" says."""
     every = 1 if config.mode == "full" or config.selective_ac_option == "op" else int(config.selective_ac_option)
     options: dict[str, Any] = {}
     if config.mode == "selective" and config.selective_ac_option == "op":

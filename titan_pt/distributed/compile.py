@@ -1,4 +1,4 @@
-"""torch.compile, block by block: one graph serves all equal blocks, so that the first step is soon there."""
+"""torch.compile, block by block: one graph serves all equal blocks, so the first step compiles faster."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def compile_blocks(blocks: nn.ModuleList, config: Compile, device: torch.device)
 
 
 def check_compiler(config: Compile, device: torch.device, switch: str = "compile.enable") -> None:
-    """Tell inductor its C++ compiler on a CPU.
+    """Check that torch.compile can work on this device; on a CPU, choose inductor's C++ compiler.
 
     Args:
         switch: the option that asked for it.
@@ -43,6 +43,6 @@ def check_compiler(config: Compile, device: torch.device, switch: str = "compile
 
 
 def _compilers() -> list[str]:
-    """C++ compilers to look for: CXX without its options and what stands before it ("ccache g++"), then the usual."""
+    """Names of C++ compilers to try: the last word of CXX that is no option ("ccache g++"), then the usual."""
     words = [word for word in os.environ.get("CXX", "").split() if not word.startswith("-")]
     return [*words[-1:], "g++", "clang++"]

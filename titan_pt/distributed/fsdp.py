@@ -1,4 +1,4 @@
-"""FSDP2, also on one rank, so that mixed precision is the same everywhere."""
+"""Sharding by FSDP2, also on one rank, so that mixed precision is the same everywhere."""
 
 import logging
 from collections.abc import Iterable
@@ -40,19 +40,19 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, worl
 
 
 def offloads(config: JobConfig, world: World) -> bool:
-    """Whether training.enable_cpu_offload does anything here."""
+    """Whether training.enable_cpu_offload is on and has an effect on this device."""
     return config.training.enable_cpu_offload and world.device.type != "cpu"
 
 
 def materialize(model: nn.Module, config: JobConfig, world: World) -> None:
-    """From the meta device to the real one, with initial weights and buffers."""
+    """Move a model from the meta device to the real one, and fill it with initial weights and buffers."""
     allocate(model, config, world)
     model.init_weights(config.debug.seed)  # type: ignore[operator]
     model.train()
 
 
 def allocate(model: nn.Module, config: JobConfig, world: World) -> None:
-    """From the meta device to memory of the real one, which holds no numbers yet."""
+    """Move a model from the meta device to the real one, whose memory is not initialized."""
     model.to_empty(device="cpu" if offloads(config, world) else world.device)
     for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
         for name, buffer in list(module.named_buffers(recurse=False)):

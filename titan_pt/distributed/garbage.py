@@ -11,7 +11,7 @@ logger = logging.getLogger("titan_pt")
 
 
 class GarbageCollection:
-    """Automatic collections are off inside the `with` block; `step` collects every training.gc_freq steps."""
+    """Context without automatic collections; `step` collects every training.gc_freq steps."""
 
     def __init__(self, options: Training) -> None:
         self._freq, self._debug = options.gc_freq, options.gc_debug
@@ -27,7 +27,7 @@ class GarbageCollection:
         gc.enable()
 
     def step(self, step: int) -> None:
-        """Collect if it is time."""
+        """Collect if the step is a multiple of training.gc_freq."""
         if step % self._freq == 0:
             self._collect(generation=1)
 

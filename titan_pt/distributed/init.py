@@ -1,4 +1,4 @@
-"""Weights that are the same on any number of ranks."""
+"""Initial weights that are the same on any number of ranks."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,12 +11,12 @@ Draw = Callable[[str, torch.Tensor, torch.Generator], None]
 
 
 def parameter_name(name: str) -> str:
-    """A parameter's name without what activation checkpointing puts in between."""
+    """Remove from a parameter's name what activation checkpointing adds."""
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator whose numbers depend on (seed, name) alone."""
+    """Create a CPU generator whose numbers depend on (seed, name) alone."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -41,11 +41,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes files."""
+        """Whether this is rank 0, which writes the files of a run."""
         return self.rank == 0
 
     def add(self, *counts: int) -> list[int]:
-        """Each count summed over all ranks.
+        """Sum each count over all ranks.
 
         Raises:
             RuntimeError: a rank has left, or did not come in time.
@@ -67,31 +67,31 @@ class World:
         return self.add(flag)[0] > 0
 
     def broadcast(self, value: T | None, group: dist.ProcessGroup | None = None) -> T:
-        """Rank 0's value on every rank."""
+        """Return rank 0's value on every rank."""
         values: list[T | None] = [value]
         dist.broadcast_object_list(values, src=0, group=group or self.control)
         return values[0]  # type: ignore[return-value]
 
     def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-        """Every rank's value on every rank, in rank order."""
+        """Return the values of all ranks on every rank, in rank order."""
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value, group=group or self.control)
         return values  # type: ignore[return-value]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on the device, in place."""
+        """Sum a tensor over ranks, on the device, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def max(self, value: torch.Tensor) -> torch.Tensor:
-        """The largest of each element over ranks, on the device, in place."""
+        """Take the largest of each element over ranks, on the device, in place."""
         if self.size > 1:
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
     def together(self, action: Callable[[], T]) -> T:
-        """The action's value on this rank; waits patiently for the other ranks'.
+        """Run an action on every rank, wait patiently for all, and return this rank's value.
 
         A ConfigError or Preempted of any rank is raised on all, so that none waits for it.
         """
@@ -115,7 +115,7 @@ class World:
         return value  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Rank 0's value of the action on every rank, or its ConfigError."""
+        """Run an action on rank 0 and return its value, or raise its ConfigError, on every rank."""
         return self.broadcast(self.together(lambda: action() if self.is_main else None))
 
     def barrier(self) -> None:
@@ -124,7 +124,7 @@ class World:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Ranks wait patiently for each other inside, in every collective, and at the end.
+        """Context in which ranks wait patiently for each other in every collective, and for all at its end.
 
         For work whose length differs between ranks, such as a first compilation or a generation. After an exception
         they stay patient: what is left to do then is to save and leave.
@@ -142,7 +142,7 @@ def world_size() -> int:
 
 
 def find_device() -> torch.device:
-    """This rank's accelerator, or the CPU.
+    """Find this rank's accelerator, or else the CPU.
 
     Raises:
         ConfigError: there are more ranks here than accelerators.
@@ -187,7 +187,7 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
 
 
 def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
-    """(replicate, shard), or (shard) where there is one copy of the model."""
+    """Build the mesh (replicate, shard), or (shard) where there is one copy of the model."""
     replicate = config.parallelism.data_parallel_replicate_degree
     if replicate > 1:
         return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
@@ -196,7 +196,7 @@ def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
 
 @contextlib.contextmanager
 def lone_world() -> Iterator[World]:
-    """This process alone, for a tool that shares code with training."""
+    """Context with a world of this process alone, for a tool that shares code with training."""
     try:
         yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path())
     finally:
@@ -210,12 +210,12 @@ def stop_world() -> None:
 
 
 def tighten_timeouts(world: World, seconds: float) -> None:
-    """The first step compiles and may be slow; the later ones have a limit of their own."""
+    """Set the time limit of collectives after the first step, which compiles and may be slow."""
     _limit_waits(world, timedelta(seconds=seconds))
 
 
 def _limit_waits(world: World, limit: timedelta) -> None:
-    """The limit of every later collective but the patient ones."""
+    """Set the time limit of every later collective except the patient groups'."""
     for group in [*world.mesh.get_all_groups(), world.flags, dist.group.WORLD]:
         dist.distributed_c10d._set_pg_timeout(limit, group)
 

@@ -1,1 +1,1 @@
-"""What a model can do, measured: accuracy on tasks, likelihoods, and the loss on a text."""
+"""Evaluation of models: accuracy on tasks, likelihoods, and the loss on a text."""

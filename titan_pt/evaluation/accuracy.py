@@ -1,4 +1,4 @@
-"""Accuracies of graded completions, pass@k, and the likeliest letter of a multiple choice."""
+"""Accuracies of graded completions, pass@k, and accuracy by likelihood in multiple choice."""
 
 import math
 from collections import Counter
@@ -9,36 +9,36 @@ from titan_pt.tasks.prompts import Prompt
 from titan_pt.tasks.rollouts import Group
 from titan_pt.tasks.task import Task
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
-"""(tokens of a prompt, tokens of a continuation)."""
+PromptAnswer = tuple[tuple[int, ...], tuple[int, ...]]
+"""(tokens of a prompt, tokens of an answer to it)."""
 
 
 def accuracies(task: Task, greedy: Sequence[Group]) -> dict[str, float]:
     """Shares of right greedy completions by each rule; for letters also how often each is answered and is right."""
     count = len(greedy)
-    rollouts = [(group.prompt.problem, group.rollouts[0]) for group in greedy]
+    answers = [(group.prompt.problem, group.completions[0]) for group in greedy]
     values = {
-        "accuracy": sum(rollout.strict for _, rollout in rollouts) / count,
-        "accuracy_official": sum(rollout.official for _, rollout in rollouts) / count,
-        "accuracy_lenient": sum(rollout.lenient for _, rollout in rollouts) / count,
-        "truncated_fraction": sum(rollout.truncated for _, rollout in rollouts) / count,
+        "accuracy": sum(answer.strict for _, answer in answers) / count,
+        "accuracy_official": sum(answer.official for _, answer in answers) / count,
+        "accuracy_lenient": sum(answer.lenient for _, answer in answers) / count,
+        "truncated_fraction": sum(answer.truncated for _, answer in answers) / count,
     }
     if not task.letters:
         return values
-    answered = Counter(rollout.letter for _, rollout in rollouts)
-    gold = Counter(problem.gold for problem, _ in rollouts)
+    answered = Counter(answer.letter for _, answer in answers)
+    gold = Counter(problem.gold for problem, _ in answers)
     values["constant_letter_baseline"] = max(gold.values()) / count
     for letter in task.letters:
         values[f"answered_{letter}"] = answered[letter] / count
-        right = sum(rollout.strict for problem, rollout in rollouts if problem.gold == letter)
+        right = sum(answer.strict for problem, answer in answers if problem.gold == letter)
         if gold[letter]:
             values[f"accuracy_{letter}"] = right / gold[letter]
     return values
 
 
 def pass_rates(groups: Sequence[Group], ks: Iterable[int]) -> dict[str, float]:
-    """Means over the groups of the unbiased pass@k, for each k of `ks`."""
-    counts = [(sum(rollout.strict for rollout in group.rollouts), len(group.rollouts)) for group in groups]
+    """pass_at_<k> for each k of `ks`: the mean over the groups of the unbiased estimate."""
+    counts = [(sum(each.strict for each in group.completions), len(group.completions)) for group in groups]
     return {f"pass_at_{k}": sum(pass_at_k(right, drawn, k) for right, drawn in counts) / len(counts) for k in ks}
 
 
@@ -47,13 +47,13 @@ def likeliest_letters(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
     longest: int,
-    score: Callable[[Sequence[Pair]], Sequence[float]],
+    score: Callable[[Sequence[PromptAnswer]], Sequence[float]],
 ) -> float:
     """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness.
 
     Args:
-        longest: most tokens of a question with its answer; of a longer question the end is kept.
-        score: the log-likelihoods of completions.
+        longest: most tokens of a question with its answer; a longer question loses its beginning.
+        score: log-likelihoods of answers.
     """
     samples = []
     for prompt in prompts:
@@ -65,8 +65,8 @@ def likeliest_letters(
     size = len(task.letters)
     right = 0
     for i, prompt in enumerate(prompts):
-        own = scores[i * size : (i + 1) * size]
-        right += task.letters[own.index(max(own))] == prompt.problem.gold
+        by_letter = scores[i * size : (i + 1) * size]
+        right += task.letters[by_letter.index(max(by_letter))] == prompt.problem.gold
     return right / len(prompts)
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on our models: its tasks, our forward and our engine. Needs its package (extra `eval`)."""
+"""Adapter that runs lm-evaluation-harness on titan_pt's models; needs its package (extra `eval`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ from titan_pt.hf.chat import chat_text, encode_with_special_tokens, prompt_token
 from titan_pt.hf.tokenizer_files import chat_template as chat_template_of
 from titan_pt.models.transformer.model import Transformer
 
-Pair = tuple[tuple[str, str], list[int], list[int]]
-"""((context, continuation), their tokens)."""
+HarnessRequest = tuple[tuple[str, str], list[int], list[int]]
+"""((context, continuation), tokens of the context, tokens of the continuation)."""
 
 
 class HarnessModel(TemplateLM):
-    """What the harness asks of a model, on one device.
+    """A model of lm-evaluation-harness: one of titan_pt's on one device.
 
     Args:
         model: unsharded, with its weights.
-        engine: of the same model.
-        seed: of sampled answers.
-        chats: the harness writes tasks as conversations: names of special tokens in a text stand for these tokens.
+        engine: engine of the same model.
+        seed: seed of sampled answers.
+        chats: whether texts are conversations, in which names of special tokens stand for these tokens.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class HarnessModel(TemplateLM):
     ) -> str:
         return chat_text(self._tokenizer, chat_history, prompt=add_generation_prompt)
 
-    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[HarnessRequest], **_: Any) -> list[tuple[float, bool]]:
         found = likelihoods(self._model, [(context, continuation) for _, context, continuation in requests])
         return [(one.logprob, one.is_greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Each token of a text once, in windows of all that the model reads."""
+        """Log-likelihood of each text: every token once, in windows as long as the model reads."""
         windows = [self._windows(request.args[0]) for request in requests]
-        found = iter(likelihoods(self._model, [pair for own in windows for pair in own]))
-        return [sum(next(found).logprob for _ in own) for own in windows]
+        found = iter(likelihoods(self._model, [pair for pairs in windows for pair in pairs]))
+        return [sum(next(found).logprob for _ in pairs) for pairs in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         longest, end = self._model.args.max_seq_len, self._tokenizer.eos_id
@@ -75,13 +75,13 @@ class HarnessModel(TemplateLM):
         return [([*read, predicted[-1]][: -len(predicted)], predicted) for read, predicted in pairs]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy unless the task samples. Texts are cut at the task's stop texts."""
+        """Completions, greedy unless the task samples, cut at the task's stop texts."""
         texts = [""] * len(requests)
         options = [normalize_gen_kwargs(dict(request.args[1])) for request in requests]
         for sampling in dict.fromkeys(map(self._sampling, options)):
-            own = [i for i, option in enumerate(options) if self._sampling(option) == sampling]
-            prompts = [self._prompt(requests[i].args[0], sampling.max_new_tokens) for i in own]
-            for i, completion in zip(own, self._engine.generate(prompts, sampling, 1, own), strict=True):
+            chosen = [i for i, option in enumerate(options) if self._sampling(option) == sampling]
+            prompts = [self._prompt(requests[i].args[0], sampling.max_new_tokens) for i in chosen]
+            for i, completion in zip(chosen, self._engine.generate(prompts, sampling, 1, chosen), strict=True):
                 ids = completion.token_ids if completion.finish_reason == "length" else completion.token_ids[:-1]
                 texts[i] = _cut(self._tokenizer.decode(ids), options[i]["until"])
         return texts
@@ -97,7 +97,7 @@ class HarnessModel(TemplateLM):
         )
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
-        """Its end, where there is no room for all."""
+        """Tokens of a context; a too long one loses its beginning."""
         room = self._model.args.max_seq_len - new_tokens
         return (self.tok_encode(context) or [self._tokenizer.eos_id])[-room:]
 

@@ -1,13 +1,13 @@
-"""95% confidence intervals of what was measured on a sample of problems."""
+"""95% confidence intervals of shares of problems."""
 
 import math
 
 _Z = 1.959963984540054
-"""The 97.5% quantile of the normal distribution."""
+"""97.5% quantile of the normal distribution."""
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:
-    """Of a share of right answers (Wilson 1927, eq. 3): sound also near 0 and 1, where few are right or wrong.
+    """95% interval of a share of right answers (Wilson 1927, eq. 3), which holds also near 0 and 1.
 
     For a mean of values from 0 to 1, such as each problem's pass@k, it is wider than need be: shares of the same mean
     vary most.
@@ -17,7 +17,7 @@ def wilson(share: float, total: int) -> tuple[float, float]:
         total: problems, 1 or more.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the share or the total is out of range.
     """
     if not 0.0 <= share <= 1.0 or total < 1:
         raise ValueError(f"share = {share} of total = {total}: want 0 to 1 of at least 1")

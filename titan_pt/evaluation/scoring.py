@@ -1,4 +1,4 @@
-"""Likelihoods of given continuations, by a whole model on one device.
+"""Log-likelihoods of given continuations, by an unsharded model on one device.
 
 Legend: B rows, L tokens, D model dim, V vocabulary, T scored tokens.
 """
@@ -17,17 +17,17 @@ _BATCH_TOKENS = 2**14
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one continuation."""
+    """Log-probability of one continuation."""
 
     logprob: float
-    """Sum over its tokens, in nats."""
+    """Sum over the continuation's tokens, in nats."""
     is_greedy: bool
-    """Whether each of its tokens is the likeliest one."""
+    """Whether each token of the continuation is the likeliest one."""
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One continuation behind a row's last tokens."""
+    """One continuation to score at the end of a row."""
 
     number: int
     tokens: Sequence[int]
@@ -35,10 +35,10 @@ class _Wanted:
 
 @torch.no_grad()
 def likelihoods(model: Transformer, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
-    """Of each (context, continuation), in order; neither may be empty.
+    """The likelihood of each continuation after its context, in order; neither may be empty.
 
-    What the model reads is a row; equal rows, as of the answers " A" and " B" to one question, are read once. Of a
-    context that is too long its end is kept. The output layer is computed in float32, as the engine's.
+    Equal rows of input, as of the answers " A" and " B" to one question, are read once. A context that is too long
+    loses its beginning. The output layer is computed in float32, as the engine's.
 
     Raises:
         ValueError: an empty context or continuation, or a continuation longer than the model reads.
@@ -63,7 +63,7 @@ def _row(context: Sequence[int], continuation: Sequence[int], longest: int, numb
 
 
 def _batches(rows: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Rows of similar length together: they come the longest first."""
+    """Yield rows of similar length together; they are sorted by length, the longest first."""
     start = 0
     while start < len(rows):
         count = max(1, _BATCH_TOKENS // len(rows[start]))
@@ -74,7 +74,7 @@ def _batches(rows: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ..
 def _read(
     model: Transformer, output: OutputLayer, rows: Sequence[tuple[int, ...]], wanted: Sequence[Sequence[_Wanted]]
 ) -> dict[int, Likelihood]:
-    """One forward. Rows are padded on the right, which a causal model does not see."""
+    """Likelihoods by number, from one forward. The padding is on the right, where a causal model does not see it."""
     longest, device = len(rows[0]), model.output_weight.device
     tokens_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     places = [
@@ -87,7 +87,7 @@ def _read(
     hidden_TD = model(tokens_BL, None, lambda hidden_BLD, _: hidden_BLD.flatten(0, 1)[place_T])
     logprobs, greedy = _score(output, hidden_TD, token_T)
     found, at = {}, 0
-    for want in (want for own in wanted for want in own):
+    for want in (want for wants in wanted for want in wants):
         span = slice(at, at + len(want.tokens))
         found[want.number] = Likelihood(sum(logprobs[span]), all(greedy[span]))
         at = span.stop
@@ -95,7 +95,7 @@ def _read(
 
 
 def _score(output: OutputLayer, hidden_TD: torch.Tensor, token_T: torch.Tensor) -> tuple[list[float], list[bool]]:
-    """(log-probability, whether it is the likeliest) of each token, without ever holding all logits."""
+    """(log-probability, whether it is the likeliest) of each token, without holding all logits at once."""
     logprobs, greedy = [], []
     for logits_TV, token in zip(output(hidden_TD), token_T.split(output.rows), strict=True):
         logprobs_TV = torch.log_softmax(logits_TV, dim=-1)

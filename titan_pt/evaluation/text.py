@@ -21,13 +21,13 @@ _BATCH_TOKENS = 2**14
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Of documents laid end to end."""
+    """Loss of documents that are joined end to end."""
 
     loss: float
-    """Mean in nats over all tokens, the end-of-document tokens included."""
+    """Mean loss in nats over all tokens, end-of-document tokens included."""
     tokens: int
     num_bytes: int
-    """UTF-8, without the end-of-document tokens."""
+    """UTF-8 bytes, without the end-of-document tokens."""
 
     @property
     def perplexity(self) -> float:
@@ -35,7 +35,7 @@ class TextLoss:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """Loss in bits per byte, which is comparable between tokenizers."""
         return self.loss * self.tokens / math.log(2) / self.num_bytes
 
 
@@ -43,13 +43,13 @@ class TextLoss:
 def text_loss(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int) -> TextLoss:
     """The loss of every token, each predicted once from those before it in its row of `seq_len` tokens.
 
-    As the validation during training: documents end with the end-of-document token, which is predicted too, and rows
-    are cut from them regardless of where they end. Here the first document also begins behind one.
+    Like the validation during training, documents end with the end-of-document token, which is predicted too, and rows
+    are cut regardless of where documents end. The first document also begins after such a token.
 
     Raises:
         ConfigError: there is no text.
     """
-    count = _Count()
+    count = _ByteCount()
     stream = _tokens(tokenizer, texts, count)
     loss_sum, num_tokens = 0.0, 0
     rows_per_batch = max(1, _BATCH_TOKENS // seq_len)
@@ -67,7 +67,7 @@ def text_loss(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], se
 
 
 def read_documents(pattern: str, column: str = "text") -> Iterator[str]:
-    """The documents of local files: a .txt is one, of the other kinds each row has one.
+    """Yield the documents of local files: a .txt file is one document, other files have one in each row.
 
     Raises:
         ConfigError: no such files, or a row without text.
@@ -83,11 +83,11 @@ def read_documents(pattern: str, column: str = "text") -> Iterator[str]:
 
 
 @dataclass
-class _Count:
+class _ByteCount:
     num_bytes: int = 0
 
 
-def _tokens(tokenizer: Tokenizer, texts: Iterable[str], count: _Count) -> Iterator[int]:
+def _tokens(tokenizer: Tokenizer, texts: Iterable[str], count: _ByteCount) -> Iterator[int]:
     yield tokenizer.eos_id
     for text in texts:
         count.num_bytes += len(text.encode("utf-8", "surrogatepass"))
@@ -96,7 +96,7 @@ def _tokens(tokenizer: Tokenizer, texts: Iterable[str], count: _Count) -> Iterat
 
 
 def _rows(stream: Iterator[int], seq_len: int) -> Iterator[list[int]]:
-    """Of seq_len + 1 tokens, the last of one being the first of the next; the last row may be shorter."""
+    """Yield rows of seq_len + 1 tokens; each begins with the last token of the one before, the last may be shorter."""
     row = list(itertools.islice(stream, seq_len + 1))
     while len(row) > 1:
         yield row

@@ -1,4 +1,4 @@
-"""One token more for many rows: step by step, compiled, or replayed as CUDA graphs.
+"""Decoding of many rows, one token a step: kernel by kernel, compiled, or replayed as CUDA graphs.
 
 Legend: R rows, C rows of the output, T tokens of a completion, D model dim, V vocabulary, S stop tokens.
 """
@@ -23,32 +23,34 @@ _OF_EACH_ROW = ("token_R", "position_R", "keys_R", "place_R", "alive_R")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Completions under way, and their output. Tensors are only written, never replaced, so that a graph finds them.
+class DecodeRows:
+    """Unfinished completions and their output.
+
+    Tensors are written in place and never replaced, since a captured CUDA graph keeps their addresses.
 
     The first token of a completion is drawn from its prompt's last hidden state, each other one by a step.
     """
 
     cache: KVCache
     token_R: torch.Tensor
-    """The newest token, not in the cache yet."""
+    """Newest token of each row, not in the cache yet."""
     position_R: torch.Tensor
-    """Its position."""
+    """Position of the newest token."""
     keys_R: torch.Tensor
-    """Of the noise."""
+    """Keys of the rows' noise, see `sampling.row_key`."""
     place_R: torch.Tensor
-    """Where in the output the row writes."""
+    """Row of the output that each row writes to."""
     alive_R: torch.Tensor
-    """Whether it goes on: it has no stop token, and is not there only to fill up the number of rows."""
+    """Whether a row is unfinished; False for rows that only fill up the number of rows."""
     drawn_1: torch.Tensor
     """Tokens drawn so far, the same for all rows."""
     tokens_CT: torch.Tensor
-    """-1 where there is none."""
+    """Tokens of each completion; -1 where there is none."""
     logprobs_CT: torch.Tensor
 
     @classmethod
-    def empty(cls, args: TransformerArgs, rows: int, slots: int, new_tokens: int, like: torch.Tensor) -> "Rows":
-        """Room for that many rows, positions of a row and tokens of a completion; the device and type of a tensor."""
+    def empty(cls, args: TransformerArgs, rows: int, slots: int, new_tokens: int, like: torch.Tensor) -> "DecodeRows":
+        """Memory for `rows` rows of `slots` positions and `new_tokens` tokens, of the device and type of `like`."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=like.device)
@@ -66,7 +68,12 @@ class Rows:
         )
 
     def start(self, keys: Sequence[int], places: Sequence[int], lengths: Sequence[int]) -> None:
-        """Begin a completion for each key, with its place in the output and the length of its prompt."""
+        """Begin a completion for each key.
+
+        Args:
+            places: row of the output for each completion.
+            lengths: tokens of each prompt.
+        """
         device, count = self.token_R.device, len(keys)
         others = range(count, self.token_R.shape[0])  # two rows at one place would race
         self.place_R.copy_(torch.tensor([*places, *others], device=device))
@@ -79,13 +86,13 @@ class Rows:
         self.drawn_1.zero_()
         self.tokens_CT.fill_(-1)
 
-    def first(self, rows: int, slots: int) -> "Rows":
-        """The first rows, with attention to the first slots, in the same memory."""
+    def first(self, rows: int, slots: int) -> "DecodeRows":
+        """A view of the first rows, with attention to the first slots."""
         parts = {name: getattr(self, name)[:rows] for name in _OF_EACH_ROW}
         return replace(self, cache=self.cache.view(slice(rows), slots), **parts)
 
     def keep(self, rows: int) -> None:
-        """Copy that many rows to the front, those that go on before the others."""
+        """Move unfinished rows before the finished ones, and keep the first `rows` of them."""
         order_R = torch.argsort(self.alive_R, descending=True, stable=True)[:rows]
         for name in _OF_EACH_ROW:
             tensor = getattr(self, name)
@@ -94,7 +101,7 @@ class Rows:
 
 
 class OutputLayer:
-    """Logits in float32 whatever the type of the model, as the trainer's log-probabilities (logprobs.py).
+    """Output layer in float32 whatever the type of the model, like the trainer's log-probabilities (grpo/logprobs.py).
 
     Its copy of the weight is transposed: for a few rows, as at the end of a generation, that is up to twice as fast
     on a CPU.
@@ -111,15 +118,15 @@ class OutputLayer:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Its memory."""
+        """Tensors that the layer holds."""
         return self._weight_DV, self._logits_RV
 
     def refresh(self) -> None:
-        """Take over the model's weight, in place."""
+        """Copy the model's weight in place."""
         self._weight_DV.copy_(self._source_VD.T)
 
     def __call__(self, hidden_RD: torch.Tensor) -> Iterator[torch.Tensor]:
-        """logits_RV of `rows` rows after the other; each is overwritten when the next is asked for."""
+        """Yield logits_RV of `rows` rows at a time; each is overwritten by the next."""
         for part_RD in hidden_RD.split(self.rows):
             logits_RV = self._logits_RV[: len(part_RD)]
             torch.mm(part_RD.float(), self._weight_DV, out=logits_RV)
@@ -128,15 +135,15 @@ class OutputLayer:
 
 
 class Decoder:
-    """Runs each step as it is.
+    """Runs decoding steps kernel by kernel.
 
     Args:
-        model: the engine's own.
+        model: the engine's model.
         stop_ids: tokens that end a completion.
     """
 
     span = 16
-    """Attention reads a multiple of so many slots."""
+    """Attention reads a multiple of this number of slots."""
     min_rows = 1
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
@@ -144,19 +151,19 @@ class Decoder:
         self._model = model
         self._stop_S = torch.tensor(stop_ids, dtype=torch.long, device=model.output_weight.device)
 
-    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
-        """Rows to fill, of at least that size."""
-        return Rows.empty(self._model.args, rows, slots, new_tokens, self._model.output_weight)
+    def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
+        """Empty rows of at least the given size."""
+        return DecodeRows.empty(self._model.args, rows, slots, new_tokens, self._model.output_weight)
 
-    def step(self, rows: Rows, sampling: Sampling) -> None:
+    def step(self, rows: DecodeRows, sampling: Sampling) -> None:
         """Read the newest token of each row and draw the next one."""
         rows.position_R.add_(1)
         self.draw(self._read(rows), rows, sampling)
 
-    def _read(self, rows: Rows) -> torch.Tensor:
+    def _read(self, rows: DecodeRows) -> torch.Tensor:
         return _new_hidden(self._model, rows.token_R, rows.position_R, rows.cache)
 
-    def draw(self, hidden_RD: torch.Tensor, rows: Rows, sampling: Sampling) -> None:
+    def draw(self, hidden_RD: torch.Tensor, rows: DecodeRows, sampling: Sampling) -> None:
         """Draw the next token of each row."""
         noise_R = uniform(rows.keys_R, rows.drawn_1)
         parts = zip(self.output(hidden_RD), noise_R.split(self.output.rows), strict=True)
@@ -177,11 +184,11 @@ class CompiledDecoder(Decoder):
         super().__init__(model, stop_ids)
         self._compiled = torch.compile(_new_hidden, backend=backend, fullgraph=True)
 
-    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
-        """Slots that are never all read: a cache that is contiguous would be another graph."""
+    def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
+        """Empty rows with spare slots: a cache that is read in full is contiguous, which would be another graph."""
         return super().room(rows, slots + self.span, new_tokens)
 
-    def _read(self, rows: Rows) -> torch.Tensor:
+    def _read(self, rows: DecodeRows) -> torch.Tensor:
         for tensor in (rows.token_R, rows.position_R):
             torch._dynamo.mark_dynamic(tensor, 0)
         for layer in rows.cache.layers:
@@ -202,13 +209,13 @@ class GraphDecoder(Decoder):
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
         super().__init__(model, stop_ids)
-        self._rows: Rows | None = None
+        self._rows: DecodeRows | None = None
         self._size = (0, 0, 0)
         self._graphs: dict[tuple[int, int, float, int, float], torch.cuda.CUDAGraph | None] = {}
         self._captures = True
 
-    def room(self, rows: int, slots: int, new_tokens: int) -> Rows:
-        """The rows of the request before, or larger ones and no graphs."""
+    def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
+        """The rows of the previous request, or larger ones, for which graphs are captured anew."""
         larger = tuple(max(sizes) for sizes in zip(self._size, (rows, slots, new_tokens), strict=True))
         if self._rows is None or larger != self._size:
             self._graphs.clear()
@@ -218,8 +225,11 @@ class GraphDecoder(Decoder):
             self._rows = super().room(*self._size)
         return self._rows
 
-    def step(self, rows: Rows, sampling: Sampling) -> None:
-        """As Decoder's. The first step of a size runs as it is, which loads its kernels; the second is captured."""
+    def step(self, rows: DecodeRows, sampling: Sampling) -> None:
+        """Read the newest token of each row and draw the next one.
+
+        The first step of a size runs kernel by kernel, which loads the kernels; the second is captured.
+        """
         size = rows.token_R.shape[0], rows.cache.slots
         key = *size, sampling.temperature, sampling.top_k, sampling.top_p
         graph = self._graphs.get(key)
@@ -231,7 +241,7 @@ class GraphDecoder(Decoder):
         else:
             graph.replay()
 
-    def _capture(self, rows: Rows, sampling: Sampling) -> torch.cuda.CUDAGraph | None:
+    def _capture(self, rows: DecodeRows, sampling: Sampling) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads (data, checkpoints) may use the device meanwhile.
@@ -248,7 +258,7 @@ def build_decoder(model: Transformer, stop_ids: Sequence[int], compile_backend: 
     """The decoder for the model's device.
 
     Args:
-        compile_backend: of torch.compile; CUDA has graphs instead. None: neither.
+        compile_backend: backend of torch.compile; on CUDA, graphs are used instead. None: neither.
     """
     if compile_backend is None:
         return Decoder(model, stop_ids)

@@ -1,4 +1,4 @@
-"""What a trainer needs of a rollout engine, and the registry of engines."""
+"""The interface of rollout engines, and their registry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Literal, Protocol
 from torch import nn
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
+from titan_pt.protocols.registry import Registry
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,36 +21,36 @@ class GenerationStopped(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample of one prompt."""
+    """One completion of one prompt."""
 
     prompt: int
     """Number of the prompt in the request."""
     token_ids: list[int]
-    """With the token that ended it, which is trained on."""
+    """Tokens of the completion; the token that ended it is included and trained on."""
     logprobs: list[float]
-    """Of each token, under the distribution it was drawn from."""
+    """Log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
 
 
 class RolloutEngine(Protocol):
-    """Draws completions from the policy."""
+    """Samples completions from the policy."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, prompt_ids: Sequence[int] | None = None
     ) -> list[Completion]:
-        """`n` completions of each prompt, by prompt and then by sample.
+        """Sample `n` completions of each prompt, in the order of the prompts.
 
         Args:
             prompts: token ids; none may be empty.
             prompt_ids: keys of the prompts' noise; None: 0, 1, 2, ...
 
         Raises:
-            GenerationStopped: on this rank alone; the others are to be told.
+            GenerationStopped: on this rank alone; the caller tells the others.
         """
         ...
 
     def sync_weights(self, model: nn.Module) -> None:
-        """Take over the trained weights. A collective: call it on all ranks."""
+        """Copy the trained weights. A collective: call it on all ranks."""
         ...
 
 
@@ -58,21 +58,14 @@ EngineFactory = Callable[[RolloutConfig, Tokenizer, World, Sequence[int]], Rollo
 """(config, tokenizer, world, ids of the tokens that end a completion) -> engine, with any weights."""
 
 
-def _native(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
-    from titan_pt.generation.native import build_native_engine
-
-    return build_native_engine(config, tokenizer, world, stop_ids)
-
-
-_ENGINES: dict[str, EngineFactory] = {"native": _native}
+_ENGINES: Registry[EngineFactory] = Registry(
+    "rollout engine {}", {"native": "titan_pt.generation.native:build_native_engine"}
+)
 
 
 def register_engine(name: str, factory: EngineFactory) -> EngineFactory:
     """Make an engine known by `[rollout] engine`. A second registration of a name is an error."""
-    if name in _ENGINES:
-        raise ValueError(f"rollout engine {name!r} is registered already")
-    _ENGINES[name] = factory
-    return factory
+    return _ENGINES.register(name, factory)
 
 
 def build_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> RolloutEngine:
@@ -84,10 +77,6 @@ def build_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop
     Raises:
         ConfigError: the name is unknown; lists the known ones. Or the engine cannot run this model or device.
     """
-    name = config.rollout.engine
-    if name not in _ENGINES:
-        raise ConfigError(
-            f"rollout.engine = {name!r}: unknown; known are {one_of(_ENGINES)}{nearest(name, _ENGINES)}; "
-            "others are registered with register_engine by experimental.custom_import"
-        )
-    return _ENGINES[name](config, tokenizer, world, stop_ids)
+    hint = "; others are registered with register_engine by experimental.custom_import"
+    build = _ENGINES.find(config.rollout.engine, "rollout.engine", hint)
+    return build(config, tokenizer, world, stop_ids)

@@ -1,4 +1,4 @@
-"""The rollout engine of the model's own modules: each prompt is read once, all rows are decoded together.
+"""The native rollout engine: the training model's modules, each prompt read once, all rows decoded together.
 
 Legend: R rows (prompt x sample), P prompts, L tokens, D model dim.
 """
@@ -18,7 +18,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
-from titan_pt.generation.decode import Rows, build_decoder
+from titan_pt.generation.decode import DecodeRows, build_decoder
 from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped
 from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache
@@ -30,7 +30,7 @@ from titan_pt.run.signals import stop_requested
 STRIDE = 16
 
 Watch = Callable[[list[list[int]]], None]
-"""Called with the tokens so far of all rows that are decoded together, the finished ones with their last token."""
+"""Callback that gets the tokens so far of all rows that are decoded together, finished ones included."""
 
 # Most tokens of prompts, padding included, that are read in one forward; a longer prompt is read alone.
 PREFILL_TOKENS = 2**14
@@ -38,19 +38,19 @@ PREFILL_TOKENS = 2**14
 
 @dataclass
 class DecodeStats:
-    """Where the tokens went."""
+    """Counts of the work that an engine has done."""
 
     prefill_tokens: int = 0
-    """Of prompts, padding included."""
+    """Tokens of prompts read, padding included."""
     row_steps: int = 0
-    """Rows of all decoding steps."""
+    """Rows decoded, summed over all steps."""
     dead_row_steps: int = 0
-    """Of rows that were finished already, or that filled up the number of rows."""
+    """Decoded rows that were finished already, or that only filled up the number of rows."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One completion to draw."""
+    """One completion to sample."""
 
     prompt: int
     tokens: Sequence[int]
@@ -58,10 +58,10 @@ class _Request:
 
 
 class NativeEngine:
-    """Decodes with an unsharded copy of the model.
+    """A `RolloutEngine` that decodes with an unsharded copy of the model.
 
     Args:
-        model: on its device, in the type to generate in; the engine's own copy.
+        model: the engine's copy, on its device and in the type to generate in.
         stop_ids: tokens that end a completion.
         max_rows: most rows decoded together; more are done in turns.
         stride: steps between looks at the finished rows; few steps let a `watch` see each token as it comes.
@@ -88,10 +88,10 @@ class NativeEngine:
     @torch.no_grad()
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
-        own = dict(self._model.named_parameters())
+        parameters = dict(self._model.named_parameters())
         for name, parameter in model.named_parameters():
             full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            own[parameter_name(name)].copy_(full)
+            parameters[parameter_name(name)].copy_(full)
         self._decoder.output.refresh()
 
     @torch.no_grad()
@@ -103,14 +103,18 @@ class NativeEngine:
         prompt_ids: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> list[Completion]:
-        """See RolloutEngine. Equal prompts are read once and share their keys and values.
+        """Sample `n` completions of each prompt, in the order of the prompts.
+
+        Equal prompts are read once and share their keys and values.
 
         Args:
-            watch: sees the completions grow.
+            prompts: token ids; none may be empty.
+            prompt_ids: keys of the prompts' noise; None: 0, 1, 2, ...
+            watch: called while the completions grow.
 
         Raises:
             ValueError: an empty prompt, or one that leaves no room for max_new_tokens in model.max_seq_len.
-            GenerationStopped: `stop_requested` said so.
+            GenerationStopped: `stop_requested` returned True.
         """
         self._check(prompts, sampling)
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
@@ -125,12 +129,12 @@ class NativeEngine:
         return completions
 
     def tensors(self) -> list[torch.Tensor]:
-        """What it holds between generations."""
+        """Tensors that the engine holds between generations."""
         return [*self._model.parameters(), *self._model.buffers(), *self._decoder.output.tensors]
 
     @torch.no_grad()
-    def decode_once(self, count: int, slots: int, sampling: Sampling) -> Rows:
-        """One decoding step of the rows that so many completions take, of at least so many slots: for a dry run."""
+    def decode_once(self, count: int, slots: int, sampling: Sampling) -> DecodeRows:
+        """Run one decoding step of `count` completions of at least `slots` positions, for a dry run."""
         size, slots = self._size(count), _round_up(slots, self._decoder.span)
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
         self._decoder.step(room.first(size, slots), sampling)
@@ -152,7 +156,7 @@ class NativeEngine:
             raise GenerationStopped
 
     def _turn(self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None) -> list[Completion]:
-        """All completions of requests that are decoded together."""
+        """Sample the completions of requests that are decoded together."""
         longest, size = max(len(request.tokens) for request in requests), self._size(len(requests))
         slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
@@ -180,11 +184,11 @@ class NativeEngine:
         return completions
 
     def _size(self, rows: int) -> int:
-        """Rows to decode with, where so many are needed."""
+        """Number of rows to decode where `rows` are needed."""
         return max(row_count(rows), self._decoder.min_rows)
 
-    def _read(self, requests: Sequence[_Request], rows: Rows) -> torch.Tensor:
-        """hidden_RD of the last token of each row's prompt. Different prompts are read once, the longest first."""
+    def _read(self, requests: Sequence[_Request], rows: DecodeRows) -> torch.Tensor:
+        """Read each different prompt once, the longest first; returns hidden_RD of each row's last prompt token."""
         places: dict[tuple[int, ...], list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(tuple(request.tokens), []).append(place)
@@ -202,9 +206,9 @@ class NativeEngine:
         return torch.cat([*hidden, hidden[0].new_zeros(filling, hidden[0].shape[1])])
 
     def _read_part(
-        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], rows: Rows, start: int
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], rows: DecodeRows, start: int
     ) -> torch.Tensor:
-        """Read prompts together, for the rows from `start` on, as many for each as counted."""
+        """Read prompts together, into the rows from `start` on: `counts` rows for each prompt."""
         device, longest = rows.token_R.device, len(prompts[0])
         tokens_PL = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
         last_P = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
@@ -217,7 +221,7 @@ class NativeEngine:
         self.stats.prefill_tokens += tokens_PL.numel()
         return hidden_PLD[prompt_R, last_P[prompt_R]]
 
-    def _completions(self, requests: Sequence[_Request], rows: Rows) -> list[Completion]:
+    def _completions(self, requests: Sequence[_Request], rows: DecodeRows) -> list[Completion]:
         count = len(requests)
         output = zip(requests, _drawn(rows, count), rows.logprobs_CT[:count].tolist(), strict=True)
         completions = []
@@ -230,7 +234,7 @@ class NativeEngine:
 def build_native_engine(
     config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]
 ) -> NativeEngine:
-    """The engine of `[rollout]`, with an unsharded model on the rank's device whose weights are yet to be synced.
+    """The native engine of `[rollout]`, on the rank's device; its weights come with `sync_weights`.
 
     Raises:
         ConfigError: the model is not a transformer, or the device cannot compile.
@@ -254,7 +258,7 @@ def build_native_engine(
 
 
 def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.device) -> Transformer | None:
-    """The model of `[model]` on one device, whose weights are yet to be synced; None where it is no transformer."""
+    """The model of `[model]` on one device, without weights; None where it is no transformer."""
     spec = get_model_spec(config.model.name)
     with torch.device("meta"):
         model = spec.build(model_args(config, spec, tokenizer.vocab_size), config)
@@ -270,13 +274,13 @@ def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.devic
     return model
 
 
-def _drawn(rows: Rows, count: int) -> list[list[int]]:
-    """The tokens so far of the first completions."""
+def _drawn(rows: DecodeRows, count: int) -> list[list[int]]:
+    """Tokens so far of the first `count` completions."""
     return [[token for token in padded if token >= 0] for padded in rows.tokens_CT[:count].tolist()]
 
 
 def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Prompts to read together. They come sorted by length, so that little of a part is padding."""
+    """Yield prompts to read together; they are sorted by length, so that little of a part is padding."""
     start = 0
     while start < len(prompts):
         count = max(1, PREFILL_TOKENS // len(prompts[start]))
@@ -285,7 +289,7 @@ def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
 
 
 def row_count(rows: int) -> int:
-    """The first of 1, 2, 3, 4, 6, 8, 12, 16, ... that holds the rows: few shapes for a compiler or graphs."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least `rows`: few shapes to compile or capture."""
     power = 1 << (rows - 1).bit_length()
     return power * 3 // 4 if rows <= power * 3 // 4 else power
 

@@ -1,4 +1,4 @@
-"""Weights of a few bits, to generate and evaluate with (torchao)."""
+"""Quantization of weights to 8 or 4 bits for generation and evaluation (torchao)."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ def quantize_weights(model: Transformer, kind: Quantization) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Memory of the parameters."""
+    """Bytes of a model's parameters."""
     return sum(_bytes(parameter) for parameter in model.parameters())
 
 
@@ -53,14 +53,14 @@ def _check_int4(model: Transformer) -> None:
 def _int4_config() -> "object":
     from torchao.quantization import Int4WeightOnlyConfig
 
-    # The packing whose kernel is torch's own; the others need another package.
+    # The kernel of this packing is part of torch; the others need another package.
     return Int4WeightOnlyConfig(
         group_size=_INT4_GROUP, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
     )
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Of a tensor or of the tensors that a quantized one is made of."""
+    """Bytes of a tensor, or of the tensors that a quantized one consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

@@ -1,4 +1,4 @@
-"""Choosing the next token of many rows at once, without asking the host.
+"""Sampling of the next token of many rows at once, without a wait for the device.
 
 Legend: R rows, V vocabulary, C parts of it, S tokens of a part.
 """
@@ -18,18 +18,18 @@ _BELOW_ONE = 1.0 - 2.0**-53
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn."""
+    """Settings of sampling; a ValueError names one that is out of range."""
 
     max_new_tokens: int
     temperature: float = 1.0
-    """0 takes the likeliest token."""
+    """Divides the logits; 0 takes the likeliest token."""
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the likeliest tokens until their probability reaches p."""
     seed: int = 0
     step: int = 0
-    """Training step: the same prompt gets other noise at another step."""
+    """Training step; the same prompt gets other noise at another step."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -44,7 +44,7 @@ class Sampling:
 
 
 def rollout_sampling(config: RolloutConfig, step: int) -> Sampling:
-    """How `[rollout]` draws completions, with the noise of a step."""
+    """The sampling settings of `[rollout]`, with the noise of a training step."""
     rollout = config.rollout
     return Sampling(
         rollout.max_new_tokens,
@@ -57,8 +57,7 @@ def rollout_sampling(config: RolloutConfig, step: int) -> Sampling:
 
 
 def uniform(keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
-    """One number in (0, 1) for each row, a function of (key, position) alone: the order of rows, the batch they are
-    in and the device do not change it.
+    """uniform_R in (0, 1), each a function of (key, position) alone: neither order, batch nor device change it.
 
     Two rounds of the 32-bit finaliser of MurmurHash3, in int64 so that every device computes the same.
     """
@@ -77,7 +76,7 @@ def row_key(seed: int, step: int, prompt: int, sample: int) -> int:
 
 
 def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token_R, logprob_R): drawn by inverting the cumulative distribution, in the order of token ids, at `noise_R`.
+    """Draw (token_R, logprob_R) by inverting the cumulative distribution, in the order of token ids, at `noise_R`.
 
     The log-probability is under the distribution that was drawn from: after temperature, top-k and top-p. Greedy
     decoding gives that of the model itself. Logits of NaN give token 0 and a log-probability of NaN.
@@ -103,7 +102,7 @@ def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -
 
 
 def _nucleus(logits_RV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The likeliest tokens whose probabilities reach p (1904.09751); the others are -inf."""
+    """Logits of the likeliest tokens whose probabilities reach p (arXiv 1904.09751); the others are -inf."""
     sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
     probabilities_RV = torch.softmax(sorted_RV, dim=-1)
     # A token stays if those before it do not reach p: the first one always does.
@@ -112,7 +111,7 @@ def _nucleus(logits_RV: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _invert(weights_RV: torch.Tensor, noise_R1: torch.Tensor) -> torch.Tensor:
-    """choice_R1, drawn in proportion to the weights: first a part of the vocabulary, then a token of that part.
+    """Draw choice_R1 in proportion to the weights: first a part of the vocabulary, then a token of that part.
 
     A cumulative sum over the whole vocabulary, in the float64 that it needs, would take longer than the softmax.
     """
@@ -124,7 +123,7 @@ def _invert(weights_RV: torch.Tensor, noise_R1: torch.Tensor) -> torch.Tensor:
 
 
 def _search(weights_RC: torch.Tensor, noise_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(choice_R1, where in [0, 1) of its weight the noise fell). A weight of 0 is never chosen."""
+    """(choice_R1, position in [0, 1) of the noise within the weight of the choice). A weight of 0 is never chosen."""
     weights_RC = weights_RC.double()
     cumulative_RC = weights_RC.cumsum(dim=-1)
     # Scaled to the last sum, so that rounding cannot leave the draw beyond it; only NaN gets there.

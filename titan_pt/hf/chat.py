@@ -1,4 +1,4 @@
-"""A conversation as tokens, by the tokenizer's Jinja template: those that a model continues, or learns from."""
+"""Conversations as tokens, by the tokenizer's Jinja chat template: prompts to continue, examples to train on."""
 
 import functools
 import json
@@ -13,31 +13,32 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from titan_pt.components.tokenizer import HuggingFaceTokenizer, Tokenizer
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 from titan_pt.hf.tokenizer_files import chat_template
 
 Message = Mapping[str, Any]
-"""role ("system", "user", "assistant") and content; what the assistant says with a `weight` of 0 is not learnt."""
+"""One turn: role ("system", "user", "assistant") and content; an assistant's turn of `weight` 0 is not trained on."""
 
-# Characters that no text holds. The first parts what a speaker wrote in the form of a special token; the others stand
-# around what the assistant says.
+# Characters that no text holds. The first splits text that has the form of a special token; the others mark where the
+# content of an assistant's turn begins and ends.
 _APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = str.maketrans("", "", _BEGIN + _END)
 
 PROMPTS, TALKS = "prompts", "conversations"
-"""What the identity of the data of fine-tuning calls its `records`."""
+"""Values of `records` in the data identity of fine-tuning: prompts with completions, or conversations."""
 
-_SAID = "What it says."
-# Templates that tell the date would make other tokens of a record tomorrow, and a resume would find them changed.
+_EXAMPLE_ANSWER = "What it says."
+# A template that writes today's date would give a record other tokens tomorrow, and a resume would refuse them.
 _DAY_OF_RECORDS = date(2024, 7, 26)
 
 _Render = Callable[..., str]
-"""(messages, prompt=...) -> the text that the template makes of them."""
+"""Renders messages by the template: (messages, prompt=whether the next turn is begun) -> text."""
 
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The conversation and the beginning of the assistant's next turn.
+    """Encode a conversation and the beginning of the assistant's next turn.
 
     Only the template's own special tokens become one token each: "<|im_end|>" in a message is text, so that no
     message can end its turn or begin another's.
@@ -49,23 +50,23 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
-    """What `encode_with_special_tokens` makes these tokens of.
+    """Render a conversation as the text that `chat_tokens` encodes.
 
     Args:
-        prompt: with the beginning of the assistant's next turn.
+        prompt: append the beginning of the assistant's next turn.
     """
     return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt).translate(_MARKS)
 
 
 def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """(the conversation, whether each of its tokens is to be learnt).
+    """Encode a conversation and mark the tokens to train on; returns (ids, one flag for each id).
 
-    Those are what the assistant has to write: from where its prompt ends to the token that ends its turn, that one
-    included. The conversation ends with the last of them. Text is cut where one speaker takes over from another
-    before it becomes tokens, as it is when the model answers. A template that tells the date tells a fixed one.
+    Trained tokens are those that the assistant has to write: from the end of its prompt to the token that ends its
+    turn, included. The conversation ends with the last of them. Text is split between speakers before it is encoded,
+    as it is when the model answers. A template that writes the date gets a fixed one.
 
     Raises:
-        ConfigError: as `chat_tokens`; or the template does not show what the assistant says.
+        ConfigError: the template cannot be read, refuses the conversation, or does not show what the assistant says.
     """
     ids: list[int] = []
     learnt: list[bool] = []
@@ -86,17 +87,17 @@ def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end an answer: the end of a document, that of a turn, and what generation_config.json adds."""
+    """Ids of tokens that end an answer: end of document, end of turn, and those that generation_config.json adds."""
     own = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
     return list(dict.fromkeys([tokenizer.eos_id, *_end_of_turns(tokenizer), *own]))
 
 
 def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on conversations, so that a prompt is to be asked through the template.
+    """Whether a model was trained on conversations, so that prompts go through the chat template.
 
     Args:
-        trainer: kind of its last training; None of a Hugging Face folder.
-        data: the identity of what it was trained on.
+        trainer: kind of its last training; None for a Hugging Face folder.
+        data: identity of the data it was trained on.
     """
     if trainer == "sft":
         return data.get("records") != PROMPTS
@@ -104,13 +105,13 @@ def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any
 
 
 def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
-    """The token that the template puts behind what the assistant says, if it does."""
-    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _SAID}]
+    """Id of the token that the template writes after an assistant's content; empty if there is none."""
+    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
     try:
         text = _render(tokenizer, _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
-    except ConfigError:  # told when the template is used
+    except ConfigError:  # reported when the template is used
         return []
-    before, _, behind = text.rpartition(_SAID)
+    before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
     found = [name for name in tokenizer.special_ids if before and behind.lstrip().startswith(name)]
     return [tokenizer.special_ids[max(found, key=len)]] if found else []
 
@@ -120,7 +121,7 @@ def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def joined_parts(content: Any, where: str) -> Any:
-    """A content that is a list of parts of text as one text; any other as it is.
+    """Join the content of a message that is a list of text parts; return any other content unchanged.
 
     Raises:
         ValueError: a part is something else.
@@ -136,23 +137,23 @@ def joined_parts(content: Any, where: str) -> Any:
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text that is to be continued, behind what the tokenizer of its model begins every text with."""
+    """Encode a text to continue, after the tokens with which the model's tokenizer begins every text."""
     prefix = tokenizer.prefix_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
     return [*prefix, *tokenizer.encode(text)]
 
 
 def encode_behind(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text that other tokens come before."""
+    """Encode a text that follows other tokens."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.encode_behind(text)
     return tokenizer.encode(text)
 
 
 def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool = True) -> list[int]:
-    """The ids of a rendered template, in which the names of special tokens stand for these tokens.
+    """Encode a rendered template, in which names of special tokens stand for these tokens.
 
     Args:
-        begins: nothing comes before it.
+        begins: no token comes before the text.
     """
     names = tokenizer.special_ids
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
@@ -167,7 +168,7 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool 
 
 
 def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """(the rendered conversation, where in it the assistant speaks, the ends of its turns included)."""
+    """Render a conversation; returns (text, (start, end) of each turn of the assistant with its end token)."""
     render = functools.partial(_render, tokenizer, _DAY_OF_RECORDS)
     marked = render(messages, prompt=False)
     text = marked.translate(_MARKS)
@@ -186,9 +187,10 @@ def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str
 def _prefix_spans(
     render: _Render, messages: Sequence[Message], text: str, ends: Sequence[str]
 ) -> list[tuple[int, int]] | None:
-    """From the end of each prompt to the end of the turn; None where a template writes prompts anew later on.
+    """Find the assistant's turns by rendering each prefix; None if the template rewrites earlier prompts.
 
-    Of a turn that is written anew later on, as those that leave out what was thought, the end is its end token.
+    A span runs from the end of its prompt to the end of the turn; to its end token where the template shortens earlier
+    turns, as some do that leave out the reasoning.
     """
     spans = []
     for i, message in enumerate(messages):
@@ -204,20 +206,20 @@ def _prefix_spans(
 
 
 def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-    """What the assistant says, found by marks around it; None where they change what the template makes of it."""
+    """Find the assistant's content by marks around it; None if the marks change what the template renders."""
     tagged = [
         {**message, "content": f"{_BEGIN}{message['content']}{_END}"} if message["role"] == "assistant" else message
         for message in messages
     ]
     marked = render(tagged, prompt=False)
     spans = list(_marked_spans(marked))
-    said = [message["content"] for message in messages if message["role"] == "assistant"]
-    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == said
+    contents = [message["content"] for message in messages if message["role"] == "assistant"]
+    is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == contents
     return spans if is_same else None
 
 
 def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
-    """Places between the marks, in the text without them."""
+    """Yield the (start, end) between marks, as offsets in the text without marks."""
     at, start = 0, 0
     for part in re.split(f"([{_BEGIN}{_END}])", marked):
         if part == _BEGIN:
@@ -229,7 +231,7 @@ def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
 
 
 def _end_of_turn(text: str, start: int, end: int, ends: Sequence[str]) -> int:
-    """Behind the token that ends the turn: the first in the span, or one that follows it at once; else its end."""
+    """Offset after the token that ends a turn: the first in the span or right behind it; else the span's end."""
     inside = _first_end(text, start, end, ends)
     if inside is not None:
         return inside
@@ -237,7 +239,7 @@ def _end_of_turn(text: str, start: int, end: int, ends: Sequence[str]) -> int:
 
 
 def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | None:
-    """Behind the first of these tokens. What was said in their form is parted, so it is none."""
+    """Offset after the first of these tokens between start and end; None if there is none."""
     found = [(at, at + len(name)) for name in ends if (at := text.find(name, start, end)) >= 0]
     return min(found)[1] if found else None
 
@@ -266,7 +268,7 @@ def _tags(template: str) -> set[str]:
 
 
 def _safe(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
-    """The messages with special tokens in them parted, and without the marks of this module."""
+    """Copy messages with the names of special tokens in them split, and without the marks of this module."""
     return [{**message, "content": _apart(message["content"], tokenizer)} for message in messages]
 
 
@@ -278,14 +280,14 @@ def _apart(content: str, tokenizer: Tokenizer) -> str:
 
 
 def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """eos_token and its like: templates add them by name."""
+    """Special tokens by the variables that templates write them with, such as eos_token."""
     names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
     roles = tokenizer.roles if isinstance(tokenizer, HuggingFaceTokenizer) else {}
     return {"bos_token": "", **roles, "eos_token": names.get(tokenizer.eos_id, "")}
 
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}, which transformers knows too: what the assistant writes."""
+    """The Jinja block {% generation %}, known from transformers: it surrounds what the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -300,7 +302,7 @@ class _Generation(Extension):
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """As transformers renders templates: they come with a model, so they are not trusted with anything."""
+    """Build the sandbox that renders templates as transformers does; templates of a model are not trusted."""
 
     def refuse(message: str) -> Any:
         raise TemplateError(message)

@@ -1,6 +1,6 @@
 """Write a model as a Hugging Face folder: safetensors in shards, config.json, tokenizer, generation_config, README.md.
 
-Tensors are read one by one; the memory it takes is that of one shard. The folder is written beside its place and
+Tensors are read one by one, so an export takes the memory of one shard. The folder is written under another name and
 renamed when it is whole.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from titan_pt.components.checkpoint.manifest import sync_folder, write_json
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.hf.chat import stop_ids
@@ -23,6 +22,7 @@ from titan_pt.hf.model_card import model_card
 from titan_pt.hf.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
 from titan_pt.protocols.model_spec import HuggingFaceLayout
+from titan_pt.run.files import remove_folder, sync_folder, write_json
 
 MAX_SHARD_BYTES = 2 * 10**9
 # A key of config.json that other tools pass over.
@@ -31,15 +31,15 @@ _CONTINUES_TEXT = {"titan_pt": {"prompt": "plain text"}}
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written.
+    """A model to export and how to write it.
 
     Args:
         args: the model's arguments, with vocab_size, num_tokens and max_seq_len.
         facts: lines of the model card, by label.
         keep_padding: write the padding rows of the vocabulary too, as a model that came from elsewhere had them.
             Without them nothing can choose such a row; with them generation_config.json forbids it.
-        knows_chat: it was trained on conversations. The tokenizer's template is written for any model, so config.json
-            tells where it was not.
+        knows_chat: it was trained on conversations. The chat template is written for any model, so config.json marks
+            models that were not.
     """
 
     args: Any
@@ -52,12 +52,12 @@ class Exported:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the vocabulary that are written."""
+        """Number of vocabulary rows that are written."""
         return self.args.vocab_size if self.keep_padding else (self.args.num_tokens or self.args.vocab_size)
 
 
 def continues_text(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json says that its model was not trained on conversations, whatever its tokenizer has."""
+    """Whether a config.json marks its model as one that continues text and was not trained on conversations."""
     return config.get("titan_pt") == _CONTINUES_TEXT["titan_pt"]
 
 
@@ -72,7 +72,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max_shard: int = MAX_SHARD_BYTES) -> None:
-    """Write the folder; an older one at its place goes when the new one is whole.
+    """Write a model as a Hugging Face folder; an existing one is replaced when the new one is whole.
 
     Args:
         dtype: of the weights; None: as they are stored.
@@ -94,7 +94,7 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
         (temporary / "README.md").write_text(card, encoding="utf-8")
         sync_folder(temporary)
         if target.exists():
-            _remove(target)
+            remove_folder(target)
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -102,7 +102,7 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
 
 
 def plan_shards(infos: Mapping[str, TensorInfo], max_shard: int) -> list[list[str]]:
-    """Names of each file's tensors: as many as fit, in their order."""
+    """Distribute tensors over files in order, as many as fit in each; returns the names in each file."""
     shards: list[list[str]] = []
     left = 0
     for name, info in infos.items():
@@ -115,7 +115,7 @@ def plan_shards(infos: Mapping[str, TensorInfo], max_shard: int) -> list[list[st
 
 
 def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, max_shard: int) -> torch.dtype:
-    """Returns the type of the weights, the most common one where there are several."""
+    """Write the weights and return their type, the most common one where there are several."""
     infos = {name: _written_info(source, name, info, dtype) for name, info in source.tensors.infos.items()}
     shards = plan_shards(infos, max_shard)
     weight_map: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, ma
 
 
 def _settle(file: Path) -> None:
-    """Flush to the disk, and let those read it who may read the folder: safetensors writes for its owner alone."""
+    """Flush a file to the disk and let all read it who may read the folder: safetensors writes for its owner alone."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
     file.chmod(file.parent.stat().st_mode & 0o666)
@@ -170,13 +170,6 @@ def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
     if padding:
         generation["suppress_tokens"] = padding
     write_json(folder / "generation_config.json", generation, indent=2)
-
-
-def _remove(folder: Path) -> None:
-    """Rename first: a half-deleted folder must not look like a model."""
-    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 __all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "continues_text", "export", "plan_shards"]

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.hf.chat import knows_chat
 from titan_pt.hf.export import Exported, export
@@ -29,7 +29,7 @@ class GatheredTensors:
         self.infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """A collective."""
+        """Gather the whole tensor on the CPU. A collective."""
         return self._gather(name).cpu()
 
     def place(self, name: str) -> str:
@@ -67,10 +67,11 @@ def _described(context: TrainContext, state: TrainState, tensors: GatheredTensor
     args = model_args(config, spec, context.tokenizer.vocab_size)
     parameters = sum(parameter.numel() for parameter in context.model.parameters())
     facts = run_facts(config.dump(), num_parameters=parameters, step=state.step, tokens=state.tokens_seen)
-    assert spec.hugging_face is not None, "checked before the run starts"
+    layout = spec.layout()
+    assert layout is not None, "checked before the run starts"
     return Exported(
         args,
-        spec.hugging_face,
+        layout,
         context.tokenizer,
         tensors,
         facts,

@@ -40,12 +40,12 @@ _ASK = """    messages = [{"role": "user", "content": "What is 3 + 4?"}]
 
 
 def model_card(facts: Mapping[str, str], name: str, num_rows: int, num_tokens: int, *, knows_chat: bool) -> str:
-    """Markdown.
+    """Render the README.md of an exported model.
 
     Args:
         facts: lines of its table, by label.
         num_rows: rows of the embedding, of which the first num_tokens are tokens.
-        knows_chat: it is asked through its chat template.
+        knows_chat: prompts go through its chat template.
     """
     lines = [f"| {_cell(label)} | {_cell(value)} |" for label, value in facts.items()]
     table = "\n".join(["| | |", "|---|---|", *lines])
@@ -59,10 +59,10 @@ def model_card(facts: Mapping[str, str], name: str, num_rows: int, num_tokens: i
 
 
 def run_facts(config: Mapping[str, Any], *, num_parameters: int, step: int, tokens: int) -> dict[str, str]:
-    """What a card tells of a run.
+    """Facts of a run for the model card, by label.
 
     Args:
-        config: its tables, as JobConfig.dump gives them.
+        config: the config's tables, as JobConfig.dump gives them.
     """
 
     def value(section: str, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""One way to open any model: a run folder, its checkpoint folder, one step-N, or a Hugging Face folder."""
+"""Open any model for generation, evaluation or export, whether of a run or in a Hugging Face folder."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from titan_pt.components.checkpoint.checkpointer import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text
 from titan_pt.hf.model_card import run_facts
@@ -32,7 +32,7 @@ else:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on disk, checked to be whole; no weight is read yet."""
+    """A model on disk: checked to be whole, its weights not read yet."""
 
     folder: Path
     """The step-N or the Hugging Face folder."""
@@ -40,37 +40,37 @@ class ModelSource:
     tokenizer: Tokenizer
     tensors: TensorReader
     facts: Mapping[str, str]
-    """What is known of its training, by label."""
+    """Facts of its training for the model card, by label."""
     trainer: str | None
-    """Kind of training of a checkpoint; None of a Hugging Face folder."""
+    """Kind of training of a checkpoint; None for a Hugging Face folder."""
     seq_len: int | None
-    """Tokens of a row it was trained on; None where that is not known."""
+    """Sequence length of its training; None where that is not known."""
     keep_padding: bool
-    """The padding rows of its vocabulary came with it, and an export has them too."""
+    """Whether an export keeps the padding rows of its vocabulary, because they came with the model."""
     knows_chat: bool
     """Whether it was trained on conversations in the form of its template."""
 
     @property
     def chat_template(self) -> str:
-        """Jinja of a conversation: the tokenizer's own, or a simple one."""
+        """The Jinja chat template: the tokenizer's own, or a simple one."""
         return chat_template(self.tokenizer)
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end an answer."""
+        """Ids of tokens that end an answer."""
         return stop_ids(self.tokenizer)
 
     def to_export(self) -> Exported:
-        """What `hf_export.export` writes of it."""
+        """The argument with which `hf.export.export` writes this model."""
         return Exported(self.args, LAYOUT, self.tokenizer, self.tensors, self.facts, self.keep_padding, self.knows_chat)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the Transformer, whole tensor on the CPU), one at a time."""
+        """Yield (name in the Transformer, whole tensor on the CPU), one at a time."""
         for name in self.tensors.infos:
             yield name, self.tensors.read(name)
 
     def load(self, device: torch.device | str, dtype: torch.dtype, *, sdpa_backend: str = "auto") -> Transformer:
-        """The model with its weights, to generate and evaluate with: no gradients, parameters in `dtype`."""
+        """Load the model for generation and evaluation: no gradients, parameters in `dtype`."""
         with torch.device("meta"):
             model = Transformer(self.args, sdpa_backend=sdpa_backend).to(dtype)
         model.to_empty(device=device)
@@ -80,11 +80,11 @@ class ModelSource:
 
 
 def open_model_source(path: str, tokenizer: str | None = None, key: str = "--checkpoint") -> ModelSource:
-    """The model at a path.
+    """Open the model at a path.
 
     Args:
         path: a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder.
-        tokenizer: as in `tokenizer.name`, where the one of the run's config has moved; it must give the same ids.
+        tokenizer: a `tokenizer.name` to use if the one in the run's config has moved; it must give the same ids.
         key: what gave the path, for messages.
 
     Raises:
@@ -155,7 +155,7 @@ def _saved_args(saved: Mapping[str, Any], folder: Path) -> TransformerArgs:
 
 
 def _saved_config(text: str, folder: Path) -> dict[str, Any]:
-    """The run's resolved config: the step's own, or of older steps the run folder's."""
+    """Parse the run's resolved config, saved in the step, or for older steps in the run folder."""
     file = folder / "config.toml" if text else folder.parent.parent / "config.toml"
     try:
         return tomllib.loads(text or file.read_text(encoding="utf-8"))

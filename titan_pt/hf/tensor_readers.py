@@ -1,4 +1,4 @@
-"""A model's weights on disk, read one tensor at a time by the names they have here."""
+"""Readers of a model's weights on disk: one tensor at a time, by the names of the model's parameters."""
 
 import json
 import warnings
@@ -25,7 +25,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape and type of a tensor that is not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -37,7 +37,7 @@ class TensorInfo:
 
 
 class TensorReader(Protocol):
-    """Weights by name."""
+    """Interface that reads weights by name."""
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -49,15 +49,15 @@ class TensorReader(Protocol):
         ...
 
     def place(self, name: str) -> str:
-        """Its file and the name it has there, for messages; also of a tensor that is missing."""
+        """The tensor's file and its name there, for messages; works for missing tensors too."""
         ...
 
 
 class CheckpointTensors:
-    """The model of one `step-N`, whatever the number of ranks that wrote it.
+    """The model's weights in one `step-N`, whatever number of ranks wrote it.
 
     Raises:
-        ConfigError: it holds no model, or cannot be read.
+        ConfigError: the step cannot be read.
     """
 
     def __init__(self, step_folder: Path) -> None:
@@ -106,10 +106,10 @@ class SafetensorsFolder:
         self._files: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None
         infos: dict[str, TensorInfo] = {}
-        for file, said in _files(folder).items():
+        for file, expected in _files(folder).items():
             handle = self._handle(file)
             held = list(handle.keys())
-            missing = sorted(said - set(held))
+            missing = sorted(expected - set(held))
             if missing:
                 raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
             for there in held:
@@ -127,7 +127,7 @@ class SafetensorsFolder:
         self.infos = infos
 
     def _look_equal(self, one: str, other: str) -> bool:
-        """By some rows of both, which does not read them whole."""
+        """Compare some rows of two tensors, so that neither is read whole."""
         return all(torch.equal(*rows) for rows in zip(self._some_rows(one), self._some_rows(other), strict=True))
 
     def _some_rows(self, name: str) -> list[torch.Tensor]:
@@ -137,7 +137,7 @@ class SafetensorsFolder:
         return [part[row : row + 1] for row in range(0, count, max(1, count // _COMPARED_ROWS))]
 
     def read(self, name: str) -> torch.Tensor:
-        """A copy, so that the file's pages can go."""
+        """Read a tensor as a copy, so that the file's pages can be freed."""
         file, there = self._files[name]
         try:
             return self._handle(file).get_tensor(there).clone()
@@ -149,7 +149,7 @@ class SafetensorsFolder:
         return f"{file}: {there}"
 
     def _handle(self, file: Path) -> Any:
-        """One file is open at a time: what is mapped of it counts as memory."""
+        """Open a file and close the one before: mapped files count as memory."""
         if self._open is None or self._open[0] != file:
             self._open = None
             try:
@@ -164,11 +164,11 @@ class SafetensorsFolder:
 def check_fit(
     reader: TensorReader, expected: Mapping[str, tuple[int, ...]], least_rows: Mapping[str, int] | None = None
 ) -> None:
-    """Whether the weights are those of a model.
+    """Check that stored weights fit a model.
 
     Args:
         expected: shape of every tensor of the model.
-        least_rows: tensors that may have another number of rows, but not fewer than this.
+        least_rows: smallest number of rows of tensors that need not have the model's.
 
     Raises:
         ConfigError: names every tensor that is missing, too many, or of another shape.
@@ -188,7 +188,7 @@ def check_fit(
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The safetensors files, each with the tensors that the index expects in it."""
+    """Find the safetensors files of a folder, each with the tensors that the index expects in it."""
     index = folder / INDEX
     if not index.is_file():
         if (folder / SINGLE).is_file():

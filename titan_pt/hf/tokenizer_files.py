@@ -1,4 +1,4 @@
-"""Any tokenizer as the files that transformers' AutoTokenizer, vLLM and llama.cpp load: the same ids for any text."""
+"""Write any tokenizer as files that transformers' AutoTokenizer, vLLM and llama.cpp load, with the same ids."""
 
 import json
 import re
@@ -8,7 +8,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from titan_pt.components.tokenizer import ByteTokenizer, HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer
+from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
+from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
+from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 
 # Turns between <|im_start|> and <|im_end|>, for a tokenizer that has these tokens (the form is named ChatML).
 _CHAT_ML = (
@@ -24,7 +26,7 @@ _PLAIN = (
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """The tokenizer's own template, or a simple one where it came without."""
+    """Return the tokenizer's chat template, or a simple one if it has none."""
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
     return _CHAT_ML if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys() else _PLAIN
@@ -34,7 +36,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
     Raises:
-        TypeError: a tokenizer of a user's own, whose rules are not known.
+        TypeError: the tokenizer is of an unknown class, so its rules are not known.
     """
     rules = to_tokenizers(tokenizer)
     eos = rules.id_to_token(tokenizer.eos_id)
@@ -52,7 +54,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
 
 
 def to_tokenizers(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer as one of Hugging Face's `tokenizers`."""
+    """Convert a tokenizer to one of Hugging Face's `tokenizers`.
+
+    Raises:
+        TypeError: it is of an unknown class.
+    """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.rules
     if isinstance(tokenizer, ByteTokenizer):
@@ -65,7 +71,7 @@ def to_tokenizers(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 def _byte_level(
     ranks: Mapping[bytes, int], pattern: str | None, special_ids: Mapping[str, int]
 ) -> tokenizers.Tokenizer:
-    """A byte-level BPE whose merges are made in the order of the ranks of their results."""
+    """Build a byte-level BPE whose merges have the order of their results' ranks."""
     letters = _letters()
     names = {token: "".join(letters[b] for b in token) for token in ranks}
     # tiktoken joins any two neighbours whose union is a token, so every split of a token is a merge.
@@ -91,7 +97,7 @@ def _byte_level(
 
 
 def _ruby_syntax(pattern: str) -> str:
-    """tiktoken's pattern for the engine of `tokenizers`, whose "$" ends a line and whose "{1,3}+" repeats the group."""
+    """Translate tiktoken's pattern for `tokenizers`, whose "$" ends a line and whose "{1,3}+" repeats the group."""
     return re.sub(r"(\{\d+,\d*\})\+", r"\1", pattern).replace("$", r"\z")
 
 

@@ -38,7 +38,7 @@ KEYS = {
     "init_std": "initializer_range",
 }
 
-# The same for `rope_parameters`, or `rope_scaling` in older files.
+# Field of TransformerArgs: key of `rope_parameters`, or of `rope_scaling` in older files.
 ROPE_KEYS = dict(
     zip(
         ROPE_SCALING,
@@ -50,7 +50,7 @@ ROPE_KEYS = dict(
 
 @dataclass(frozen=True)
 class Family:
-    """One of Hugging Face's classes, and what it takes for granted where config.json lacks a key."""
+    """A model class of Hugging Face, and its defaults for keys that config.json lacks."""
 
     architecture: str
     qk_norm: bool
@@ -67,7 +67,7 @@ FAMILIES = {
     "llama": Family("LlamaForCausalLM", qk_norm=False, defaults={**_DEFAULTS, "max_position_embeddings": 2048}),
 }
 
-# Keys whose other values are another model: (the value that is this one, why).
+# Keys with one supported value: (that value, why others are refused).
 _ONLY: dict[str, tuple[Any, str]] = {
     "attention_bias": (False, "the projections of the attention have no biases here"),
     "mlp_bias": (False, "the SwiGLU has no biases here"),
@@ -79,19 +79,19 @@ _ONLY: dict[str, tuple[Any, str]] = {
 
 
 def to_hf_name(name: str) -> str:
-    """The name that transformers gives to a tensor of the Transformer."""
+    """Translate a parameter name of the Transformer to that of transformers."""
     return next(there + name.removeprefix(here) for here, there in PREFIXES if name.startswith(here))
 
 
 def from_hf_name(name: str) -> str | None:
-    """The name here of a tensor there; None where it is no weight: rotary tables that old files hold."""
+    """Translate a tensor name of transformers to that of the Transformer; None for rotary tables of old files."""
     if name.endswith(".rotary_emb.inv_freq"):
         return None
     return next((here + name.removeprefix(there) for here, there in PREFIXES if name.startswith(there)), name)
 
 
 def read_config(folder: Path) -> TransformerArgs:
-    """The architecture that a folder's config.json describes; num_tokens is left unset.
+    """Read the architecture from a folder's config.json; num_tokens is left unset.
 
     Raises:
         ConfigError: the file is missing or broken, or describes another kind of model; names file and key.
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> TransformerArgs:
 
 
 def write_config(args: TransformerArgs) -> dict[str, Any]:
-    """config.json of a model, without what is the tokenizer's or the weights'.
+    """The content of config.json for an architecture, without token ids and type of weights.
 
     RoPE is written as transformers 4 reads it, and most tools with it, and as transformers 5 does.
     """
@@ -140,7 +140,11 @@ def write_config(args: TransformerArgs) -> dict[str, Any]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object of a file; a ConfigError that names the file where there is none."""
+    """Read a JSON object.
+
+    Raises:
+        ConfigError: the file is missing, or holds something else; names the file.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -179,7 +183,7 @@ def _value(config: Mapping[str, Any], key: str, family: Family) -> Any:
 
 
 def _read_rope(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_scaling` wins over `rope_parameters`, and a theta inside over one beside them, as in transformers."""
+    """Read RoPE's arguments; `rope_scaling` precedes `rope_parameters`, and a theta in it the one beside it."""
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(name) or {}
     if not isinstance(rope, dict):
@@ -200,7 +204,7 @@ def _read_rope(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(file: Path, mistake: Any) -> str:
-    """A mistake of pydantic in the words of config.json."""
+    """Describe a validation error of pydantic by the keys of config.json."""
     message = mistake["msg"].removeprefix("Value error, ")
     if not mistake["loc"]:
         return f"{file}: {message}"

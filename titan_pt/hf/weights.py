@@ -1,4 +1,4 @@
-"""Weights into a model that is there, from a checkpoint or a Hugging Face folder."""
+"""Load weights into an existing model, from a checkpoint or a Hugging Face folder."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -9,20 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.config.schema.job_config import Tokenizer as TokenizerSection
+from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
 from titan_pt.distributed.init import copy_full
 from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
 from titan_pt.protocols.model_spec import get_model_spec
 
 logger = logging.getLogger("titan_pt")
 
-# Arguments that may differ between a folder and the run it starts: the vocabulary's padding, the longest text, and
-# what weights were drawn from.
+# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, and the
+# distribution of initial weights.
 _FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 
@@ -36,22 +35,23 @@ def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, f
         ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
     """
     spec = get_model_spec(config.model.name)
-    if spec.hugging_face is None:
+    layout = spec.layout()
+    if layout is None:
         raise ConfigError(f"{folder}: model.name = {spec.name!r} has no Hugging Face layout")
-    theirs = spec.hugging_face.read_config(folder)
+    theirs = layout.read_config(folder)
     ours = model_args(config, spec, tokenizer.vocab_size)
     _check_args(ours.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
     parameters = model_tensors(model)
-    reader = SafetensorsFolder(folder, spec.hugging_face, tied_copies(theirs, spec.hugging_face.vocabulary, parameters))
-    rows = dict.fromkeys(spec.hugging_face.vocabulary, tokenizer.vocab_size)
+    reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
+    rows = dict.fromkeys(layout.vocabulary, tokenizer.vocab_size)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     check_fit(reader, expected, rows)
     fill(model, reader)
 
 
 def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> dict[str, str]:
-    """Tensors that a folder may hold though the model has them under another name: {there: here}."""
+    """Tensors that a folder may hold twice because the model ties them: {name of the copy: name in the model}."""
     if not getattr(args, "tie_embeddings", False):
         return {}
     here = next(name for name in vocabulary if name in parameters)
@@ -60,7 +60,7 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 
 @torch.no_grad()
 def fill(model: nn.Module, reader: TensorReader) -> None:
-    """Copy every tensor into the model, one at a time; missing rows are zero. They were checked to fit."""
+    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
     parameters = model_tensors(model)
     for name in reader.infos:
         parameter, full = parameters[name], reader.read(name)

@@ -31,7 +31,7 @@ class ShardedAdamW8bit(AdamW8bit):
 
 
 def block_size(parameter: torch.Tensor) -> int | None:
-    """Values that share a scale; None where the moments stay in float32: vectors, small and odd matrices."""
+    """Number of values that share a scale; None if the moments stay in float32: vectors, small and odd matrices."""
     if parameter.ndim < 2 or parameter.numel() < _SMALLEST_TENSOR:
         return None
     block = math.gcd(parameter[0].numel(), _LARGEST_BLOCK)
@@ -39,7 +39,7 @@ def block_size(parameter: torch.Tensor) -> int | None:
 
 
 def state_tensors(parameter: torch.Tensor, key: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, plain tensor) of what one entry of the state is made of, sharded as it is: codes and scales, or itself."""
+    """Yield the plain tensors of one state entry by name, sharded alike: codes and scale, or the entry itself."""
     block = block_size(parameter)
     if key == "step" or block is None:
         yield key, value
@@ -59,7 +59,7 @@ def state_tensors(parameter: torch.Tensor, key: str, value: torch.Tensor) -> Ite
 
 
 def _sharded_like(tensor: DTensor, local: torch.Tensor, shape: torch.Size) -> DTensor:
-    """A part of each rank as one tensor; the shape is given because the last ranks may have fewer rows."""
+    """Join the ranks' parts into one tensor; the shape is given because the last ranks may have fewer rows."""
     stride = torch.empty(shape, device="meta").stride()
     whole = DTensor.from_local(
         local, tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride

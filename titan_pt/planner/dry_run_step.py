@@ -18,8 +18,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from titan_pt.components.parts import build_train_context
-from titan_pt.components.tokenizer import SizedTokenizer
+from titan_pt.build import build_context
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.run_size import RunSize
@@ -32,6 +31,7 @@ from titan_pt.distributed.fsdp import allocate
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import MemoryTracker, peak_of, storage_bytes
 from titan_pt.planner.operations import Operations, count_operations
+from titan_pt.planner.sized_tokenizer import SizedTokenizer
 from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
 from titan_pt.run.exit_codes import Preempted
@@ -138,21 +138,21 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
 
 
 def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:
-    """The context of a real run, without anything that opens a file."""
+    """Build the context of a real run, without anything that opens a file."""
     tokenizer = SizedTokenizer(tokenizer_size(config))
-    model = spec.parallelize(spec.build_model(config, tokenizer), config, world)
-    allocate(model, config, world)
-    model.train()
-    return build_train_context(
+    context = build_context(
         spec,
         config,
         world,
-        run_size=run_size,
-        tokenizer=tokenizer,
-        model=model,
-        dataloader=None,
+        tokenizer,
+        spec.build_model(config, tokenizer),
+        run_size,
+        materialize=allocate,
         raise_if_preempted=_raise_if_preempted,
+        reads_data=False,
     )
+    context.model.train()
+    return context
 
 
 def _build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 from torch.distributed.tensor import DTensor
 
+from titan_pt.components.accelerators import GIB
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.planner.accelerators import GIB
 
 # CUDA's own context, NCCL's buffers, and the part of the allocator's memory that lies between tensors.
 CONTEXT_BYTES = 1.25 * GIB

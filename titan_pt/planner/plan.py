@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from titan_pt.components.accelerators import GIB, Accelerator
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
-from titan_pt.planner.accelerators import GIB, Accelerator
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources

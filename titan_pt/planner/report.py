@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from titan_pt.components.accelerators import GIB
 from titan_pt.components.flops import FORMULA
-from titan_pt.planner.accelerators import GIB
 from titan_pt.planner.memory import CONTEXT_BYTES, FRAGMENTATION
 from titan_pt.planner.plan import Plan
 from titan_pt.planner.search import Choice, cheapest_changes, gpus_in_time

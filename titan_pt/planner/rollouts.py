@@ -5,11 +5,11 @@ Completions are taken at their full length, so times are upper bounds in that re
 
 from dataclasses import dataclass
 
+from titan_pt.components.accelerators import Accelerator
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.generation.decode import LOGIT_ELEMENTS
 from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
-from titan_pt.planner.accelerators import Accelerator
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
 

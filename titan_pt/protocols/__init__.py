@@ -1,1 +1,1 @@
-"""What a model and a kind of training are: dataclasses of functions, and their registries."""
+"""Dataclasses of functions that define a model family and a kind of training, and their registries."""

@@ -1,6 +1,5 @@
 """A model family as a dataclass of functions, and the registry of families."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,23 +20,23 @@ Args = TypeVar("Args", bound=BaseModel)
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceLayout(Generic[Args]):
-    """How Hugging Face's folders write a model family: config.json and the names of tensors."""
+    """Translates a model family to the format of Hugging Face folders: config.json and the names of tensors."""
 
     read_config: Callable[[Path], Args]
-    """Folder -> arguments; raises a ConfigError that names file and key."""
+    """Reads the arguments from a folder; raises a ConfigError that names file and key."""
     write_config: Callable[[Args], dict[str, Any]]
-    """config.json of the arguments, without token ids and type."""
+    """Returns the content of config.json for the arguments, without token ids and type."""
     to_name: Callable[[str], str]
-    """Name of a tensor there."""
+    """Translates a parameter's name to the tensor's name in the folder."""
     from_name: Callable[[str], str | None]
-    """Name of a tensor here; None where it is no weight. A name that is neither stays as it is."""
+    """Translates a tensor's name to the parameter's; None if it is no weight. An unknown name stays as it is."""
     vocabulary: tuple[str, ...]
-    """Tensors whose rows are tokens."""
+    """Parameters whose rows are tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Generic[Args]):
-    """One model family.
+    """A model family as functions.
 
     `build` makes the module on the current device (meta while a run starts). The module's forward is
     `forward(tokens_BL, positions_BL=None, head=None)`: with a `head` it returns `head(hidden_BLD, weight_VD)`, else
@@ -46,43 +45,38 @@ class ModelSpec(Generic[Args]):
 
     name: str
     args_type: type[Args]
-    """Architecture fields; each can be overridden in `[model]`. A field vocab_size gets the padded tokenizer size."""
+    """Class of the architecture's fields; each is a key of `[model]`; vocab_size gets the padded tokenizer size."""
     flavors: Mapping[str, Args]
     build: "Callable[[Args, JobConfig], nn.Module]"
     parallelize: "Callable[[nn.Module, JobConfig, World], nn.Module]"
     """Activation checkpointing, compile and sharding, in place; returns the module."""
     flops_per_token: Callable[[Args, int], float]
-    """(args, seq_len) -> floating-point operations of training on one token."""
-    hugging_face: HuggingFaceLayout[Args] | None = None
-    """For `model.from_hf`, starting weights of Hugging Face folders, and exports; None: it has no such layout."""
+    """Returns the floating-point operations of training on one token, from (args, seq_len)."""
+    hugging_face: HuggingFaceLayout[Args] | str | None = None
+    """The layout for `model.from_hf`, starting weights and exports, or its "module:attribute"; None: no layout."""
+
+    def layout(self) -> HuggingFaceLayout[Args] | None:
+        """The layout of the family's Hugging Face folders, imported if need be; None: it has none."""
+        return import_attribute(self.hugging_face) if isinstance(self.hugging_face, str) else self.hugging_face
 
 
-_MODELS: dict[str, ModelSpec[Any]] = {}
-_BUILTIN_MODULES = {"transformer": "titan_pt.models.transformer"}
+_MODELS: Registry[ModelSpec[Any]] = Registry("model spec {}", {"transformer": "titan_pt.models.transformer:SPEC"})
 
 
 def register_model_spec(spec: ModelSpec[Any]) -> ModelSpec[Any]:
     """Make a model known by `[model] name`. A second registration of a name is an error."""
-    if spec.name in _MODELS:
-        raise ValueError(f"model spec {spec.name!r} is registered already")
-    _MODELS[spec.name] = spec
-    return spec
+    return _MODELS.register(spec.name, spec)
 
 
 def get_model_spec(name: str) -> ModelSpec[Any]:
-    """The spec of `[model] name`.
+    """Return the spec of `[model] name`.
 
     Raises:
         ConfigError: the name is unknown; lists the known ones.
     """
-    if name not in _MODELS and name in _BUILTIN_MODULES:
-        importlib.import_module(_BUILTIN_MODULES[name])
-    if name not in _MODELS:
-        known = model_names()
-        raise ConfigError(f"model.name = {name!r}: unknown; known are {one_of(known)}{nearest(name, known)}")
-    return _MODELS[name]
+    return _MODELS.find(name, "model.name")
 
 
 def model_names() -> set[str]:
-    """All model families: the built-in ones and those registered so far."""
-    return {*_MODELS, *_BUILTIN_MODULES}
+    """Names of all model families: the built-in ones and those registered so far."""
+    return set(_MODELS)

@@ -1,16 +1,14 @@
 """A kind of training as a dataclass of functions, and the registry of kinds."""
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import create_model
 
-from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.run_size import RunSize, plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.context import Data, DryRunStep, Step, TrainContext, Validator
+    from titan_pt.protocols.context import BaseDataLoader, DryRunStep, Step, TrainContext, Validator
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -46,7 +44,7 @@ class TrainerSpec(Generic[Config]):
     build_optimizers: "Callable[[nn.Module, Config], torch.optim.Optimizer]"
     build_lr_schedulers: "Callable[[Config, int], Schedule]"
     """(config, steps of the run) -> learning rate of a step."""
-    build_dataloader: "Callable[[Config, Tokenizer, World, RunSize], Data]"
+    build_dataloader: "Callable[[Config, Tokenizer, World, RunSize], BaseDataLoader]"
     adjust_run_size: "Callable[[Config, World, RunSize, Any], RunSize] | None" = None
     """(config, ranks, run size, dataloader) -> the run size, where the number of steps depends on the data."""
     build_step: "Callable[[TrainContext[Config]], Step]"
@@ -74,30 +72,26 @@ def with_sections(config_type: type[Config], sections: Mapping[str, type[Section
     return create_model(config_type.__name__, __base__=config_type, **fields)
 
 
-@dataclass(frozen=True)
-class BuiltinTrainer:
-    """Modules of a built-in kind of training: its spec's, and its config's, which imports no torch."""
-
-    module: str
-    config_module: str
-    config_class: str
-
-
-BUILTIN_TRAINERS: dict[str, BuiltinTrainer] = {
-    "pretrain": BuiltinTrainer("titan_pt.trainers.pretrain", "titan_pt.config.schema.job_config", "JobConfig"),
-    "sft": BuiltinTrainer("titan_pt.trainers.sft.spec", "titan_pt.config.schema.sft", "SftConfig"),
-    "grpo": BuiltinTrainer("titan_pt.trainers.grpo.spec", "titan_pt.config.schema.grpo", "GrpoConfig"),
+BUILTIN_CONFIGS = {
+    "pretrain": "titan_pt.config.schema.job_config:JobConfig",
+    "sft": "titan_pt.config.schema.sft:SftConfig",
+    "grpo": "titan_pt.config.schema.grpo:GrpoConfig",
 }
-_TRAINERS: dict[str, TrainerSpec[Any]] = {}
+"""Configs of the built-in kinds of training, which can be imported without torch."""
+
+_TRAINERS: Registry[TrainerSpec[Any]] = Registry(
+    "trainer spec {}",
+    {
+        "pretrain": "titan_pt.trainers.pretrain:SPEC",
+        "sft": "titan_pt.trainers.sft.spec:SPEC",
+        "grpo": "titan_pt.trainers.grpo.spec:SPEC",
+    },
+)
 
 
 def register_trainer_spec(spec: TrainerSpec[Config]) -> TrainerSpec[Config]:
     """Make a kind of training known by `[job] trainer`. A second registration of a name is an error."""
-    builtin = BUILTIN_TRAINERS.get(spec.name)
-    # A built-in spec registers itself while its own module is imported; before that its name is taken all the same.
-    if spec.name in _TRAINERS or (builtin is not None and builtin.module not in sys.modules):
-        raise ValueError(f"trainer spec {spec.name!r} is registered already")
-    _TRAINERS[spec.name] = spec
+    _TRAINERS.register(spec.name, spec)
     return spec
 
 
@@ -107,27 +101,26 @@ def get_trainer_spec(name: str) -> TrainerSpec[Any]:
     Raises:
         ConfigError: the name is unknown; lists the known ones.
     """
-    if name not in _TRAINERS and name in BUILTIN_TRAINERS:
-        importlib.import_module(BUILTIN_TRAINERS[name].module)
-    if name not in _TRAINERS:
-        known = trainer_names()
-        raise ConfigError(f"job.trainer = {name!r}: unknown; known are {one_of(known)}{nearest(name, known)}")
-    return _TRAINERS[name]
+    return _TRAINERS.find(name, "job.trainer")
 
 
 def trainer_names() -> set[str]:
     """Names of all kinds of training: the built-in ones and those registered so far."""
-    return {*_TRAINERS, *BUILTIN_TRAINERS}
+    return set(_TRAINERS)
 
 
 def trainer_config(name: str) -> type[JobConfig]:
-    """The config class of `[job] trainer`, found without importing torch; a ConfigError where the name is unknown."""
-    if name in BUILTIN_TRAINERS:
-        builtin = BUILTIN_TRAINERS[name]
-        return getattr(importlib.import_module(builtin.config_module), builtin.config_class)
+    """The config class of `[job] trainer`; a built-in one is found without importing torch.
+
+    Raises:
+        ConfigError: the name is unknown; lists the known ones.
+    """
+    if name in BUILTIN_CONFIGS:
+        config_type: type[JobConfig] = import_attribute(BUILTIN_CONFIGS[name])
+        return config_type
     return get_trainer_spec(name).config_type
 
 
 def trainers_with_section(section: str) -> list[str]:
-    """The kinds of training that have this TOML table beside the common ones."""
+    """Names of the kinds of training that have this TOML table beside the common ones."""
     return sorted(name for name in trainer_names() if section in trainer_config(name).model_fields)

@@ -1,1 +1,1 @@
-"""How a run begins, is told to stop, and ends."""
+"""The life of a run: its folder, log, signals, exit codes and ending."""

@@ -8,19 +8,22 @@ stretched or squeezed, a cooldown starts when it must.
 import contextlib
 import json
 import logging
-import os
+import math
 import statistics
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.checkpoint.manifest import write_json
-from titan_pt.components.lr_scheduler import Schedule
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.protocols.context import TrainContext
+from titan_pt.run.files import write_atomic
+from titan_pt.run.signals import signalled, stop_at
+from titan_pt.run.step_plan import StepPlan
 
 logger = logging.getLogger("titan_pt")
 
@@ -36,21 +39,6 @@ _TOLD = 0.01
 _MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 5.0, 1.25
 # By how much short steps may be late all the same.
 _JITTER_SECONDS = 1.0
-
-
-class PlannedSchedule:
-    """A learning-rate schedule whose end moves: a spec's own, built again for each new number of steps."""
-
-    def __init__(self, build: Callable[[int], Schedule], steps: int) -> None:
-        self._build, self._steps, self._schedule = build, steps, build(steps)
-
-    def __call__(self, step: int) -> float:
-        return self._schedule(step)
-
-    def end_at(self, steps: int) -> None:
-        """Be the schedule of a run of so many steps."""
-        if steps != self._steps:
-            self._steps, self._schedule = steps, self._build(steps)
 
 
 class Speed:
@@ -86,7 +74,7 @@ class Speed:
 
 @dataclass
 class Work:
-    """What is done every so many steps, and once more at the end."""
+    """Recurring work that holds up training: done every so many steps, and once more at the end."""
 
     every: int
     pause: float = 0.0
@@ -95,7 +83,7 @@ class Work:
     """Seconds until it was done, in the background too."""
 
     def seconds(self, first: int, last: int) -> float:
-        """How long it will hold up training behind step `first`, up to step `last`."""
+        """Predict the seconds for which the work will hold up training after step `first`, up to step `last`."""
         return max(0, last // self.every - first // self.every) * self.pause
 
 
@@ -201,7 +189,71 @@ def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | 
 
 
 def keep_start(run_folder: Path, started: float) -> None:
-    """Write it down for the next start."""
-    temporary = run_folder / f"{CLOCK_FILE}.tmp"
-    write_json(temporary, {"started": started})
-    os.replace(temporary, run_folder / CLOCK_FILE)
+    """Write the time of the first start down for the next one."""
+    write_atomic(run_folder / CLOCK_FILE, json.dumps({"started": started}))
+
+
+class DeadlinePlan(StepPlan):
+    """Plans the last step of a run with training.max_hours; all ranks agree on it, by the clock of rank 0.
+
+    Args:
+        run_folder: keeps the time of the first start; None where each start is a run of its own.
+        started: when this attempt began, a Unix time.
+    """
+
+    def __init__(self, context: TrainContext, run_folder: Path | None, started: float) -> None:
+        super().__init__(context)
+        self._world, self._max_steps = context.world, context.run_size.steps
+        self._run_folder, self._started = run_folder, started
+        self._deadline: Deadline | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return self._deadline.steps if self._deadline else self._max_steps
+
+    @property
+    def advice(self) -> str:  # type: ignore[override]
+        return "training.max_hours" if self.total_steps < self._max_steps else "training.steps"
+
+    @property
+    def deadline(self) -> Deadline:
+        assert self._deadline is not None, "begin() was called"
+        return self._deadline
+
+    def begin(self, saved: Mapping[str, Any] | None) -> None:
+        started = self._world.on_main(lambda: first_start(self._run_folder, self._started, saved))
+        self._deadline = Deadline(self.context.config, self._max_steps, started, saved)
+        logger.info(
+            f"Deadline: {self._deadline.describe(time.time())}; the run ends there, or at step {self._max_steps:,} "
+            "before it"
+        )
+
+    def keep_start(self) -> None:
+        if self._run_folder and self._world.is_main:
+            keep_start(self._run_folder, self.deadline.started)
+
+    def replan(self, step: int) -> None:
+        planned = self.deadline.plan(step, time.time()) if self._world.is_main else 0
+        self.deadline.steps = self._world.add(planned)[0]
+        self.context.schedule.end_at(self.deadline.steps)
+        if self._world.is_main:
+            stop_at(self.deadline.latest)
+
+    def step_ends(self) -> None:
+        self.deadline.step_ends(time.time())
+
+    def paused(self, what: str, seconds: float, whole: float = 0.0) -> None:
+        self.deadline.paused(what, seconds, whole)
+
+    def is_over(self) -> bool:
+        """Whether the deadline stopped the run, and no signal did. From now on the deadline stops nothing any more."""
+        over = self._world.is_main and time.time() >= self.deadline.latest
+        stop_at(math.inf)
+        came, signals = self._world.add(over, signalled())
+        return came > 0 and not signals
+
+    def describe_end(self) -> str:
+        return f"; the deadline is {self.deadline.describe(time.time())}"
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self.deadline.state_dict()

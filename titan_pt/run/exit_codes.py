@@ -1,4 +1,4 @@
-"""How a run ends: exit codes, the exceptions that lead to them, and how a worker tells its launcher."""
+"""Exit codes, the exceptions that lead to them, and the files in which workers tell them to the launcher."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ START_VARIABLE = "TITAN_PT_STARTED"
 
 
 class ExitCode(IntEnum):
-    """What a caller or a cluster reads."""
+    """Exit codes of a run, for shells and clusters."""
 
     DONE = 0
     """Finished: all steps, or all data, with a last checkpoint."""

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from titan_pt.components.checkpoint.manifest import write_json
+from titan_pt.run.files import write_atomic
 
 logger = logging.getLogger("titan_pt")
 
@@ -28,7 +28,7 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
     idle = 0 if last_step > first_step else _read(run_folder / FILE) + 1
     gives_up = idle >= LIMIT
     try:
-        write_json(run_folder / FILE, {"idle_starts": 0 if gives_up else idle, "step": last_step})
+        write_atomic(run_folder / FILE, json.dumps({"idle_starts": 0 if gives_up else idle, "step": last_step}))
     except OSError as error:  # the checkpoint is whole; it must not be lost to a count
         logger.warning(f"{run_folder / FILE} cannot be written: {error}; this start is not counted")
     if not gives_up:

@@ -1,26 +1,17 @@
-"""Before the first step: the run folder, determinism, and the derived numbers that tell what a run will cost."""
+"""The run folder (`job.dump_folder`): its files, its lock, its config."""
 
 import fcntl
 import logging
-import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import torch
-
-import titan_pt
-from titan_pt.components.checkpoint.steps import iter_steps
-from titan_pt.components.lr_scheduler import warn_of_short_warmup
-from titan_pt.components.metrics import FILE as METRICS_FILE
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Debug, JobConfig
-from titan_pt.protocols.context import TrainContext
-from titan_pt.run.files import make_writable
-from titan_pt.run.log import Color
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.files import make_writable, write_atomic
 
 logger = logging.getLogger("titan_pt")
 
-CONFIG_FILE, LOCK_FILE = "config.toml", ".lock"
+CONFIG_FILE, METRICS_FILE, LOCK_FILE = "config.toml", "metrics.jsonl", ".lock"
 
 
 def prepare_run_folder(config: JobConfig) -> Path:
@@ -50,12 +41,6 @@ def run_folder(config: JobConfig) -> Path:
     return Path(config.job.dump_folder).expanduser()
 
 
-def has_steps(config: JobConfig) -> bool:
-    """Whether the run folder holds steps to resume from."""
-    options = config.checkpoint
-    return options.enable and any(iter_steps(run_folder(config) / options.folder))
-
-
 def lock_run_folder(folder: Path) -> IO[str]:
     """Hold the run folder until the file is closed: a second run in it would drop the first one's rows and saves.
 
@@ -74,44 +59,5 @@ def lock_run_folder(folder: Path) -> IO[str]:
 
 
 def write_config(config: JobConfig) -> None:
-    """Write the resolved config into the run folder; at no time is it half there."""
-    path = run_folder(config) / CONFIG_FILE
-    temporary = path.with_suffix(".toml.tmp")
-    temporary.write_text(config.to_toml())
-    os.replace(temporary, path)
-
-
-def set_determinism(options: Debug, device: torch.device) -> None:
-    """Seed torch and choose its kernels as `[debug]` says."""
-    torch.manual_seed(options.seed)
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=options.deterministic_warn_only)
-        if device.type == "cuda":
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-
-
-def describe(context: TrainContext, args: Any, peak: float | None, color: Color) -> None:
-    """Log what runs: versions, device, model, tokenizer."""
-    config, world = context.config, context.world
-    logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
-    if config.job.print_config:
-        logger.info(f"Config:\n{config.to_toml()}")
-    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
-    measured = " (measured)" if world.device.type == "cpu" else ""
-    logger.info(
-        f"Device: {world.size} x {name}, "
-        + (
-            f"peak {peak / 1e12:.2f} TFLOP/s{measured} in {config.training.mixed_precision_param} each"
-            if peak
-            else "peak FLOP/s not known, so no MFU"
-        )
-    )
-    total = sum(parameter.numel() for parameter in context.model.parameters())
-    embedding = getattr(args, "num_embedding_parameters", 0)
-    logger.info(
-        f"{color.cyan}Model {config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
-        f"{total - embedding:,} without the embedding{color.reset}"
-    )
-    logger.info(f"Tokenizer {config.tokenizer.name}: {context.tokenizer.vocab_size:,} tokens")
-    warn_of_short_warmup(config, context.run_size.steps)
+    """Write the resolved config into the run folder."""
+    write_atomic(run_folder(config) / CONFIG_FILE, config.to_toml())

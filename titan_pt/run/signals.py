@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def install_handlers() -> None:
-    """From now on these signals only set the flag; a second one changes nothing.
+    """Let these signals set the stop flag and do nothing else; a second one changes nothing.
 
     Only a second SIGINT ends the process at once, as long as there is nothing to save (see `protect_progress`).
     """
@@ -45,7 +45,7 @@ def install_handlers() -> None:
 
 
 def ignore_signals() -> None:
-    """None ends or changes this process from now on: its exit code is decided, or another process decides."""
+    """Ignore all stop signals from now on: the exit code is decided, or another process decides."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -57,12 +57,12 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def protect_progress() -> None:
-    """There is a finished step now: no signal ends the process before it is saved."""
+    """Let no signal end the process before its finished steps are saved."""
     _progress.set()
 
 
 def stop_at(moment: float) -> None:
-    """From this Unix time on it is as if this process had been asked to stop; infinity for never."""
+    """Ask this process to stop at a Unix time; infinity for never."""
     global _deadline
     _deadline = moment
 
@@ -73,7 +73,7 @@ def stop_requested() -> bool:
 
 
 def signalled() -> bool:
-    """Whether it was a signal."""
+    """Whether a signal asked this process to stop."""
     return _requested.is_set()
 
 

@@ -1,1 +1,1 @@
-"""What a policy is asked, and what an answer is worth."""
+"""Tasks: problems, prompts, grading and rewards."""

@@ -6,30 +6,23 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.arithmetic import LEVELS, num_problems, problem
 from titan_pt.data.permutation import permute
-from titan_pt.tasks.grading import find_number
-from titan_pt.tasks.gsm8k import grade_number
-from titan_pt.tasks.problems import Entry, hold_out, plain_problems
+from titan_pt.tasks.numbers import number_task
+from titan_pt.tasks.problems import Entry, hold_out
 from titan_pt.tasks.task import Task, refuse_unused
 
-# Of a larger level this many are used, always the same.
+# A level with more problems gives a fixed choice of so many.
 _MOST_PROBLEMS = 20_000
 
 
 def build(row: GrpoTask, _seed: int) -> Task:
-    """The task: all problems of `level`, or a fixed choice of them; the same for every seed."""
+    """The task of all problems of `level`, or of a fixed choice of them; the same for every seed."""
     refuse_unused(row, "level", "holdout_fraction")
     level = 1 if row.level is None else row.level
     if level not in LEVELS:
         allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
         raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
     train, evaluation = hold_out(_entries(row.name, level), row.holdout_fraction)
-    return Task(
-        name=row.name,
-        train=plain_problems(train, row.name),
-        evaluation=plain_problems(evaluation, row.name),
-        grade=grade_number,
-        find_answer=find_number,
-    )
+    return number_task(row.name, train, evaluation)
 
 
 def _entries(name: str, level: int) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Is a completion right? Three rules for each benchmark, all in linear time and with nothing evaluated.
+"""Grading of completions by three rules for each benchmark, in linear time and without evaluating text as code.
 
 - `official` is the published rule, for accuracies that are reported.
 - `strict` is the reward: one answer, in one form, in one place.
@@ -27,7 +27,7 @@ _ANSWER = "Answer:"
 _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?\.?")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
-# A letter that is a word of its own: not the C of "Cephalexin", "C-reactive protein" or "C's".
+# A letter that is a whole word: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
 _STRICT_LETTER = re.compile(rf"\s*{_ANSWER}[ \t]*{_LETTER}")
 # Every gap is bounded: two unbounded ones side by side take quadratic time on a long run of blanks.
@@ -91,9 +91,9 @@ def grade_medqa(completion: str, gold: str, rule: str = "official") -> bool:
 
 
 def find_number(completion: str) -> str | None:
-    """The number that stands in the strict form of `grade_gsm8k`, right or wrong, as Decimal reads it; else None."""
+    """The answer of a completion in the strict form of `grade_gsm8k`, right or wrong, for Decimal; else None."""
     before, marker, after = completion.rstrip().rpartition(_MARKER)
-    # The last of five # is before the marker too. A number on a line of its own keeps its line end, and does not match.
+    # The last of five # is before the marker too. A number on the next line keeps its line end, and does not match.
     if not marker or _MARKER in before or before.endswith("#"):
         return None
     number = after.lstrip(" \t")
@@ -101,13 +101,13 @@ def find_number(completion: str) -> str | None:
 
 
 def find_letter(completion: str) -> str | None:
-    """The letter that stands in the strict form of `grade_medqa`, right or wrong; else None."""
+    """The letter that a completion answers in the strict form of `grade_medqa`, right or wrong; else None."""
     match = _STRICT_LETTER.match(completion.rstrip().rpartition("\n")[2])
     return match[1] if match else None
 
 
 def find_text(completion: str, rule: str = "strict") -> str | None:
-    """The answer of a completion whose answers are texts, without blanks around it; None where there is none.
+    """The answer of a completion to a problem whose answer is a text, stripped; None where there is none.
 
     - `strict`, `official`: exactly one line begins with `Answer:`; the answer is all that follows, as it may be a grid
       of several lines.
@@ -121,7 +121,7 @@ def find_text(completion: str, rule: str = "strict") -> str | None:
 
 
 def gold_number(gold: str) -> str:
-    """The gold answer of `grade_gsm8k` as the published rule sees it: its commas removed, nothing else changed.
+    """The gold answer of a GSM8K problem without commas, as the published rule compares it.
 
     Raises:
         ValueError: it is no number.
@@ -179,10 +179,10 @@ def _bare(gold: str) -> str:
 
 
 def _digits(number: str) -> str:
-    """Without commas, dollars and one trailing dot: the harness's `regexes_to_ignore`, and what Decimal reads."""
+    """A number for Decimal: without commas, dollars and one trailing dot, as the harness's `regexes_to_ignore`."""
     return number.replace(",", "").replace("$", "").removesuffix(".")
 
 
 def _shown(gold: str) -> str:
-    """The end of a gold answer, where its number stands."""
+    """The last characters of a gold answer, for an error message."""
     return repr(gold if len(gold) <= 80 else "..." + gold[-77:])

@@ -18,9 +18,9 @@ _TEMPLATE = "Question: {question}\n"
 
 
 def build(row: GrpoTask, seed: int) -> Task:
-    """The task. The prompt is the question and a line for each option; a right completion ends in a line "Answer: C".
+    """The MedQA task: a question with a line for each option, whose right completion ends in a line "Answer: C".
 
-    In training the options stand in another order at each visit, so that no letter can be learnt by heart; in
+    In training the options have another order at each visit, so that no letter can be memorised; in
     evaluation in the order of the file. Local files have the fields `question`, `options` (letter -> text) and
     `answer_idx` (a letter), or those of the hub's set: `sent1`, `sent2`, `ending0`, `ending1`, ... and `label`.
     """
@@ -52,13 +52,17 @@ def build(row: GrpoTask, seed: int) -> Task:
 
 
 def example(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, right answer) of a row as the task asks it; a ValueError says what is wrong with the row."""
+    """(prompt, right answer) of a row of MedQA, its options in the order of the file.
+
+    Raises:
+        ValueError: the row lacks a field or has other options than A, B, ...
+    """
     entry = _parse(row, "row")
     return worked_example(_TEMPLATE, _ask("medqa", entry, range(len(entry.options))))
 
 
 def _ask(task: str, entry: Entry, order: Sequence[int]) -> Problem:
-    """The problem with its options in the order of these numbers."""
+    """The problem of an entry, with its options in the order of these numbers."""
     lines = [f"{letter}. {entry.options[number]}" for letter, number in zip(_LETTERS, order, strict=False)]
     gold = _LETTERS[order.index(_LETTERS.index(entry.gold))]
     return Problem(task, entry.id, "\n".join([entry.question, *lines]), gold, f"Answer: {gold}")

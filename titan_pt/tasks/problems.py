@@ -1,4 +1,4 @@
-"""Problem sets: read from local files or the hub, and split so that no question is both trained and evaluated on."""
+"""Problem sets from local files or the hub, split so that no question is both trained and evaluated on."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ logger = logging.getLogger("titan_pt")
 
 @dataclass(frozen=True)
 class Entry:
-    """One problem as it was read."""
+    """One problem as a file holds it, before its options are ordered."""
 
     id: str
-    """Its task, file and place there, such as "gsm8k/train.jsonl:17"."""
+    """Task, file and place in the file, such as "gsm8k/train.jsonl:17"."""
     question: str
     gold: str
     options: tuple[str, ...] = ()
     """Multiple choice: the texts of A, B, ...; `gold` is a letter then."""
     solution: str = ""
-    """See Problem."""
+    """Worked answer, right by every rule; empty where there is none to show."""
 
 
 ParseRow = Callable[[Mapping[str, Any], str], Entry]
@@ -48,11 +48,11 @@ class HubSet:
 
 
 class ProblemSet:
-    """Entries in order; a `Problems`.
+    """A `Problems` of entries, in their order.
 
     Args:
-        ask: (entry, visit) -> the problem as it is asked.
-        variant: what else than the entries decides how they are asked; part of the fingerprint.
+        ask: (entry, visit) -> problem.
+        variant: whatever else decides how entries are asked, such as a seed; part of the fingerprint.
     """
 
     def __init__(self, entries: Sequence[Entry], ask: Callable[[Entry, int], Problem], variant: str = "") -> None:
@@ -66,42 +66,42 @@ class ProblemSet:
         return len(self._entries)
 
     def get(self, index: int, visit: int) -> Problem:
-        """See Problems."""
+        """The problem of entry `index` at its visit-th visit (from 0)."""
         return self._ask(self._entries[index], visit)
 
 
 def plain_problems(entries: Sequence[Entry], task: str) -> ProblemSet:
-    """Entries that are asked the same way at each visit."""
+    """A problem set whose entries are asked the same way at each visit."""
     return ProblemSet(
         entries, lambda entry, _visit: Problem(task, entry.id, entry.question, entry.gold, entry.solution)
     )
 
 
 def read_problems(row: GrpoTask, hub: HubSet, parse: ParseRow) -> tuple[list[Entry], list[Entry]]:
-    """(problems to train on, problems to evaluate on) as `path`, `eval_path` and `holdout_fraction` of the row say.
+    """(training, evaluation) problems that `path`, `eval_path` and `holdout_fraction` of a row describe.
 
     A question that is in both sets, whatever its blanks and capitals, is taken out of training and counted in the log.
-    Of an EvaluationTask there is nothing to train on.
+    An EvaluationTask has no training problems.
 
     Raises:
-        ConfigError: what cannot be read, with its file and place; nothing is left to train or to evaluate on.
+        ConfigError: a file or row that cannot be read; no problem is left to train or to evaluate on.
     """
-    own = matching_files(row.path) if row.path else []
-    own_evaluation = matching_files(row.eval_path, "eval_path") if row.eval_path else []
-    labels = _labels({*own, *own_evaluation})
+    files = matching_files(row.path) if row.path else []
+    eval_files = matching_files(row.eval_path, "eval_path") if row.eval_path else []
+    labels = _labels({*files, *eval_files})
     if isinstance(row, EvaluationTask):
-        return [], _evaluation(row, own_evaluation, labels, hub, parse)
-    train = _local(row, own, labels, parse) if own else _from_hub(row, hub, hub.train, parse)
-    if own and not own_evaluation:
+        return [], _evaluation(row, eval_files, labels, hub, parse)
+    train = _local(row, files, labels, parse) if files else _from_hub(row, hub, hub.train, parse)
+    if files and not eval_files:
         return hold_out(train, row.holdout_fraction)
     if row.holdout_fraction != GrpoTask.model_fields["holdout_fraction"].default:
         logger.warning(f"Task {row.name}: holdout_fraction has no effect, for there is a set of its own to evaluate on")
-    evaluation = _evaluation(row, own_evaluation, labels, hub, parse)
+    evaluation = _evaluation(row, eval_files, labels, hub, parse)
     return _without(train, evaluation, row.name), evaluation
 
 
 def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], list[Entry]]:
-    """(problems to train on, problems to evaluate on) by `is_held_out`, in their order.
+    """(training, evaluation) problems, split by a hash of the question (`is_held_out`), in their order.
 
     Raises:
         ConfigError: one of the two is empty.
@@ -119,7 +119,7 @@ def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], li
 
 
 def text_field(row: Mapping[str, Any], name: str) -> str:
-    """A field's text without blanks around it; a ValueError where there is none."""
+    """The text of a row's field, stripped; a ValueError where there is none."""
     value = field_of(row, name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name!r} is {shown(value)}; want text")
@@ -127,7 +127,7 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """A field's value; a ValueError where there is none."""
+    """The value of a row's field; a ValueError where there is none."""
     if name not in row:
         raise ValueError(f"no {name!r}; it has {one_of(row)}")
     return row[name]
@@ -170,7 +170,7 @@ def _parsed(rows: Iterable[tuple[str, Mapping[str, Any]]], where: str, name: str
 
 
 def _labels(files: Iterable[str]) -> dict[str, str]:
-    """Short names of the files that are all different: without their folders, or from the deepest common one on."""
+    """Short, different names of files: without their folders, or relative to the deepest common one."""
     absolute = {file: os.path.abspath(file) for file in files}
     names = {file: os.path.basename(file) for file in absolute}
     if len(set(names.values())) == len(names):

@@ -1,4 +1,4 @@
-"""Problems as prompts: their tokens, and the fixed ones to evaluate on."""
+"""Prompts of problems as tokens, and the fixed prompts to evaluate on."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from titan_pt.tasks.task import Problem, Task
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem as the policy reads it."""
+    """One problem as text and tokens."""
 
     task: int
-    """Number of the task."""
+    """Number of the task in the list of tasks."""
     draw: int
-    """How many prompts of the task came before it."""
+    """Number of the prompt within its task: how many came before it; in evaluation the problem's index."""
     problem: Problem
     text: str
     token_ids: tuple[int, ...]
@@ -24,19 +24,19 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptRules:
-    """How a problem becomes tokens."""
+    """Rules by which a problem becomes tokens."""
 
     tokenizer: Tokenizer
     longest: int
     """Most tokens of a prompt: training.seq_len without rollout.max_new_tokens."""
     overlong: str
-    """rollout.overlong_prompts."""
+    """Treatment of longer prompts: "error", "skip" or "truncate", see rollout.overlong_prompts."""
 
     def encode(self, task: Task, problem: Problem) -> tuple[tuple[int, ...] | None, bool]:
-        """(the tokens, or None where the prompt is left out; whether it is too long).
+        """(tokens of a problem's prompt, or None where it is left out; whether it is too long).
 
         Raises:
-            ConfigError: it is empty, or too long and rollout.overlong_prompts is "error".
+            ConfigError: the prompt is empty, or too long and rollout.overlong_prompts is "error".
         """
         ids = prompt_tokens(self.tokenizer, task.prompt(problem))
         if not ids:
@@ -53,13 +53,13 @@ class PromptRules:
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
-    """(at most `limit` held-out prompts of a task, the same each time; how many were too long).
+    """(at most `limit` held-out prompts of a task, the same each time; number of prompts that were too long).
 
     Args:
-        t: number of the task.
+        t: number of the task in the list of tasks.
 
     Raises:
-        ConfigError: all are too long.
+        ConfigError: all prompts are too long.
     """
     size = len(task.evaluation)
     order = range(size) if size <= limit else (permute(i, size, b"evaluation") for i in range(size))

@@ -26,14 +26,17 @@ logger = logging.getLogger("titan_pt")
 
 _NUM_PROBLEMS = 1000
 _EVALUATORS = {"eval", "exec", "parse_expr", "sympify"}
-"""What turns text into code; sympy's parser calls `eval`."""
+"""Names of functions that evaluate text as code; sympy's parser calls `eval`."""
 
 
 def build(row: GrpoTask, seed: int) -> Task:
-    """The task. Its problems: `create_dataset(name, seed=seed, size=1000, **row.options)`, each question once.
+    """The task of a reasoning_gym set: `create_dataset(name, seed=seed, size=1000, **row.options)`, each question once.
 
-    The package's scorer decides: 1.0 is right. It is given what follows the one line that begins with "Answer:", up to
-    the end, as many answers are grids (`grading.find_text`). A set whose scorer evaluates answers as code is refused.
+    A completion is right where the set's scorer gives 1.0 to its answer: what follows the one line that begins with
+    "Answer:", up to the end, as many answers are grids (`grading.find_text`).
+
+    Raises:
+        ConfigError: an unknown set or option, a missing package, or a scorer that evaluates answers as code.
     """
     refuse_unused(row, "holdout_fraction", "options")
     name = row.name.partition(":")[2]
@@ -78,12 +81,12 @@ def _open_dataset(name: str, options: Mapping[str, Any]) -> Any:
             raise ConfigError(f"options.{option}: unknown{nearest(option, fields)}; {name} has {', '.join(fields)}")
     try:
         return importlib.import_module("reasoning_gym").create_dataset(name, **options)
-    except Exception as error:  # each set checks its options in its own way
+    except Exception as error:  # each set checks its options differently
         raise ConfigError(f"options: {name} refuses them: {type(error).__name__}: {error}") from error
 
 
 def evaluates_text(kind: type) -> bool:
-    """Whether the `score_answer` of a class, or what it calls in its own package, turns text into code."""
+    """Whether the `score_answer` of a class, or a function of its package that it calls, evaluates text as code."""
     seen: set[FunctionType] = set()
     pending = [function for function in [getattr(kind, "score_answer", None)] if inspect.isfunction(function)]
     while pending:
@@ -92,10 +95,10 @@ def evaluates_text(kind: type) -> bool:
             continue
         seen.add(function)
         for name in _names(function.__code__):
-            own = _own_functions(name, kind, function)
-            if name in _EVALUATORS and not own:
+            known = _package_functions(name, kind, function)
+            if name in _EVALUATORS and not known:
                 return True
-            pending += own
+            pending += known
     return False
 
 
@@ -106,14 +109,14 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _own_functions(name: str, kind: type, function: FunctionType) -> list[FunctionType]:
-    """The functions of the same package that a name in the function's code may stand for."""
+def _package_functions(name: str, kind: type, function: FunctionType) -> list[FunctionType]:
+    """Functions of the same package that a name in a function's code may refer to."""
     package = function.__module__.partition(".")[0]
     named = [function.__globals__.get(part) for part in _names(function.__code__)]
     holders = [*kind.__mro__, *(holder for holder in named if isinstance(holder, type | ModuleType))]
     found = [function.__globals__.get(name), *(inspect.getattr_static(holder, name, None) for holder in holders)]
     plain = (getattr(candidate, "__func__", candidate) for candidate in found)
-    return [own for own in plain if inspect.isfunction(own) and own.__module__.partition(".")[0] == package]
+    return [one for one in plain if inspect.isfunction(one) and one.__module__.partition(".")[0] == package]
 
 
 def _entries(items: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
@@ -126,10 +129,10 @@ def _entries(items: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
 
 
 def _generate(name: str, options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The items of the data set, the same in every process.
+    """The items of a set, generated in a new process and the same in every run.
 
-    Some sets go through Python sets of texts, whose order is another in each process, or draw from the global random
-    numbers: ranks and restarts would get different problems. Only a new process can be given the seed of the hash.
+    Some sets iterate over Python sets of texts, whose order differs between processes, or draw from the global random
+    numbers: ranks and restarts would get different problems. Only a new process can get a fixed seed of the hash.
     """
     logger.info(f"Generating {options['size']:,} problems of reasoning_gym:{name}")
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -145,7 +148,7 @@ def _generate(name: str, options: Mapping[str, Any]) -> Sequence[Mapping[str, An
 
 
 def _write_items() -> None:
-    """In the new process: generate, and pickle to the standard output."""
+    """Generate the items of a set and pickle them to the standard output; runs in the new process."""
     output, sys.stdout = sys.stdout.buffer, sys.stderr  # some sets print
     name, options = sys.argv[1], json.loads(sys.argv[2])
     random.seed(0)

@@ -1,34 +1,22 @@
-"""What a completion is worth: registered functions, weighted, each guarded against errors, endless loops and NaN.
-
-The time limit is a timer of the process, not a pool of worker processes: forking copies a process that holds CUDA and
-threads, which is undefined; spawning takes seconds and needs functions and problems that pickle; and every reward would
-cross a pipe, where the built-in ones take microseconds. What the timer cannot stop: a call into C that does not come
-back (a power with a huge exponent), a loop around a bare `except:`, and a function that sets SIGALRM for itself.
-"""
+"""Rewards and grading of one completion: registered functions, each guarded against errors, endless loops and NaN."""
 
 import functools
-import logging
 import math
 import reprlib
-import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from titan_pt.protocols.registry import Registry
+from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
 
 if TYPE_CHECKING:  # task.py needs the names of the rewards
     from titan_pt.tasks.task import Problem, Task
 
-logger = logging.getLogger("titan_pt")
-
 T = TypeVar("T")
 
-# A function may catch the first expiry, in a `finally` or a destructor: it expires again after this.
-_REPEAT_SECONDS = 0.1
 # Far above any sensible reward; sums of larger ones leave float32.
 _LARGEST = 1e30
 _LONGEST_MESSAGE = 300
@@ -36,50 +24,55 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion to be judged."""
+    """One completion, as a reward function sees it."""
 
     problem: "Problem"
     completion: str
-    """Its text, without the token that ended it."""
+    """Text without the token that ended it."""
     num_tokens: int
-    """With that token."""
+    """Tokens of the completion, the one that ended it included."""
     max_new_tokens: int
+    """Most tokens that the completion could have."""
     truncated: bool
-    """Cut off at max_new_tokens."""
+    """Whether the completion was cut off at max_new_tokens."""
 
 
 @dataclass(frozen=True)
 class RewardProblem:
-    """A reward function that failed on one completion."""
+    """A failure of a reward or of the grading on one completion."""
 
     reward: str
-    """Its name."""
+    """Name of the reward; "grade (<rule>)" or "find_letter" for the grading."""
     problem_id: str
     kind: Literal["error", "timeout", "nan"]
-    """It raised; took too long; gave no finite number."""
+    """The function raised; took too long; gave no finite number."""
     message: str
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one completion is worth."""
+    """Rewards of one completion, and whether it is right by each rule of the grading."""
 
     parts: dict[str, float]
     """Each reward by name, unweighted; 0 where it failed."""
     total: float
-    """Their weighted sum."""
+    """Weighted sum of the rewards."""
+    strict: bool
+    official: bool
+    lenient: bool
+    letter: str | None = None
+    """Multiple choice: the letter that the completion answers, or None."""
     problems: tuple[RewardProblem, ...] = ()
+    """Failures, in the order of the calls; what failed counts as 0, wrong, or no letter."""
 
 
 RewardFunction = Callable[[Sample, "Task"], float]
-_REWARDS: dict[str, RewardFunction] = {}
+_REWARDS: Registry[RewardFunction] = Registry("reward {}")
 
 
 def register_reward(name: str, function: RewardFunction) -> None:
     """Make `name` known to `rewards` of [[grpo.tasks]]. Twice is an error."""
-    if name in _REWARDS:
-        raise ValueError(f"reward {name!r} is registered already")
-    _REWARDS[name] = function
+    _REWARDS.register(name, function)
 
 
 def known_rewards() -> set[str]:
@@ -88,96 +81,76 @@ def known_rewards() -> set[str]:
 
 
 def score(sample: Sample, task: "Task", timeout_seconds: float, given_up: Container[str] = ()) -> Score:
-    """Every reward of the task. What a function does wrong becomes a RewardProblem and counts as 0.
+    """Grade a completion by each rule, and compute every reward of its task.
+
+    The grading is asked once for each rule; a reward that calls `task.grade` gets the same verdict.
 
     Args:
-        given_up: rewards that are not asked again: they took too long too often.
+        timeout_seconds: limit of each function.
+        given_up: rewards that are not called again, since they took too long too often.
     """
-    parts: dict[str, float] = {}
-    problems: list[RewardProblem] = []
-    for name in task.rewards:
-        value: float | None = None
-        failure: _Failure | None = _Failure("timeout", "took too long before, and is not asked again in this step")
-        if name not in given_up:
-            value, failure = _attempt(functools.partial(_value, name, sample, task), timeout_seconds)
-        parts[name] = value or 0.0
-        if failure:
-            problems.append(RewardProblem(name, sample.problem.id, failure.kind, failure.message))
+    task = _with_kept_verdicts(task)
+    guard = _Guard(sample.problem.id)
+    with TimeLimit(timeout_seconds) as limit:
+        parts = {}
+        for name in task.rewards:
+            if name in given_up:
+                guard.note(name, "timeout", "took too long before, and is not asked again in this step")
+                parts[name] = 0.0
+            else:
+                parts[name] = guard.call(name, functools.partial(_value, name, sample, task), limit) or 0.0
+        right = {
+            rule: bool(guard.call(f"grade ({rule})", functools.partial(_is_right, rule, sample, task), limit))
+            for rule in ("strict", "official", "lenient")
+        }
+        find = task.find_letter
+        letter = guard.call("find_letter", lambda: find(sample.completion), limit) if find else None
     total = sum(weight * parts[name] for name, weight in task.rewards.items())
-    return Score(parts, total, tuple(problems))
+    return Score(parts, total, **right, letter=letter, problems=tuple(guard.problems))
 
 
-def grade(sample: Sample, task: "Task", rule: str, timeout_seconds: float) -> tuple[bool, tuple[RewardProblem, ...]]:
-    """Whether the completion is right by a rule of the task's grading; guarded, and wrong where that fails."""
-    value, failure = _attempt(lambda: bool(task.grade(sample.completion, sample.problem, rule)), timeout_seconds)
-    if failure is None:
-        return bool(value), ()
-    return False, (RewardProblem(f"grade ({rule})", sample.problem.id, failure.kind, failure.message),)
+def _with_kept_verdicts(task: "Task") -> "Task":
+    verdicts: dict[tuple[str, str, str], bool] = {}
+
+    def grade(completion: str, problem: "Problem", rule: str) -> bool:
+        key = completion, problem.id, rule
+        if key not in verdicts:
+            verdicts[key] = task.grade(completion, problem, rule)
+        return verdicts[key]
+
+    return replace(task, grade=grade)
 
 
-def find_letter(sample: Sample, task: "Task", timeout_seconds: float) -> tuple[str | None, tuple[RewardProblem, ...]]:
-    """The letter that the completion answers, guarded like a reward; None where there are none."""
-    find = task.find_letter
-    if find is None:
-        return None, ()
-    letter, failure = _attempt(lambda: find(sample.completion), timeout_seconds)
-    if failure is None:
-        return letter, ()
-    return None, (RewardProblem("find_letter", sample.problem.id, failure.kind, failure.message),)
+class _Guard:
+    """Calls functions on one completion, and turns their failures into problems."""
 
+    def __init__(self, problem_id: str) -> None:
+        self._problem_id = problem_id
+        self.problems: list[RewardProblem] = []
 
-@dataclass(frozen=True)
-class _Failure:
-    kind: Literal["error", "timeout", "nan"]
-    message: str
+    def call(self, name: str, call: Callable[[], T], limit: TimeLimit) -> T | None:
+        """The value of a call; None where it failed."""
+        try:
+            return limit.run(call)
+        except TimeLimitExpired:
+            self.note(name, "timeout", f"took longer than {limit.seconds:g} s")
+        except _NotFinite as error:
+            self.note(name, "nan", str(error))
+        except (Exception, SystemExit) as error:  # exit() in a reward must not end the run as if it were finished
+            self.note(name, "error", _described(error))
+        return None
 
-
-class _Expired(BaseException):
-    """No Exception: `except Exception` in a user's loop must not swallow it."""
+    def note(self, name: str, kind: Literal["error", "timeout", "nan"], message: str) -> None:
+        """Add a problem."""
+        self.problems.append(RewardProblem(name, self._problem_id, kind, message))
 
 
 class _NotFinite(Exception):
-    """Its text says what there was instead of a finite number."""
+    """A reward gave no finite number; the text says what it gave."""
 
 
-def _attempt(call: Callable[[], T], seconds: float) -> tuple[T | None, _Failure | None]:
-    try:
-        return _limited(call, seconds), None
-    except _Expired:
-        return None, _Failure("timeout", f"took longer than {seconds:g} s")
-    except _NotFinite as error:
-        return None, _Failure("nan", str(error))
-    except (Exception, SystemExit) as error:  # exit() in a reward must not end the run as if it were finished
-        return None, _Failure("error", _described(error))
-
-
-def _limited(call: Callable[[], T], seconds: float) -> T:
-    """The call's value; raises _Expired after `seconds`. SIGALRM and its timer are put back as they were."""
-    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers in the main thread
-        _warn_of_no_limit()
-        return call()
-    handler = signal.signal(signal.SIGALRM, _expire)
-    start = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
-    try:
-        return call()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-6), interval)
-
-
-def _expire(_number: int, frame: FrameType | None) -> None:
-    # Between the return of the call and the stop of the timer it is `_limited` itself that is interrupted: raised
-    # there, the timer would go on and strike whatever runs later.
-    if frame is None or frame.f_code is not _limited.__code__:
-        raise _Expired
-
-
-@functools.cache
-def _warn_of_no_limit() -> None:
-    logger.warning("Rewards are not graded in the main thread, so grpo.reward_timeout_seconds has no effect on them")
+def _is_right(rule: str, sample: Sample, task: "Task") -> bool:
+    return bool(task.grade(sample.completion, sample.problem, rule))
 
 
 def _value(name: str, sample: Sample, task: "Task") -> float:
@@ -189,7 +162,7 @@ def _value(name: str, sample: Sample, task: "Task") -> float:
 
 
 def _described(error: BaseException) -> str:
-    """The error and the line that raised it, in one line."""
+    """An error and the line of code that raised it, in one line."""
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -197,18 +170,18 @@ def _described(error: BaseException) -> str:
 
 
 def _correct(sample: Sample, task: "Task") -> float:
-    """1 for a right answer in the strict form."""
+    """1 for a completion that is right by the strict rule, else 0."""
     return float(task.grade(sample.completion, sample.problem, "strict"))
 
 
 def _format(sample: Sample, task: "Task") -> float:
-    """1 for any answer in the strict form, right or wrong."""
+    """1 for a completion with an answer in the strict form, right or wrong, else 0."""
     assert task.find_answer is not None, "open_task refuses the reward without it"
     return float(task.find_answer(sample.completion) is not None)
 
 
 def _length(sample: Sample, task: "Task") -> float:
-    """Of a right answer, more for a shorter one: 0.5 (1 + cos(pi t / T)) for t of at most T tokens. A wrong one gets 0.
+    """0.5 (1 + cos(pi t / T)) for a right completion of t of at most T tokens, so more for a shorter one; else 0.
 
     The cosine length reward of ProRL v2 (its post of August 2025) with eta_min = 0 and eta_max = 1.
     """

@@ -1,4 +1,4 @@
-"""From prompts to graded groups of completions, on all ranks: each samples its share, and all get everything."""
+"""Sampling and grading of completions on all ranks: each rank takes a share of the prompts, and gets all groups."""
 
 import itertools
 import logging
@@ -6,9 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.schema.grpo import Grpo
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import Completion, GenerationStopped, RolloutEngine
 from titan_pt.generation.sampling import Sampling
@@ -24,26 +24,44 @@ MOST_TIMEOUTS = 5
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One completion and what it is worth."""
+class GradingOptions:
+    """Options of grading and of its failures; the fields and defaults are those of [grpo]."""
+
+    reward_timeout_seconds: float = 10.0
+    """Limit of one reward function on one completion."""
+    on_reward_error: Literal["zero", "stop"] = "zero"
+    """A failed reward: counts as 0, or ends the run."""
+    overlong: Literal["zero", "mask", "penalty"] = "zero"
+    """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or a penalty beside its reward."""
+    overlong_buffer: int = 64
+    """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
+    overlong_penalty: float = 1.0
+    """Largest penalty of overlong = "penalty"."""
+
+
+@dataclass(frozen=True)
+class GradedCompletion:
+    """One completion with its rewards and verdicts."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    """Log-probability of each token, as the engine drew it."""
     truncated: bool
-    """Cut off at max_new_tokens."""
+    """Whether the completion was cut off at max_new_tokens."""
     text: str
-    """Without the token that ended it."""
+    """Text without the token that ended the completion."""
     parts: dict[str, float]
     """Each reward by name, unweighted."""
     reward: float
-    """Their weighted sum, after grpo.overlong."""
+    """Weighted sum of the rewards, after grpo.overlong."""
     strict: bool
+    """Whether the answer is right by the strict rule."""
     official: bool
     lenient: bool
     letter: str | None
-    """The answer of multiple choice."""
+    """Multiple choice: the letter that the completion answers, or None."""
     trains: bool
-    """Whether its tokens count in the loss: grpo.overlong = "mask" leaves out what was cut off."""
+    """Whether the tokens count in the loss; with grpo.overlong = "mask" those of a truncated completion do not."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +69,36 @@ class Group:
     """One prompt and its completions."""
 
     prompt: Prompt
-    rollouts: tuple[Rollout, ...]
+    completions: tuple[GradedCompletion, ...]
 
     @property
     def rewards(self) -> list[float]:
-        return [rollout.reward for rollout in self.rollouts]
+        """Rewards of the completions, in order."""
+        return [completion.reward for completion in self.completions]
 
     @property
     def has_signal(self) -> bool:
-        """Whether there is anything to learn: different rewards, and one that is not the mean and may be trained on."""
-        return len(set(self.rewards)) > 1 and any(rollout.trains for rollout in self.rollouts)
+        """Whether there is anything to learn: different rewards, and a completion whose tokens count in the loss."""
+        return len(set(self.rewards)) > 1 and any(completion.trains for completion in self.completions)
 
 
 @dataclass
 class Timing:
-    """Seconds and tokens since the last reading."""
+    """Seconds, tokens and failures of a sampler since they were last set to zero."""
 
     rollout_seconds: float = 0.0
+    """Sampling, on the slowest rank."""
     reward_seconds: float = 0.0
+    """Grading, on the slowest rank."""
     tokens: int = 0
-    """Sampled on all ranks."""
+    """Tokens sampled, over all ranks."""
     faults: Counter[str] = field(default_factory=Counter)
-    """Reward functions that failed, by kind, on all ranks."""
+    """Failed reward functions by kind, over all ranks."""
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank made of its prompts."""
+    """Groups of one rank's share of the prompts."""
 
     stopped: bool
     groups: list[Group]
@@ -87,11 +108,12 @@ class _Share:
 
 
 class RolloutSampler:
-    """Samples and grades.
+    """Samples completions of prompts with an engine and grades them.
 
     Args:
-        stop_requested: whether this process was asked to stop; looked at while sampling and grading.
-        raise_if_preempted: see TrainContext.
+        tasks: the tasks that a prompt's `task` numbers.
+        stop_requested: whether this process was asked to stop; read between the prompts that are graded.
+        raise_if_preempted: a collective that raises Preempted on all ranks where one was asked to stop.
     """
 
     def __init__(
@@ -100,7 +122,7 @@ class RolloutSampler:
         tokenizer: Tokenizer,
         tasks: Sequence[Task],
         world: World,
-        options: Grpo,
+        options: GradingOptions,
         *,
         stop_requested: Callable[[], bool],
         raise_if_preempted: Callable[[], None],
@@ -111,7 +133,7 @@ class RolloutSampler:
         self.timing = Timing()
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, n: int, first: int = 0) -> list[Group]:
-        """The group of each prompt, in order, on every rank. A collective.
+        """The groups of `n` completions of each prompt, in order, on every rank. A collective.
 
         Args:
             first: number of the first prompt in the step: prompt i draws from the noise of (seed, step, first + i).
@@ -120,9 +142,9 @@ class RolloutSampler:
             Preempted: on all ranks.
             GaveUpTogether: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
         """
-        own = range(self._world.rank, len(prompts), self._world.size)
+        mine = range(self._world.rank, len(prompts), self._world.size)
         # Ranks take different times for their shares, and wait for each other only here.
-        shares = self._world.gather(self._share([prompts[i] for i in own], [first + i for i in own], sampling, n))
+        shares = self._world.gather(self._share([prompts[i] for i in mine], [first + i for i in mine], sampling, n))
         if any(share.stopped for share in shares):
             self._raise_if_preempted()
         # The slowest rank is what all waited for.
@@ -130,8 +152,8 @@ class RolloutSampler:
         self.timing.reward_seconds += max(share.reward_seconds for share in shares)
         self._note_faults([fault for share in shares for fault in share.faults])
         rounds = itertools.zip_longest(*(share.groups for share in shares))
-        groups = [group for one_each in rounds for group in one_each if group is not None]
-        self.timing.tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+        groups = [group for by_rank in rounds for group in by_rank if group is not None]
+        self.timing.tokens += sum(len(each.token_ids) for group in groups for each in group.completions)
         return groups
 
     def _share(self, prompts: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, n: int) -> _Share:
@@ -147,44 +169,34 @@ class RolloutSampler:
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
-            own = completions[i * n : (i + 1) * n]
-            groups.append(Group(prompt, tuple(self._grade(prompt, each, sampling, faults) for each in own)))
+            graded = (self._grade(prompt, each, sampling, faults) for each in completions[i * n : (i + 1) * n])
+            groups.append(Group(prompt, tuple(graded)))
         return _Share(False, groups, faults, sampled - start, time.perf_counter() - sampled)
 
     def _grade(
         self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
-    ) -> Rollout:
-        """The completion and what it is worth; what goes wrong is appended to the faults."""
-        task, truncated = self._tasks[prompt.task], completion.finish_reason == "length"
+    ) -> GradedCompletion:
+        """A completion with its rewards and verdicts; failures are appended to the faults."""
+        options, truncated = self._options, completion.finish_reason == "length"
         ids = completion.token_ids
         text = self._tokenizer.decode(ids if truncated else ids[:-1])
-        sample = rewards.Sample(
-            problem=prompt.problem,
-            completion=text,
-            num_tokens=len(ids),
-            max_new_tokens=sampling.max_new_tokens,
-            truncated=truncated,
-        )
-        limit = self._options.reward_timeout_seconds
+        sample = rewards.Sample(prompt.problem, text, len(ids), sampling.max_new_tokens, truncated)
         hung = Counter(fault.reward for fault in faults if fault.kind == "timeout")
-        score = rewards.score(sample, task, limit, {name for name, count in hung.items() if count >= MOST_TIMEOUTS})
+        given_up = {name for name, count in hung.items() if count >= MOST_TIMEOUTS}
+        score = rewards.score(sample, self._tasks[prompt.task], options.reward_timeout_seconds, given_up)
         faults += score.problems
-        right = {}
-        for rule in ("strict", "official", "lenient"):
-            right[rule], more = rewards.grade(sample, task, rule, limit)
-            faults += more
-        letter, more = rewards.find_letter(sample, task, limit)
-        faults += more
-        return Rollout(
+        return GradedCompletion(
             token_ids=tuple(ids),
             logprobs=tuple(completion.logprobs),
             truncated=truncated,
             text=text,
-            parts=dict(score.parts),
-            reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, self._options),
-            letter=letter,
-            trains=not (truncated and self._options.overlong == "mask"),
-            **right,
+            parts=score.parts,
+            reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, options),
+            strict=score.strict,
+            official=score.official,
+            lenient=score.lenient,
+            letter=score.letter,
+            trains=not (truncated and options.overlong == "mask"),
         )
 
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
@@ -203,7 +215,7 @@ class RolloutSampler:
             logger.warning(f"{what}; they count as 0")
 
 
-def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens: int, options: Grpo) -> float:
+def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens: int, options: GradingOptions) -> float:
     """The reward after grpo.overlong.
 
     `penalty` is DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): nothing up to max_new_tokens -
@@ -218,7 +230,7 @@ def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens:
 
 
 def _check_engine(completions: Sequence[Completion], prompts: int, n: int) -> None:
-    """An engine of a user's own may give anything."""
+    """Raise a RuntimeError for wrong output of an engine, which may be a user's."""
     if [completion.prompt for completion in completions] != [i for i in range(prompts) for _ in range(n)]:
         raise RuntimeError(
             f"rollout.engine gave {len(completions)} completions, or in another order: want {n} of each of {prompts} "

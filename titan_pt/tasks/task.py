@@ -1,6 +1,5 @@
-"""A task: problems to train and to evaluate on, how they are asked, and how answers are graded; and the registry."""
+"""Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -8,75 +7,76 @@ from typing import Protocol
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
+from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.rewards import known_rewards
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question."""
+    """One question with its right answer."""
 
     task: str
-    """Name of its task."""
+    """Name of the task."""
     id: str
-    """Names it in records and errors; the same in every run."""
+    """Name of the problem in records and errors; the same in every run."""
     question: str
-    """Takes the place of {question} in the prompt template; options included, in the order of this visit."""
+    """Text for {question} in the prompt template; options included, in the order of this visit."""
     gold: str
-    """The right answer, as the task's grading reads it."""
+    """Right answer, as the task's grading reads it."""
     solution: str = ""
-    """A worked answer, right by every rule; empty where there is none to show."""
+    """Worked answer, right by every rule; empty where there is none to show."""
 
 
 class Problems(Protocol):
     """A fixed, ordered set of problems."""
 
     fingerprint: str
-    """Changes when the problems do."""
+    """Text that changes when the problems do."""
 
     def __len__(self) -> int: ...
 
     def get(self, index: int, visit: int) -> Problem:
-        """Problem `index`, for the visit-th time (from 0); what is shuffled at each visit depends on it."""
+        """Problem `index` at its visit-th visit (from 0), on which the order of shuffled options depends."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the trainer asks of a task."""
+    """Problems with their prompts, grading and rewards."""
 
     name: str
     train: Problems
     evaluation: Problems
-    """Shares no question with `train`."""
+    """Held-out problems; none is in `train`."""
     grade: Callable[[str, Problem, str], bool]
-    """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. Call it
-    through `rewards.grade`: a user's own may raise or hang."""
+    """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
+    function may raise or hang: `rewards.score` guards against both."""
     template: str = QUESTION_ANSWER
-    """The prompt, with {question} in it."""
+    """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
     """Texts of one token each that end a completion beside the end-of-text token."""
     rewards: Mapping[str, float] = field(default_factory=lambda: {"correct": 1.0})
     """Weight of each registered reward."""
     find_answer: Callable[[str], str | None] | None = None
-    """The answer that stands in the strict form, right or wrong, or None; the reward "format" is for it."""
+    """Completion -> its answer in the strict form, right or wrong, or None; the reward "format" needs it."""
     letters: tuple[str, ...] = ()
-    """Multiple choice: the letters an answer can be; the most common one is a baseline."""
+    """Multiple choice: letters that an answer can be; empty for other tasks."""
     letter_prefix: str = "Answer:"
-    """Multiple choice: stands between the prompt and " A", " B", ... whose likelihoods are compared."""
+    """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
-    """Multiple choice: the letter that a completion answers, or None."""
+    """Multiple choice: completion -> the letter that it answers, or None."""
 
     def prompt(self, problem: Problem) -> str:
-        """The text that the policy continues."""
+        """The prompt of a problem, which the model continues."""
         return worked_example(self.template, problem)[0]
 
     def worked(self, problem: Problem) -> str:
-        """The prompt and its worked answer: an example, or a document to learn from."""
+        """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
 
 
 def worked_example(template: str, problem: Problem) -> tuple[str, str]:
-    """(prompt, worked answer), the answer with the blank that parts them."""
+    """(prompt, worked answer) of a problem; the answer begins with a space where the prompt does not end with one."""
     prompt = template.replace("{question}", problem.question)
     return prompt, ("" if prompt[-1:].isspace() else " ") + problem.solution
 
@@ -84,9 +84,9 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
-_TASKS: dict[str, TaskFactory] = {}
-_BUILTIN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym")
-"""Modules of this package with a TaskFactory `build`, imported when asked for."""
+_TASKS: Registry[TaskFactory] = Registry(
+    "task {}", {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")}
+)
 
 _DEFAULTS = GrpoTask(name="defaults")
 _OPTIONAL = ("path", "eval_path", "holdout_fraction", "level", "shuffle_options", "options")
@@ -98,13 +98,11 @@ def register_task(name: str, factory: TaskFactory) -> None:
     The factory reads what it needs of the row, such as `row.options`. The row's template, stops and rewards are not
     its business: where they are set, they replace those of its task.
     """
-    if name in _TASKS or name in _BUILTIN:
-        raise ValueError(f"task {name!r} is registered already")
-    _TASKS[name] = factory
+    _TASKS.register(name, factory)
 
 
 def check_task(row: GrpoTask) -> None:
-    """Raise a ConfigError with all that can be told of a row without its problems: its name, template, weights."""
+    """Check the name, template and reward weights of a row; a ConfigError names every mistake."""
     _factory(row.name)
     problems = list(_mistakes(row))
     if problems:
@@ -126,7 +124,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
     except ConfigError as error:
         problems += error.problems
     except Exception as error:
-        if factory not in _TASKS.values():
+        if _family(row.name) in _TASKS.builtin:
             raise
         problems.append(f"its factory failed: {type(error).__name__}: {error}")
     if problems:
@@ -135,7 +133,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
 
 
 def refuse_unused(row: GrpoTask, *used: str) -> None:
-    """Raise a ConfigError for what the row sets otherwise than the default, unless the task uses it."""
+    """Raise a ConfigError for every setting of a row that differs from its default and is not among the `used`."""
     unused = [name for name in _OPTIONAL if name not in used and getattr(row, name) != getattr(_DEFAULTS, name)]
     if unused:
         raise ConfigError(
@@ -144,17 +142,18 @@ def refuse_unused(row: GrpoTask, *used: str) -> None:
 
 
 def _factory(name: str) -> TaskFactory:
-    family = name.partition(":")[0]
-    if family in _BUILTIN:
-        factory: TaskFactory = importlib.import_module(f"titan_pt.tasks.{family}").build
-        return factory
+    family = _family(name)
     if family not in _TASKS:
-        known = {*_TASKS, *_BUILTIN}
         raise ConfigError(
-            f"grpo.tasks: name = {shown(name)}: unknown{nearest(family, known)}; known are {one_of(known)}; "
+            f"grpo.tasks: name = {shown(name)}: unknown{nearest(family, _TASKS)}; known are {one_of(_TASKS)}; "
             "a task of your own comes by register_task in the module of experimental.custom_import"
         )
     return _TASKS[family]
+
+
+def _family(name: str) -> str:
+    """The registered part of "name:something"."""
+    return name.partition(":")[0]
 
 
 def _mistakes(row: GrpoTask) -> Iterator[str]:

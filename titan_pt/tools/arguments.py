@@ -1,4 +1,4 @@
-"""A tool's own flags beside those of the config."""
+"""Command lines that mix a tool's flags with those of a config."""
 
 import argparse
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.tools import command
 
 
-def run_tool(
+def run_config_tool(
     parser: argparse.ArgumentParser, tool: Callable[[argparse.Namespace, JobConfig], None], argv: list[str] | None
 ) -> int:
-    """Read both kinds of flags and run the tool as every tool is run; returns the exit code."""
+    """Read the tool's flags and the config, and run the tool by `command.run_tool`; returns the exit code."""
 
     def action() -> None:
         own, rest = parser.parse_known_args(argv)

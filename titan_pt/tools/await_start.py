@@ -10,13 +10,13 @@ import logging
 import signal
 import sys
 import time
-from pathlib import Path
 
-from titan_pt.components.checkpoint.steps import find_initial, iter_steps
+from titan_pt.components.checkpoint.steps import find_initial, has_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import ExitCode
-from titan_pt.tools.arguments import run_tool
+from titan_pt.run.run_folder import run_folder
+from titan_pt.tools.arguments import run_config_tool
 
 logger = logging.getLogger("titan_pt")
 
@@ -30,9 +30,11 @@ def await_start(config: JobConfig, minutes: float) -> None:
         ConfigError: there are no starting weights after that many minutes.
     """
     path = config.checkpoint.initial_load_path
-    own = Path(config.job.dump_folder).expanduser() / config.checkpoint.folder
-    if not path or any(iter_steps(own)):
-        logger.info(f"{own} has steps: the run goes on from them" if path else "The run starts from initial weights")
+    if not path:
+        logger.info("The run starts from initial weights")
+        return
+    if has_steps(config):
+        logger.info(f"{run_folder(config) / config.checkpoint.folder} has steps: the run goes on from them")
         return
     deadline = time.monotonic() + 60 * minutes
     while True:
@@ -53,12 +55,12 @@ def await_start(config: JobConfig, minutes: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Wait as the flags say; returns the exit code."""
     # As process 1 of a container it would not be ended by a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     parser = argparse.ArgumentParser(prog="titan_pt.tools.await_start", description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to wait")
-    return run_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
+    return run_config_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every tool's `main` shares: exit codes, and what is printed on a failure."""
+"""The frame of every tool's `main`: logging, exit codes, and what is printed on a failure."""
 
 import sys
 from collections.abc import Callable

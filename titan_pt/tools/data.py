@@ -9,19 +9,20 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.overlap import find_overlap
-from titan_pt.data.sources.mixture import as_corpus, open_alone
-from titan_pt.data.sources.prepared import PreparedDocuments
+from titan_pt.data.sources.documents import Documents, SkipOptions, TokenDocuments
+from titan_pt.data.sources.opening import data_settings, open_alone
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
-from titan_pt.data.stream.mixture import TokenizedMixture
-from titan_pt.data.stream.skip_log import SkipLog
-from titan_pt.data.stream.stream import Row, Stream
-from titan_pt.tools.arguments import run_tool
+from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
+from titan_pt.data.stream.row import PackedRow
+from titan_pt.data.stream.stream import Stream
+from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.prepare import iterate
 from titan_pt.trainers.sft.records import plain_text, reads_records, record_encoder, with_records
 
@@ -29,9 +30,9 @@ _SHOWN_CHARACTERS = 1000
 EVALUATION = (Source(name="medqa", split="test"), Source(name="gsm8k", split="test"))
 
 
-def show(corpus: TokenizedMixture, num_streams: int, seq_len: int, num_documents: int) -> None:
+def show(mixture: TokenizedMixture, num_streams: int, seq_len: int, num_documents: int) -> None:
     """Print the first rows of a run until they have had so many documents."""
-    streams = [Stream(corpus, s, num_streams, seq_len) for s in range(num_streams)]
+    streams = [Stream(mixture, s, num_streams, seq_len) for s in range(num_streams)]
     shown: set[str] = set()
     for r in itertools.count():
         row = streams[r % num_streams].next_row(partial=True)
@@ -44,12 +45,12 @@ def show(corpus: TokenizedMixture, num_streams: int, seq_len: int, num_documents
         for name, start, end in boundaries(row):
             if name not in shown and len(shown) < num_documents:
                 shown.add(name)
-                print(f"\n[{name}]\n{_excerpt(corpus, row, start, end)}\n")
+                print(f"\n[{name}]\n{_excerpt(mixture, row, start, end)}\n")
         if len(shown) >= num_documents:
             return
 
 
-def boundaries(row: Row) -> list[tuple[str, int, int]]:
+def boundaries(row: PackedRow) -> list[tuple[str, int, int]]:
     """(document, first token, token after its last) of each document in a row."""
     starts = [i for i in range(row.num_tokens) if row.positions[i] == 0]
     ends = [*starts[1:], row.num_tokens]
@@ -59,13 +60,13 @@ def boundaries(row: Row) -> list[tuple[str, int, int]]:
 def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> None:
     """Print a table of every training source against every evaluation set."""
     records = with_records(config) if reads_records(config) else None
-    mixture = open_alone((records or config).data.sources, config)
+    sources = open_alone((records or config).data.sources, config)
     tokenizer = build_tokenizer(config.tokenizer)
     print("| source | evaluation set | questions with a shared run of 13 words | shared runs |")
     print("|---|---|---|---|")
     for held in open_alone(evaluation, config):
         questions = list(iterate(held.documents))
-        for source in mixture:
+        for source in sources:
             texts = _texts(source.documents, tokenizer)
             texts = map(plain_text, texts) if records else texts
             found = find_overlap(itertools.islice(texts, limit or None), questions)
@@ -78,17 +79,17 @@ def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> No
                 print(f"    ... {example} ...")
 
 
-def _texts(documents: object, tokenizer: Tokenizer) -> Iterator[str]:
-    if isinstance(documents, PreparedDocuments):
+def _texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[str]:
+    if isinstance(documents, TokenDocuments):
         for number in range(len(documents)):
             yield tokenizer.decode(documents.tokens(number).tolist()[:-1])
     else:
-        yield from iterate(documents)  # type: ignore[arg-type]
+        yield from iterate(documents)
 
 
-def _excerpt(corpus: TokenizedMixture, row: Row, start: int, end: int) -> str:
-    tokens, tokenizer = row.tokens[start:end].tolist(), corpus.tokenizer
-    if corpus.encoder is PLAIN_TEXT:
+def _excerpt(mixture: TokenizedMixture, row: PackedRow, start: int, end: int) -> str:
+    tokens, tokenizer = row.tokens[start:end].tolist(), mixture.tokenizer
+    if mixture.encoder is PLAIN_TEXT:
         text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_id])
     else:
         parts = itertools.groupby(zip(tokens, row.targets[start:end].tolist(), strict=True), key=lambda pair: pair[1])
@@ -113,8 +114,9 @@ def _run(own: argparse.Namespace, config: JobConfig) -> None:
     if reads_records(config):
         config, encoder = with_records(config), record_encoder(config)
     sources, tokenizer = open_alone(config.data.sources, config), build_tokenizer(config.tokenizer)
-    corpus = as_corpus(sources, config, tokenizer, SkipLog(None), encoder)
-    show(corpus, plan_run_size(config, 1).num_streams, config.training.seq_len, own.num_documents)
+    settings = data_settings(config, plan_run_size(config, 1).num_streams)
+    mixture = replace(tokenize_mixture(sources, settings, tokenizer, encoder=encoder), skip=SkipOptions())
+    show(mixture, settings.num_streams, config.training.seq_len, own.num_documents)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check_overlap", action="store_true", help="compare with the evaluation sets instead")
     parser.add_argument("--eval", action="append", default=[], metavar="NAME=FILE", help="an evaluation set of yours")
     parser.add_argument("--limit", type=int, default=100_000, help="documents of each source (default 100000)")
-    return run_tool(parser, _run, argv)
+    return run_config_tool(parser, _run, argv)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags,
 
 if TYPE_CHECKING:
     from titan_pt.distributed.world import World
-    from titan_pt.evaluation.suite import ExamTask, Suite
+    from titan_pt.evaluation.eval_tasks import TaskRequest
 
 _DEFAULT_NEW_TOKENS = 384
 _COUNTS = ("limit", "max_new_tokens", "max_rows", "seq_len", "level")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the arguments say; returns the exit code."""
+    """Run the command with these arguments; returns the exit code."""
     arguments = _parser().parse_args(argv)
     return run_tool(lambda: _evaluate(arguments))
 
@@ -60,25 +60,25 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from titan_pt.distributed.world import lone_world
 
-    asked, ks = _tasks(arguments), _check(arguments)
+    requests, ks = _tasks(arguments), _check(arguments)
     opened = open_model(arguments)
     result: dict[str, Any] = {"checkpoint": str(opened.source.folder), "facts": dict(opened.source.facts)}
-    if asked:
+    if requests:
         with lone_world() as world:
-            result["tasks"] = _measure_tasks(opened, arguments, asked, ks, world)
+            result["tasks"] = _measure_tasks(opened, arguments, requests, ks, world)
     if arguments.text:
         result["text"] = _measure_text(opened, arguments)
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else report(result))
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------------
+# -- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
-    """The k of pass@k, once all numbers are in their ranges.
+    """The values of k of pass@k; checks all numbers.
 
     Raises:
-        ConfigError: every number that is not.
+        ConfigError: names every number that is out of range.
     """
     problems = [
         f"--{name} = {value}: must be at least 1"
@@ -109,13 +109,13 @@ def _ks(arguments: argparse.Namespace, problems: list[str]) -> tuple[int, ...]:
     return ks
 
 
-def _tasks(arguments: argparse.Namespace) -> list["ExamTask"]:
-    """The tasks that are asked for.
+def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
+    """The requested tasks.
 
     Raises:
-        ConfigError: nothing is asked for, a task twice, or files of a task that is not.
+        ConfigError: no task and no text, a task twice, or files of a task that is not requested.
     """
-    from titan_pt.evaluation.suite import ExamTask
+    from titan_pt.evaluation.eval_tasks import TaskRequest
 
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     if not names and not arguments.text:
@@ -129,7 +129,7 @@ def _tasks(arguments: argparse.Namespace) -> list["ExamTask"]:
     if arguments.level is not None and "arithmetic" not in names:
         raise ConfigError("--level: is of the task arithmetic, which is not in --tasks")
     return [
-        ExamTask(
+        TaskRequest(
             name,
             path=data.get(name),
             train_path=train_data.get(name),
@@ -158,47 +158,34 @@ def _files(flag: str, arguments: argparse.Namespace, names: Sequence[str]) -> di
 
 
 def _measure_tasks(
-    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], ks: tuple[int, ...], world: "World"
+    opened: OpenModel,
+    arguments: argparse.Namespace,
+    requests: Sequence["TaskRequest"],
+    ks: tuple[int, ...],
+    world: "World",
 ) -> dict[str, Any]:
-    from titan_pt.evaluation.suite import Draws
+    from titan_pt.evaluation.eval_tasks import open_eval_task
+    from titan_pt.evaluation.task_evaluator import PassAtK, build_task_evaluator
 
-    new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, opened.source.args.max_seq_len // 2)
-    suite = _build_suite(opened, arguments, asked, new_tokens, world)
-    draws = Draws(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
-    limit = arguments.limit or max(len(task.evaluation) for task in suite.tasks)
+    tokenizer, longest = opened.source.tokenizer, opened.source.args.max_seq_len
+    new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, longest // 2)
+    tasks = [open_eval_task(request, arguments.seed, "--tasks") for request in requests]
+    engine = opened.engine(max_rows=arguments.max_rows)
+    evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
+    pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
+    limit = arguments.limit or max(len(task.evaluation) for task in tasks)
     results = {}
-    for t, task in enumerate(suite.tasks):
+    for t, task in enumerate(tasks):
         start = time.perf_counter()
-        measured = suite(t, limit, new_tokens, draws)
+        result = evaluate(t, limit, new_tokens, pass_at_k)
         results[task.name] = {
-            "problems": measured.problems,
+            "problems": result.problems,
             "num_fewshot": arguments.num_fewshot,
-            **measured.values,
-            "intervals": {name: list(interval) for name, interval in measured.intervals.items()},
+            **result.values,
+            "intervals": {name: list(interval) for name, interval in result.intervals.items()},
             "seconds": round(time.perf_counter() - start, 3),
         }
     return results
-
-
-def _build_suite(
-    opened: OpenModel, arguments: argparse.Namespace, asked: Sequence["ExamTask"], new_tokens: int, world: "World"
-) -> "Suite":
-    from titan_pt.config.schema.grpo import Grpo
-    from titan_pt.evaluation.suite import build_suite, open_exam
-    from titan_pt.tasks.rollouts import RolloutSampler
-
-    tasks = [open_exam(one, arguments.seed, "--tasks") for one in asked]
-    tokenizer = opened.source.tokenizer
-    sampler = RolloutSampler(
-        opened.engine(max_rows=arguments.max_rows),
-        tokenizer,
-        tasks,
-        world,
-        Grpo(),
-        stop_requested=lambda: False,
-        raise_if_preempted=lambda: None,
-    )
-    return build_suite(tasks, sampler, opened.model, tokenizer, world, new_tokens)
 
 
 def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -220,11 +207,11 @@ def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str,
     }
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------
+# -- printing ---------------------------------------------------------------------------------------------------------
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """What was measured, for a reader."""
+    """The results as text for the console."""
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""

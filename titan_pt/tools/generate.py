@@ -75,7 +75,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _answer(opened: OpenModel, arguments: argparse.Namespace) -> None:
-    """The texts of --prompt, parted by a blank line; a single one is printed while it grows."""
+    """Print the texts for --prompt, separated by blank lines; a single one is printed while it grows."""
     ids = _prompt_ids(opened, arguments.prompt, raw=arguments.raw)
     chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["--prompt"]))
     if arguments.num_samples == 1:
@@ -87,10 +87,10 @@ def _answer(opened: OpenModel, arguments: argparse.Namespace) -> None:
 
 
 class TextStream:
-    """Prints a text while its tokens come, and never half a character.
+    """Prints a text while it is generated, in whole characters.
 
     Args:
-        stop_ids: tokens that end the text and are no part of it.
+        stop_ids: tokens that end the text and are not printed.
     """
 
     def __init__(self, tokenizer: "Tokenizer", stop_ids: Sequence[int], write: Callable[[str], object]) -> None:
@@ -98,7 +98,7 @@ class TextStream:
         self._written = ""
 
     def __call__(self, rows: list[list[int]], *, final: bool = False) -> None:
-        """Print what is new in the first row; what may be the beginning of a character waits for `final`."""
+        """Print what is new in the first row; an incomplete character at its end waits for `final`."""
         text = self._tokenizer.decode([token for token in rows[0] if token not in self._stop_ids])
         if not final:
             text = text.rstrip("\ufffd")
@@ -108,7 +108,7 @@ class TextStream:
 
 
 def _stream(opened: OpenModel, ids: Sequence[int], chosen: "Sampling") -> str:
-    """Print one text as it comes; returns it."""
+    """Generate one text, print it while it grows, and return it."""
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
@@ -124,7 +124,7 @@ def _stream(opened: OpenModel, ids: Sequence[int], chosen: "Sampling") -> str:
 
 
 def read_prompts(file: str) -> list["str | list[Message]"]:
-    """The prompts of a file: texts, or conversations.
+    """Read the prompts of a file: texts, or conversations.
 
     Raises:
         ConfigError: the file cannot be read, or a row has neither.
@@ -171,7 +171,7 @@ def _is_message(value: object) -> bool:
 
 
 def _batch(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["str | list[Message]"]) -> None:
-    """One line of JSON for each prompt, in order: {prompt or messages, completions, finish_reasons}."""
+    """Write a line of JSON for each prompt, in order: {prompt or messages, completions, finish_reasons}."""
     ids = [_prompt_ids(opened, prompt, raw=arguments.raw) for prompt in prompts]
     names = [f"{arguments.prompts_file}, prompt {number}" for number in range(1, len(ids) + 1)]
     chosen = sampling(arguments, _new_tokens(opened, arguments, ids, names))
@@ -198,20 +198,20 @@ def _open_output(file: str | None) -> AbstractContextManager[IO[str]]:
 
 
 def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
-    """Read what the user says line by line and answer, until the end of the input or Ctrl-C."""
+    """Answer the user line by line, until the end of the input or Ctrl-C."""
     raw = arguments.raw or not opened.source.knows_chat
     if arguments.num_samples > 1:
         raise ConfigError(f"--num_samples = {arguments.num_samples}: a chat has one answer; give --prompt")
     what = "it continues each line" if raw else "Ctrl-D ends the chat"
     logger.info(f"{opened.source.folder}, {opened.source.args.num_parameters / 1e6:,.1f}M parameters; {what}")
     messages: list[Message] = []
-    while (said := _read_line()) is not None:
-        if not said.strip():
+    while (line := _read_line()) is not None:
+        if not line.strip():
             continue
         if raw:
-            ids = _prompt_ids(opened, said, raw=True)
+            ids = _prompt_ids(opened, line, raw=True)
         else:
-            messages = _fitting(opened, [*messages, {"role": "user", "content": said}], arguments.max_new_tokens or 1)
+            messages = _fitting(opened, [*messages, {"role": "user", "content": line}], arguments.max_new_tokens or 1)
             ids = _prompt_ids(opened, messages, raw=False)
         chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["what was said"]))
         try:
@@ -224,7 +224,7 @@ def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
 
 
 def _read_line() -> str | None:
-    """What the user says next; None at the end. The mark is for a terminal, and not of the text."""
+    """Read the user's next line; None at the end. The prompt mark goes to stderr, and only to a terminal."""
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     try:
@@ -235,7 +235,7 @@ def _read_line() -> str | None:
 
 
 def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "list[Message]":
-    """The conversation without its oldest turns, where the model has no room for all and an answer."""
+    """Drop the oldest turns of a conversation until it and an answer fit into the model's context."""
     from titan_pt.hf.chat import chat_tokens
 
     longest = opened.source.args.max_seq_len - new_tokens
@@ -245,11 +245,11 @@ def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "
     return messages
 
 
-# -- all three --------------------------------------------------------------------------------------------------------
+# -- for all three ----------------------------------------------------------------------------------------------------
 
 
 def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
-    """The tokens to continue: of a conversation, or of a text that is its first turn where the model knows chats."""
+    """Encode a prompt to continue: a conversation, or a text, which is a first turn if the model knows chats."""
     from titan_pt.hf.chat import chat_tokens, prompt_tokens
 
     tokenizer = opened.source.tokenizer
@@ -263,7 +263,7 @@ def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bo
 def _new_tokens(
     opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence[Sequence[int]], names: Sequence[str]
 ) -> int:
-    """--max_new_tokens, or what the model has room for behind the longest prompt.
+    """Return --max_new_tokens, or by default what the model has room for after the longest prompt.
 
     Raises:
         ConfigError: there is no room.

@@ -13,7 +13,7 @@ from titan_pt.tools.model import add_model_flags, open_model
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the arguments say; returns the exit code."""
+    """Run the command with these arguments; returns the exit code."""
     arguments = _parser().parse_args(argv)
     return run_tool(lambda: _run(arguments))
 
@@ -77,12 +77,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    """A task's values without names and the harness's own marks."""
+    """The numbers of one task's results, without the suffix ",none" of their names."""
     return {key.removesuffix(",none"): value for key, value in result.items() if isinstance(value, float)}
 
 
 def _report(values: dict[str, dict[str, float]]) -> str:
-    return "\n".join(f"{name}: {key} {value:.4f}" for name, own in values.items() for key, value in own.items())
+    return "\n".join(f"{name}: {key} {value:.4f}" for name, numbers in values.items() for key, value in numbers.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model that a tool works with: its flags, and the way from them to weights on a device."""
+"""The model of a tool: its command-line flags, and how they become weights on a device."""
 
 import argparse
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model with its weights."""
+    """A model with its weights on a device."""
 
     source: "ModelSource"
     model: "Transformer"
     device: "torch.device"
 
     def engine(self, *, max_rows: int = 1024, stride: int = 16) -> "NativeEngine":
-        """The engine that generates with it, see there."""
+        """Build a native engine that generates with this model."""
         from titan_pt.generation.native import NativeEngine
 
         return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint and --tokenizer, what `open_model_source` needs."""
+    """Add --checkpoint and --tokenizer, the arguments of `open_model_source`."""
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -42,7 +42,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Those, and how to load it."""
+    """Add the flags of `add_source_flags`, and those that say how to load the model."""
     add_source_flags(parser)
     parser.add_argument(
         "--dtype",
@@ -57,7 +57,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """--temperature, --top_p, --top_k, --seed."""
+    """Add --temperature, --top_p, --top_k and --seed."""
     parser.add_argument(
         "--temperature", type=float, default=temperature, help="0 takes the likeliest token (default: %(default)s)"
     )
@@ -69,7 +69,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, temperature: float) -
 
 
 def open_model(arguments: argparse.Namespace) -> OpenModel:
-    """Load what `add_model_flags` asks for.
+    """Load the model that the flags of `add_model_flags` name.
 
     Raises:
         ConfigError: there is no whole model, or it cannot be quantized so.
@@ -90,7 +90,7 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
 
 
 def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
-    """As `add_sampling_flags` asks.
+    """Build the sampling settings from the flags of `add_sampling_flags`.
 
     Raises:
         ConfigError: a value out of its range.

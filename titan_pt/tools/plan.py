@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from titan_pt.components.accelerators import GIB, find_accelerator
 from titan_pt.components.metrics import FILE
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import MOST_RANKS
-from titan_pt.planner.accelerators import GIB, find_accelerator
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown
 from titan_pt.planner.search import Choice, cheapest_changes, fastest
-from titan_pt.tools.arguments import run_tool
+from titan_pt.tools.arguments import run_config_tool
 
 # Steps that compile, connect and fill caches.
 _WARM_STEPS = 10
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--price_per_gpu_hour", metavar="P", help="for the cost, in any currency")
     parser.add_argument("--suggest", action="store_true", help="search for the fastest way to use the memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    return run_tool(parser, plan, argv)
+    return run_config_tool(parser, plan, argv)
 
 
 if __name__ == "__main__":

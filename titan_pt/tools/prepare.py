@@ -15,12 +15,13 @@ from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
-from titan_pt.data.sources.mixture import open_alone
-from titan_pt.data.sources.prepared import PreparedDocuments, is_prepared, write_prepared
-from titan_pt.data.sources.registry import Documents
+from titan_pt.data.sources.documents import Documents
+from titan_pt.data.sources.local import is_prepared
+from titan_pt.data.sources.opening import open_alone
+from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable
-from titan_pt.tools.arguments import run_tool
+from titan_pt.tools.arguments import run_config_tool
 from titan_pt.trainers.sft.records import reads_records
 
 logger = logging.getLogger("titan_pt")
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="titan_pt.tools.prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="name of one of the config's data sources")
     parser.add_argument("--output", required=True, type=Path, help="folder of the token shards")
-    return run_tool(parser, lambda own, config: prepare(config, own.source, own.output), argv)
+    return run_config_tool(parser, lambda own, config: prepare(config, own.source, own.output), argv)
 
 
 if __name__ == "__main__":

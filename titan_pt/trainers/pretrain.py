@@ -14,12 +14,10 @@ from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
-from titan_pt.data.stream.synthetic import SyntheticBatches
-from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.trainers.summary import describe_run
 from titan_pt.validate import build_validator
 
@@ -36,13 +34,15 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
 
 
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
-    """As the model's own spec does it."""
+    """Checkpoint, compile and shard the model in place, by the `parallelize` of its model spec; returns it."""
     return get_model_spec(config.model.name).parallelize(model, config, world)
 
 
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
     if config.compile.enable and "loss" in config.compile.components:
+        from titan_pt.distributed.compile import check_compiler
+
         check_compiler(config.compile, device)
         return ChunkedCrossEntropy(config.training.z_loss_coef, compiled_chunk(config.compile.backend))
     return ChunkedCrossEntropy(config.training.z_loss_coef)
@@ -96,7 +96,7 @@ def build_step(context: TrainContext) -> Step:
 def forward(
     model: nn.Module, batch: MicroBatch, loss_function: ChunkedCrossEntropy, document_mask: bool
 ) -> TokenLosses:
-    """The model's loss on one micro-batch."""
+    """Compute the loss of the model on one micro-batch."""
     positions = batch.positions_BL if document_mask else None
     return model(batch.tokens_BL, positions, loss_function.head(batch.targets_BL))
 
@@ -110,7 +110,9 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
 
 
 def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
-    """The spec's own step on synthetic rows: also of a spec that replaces `build_step` alone."""
+    """The step that `spec.build_step` builds, on synthetic rows."""
+    from titan_pt.data.stream.synthetic import SyntheticBatches
+
     run_size, training = context.run_size, context.config.training
     step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
     batch = (
@@ -121,20 +123,18 @@ def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec(
-        name="pretrain",
-        build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
-        build_model=build_model,
-        parallelize=parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        describe=describe_run,
-        build_step=build_step,
-        build_validator=build_validator,
-        build_dry_run=build_dry_run,
-    )
+SPEC = TrainerSpec(
+    name="pretrain",
+    build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
+    build_model=build_model,
+    parallelize=parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    describe=describe_run,
+    build_step=build_step,
+    build_validator=build_validator,
+    build_dry_run=build_dry_run,
 )
 
 __all__ = ["SPEC", "build_step"]

@@ -1,16 +1,51 @@
-"""What follows from a config for a run over text, told before the first step."""
+"""Log lines before the first step: what runs, and what follows from the config for a run over text."""
 
 import logging
+from typing import Any
 
+import torch
+
+import titan_pt
 from titan_pt.components.flops import FORMULA
-from titan_pt.components.lr_scheduler import warmup_steps
+from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
 from titan_pt.components.metrics import format_seconds
 from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.context import TrainContext
+from titan_pt.run.log import Color
 
 logger = logging.getLogger("titan_pt")
 
 ASSUMED_MFU = 0.5
+
+
+def describe_start(context: TrainContext[Any], peak: float | None, color: Color) -> None:
+    """Log versions, device, model and tokenizer of a run.
+
+    Args:
+        peak: FLOP/s of one device; None where it is not known.
+    """
+    config, world = context.config, context.world
+    logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
+    if config.job.print_config:
+        logger.info(f"Config:\n{config.to_toml()}")
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    measured = " (measured)" if world.device.type == "cpu" else ""
+    logger.info(
+        f"Device: {world.size} x {name}, "
+        + (
+            f"peak {peak / 1e12:.2f} TFLOP/s{measured} in {config.training.mixed_precision_param} each"
+            if peak
+            else "peak FLOP/s not known, so no MFU"
+        )
+    )
+    total = sum(parameter.numel() for parameter in context.model.parameters())
+    embedding = getattr(context.args, "num_embedding_parameters", 0)
+    logger.info(
+        f"{color.cyan}Model {config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
+        f"{total - embedding:,} without the embedding{color.reset}"
+    )
+    logger.info(f"Tokenizer {config.tokenizer.name}: {context.tokenizer.vocab_size:,} tokens")
+    warn_of_short_warmup(config, context.run_size.steps)
 
 
 def describe_run(context: TrainContext, flops_per_token: float, peak: float | None, *, warns: bool = True) -> None:
@@ -41,9 +76,9 @@ def _describe_sources(context: TrainContext, *, warns: bool) -> None:
     """The truth table of the mixture, from a sample of each source's documents, and loud warnings."""
     context.raise_if_preempted()  # to read and tokenise a sample may take long
     tokens = context.run_size.tokens
-    budgets = plan_mixture(context.dataloader.corpus, tokens)
+    shares = plan_mixture(context.dataloader.mixture, tokens)
     logger.info(f"Data in {context.run_size.num_streams} streams, weights by tokens (estimates):")
-    for line in lines(budgets, tokens):
+    for line in lines(shares, tokens):
         logger.info(f"  {line}")
-    for warning in warnings(budgets, tokens) if warns else ():
+    for warning in warnings(shares, tokens) if warns else ():
         logger.warning(warning)

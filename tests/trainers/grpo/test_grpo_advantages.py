@@ -51,7 +51,7 @@ def rewards(draw: st.DrawFn) -> np.ndarray:
 
 @settings(max_examples=300, deadline=None)
 @given(rewards(), st.sampled_from(["group", "batch", "none"]), st.sampled_from([torch.float32, torch.float64]))
-def test_equal_to_the_formula(values: np.ndarray, scale: str, dtype: torch.dtype) -> None:
+def test_advantages_equal_the_formula(values: np.ndarray, scale: str, dtype: torch.dtype) -> None:
     rewards_PG = torch.tensor(values, dtype=dtype)
     advantages_PG = group_advantages(rewards_PG, scale)
     expected = reference(rewards_PG.double().numpy(), scale)
@@ -64,7 +64,7 @@ def test_equal_to_the_formula(values: np.ndarray, scale: str, dtype: torch.dtype
     assert not advantages_PG[torch.from_numpy(same_P)].any(), "a group without signal gets exact zeros"
 
 
-def test_known_values() -> None:
+def test_advantages_of_known_cases() -> None:
     rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     # Bessel's deviations: sqrt(3/4 / 3) = 0.5, sqrt(1 / 3), and over all eight sqrt((8 * 3/8 * 5/8) / 7).
     group = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.5, 0.5, -0.5, -0.5]], dtype=torch.float64)
@@ -77,13 +77,13 @@ def test_known_values() -> None:
         torch.testing.assert_close(group_advantages(rewards_PG, scale), group / deviation, rtol=1e-12, atol=0)
 
 
-def test_groups_are_the_scale_unless_another_is_named() -> None:
+def test_the_default_scale_is_the_group() -> None:
     rewards_PG = torch.tensor([[1.0, 0.0], [5.0, 0.0]])
     assert torch.equal(group_advantages(rewards_PG), group_advantages(rewards_PG, "group"))
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_equal_rewards_give_exact_zeros_where_their_mean_is_rounded(scale: str) -> None:
+def test_equal_rewards_give_exact_zeros(scale: str) -> None:
     # The mean of three times 0.1 is not 0.1: divided by a deviation of 1e-17 + 1e-6 that would not be zero.
     rewards_PG = torch.full((2, 3), 0.1, dtype=torch.float64)
     assert (rewards_PG.mean(dim=1) != 0.1).any()
@@ -98,7 +98,7 @@ def test_other_types_become_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(advantages_PG, group_advantages(rewards_PG.float()), rtol=0, atol=0)
 
 
-def test_no_gradient_and_the_rewards_stay() -> None:
+def test_advantages_have_no_gradient() -> None:
     rewards_PG = torch.tensor([[1.0, 0.0, 3.0]], requires_grad=True)
     before = rewards_PG.detach().clone()
     assert not group_advantages(rewards_PG).requires_grad
@@ -119,7 +119,7 @@ def test_a_group_of_one_is_an_error(samples: int, scale: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_is_named(value: float) -> None:
+def test_a_non_finite_reward_is_named(value: float) -> None:
     rewards_PG = torch.zeros(3, 4)
     rewards_PG[1, 2] = rewards_PG[2, 0] = value
     with pytest.raises(ValueError, match=rf"rewards_PG\[1, 2\] = {value}.*2 of 12"):
@@ -127,7 +127,7 @@ def test_a_reward_that_is_not_finite_is_named(value: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), ()])
-def test_another_shape_is_an_error(shape: tuple[int, ...]) -> None:
+def test_a_wrong_shape_is_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="want \\(prompts, samples per prompt\\)"):
         group_advantages(torch.zeros(shape))
 
@@ -139,7 +139,7 @@ def test_unknown_scale_names_the_three() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(case: tuple[int, int, int]) -> None:
+def test_pass_at_k_equals_enumeration(case: tuple[int, int, int]) -> None:
     n, c, k = case
     draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
     assert pass_at_k(c, n, k) == pytest.approx(sum(map(any, draws)) / len(draws), rel=1e-12, abs=0)
@@ -147,7 +147,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(case: tuple[int, in
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_published_product(case: tuple[int, int, int]) -> None:
+def test_pass_at_k_equals_the_published_product(case: tuple[int, int, int]) -> None:
     """The stable form printed in the paper: 1 - prod over i of (1 - k / i), i from n - c + 1 to n."""
     n, c, k = case
     expected = 1.0 if n - c < k else 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
@@ -164,6 +164,6 @@ def test_pass_at_k_of_known_cases() -> None:
 
 
 @pytest.mark.parametrize("case", [(-1, 4, 1), (5, 4, 1), (1, 4, 0), (1, 4, 5), (0, 0, 1)])
-def test_pass_at_k_refuses_what_cannot_be(case: tuple[int, int, int]) -> None:
+def test_pass_at_k_refuses_impossible_counts(case: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="want"):
         pass_at_k(*case)

@@ -269,7 +269,7 @@ def test_a_group_without_signal_gives_no_gradient(name: str) -> None:
     assert logprobs.grad is not None and not logprobs.grad.any()
 
 
-def test_tokens_without_signal_still_count_in_the_token_mean() -> None:
+def test_tokens_without_signal_count_in_the_mean() -> None:
     logprobs = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]])
     mask, advantages = torch.ones(2, 2), torch.tensor([1.0, 0.0])
     loss = get_policy_loss("dapo")
@@ -278,7 +278,7 @@ def test_tokens_without_signal_still_count_in_the_token_mean() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_clipped_gets_no_gradient(name: str) -> None:
+def test_clipped_tokens_get_no_gradient(name: str) -> None:
     """One token a row: above and below the bounds, with both signs of the advantage."""
     old = torch.full((4, 1), -2.0)
     logprobs = (old + torch.tensor([[0.5], [-0.5], [0.5], [-0.5]])).requires_grad_()
@@ -319,7 +319,7 @@ def test_statistics_equal_the_formula(name: str, batch: Batch) -> None:
     assert statistics.approx_kl.item() == pytest.approx(kl / max(1, mask.sum()), rel=1e-9, abs=1e-12)
 
 
-def test_a_clipped_sequence_counts_its_own_tokens() -> None:
+def test_a_clipped_sequence_counts_its_tokens() -> None:
     logprobs, mask = torch.tensor([[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
     inputs = (logprobs, logprobs - torch.tensor([[0.5], [0.1]]), torch.ones(2), mask, CONFIG)
     statistics = get_policy_loss("gspo").statistics(*inputs)
@@ -357,7 +357,7 @@ def test_kl_equals_the_formula(name: str, batch: Batch) -> None:
         assert logprobs.grad[i, t].item() == pytest.approx(slope, rel=1e-9, abs=1e-12)
 
 
-def test_kl_estimators_and_their_gradients_in_expectation() -> None:
+def test_kl_gradients_in_expectation() -> None:
     """Summed over a whole vocabulary with pi as weights: k1 and k3 are the KL, only k2's gradient is that of the KL."""
     logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
     reference_logprobs = torch.tensor([0.1, 0.2, -0.5, 0.4], dtype=torch.float64).log_softmax(-1)[None]
@@ -377,7 +377,7 @@ def test_kl_estimators_and_their_gradients_in_expectation() -> None:
     assert not torch.allclose(gradients["k3"], gradient, rtol=1e-3)
 
 
-def test_k3_keeps_its_digits_where_the_policies_nearly_agree() -> None:
+def test_k3_is_exact_for_nearly_equal_policies() -> None:
     logprobs = torch.full((1, 1), -1.0)
     x = float((logprobs + 2e-3) - logprobs)
     kl = get_kl("k3")(logprobs, logprobs + 2e-3, torch.ones(1, 1))
@@ -404,7 +404,7 @@ def test_importance_weights_equal_the_formula(batch: Batch, cap: float) -> None:
         assert weights[i, t].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_importance_weights_are_capped_at_two_and_never_overflow() -> None:
+def test_importance_weights_are_capped_and_never_overflow() -> None:
     weights = importance_weights(
         torch.tensor([[-1.0, -1.0, -900.0]]), torch.tensor([[-900.0, -1.5, -1.0]]), torch.ones(1, 3)
     )
@@ -432,7 +432,7 @@ def test_an_unmasked_nan_is_not_hidden(name: str) -> None:
     assert loss.isnan()
 
 
-def test_the_mean_of_a_loss_is_also_that_of_its_penalty() -> None:
+def test_a_penalty_has_its_losses_mean() -> None:
     values, mask = torch.tensor([[1.0, 3.0, 9.0], [5.0, 9.0, 9.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
     means = {name: get_policy_loss(name).mean(values, mask, CONFIG).item() for name in NAMES}
     assert means == pytest.approx(
@@ -457,7 +457,7 @@ def test_dr_grpo_asks_for_its_constant() -> None:
     ("field", "value"),
     [("clip_low", -0.1), ("clip_high", math.nan), ("cispo_cap", 0.2), ("max_new_tokens", 0)],
 )
-def test_settings_that_cannot_be_meant_are_errors(field: str, value: float) -> None:
+def test_settings_out_of_range_are_errors(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} = "):
         PolicyLossConfig(**{field: value})  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.packing import PackedBatch, Sample, assign, fill_rows, pack
+from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, assign, fill_rows, pack
 from titan_pt.trainers.grpo.policy import Scorer
 
 ARGS = TransformerArgs(
@@ -17,27 +17,25 @@ SEQ_LEN, EOS = 24, 0
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=20)
 
 
-def make_samples(lengths: list[tuple[int, int]]) -> list[Sample]:
+def make_samples(lengths: list[tuple[int, int]]) -> list[TrainSample]:
     generator = torch.Generator().manual_seed(len(lengths))
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(1, 37, (count,), generator=generator).tolist())
 
     return [
-        Sample(tokens(prompt), tokens(answer), tuple(-0.1 * t for t in range(answer)), i / 7, trains=i % 3 != 2)
+        TrainSample(tokens(prompt), tokens(answer), tuple(-0.1 * t for t in range(answer)), i / 7, trains=i % 3 != 2)
         for i, (prompt, answer) in enumerate(lengths)
     ]
 
 
-def packed_of(samples: list[Sample], rank: int = 0, num_ranks: int = 1, rows: int = 2) -> list[PackedBatch]:
+def packed_of(samples: list[TrainSample], rank: int = 0, num_ranks: int = 1, rows: int = 2) -> list[PackedBatch]:
     return pack(samples, rank, num_ranks, seq_len=SEQ_LEN, batch_rows=rows, eos_id=EOS)
 
 
 @settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, num_ranks=st.integers(1, 4), rows=st.integers(1, 3))
-def test_every_sample_is_on_one_rank_once_and_ranks_run_as_often(
-    lengths: list[tuple[int, int]], num_ranks: int, rows: int
-) -> None:
+def test_samples_are_packed_once_over_all_ranks(lengths: list[tuple[int, int]], num_ranks: int, rows: int) -> None:
     samples = make_samples(lengths)
     ranks = [packed_of(samples, rank, num_ranks, rows) for rank in range(num_ranks)]
     assert len({len(batches) for batches in ranks}) == 1, "FSDP's forward is a collective"
@@ -72,7 +70,7 @@ def test_loads_are_even_and_rows_never_overflow(lengths: list[int], num_ranks: i
     assert sum(left <= SEQ_LEN // 2 for left in used) <= 1, "two half-empty rows would have been one"
 
 
-def test_packed_logprobs_are_those_of_each_sample_alone() -> None:
+def test_packed_logprobs_equal_those_of_samples_alone() -> None:
     model = Transformer(ARGS, document_mask=True)
     model.init_weights(0)
     samples = make_samples([(3, 5), (7, 2), (1, 1), (12, 12), (2, 9)])

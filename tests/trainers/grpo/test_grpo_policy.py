@@ -9,7 +9,7 @@ import torch
 
 from titan_pt.config.schema.grpo import Grpo, Rollout
 from titan_pt.models.transformer import Transformer, TransformerArgs
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics, global_counts, loglikelihoods
 
 ARGS = TransformerArgs(
@@ -38,19 +38,21 @@ def make_model(seed: int = 0) -> Transformer:
     return model
 
 
-def make_samples(model: Transformer) -> list[Sample]:
+def make_samples(model: Transformer) -> list[TrainSample]:
     """Eight samples of ragged lengths with the model's own log-probabilities, the last one masked."""
     generator = torch.Generator().manual_seed(1)
     samples = []
     for i, (prompt, answer) in enumerate([(3, 5), (3, 9), (7, 1), (7, 12), (2, 6), (2, 4), (5, 10), (5, 3)]):
         ids = torch.randint(1, 37, (prompt + answer,), generator=generator).tolist()
-        sample = Sample(tuple(ids[:prompt]), tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7)
+        sample = TrainSample(
+            tuple(ids[:prompt]), tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7
+        )
         logprobs = tuple(logprobs_of(model, sample).tolist())
         samples.append(replace(sample, logprobs=logprobs))
     return samples
 
 
-def logprobs_of(model: Transformer, sample: Sample) -> torch.Tensor:
+def logprobs_of(model: Transformer, sample: TrainSample) -> torch.Tensor:
     """By a forward of this sample alone."""
     logits = model(torch.tensor([[*sample.prompt_ids, *sample.completion_ids]]))[0, :, :37]
     log_p = torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1].float() / TEMPERATURE, dim=-1)
@@ -58,7 +60,7 @@ def logprobs_of(model: Transformer, sample: Sample) -> torch.Tensor:
 
 
 def make_parts(model: Transformer, rows: int = 2, **grpo: Any) -> Any:
-    """With plain gradient descent, so that the weights move by the gradient."""
+    """A context with plain gradient descent, so that the weights move by the gradient."""
     training = SimpleNamespace(seq_len=24, local_batch_size=rows, max_norm=1e9)
     config = SimpleNamespace(training=training, grpo=Grpo(**grpo), rollout=Rollout(temperature=TEMPERATURE))
     return SimpleNamespace(
@@ -72,7 +74,13 @@ def make_parts(model: Transformer, rows: int = 2, **grpo: Any) -> Any:
 
 
 def update(
-    model: Transformer, samples: list[Sample], *, parts: int = 1, lr: float = 1.0, reference: Any = None, **grpo: Any
+    model: Transformer,
+    samples: list[TrainSample],
+    *,
+    parts: int = 1,
+    lr: float = 1.0,
+    reference: Any = None,
+    **grpo: Any,
 ) -> UpdateMetrics:
     size = len(samples) // parts
     minibatches = [samples[i * size : (i + 1) * size] for i in range(parts)]
@@ -105,7 +113,7 @@ def test_the_split_into_micro_batches_changes_nothing(rows: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_minibatches_and_iterations_use_the_ratio_to_the_weights_that_sampled() -> None:
+def test_later_updates_use_ratios_to_sampling_weights() -> None:
     model, expected = make_model(), make_model()
     samples = make_samples(model)
     metrics = update(model, samples, parts=2, lr=0.5, num_iterations=2, clip_low=0.05, clip_high=0.05)
@@ -162,7 +170,7 @@ def test_importance_weights_correct_a_foreign_engine() -> None:
         torch.testing.assert_close(ours.detach(), start.detach() - start.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_that_is_not_finite_is_not_applied() -> None:
+def test_a_non_finite_step_is_not_applied() -> None:
     model, start = make_model(), make_model()
     samples = make_samples(model)
     metrics = update(model, [replace(samples[0], advantage=float("inf")), *samples[1:]])
@@ -170,7 +178,7 @@ def test_a_step_that_is_not_finite_is_not_applied() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
-def test_loglikelihoods_are_those_of_each_sample_alone() -> None:
+def test_loglikelihoods_equal_those_of_samples_alone() -> None:
     model = make_model()
     samples = make_samples(model)
     found = loglikelihoods(make_parts(model), samples)

@@ -28,7 +28,7 @@ def names(prompts: list[Prompt]) -> list[str]:
     return [f"{prompt.problem.id} {prompt.draw}" for prompt in prompts]
 
 
-def test_shares_and_visits() -> None:
+def test_tasks_get_their_shares_of_prompts() -> None:
     prompts = loader().take(8 * 7)
     assert Counter(prompt.problem.task for prompt in prompts) == {"coin": 42, "second_coin": 14}
     for start in range(0, 40, 4):
@@ -43,7 +43,7 @@ def test_shares_and_visits() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(moves=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), min_size=1, max_size=8))
-def test_a_state_goes_on_exactly(moves: list[tuple[int, int, bool]]) -> None:
+def test_a_restored_state_continues_exactly(moves: list[tuple[int, int, bool]]) -> None:
     one = loader()
     for take, back, commits in moves:
         taken = one.take(take)
@@ -60,7 +60,7 @@ def test_a_state_goes_on_exactly(moves: list[tuple[int, int, bool]]) -> None:
     assert names(other.take(30)) == names(one.take(30))
 
 
-def test_what_was_not_needed_comes_first() -> None:
+def test_given_back_prompts_come_first() -> None:
     prompts = loader()
     taken = prompts.take(6)
     prompts.give_back(taken[4:])
@@ -70,7 +70,7 @@ def test_what_was_not_needed_comes_first() -> None:
 
 
 @pytest.mark.parametrize(("overlong", "count"), [("skip", 0), ("truncate", 30)])
-def test_prompts_that_are_too_long(overlong: str, count: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_long_prompts_are_cut_or_skipped(overlong: str, count: int, caplog: pytest.LogCaptureFixture) -> None:
     text = loader().take(1)[0].text
     prompts = loader(longest=len(text) - 3, overlong=overlong, size=200)
     if overlong == "skip":
@@ -84,7 +84,7 @@ def test_prompts_that_are_too_long(overlong: str, count: int, caplog: pytest.Log
         assert bytes(prompt.token_ids).decode() == prompt.text[-len(prompt.token_ids) :], "the end holds the question"
 
 
-def test_a_few_too_long_prompts_are_left_out_and_counted() -> None:
+def test_skipped_prompts_are_counted() -> None:
     longest = max(len(prompt.token_ids) for prompt in loader(weights=(1.0,), size=40).take(40))
     prompts = loader(weights=(1.0,), size=40, overlong="skip", longest=longest - 1)
     taken = prompts.take(20)
@@ -97,7 +97,7 @@ def test_an_overlong_prompt_is_refused_by_default() -> None:
         loader(longest=20).check()
 
 
-def test_evaluation_prompts_are_fixed_and_another_seed_is_another_identity() -> None:
+def test_evaluation_prompts_are_fixed() -> None:
     prompts = loader()
     assert len(prompts.evaluation(0, 100)) == 12
     few = prompts.evaluation(0, 5)

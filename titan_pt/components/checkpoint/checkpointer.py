@@ -7,7 +7,7 @@
     checkpoint/step-N/manifest.json  size and sha256 of every file; a folder counts only if it holds
 
 A step is written to `step-N.tmp-*` and renamed when whole. DCP has no checksums, overwrites in place, reads pickles
-and raises BaseExceptions: the manifest, the rename, `checkpoint_reader` and the `except` clauses here answer that.
+and raises BaseExceptions: the manifest, the rename, `reader` and the `except` clauses here answer that.
 """
 
 import json
@@ -28,20 +28,13 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from titan_pt.components.checkpoint.manifest import (
-    FORMAT,
-    MANIFEST,
-    file_entry,
-    find_damage,
-    sync_folder,
-    write_json,
-    write_text,
-)
+from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.components.checkpoint.steps import REQUIRED, find_resume, iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
+from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -54,17 +47,19 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Documents:
-    """All but the tensors of a checkpoint, whole, as it is on rank 0."""
+class CheckpointDocuments:
+    """Everything in a checkpoint that is not a tensor, gathered from all ranks."""
 
     train: dict[str, Any]
+    """Content of train.json."""
     data: dict[str, Any]
+    """Content of data.json."""
     config: str
-    """TOML; empty in steps of versions that did not save it."""
+    """Content of config.toml; empty in steps of versions that did not save it."""
 
 
 class _Writer(FileSystemWriter):
-    """Says why a file could not be written: torch's zip writer meets a full disk with an error that does not."""
+    """A DCP writer that raises the operating system's error: torch's zip writer hides a full disk behind its own."""
 
     def write_data(self, *args: Any) -> Any:
         try:
@@ -87,28 +82,28 @@ class Checkpointer:
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
         self.seconds = 0.0
-        """What the last save took, to its end."""
+        """Duration of the last save, until the step was whole on disk."""
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed save left. Only for the one run that may write to the folder."""
+        """Remove the temporary folders of killed saves. Only the run that holds the run folder may call it."""
         if self._world.is_main and not self._options.load_only:
             for leftover in self._folder.glob("step-*.tmp-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def find(self) -> Path | None:
-        """The step to resume from, see `find_resume`; None where there is no step at all.
+        """Find the folder of the step to resume from by `find_resume`; None if the run has no steps.
 
         Raises:
             ConfigError: load_step is missing or damaged, or steps exist and none is whole.
         """
         return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
 
-    def save(self, step: int, tensors: Tensors, documents: Documents) -> None:
+    def save(self, step: int, tensors: Tensors, documents: CheckpointDocuments) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
 
         Args:
             tensors: by name; sharded ones are written by the ranks that hold them.
-            documents: those of rank 0 are written.
+            documents: rank 0 writes its own; those of other ranks are ignored.
 
         Raises:
             CheckpointError: it failed; an asynchronous save's error is logged, and raised by `wait`.
@@ -127,19 +122,19 @@ class Checkpointer:
         self._writer.start()
 
     def wait(self) -> None:
-        """Return when no save is under way; raises the error of the last one."""
+        """Wait for a save in progress, and raise the error of the last save."""
         self._join()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def has(self, step: int) -> bool:
-        """Whether this step is whole on disk; waits for a save under way."""
+        """Whether this step is whole on disk; waits for a save in progress."""
         self._join()
         return 0 < step == self.last_step
 
     def close(self) -> None:
-        """Return when no save is under way; its error was logged."""
+        """Wait for a save in progress; its error was logged."""
         self._join()
 
     def _join(self) -> None:
@@ -155,7 +150,7 @@ class Checkpointer:
             if self._world.is_main:  # now: the next save or the end of the run may be hours away
                 logger.error(f"{error}")
 
-    def _write(self, step: int, temporary: Path, tensors: Tensors, documents: Documents) -> None:
+    def _write(self, step: int, temporary: Path, tensors: Tensors, documents: CheckpointDocuments) -> None:
         start = time.monotonic()
         try:
             self._on_all_ranks(lambda: temporary.mkdir(parents=True, exist_ok=True))
@@ -171,7 +166,7 @@ class Checkpointer:
             logger.info(f"saved {self._folder / f'step-{step}'} in {self.seconds:.1f} s")
 
     def _on_all_ranks(self, action: Callable[[], T]) -> list[T]:
-        """Every rank's value of the action; where it failed on any rank, its reason as a CheckpointError on all."""
+        """Run the action on every rank and return all values; where any rank fails, all raise a CheckpointError."""
         value: T | None = None
         problem: str | None = None
         try:
@@ -185,7 +180,7 @@ class Checkpointer:
         return [value for value, _ in results]  # type: ignore[misc]
 
     def _write_tensors(self, temporary: Path, tensors: Tensors) -> dict[str, Any]:
-        """Returns this rank's files with their entries for the manifest."""
+        """Write this rank's tensors and return the entries of its files for the manifest."""
         writer = _Writer(temporary / "tensors", sync_files=True, single_file_per_rank=True)
         dcp.save(dict(tensors), storage_writer=writer, process_group=self._world.background)
         rank = self._world.rank
@@ -194,8 +189,8 @@ class Checkpointer:
             own.append(temporary / "tensors" / ".metadata")
         return {str(path.relative_to(temporary)): file_entry(path) for path in own}
 
-    def _commit(self, step: int, temporary: Path, files: dict[str, Any], documents: Documents) -> None:
-        """Rank 0: the JSON files, the manifest, then the rename that makes the step exist."""
+    def _commit(self, step: int, temporary: Path, files: dict[str, Any], documents: CheckpointDocuments) -> None:
+        """On rank 0: write the JSON files and the manifest, then rename the folder, which makes the step exist."""
         write_json(temporary / "train.json", documents.train)
         write_json(temporary / "data.json", documents.data)
         write_text(temporary / "config.toml", documents.config)
@@ -206,7 +201,7 @@ class Checkpointer:
         sync_folder(temporary)
         target = self._folder / f"step-{step}"
         if target.exists():  # a damaged step that was trained again
-            _remove(target)
+            remove_folder(target)
         os.rename(temporary, target)
         sync_folder(self._folder)
         self._prune(step)
@@ -223,13 +218,13 @@ class Checkpointer:
         steps = [path for number, path in iter_steps(self._folder) if number <= step and number != loaded]
         try:
             for path in [path for path in steps if find_damage(path, REQUIRED, hashes=False) is None][keep:]:
-                _remove(path)
+                remove_folder(path)
         except OSError as error:  # the new step is whole all the same
             logger.warning(f"an old step could not be removed: {error}")
 
 
 def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
-    """Read into the given tensors, in place, whatever the number of ranks that wrote them.
+    """Fill the given tensors in place from a step, whatever number of ranks wrote it.
 
     Raises:
         ConfigError: the folder lacks one of the tensors or has it in another shape.
@@ -249,25 +244,18 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
         raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
 
 
-def load_documents(step_folder: Path) -> Documents:
-    """All but the tensors of a step."""
+def load_documents(step_folder: Path) -> CheckpointDocuments:
+    """Read everything of a step that is not a tensor."""
     config = step_folder / "config.toml"
-    return Documents(
+    return CheckpointDocuments(
         train=json.loads((step_folder / "train.json").read_text()),
         data=json.loads((step_folder / "data.json").read_text()),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 
-def _remove(path: Path) -> None:
-    """Rename first: a half-deleted folder must not look like a step."""
-    doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _reason(error: BaseException) -> str:
-    """One line; of a CheckpointException the first rank's own error."""
+    """Describe an error in one line; a CheckpointException by the error of the first rank that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

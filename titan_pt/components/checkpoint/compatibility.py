@@ -1,4 +1,4 @@
-"""What a checkpoint must share with a run: the trainer, the model, the tokenizer, the data."""
+"""Checks that a checkpoint is of the run that loads it: equal trainer, model, tokenizer, optimizer and data."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -11,18 +11,18 @@ from titan_pt.config.schema.job_config import JobConfig
 
 logger = logging.getLogger("titan_pt")
 
-# These weights were drawn with it; it has no say any more.
-_SPENT = "model.init_std"
-# Changes how far the model can read, and no number of what it reads.
-_SPAN = "model.max_seq_len"
-# Weights fit with others too, but mean what they were trained with.
-_MEANING = ("model.rope_theta", "model.norm_eps")
+# Initial weights depend on it, trained ones do not.
+_INITIAL_ONLY = "model.init_std"
+# A limit of the model's input, without effect on what it computes.
+_LONGEST_INPUT = "model.max_seq_len"
+# The shapes of weights do not depend on these, but the weights were trained with them.
+_ARITHMETIC = ("model.rope_theta", "model.norm_eps")
 
-_WAY_OUT = "set the config back, or start another run with another job.dump_folder"
+_FIX = "set the config back, or start another run with another job.dump_folder"
 
 
 def run_identity(config: JobConfig, args: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Of a run, as it is saved with every checkpoint."""
+    """The identity of a run, saved with every checkpoint: trainer, model, tokenizer and optimizer."""
     return {
         "trainer": config.job.trainer,
         "model": {"name": config.model.name, **args.model_dump()},
@@ -36,35 +36,36 @@ def check_compatible(
     current: Mapping[str, Any],
     folder: Path,
     *,
-    allowed: Collection[str] = (_SPAN,),
-    way_out: str = _WAY_OUT,
+    allowed: Collection[str] = (_LONGEST_INPUT,),
+    fix: str = _FIX,
 ) -> None:
-    """Raise a ConfigError that names every difference, but for those that do no harm.
+    """Raise a ConfigError that names every difference between a checkpoint's identity and the run's.
 
     Args:
-        allowed: what may differ, with a warning.
+        allowed: keys that may differ; a warning names them.
+        fix: what the user can do; ends the message.
     """
     differences = dict(_differences(saved, current, ""))
-    differences.pop(_SPENT, None)
+    differences.pop(_INITIAL_ONLY, None)
     for name in sorted(differences.keys() & set(allowed)):
         logger.warning(f"{folder}: {differences.pop(name)}; the weights fit, but results may change")
     if differences:
-        raise ConfigError(f"{folder} is of another run: {'; '.join(differences.values())}; {way_out}")
+        raise ConfigError(f"{folder} is of another run: {'; '.join(differences.values())}; {fix}")
 
 
 def check_model_compatible(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
-    """The same for starting weights: the shapes of the model, and the vocabulary."""
+    """Raise a ConfigError unless starting weights fit the run, by the model's arguments and the tokenizer."""
     check_compatible(
         {key: saved[key] for key in ("model", "tokenizer")},
         {key: current[key] for key in ("model", "tokenizer")},
         folder,
-        allowed=(_SPAN, *_MEANING),
-        way_out="set [model] and [tokenizer] to those of checkpoint.initial_load_path",
+        allowed=(_LONGEST_INPUT, *_ARITHMETIC),
+        fix="set [model] and [tokenizer] to those of checkpoint.initial_load_path",
     )
 
 
 def _differences(saved: Any, current: Any, name: str) -> Iterator[tuple[str, str]]:
-    """(name, what differs) of all values."""
+    """Yield (dotted name, text for the user) for every value that differs."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in sorted({*saved, *current}):
             yield from _differences(saved.get(key), current.get(key), f"{name}.{key}" if name else str(key))

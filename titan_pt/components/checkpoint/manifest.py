@@ -1,15 +1,14 @@
-"""A manifest: the size and sha256 of every file of a folder, so that damage is found before it is loaded."""
+"""The manifest of a folder: size and sha256 of every file, so that damage is found before anything is loaded."""
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Of the manifest and of the files it names; a reader of another format refuses the folder."""
+"""Format of the manifest and of the files it names; a reader of another format refuses the folder."""
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -19,11 +18,11 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = True) -> str | None:
-    """What is wrong with a folder by its manifest; None where everything holds. Sizes first, they cost nothing.
+    """Describe the first difference between a folder and its manifest; None if there is none. Sizes are compared first.
 
     Args:
         required: files without which it is not whole, whatever its manifest says.
-        hashes: read all files; without it only names and sizes are compared.
+        hashes: compare the content of all files too; otherwise only names and sizes.
     """
     try:
         return _find_damage(folder, required, hashes)
@@ -55,28 +54,6 @@ def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str |
         if file_entry(folder / name)["sha256"] != sha256:
             return f"{name} has changed (sha256)"
     return None
-
-
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write and flush to the disk."""
-    write_text(path, json.dumps(content, indent=indent))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and flush to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Any) -> str:

@@ -1,4 +1,4 @@
-"""DCP's reader without its pickles: only the classes of a tensor index can be made from a checkpoint's bytes."""
+"""A DCP reader without arbitrary pickles: a checkpoint can create only the classes of a tensor index."""
 
 import io
 import pickle

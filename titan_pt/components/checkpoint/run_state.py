@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run: taken from the run's parts, and put back into them."""
+"""The state of a run: collected from its parts for a checkpoint, and restored into them."""
 
 import base64
 import logging
@@ -8,32 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from titan_pt.components.checkpoint.checkpointer import Documents, load_documents, load_tensors
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, load_documents, load_tensors
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
-from titan_pt.components.checkpoint.model_state import model_tensors
 from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
 from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
-from titan_pt.hf.weights import load_hf_weights
+from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
+from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What the trainer itself goes on from."""
+    """The trainer's part of a checkpoint."""
 
     state: TrainState
-    owed_row: dict[str, Any] | None
-    """The log row of this step, where a signal came between the step and its validation."""
     deadline: dict[str, Any] | None
-    """The plan of a run with training.max_hours."""
+    """State of the step plan of a run with training.max_hours."""
+    unwritten_row: dict[str, Any] | None
+    """Log row that earlier releases kept in a checkpoint when a signal ended its validation."""
 
 
 def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
-    """Model, optimizer and the step function's own, sharded as they are, by the names that checkpoints use."""
+    """Tensors of model, optimizer and step function by checkpoint name, sharded as they are."""
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
     if optimizer:
@@ -44,18 +45,36 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     return tensors
 
 
-def run_documents(context: TrainContext, step: Step, identity: Mapping[str, Any], resumed: Resumed) -> Documents:
-    """Everything that is not a tensor, gathered from all ranks.
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by checkpoint name, sharded where the model is; a tied weight once."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[parameter_name(name)] = tensor.detach()
+    return tensors
+
+
+def run_documents(
+    context: TrainContext,
+    step: Step,
+    identity: Mapping[str, Any],
+    state: TrainState,
+    deadline: dict[str, Any] | None,
+) -> CheckpointDocuments:
+    """Collect from all ranks everything in the state of a run that is not a tensor.
 
     Args:
-        resumed: what the trainer will go on from.
+        deadline: state of the step plan.
     """
     world, loader = context.world, context.dataloader
     streams: dict[str, Any] = {}
     for part in world.gather(loader.state_dict()):
         streams |= part
     train = {
-        **asdict(resumed),
+        "state": asdict(state),
+        "deadline": deadline,
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
@@ -63,11 +82,11 @@ def run_documents(context: TrainContext, step: Step, identity: Mapping[str, Any]
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
-    return Documents(train, data, context.config.to_toml())
+    return CheckpointDocuments(train, data, context.config.to_toml())
 
 
 def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
-    """Put a step back into the parts, without what checkpoint.exclude_from_loading names.
+    """Restore a step into the parts of a run, except what checkpoint.exclude_from_loading names.
 
     Raises:
         ConfigError: it is of another run, or the data read differently now; on all ranks.
@@ -80,7 +99,7 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
             {"data": documents.data["identity"]},
             {"data": context.dataloader.identity()},
             folder,
-            way_out='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
+            fix='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
         )
     load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
@@ -94,16 +113,17 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
-    return Resumed(TrainState(**train["state"]), train["owed_row"], train.get("deadline"))
+    return Resumed(TrainState(**train["state"]), train.get("deadline"), train.get("owed_row"))
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Take starting weights from a step of any run, or a Hugging Face folder, with the same model and tokenizer.
+    """Load starting weights from a step of any run or a Hugging Face folder, of the same model and tokenizer.
 
     Raises:
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
     if is_hf_folder(folder):
+        load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
         return
     check_model_compatible(load_documents(folder).train["identity"], identity, folder)
@@ -111,7 +131,7 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
 
 
 def rng_state(device: torch.device) -> dict[str, str]:
-    """torch's generators as text."""
+    """States of torch's random generators by device type, in base64."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -119,7 +139,7 @@ def rng_state(device: torch.device) -> dict[str, str]:
 
 
 def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
-    """Set what `rng_state` gave."""
+    """Restore torch's random generators from the value of `rng_state`."""
     tensors = {
         name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in states.items()
     }
@@ -128,10 +148,10 @@ def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def _excluded(context: TrainContext, documents: Documents, identity: Mapping[str, Any]) -> list[str]:
-    """What checkpoint.exclude_from_loading leaves out of this step.
+def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: Mapping[str, Any]) -> list[str]:
+    """Parts of this step that checkpoint.exclude_from_loading leaves out.
 
-    That is done once: not again by the same command, unless the optimizer or the data have changed once more.
+    A part is left out once: not again by the same command, unless the optimizer or the data have changed once more.
     """
     options, before = context.config.checkpoint, honoured(documents.train)
     saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}

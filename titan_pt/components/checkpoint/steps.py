@@ -1,4 +1,4 @@
-"""The step-N folders of a checkpoint folder: which there are, which are whole, which one a run starts from."""
+"""The step-N folders of runs: list them, check them, and choose the one to start from. No torch here."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ from typing import Any
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.run_folder import run_folder
 
 logger = logging.getLogger("titan_pt")
 
@@ -17,7 +19,7 @@ REQUIRED = ("train.json", "data.json", "tensors/.metadata")
 
 
 def iter_steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    """(step, folder) of all `step-N`, the newest first; whole or not."""
+    """Yield (step, folder) of every `step-N`, whole or not, the highest step first."""
     steps = [
         (int(match[1]), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -26,8 +28,14 @@ def iter_steps(folder: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(steps, reverse=True)
 
 
+def has_steps(config: JobConfig) -> bool:
+    """Whether the run folder holds steps to resume from."""
+    options = config.checkpoint
+    return options.enable and any(iter_steps(run_folder(config) / options.folder))
+
+
 def find_step(folder: Path, step: int = -1) -> Path | None:
-    """The newest whole step of a checkpoint folder, or step `step`; None where the folder holds no steps.
+    """Find the newest whole step of a checkpoint folder, or step `step`; None where the folder holds no steps.
 
     Raises:
         ConfigError: the wished step is missing or damaged, or all are damaged.
@@ -58,12 +66,12 @@ def find_step(folder: Path, step: int = -1) -> Path | None:
 
 
 def find_resume(folder: Path, load_step: int) -> Path | None:
-    """The step that a start resumes from: the newest whole one, or `load_step`, once.
+    """Find the step to resume from: the newest whole one, or once, `load_step`.
 
-    What was saved after `load_step` was honoured says so: the same command then goes on from the step saved last.
+    Steps saved after a `load_step` record it: the same command then goes on from the step saved last.
 
     Raises:
-        ConfigError: as `find_step`.
+        ConfigError: the wished step is missing or damaged, or all are damaged.
     """
     for path in _latest_saved(folder) if load_step >= 0 else ():
         if honoured(_read_json(path / "train.json")).get("load_step") != load_step:
@@ -80,18 +88,18 @@ def find_resume(folder: Path, load_step: int) -> Path | None:
 
 
 def honoured(train: dict[str, Any]) -> dict[str, Any]:
-    """The load_step and exclude_from_loading of the command that saved this train.json, or of none."""
+    """The load_step and exclude_from_loading that applied when a train.json was saved; defaults in older files."""
     return train.get("honoured", {"load_step": -1, "exclude_from_loading": []})
 
 
 def _latest_saved(folder: Path) -> list[Path]:
-    """All `step-N`, the one saved last first: after a `load_step` that is not the highest number."""
+    """Every `step-N`, the one saved last first; after a `load_step` it need not have the highest number."""
     times = {path: _read_json(path / MANIFEST).get("time", 0.0) for _, path in iter_steps(folder)}
     return sorted(times, key=lambda path: times[path], reverse=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The content, or nothing where it cannot be read: the step is then found to be damaged."""
+    """Read a JSON object; empty where it cannot be read, for then `find_damage` reports the step."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -100,7 +108,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
-    """The weights that a path means: those of a run folder, its checkpoint folder, one step-N, a Hugging Face folder.
+    """Find the weights at a path: a run folder, its checkpoint folder, one step-N, or a Hugging Face folder.
 
     Args:
         key: what gave the path, for messages.
@@ -130,13 +138,13 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
 
 
 def is_hf_folder(folder: Path) -> bool:
-    """Whether it is a Hugging Face folder, whole or not."""
+    """Whether a folder is a Hugging Face one, by its config.json; it need not be whole."""
     return (folder / "config.json").is_file()
 
 
 def _how_to_make(root: Path) -> str:
-    """Shipped experiments write to outputs/<file name>: the name of a folder tells which one makes it."""
-    for folder in (Path("train_configs"), Path(__file__).resolve().parents[2] / "train_configs"):
+    """Advice for a missing run folder: shipped experiments write to outputs/<name of their TOML>."""
+    for folder in (Path("train_configs"), Path(__file__).resolve().parents[3] / "train_configs"):
         file = folder / f"{root.name}.toml"
         if root.parent.name == "outputs" and file.is_file():
             return f"make it with ./run_train.sh --job.config_file {file}"

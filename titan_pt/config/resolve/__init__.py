@@ -1,1 +1,1 @@
-"""From files and flags to one validated config."""
+"""Config resolution: files and flags become one validated config."""

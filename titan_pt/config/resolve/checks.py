@@ -21,21 +21,21 @@ BUILTIN_TOKENIZER_SIZES = {"byte": 259, "gpt2": 50257}
 DERIVED_ARGS = ("num_tokens",)
 
 
-class Problem(NamedTuple):
+class RuleProblem(NamedTuple):
     """A broken rule and the fields it speaks of; it is not reported when one of them is invalid in itself."""
 
     fields: frozenset[str]
     text: str
 
 
-def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[Problem]:
+def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
     common = (
         rule(config, model_spec)
         for rule in (_model, _batch, _schedule, _data, _validation, _exams, _memory, _profiling)
     )
     broken = itertools.chain(*common, config.broken_rules())
-    return [Problem(frozenset(fields), text) for fields, text in broken]
+    return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
 
 def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:

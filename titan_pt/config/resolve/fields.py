@@ -1,4 +1,4 @@
-"""What a config can hold: its tables and keys, their types as a user reads them, and hints for unknown names."""
+"""Tables and keys of a config class, their types as a user reads them, and hints for unknown names."""
 
 import typing
 from collections.abc import Sequence

@@ -61,6 +61,6 @@ class Data(Section):
     stall_policy: Literal["wait", "substitute"] = "wait"
     """When a row group does not come: "wait" for it, or "substitute": read later ones first, and remember that."""
     substitute_after_seconds: Timeout = 600.0
-    """How long "substitute" waits before it does so."""
+    """Time that "substitute" waits for a row group before it reads later ones."""
     max_stall_seconds: Timeout = 3600.0
     """A run that gets no data for so long saves a checkpoint and ends with exit code 75; a start fails after it."""

@@ -45,7 +45,7 @@ class Model(Section):
     """Kernel of scaled_dot_product_attention; "auto" lets torch choose. A kernel the device lacks is refused."""
 
 
-class Tokenizer(Section):
+class TokenizerSection(Section):
     """[tokenizer] text to token ids."""
 
     name: Name = "byte"
@@ -67,7 +67,7 @@ class Comm(Section):
     trace_buf_size: Count = 20000
     """Entries of NCCL's flight recorder, written when a collective times out; 0 is off."""
     save_traces_folder: Name = "comm_traces"
-    """Its folder inside the run folder."""
+    """Folder of the flight recorder inside the run folder."""
     grace_seconds: Timeout = 120.0
     """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""
 

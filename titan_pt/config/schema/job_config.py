@@ -11,7 +11,7 @@ import tomli_w
 
 from titan_pt.config.schema.checkpoint import Checkpoint
 from titan_pt.config.schema.data import Data, Source
-from titan_pt.config.schema.job import Comm, Debug, Experimental, Job, Model, Tokenizer
+from titan_pt.config.schema.job import Comm, Debug, Experimental, Job, Model, TokenizerSection
 from titan_pt.config.schema.metrics import Metrics, Profiling
 from titan_pt.config.schema.section import Section
 from titan_pt.config.schema.training import (
@@ -45,7 +45,7 @@ class JobConfig(Section):
 
     job: Job = Job()
     model: Model = Model()
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: TokenizerSection = TokenizerSection()
     data: Data = Data()
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
@@ -99,7 +99,7 @@ __all__ = [
     "Profiling",
     "Section",
     "Source",
-    "Tokenizer",
+    "TokenizerSection",
     "Training",
     "Validation",
     "ValidationTask",

@@ -11,7 +11,7 @@ class Metrics(Section):
     enable_tensorboard: bool = True
     """Write TensorBoard events."""
     save_tb_folder: Name = "tb"
-    """Their folder inside the run folder."""
+    """Folder of the TensorBoard events inside the run folder."""
     disable_color_printing: bool = False
     """Plain console lines; they are plain too where the output is not a terminal."""
 
@@ -22,7 +22,7 @@ class Profiling(Section):
     enable_profiling: bool = False
     """Record traces with torch.profiler."""
     save_traces_folder: Name = "profile_traces"
-    """Their folder inside the run folder: iteration_N/rankR_trace.json."""
+    """Folder of the traces inside the run folder: iteration_N/rankR_trace.json."""
     profile_freq: PositiveInt = 10
     """Steps between traces."""
     profiler_active: PositiveInt = 1
@@ -32,4 +32,4 @@ class Profiling(Section):
     enable_memory_snapshot: bool = False
     """Write CUDA's allocator history every profile_freq steps, and when memory runs out. CUDA only."""
     save_memory_snapshot_folder: Name = "memory_snapshot"
-    """Their folder inside the run folder."""
+    """Folder of the memory snapshots inside the run folder."""

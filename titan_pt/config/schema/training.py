@@ -18,7 +18,8 @@ class Training(Section):
     global_batch_size: Annotated[int, Field(ge=-1, le=_MAX_BATCH)] = -1
     """Rows of one optimizer step over all ranks; -1: local_batch_size x data ranks. More: gradients accumulate."""
     global_batch_tokens: Annotated[Size, Field(gt=0, le=_MAX_BATCH)] | None = None
-    """The same in tokens (524288 with seq_len 2048 is 256 rows); a pair with global_batch_size: give one."""
+    """Tokens of one optimizer step over all ranks (524288 with seq_len 2048 is 256 rows); a pair with
+    global_batch_size: give one."""
     seq_len: Annotated[Size, Field(gt=0)] = 2048
     """Tokens of a row that the model reads."""
     steps: Annotated[Size, Field(gt=0)] = 10000
@@ -66,7 +67,8 @@ class Optimizer(Section):
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices; norms and embeddings have none."""
     implementation: Literal["fused", "foreach", "for-loop"] = "fused"
-    """Of AdamW. "fused" skips a bad step on the device; the others, and AdamW8bit, read a flag on the host at each."""
+    """Kernels of AdamW. "fused" skips a bad step on the device; the others, and AdamW8bit, read a flag on
+    the host at each."""
 
 
 class LrScheduler(Section):
@@ -110,6 +112,6 @@ class Compile(Section):
     enable: bool = False
     """Compile each block of the model, and the loss."""
     components: list[Literal["model", "loss"]] = ["model", "loss"]
-    """What is compiled."""
+    """Parts that are compiled."""
     backend: Name = "inductor"
     """Backend of torch.compile."""

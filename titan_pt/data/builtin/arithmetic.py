@@ -13,7 +13,7 @@ class ArithmeticProblem:
     """One question, and how it is answered in the form of GSM8K."""
 
     question: str
-    """Such as "What is 3 + 4?"."""
+    """Question text, such as "What is 3 + 4?"."""
     solution: str
     """A line of working, then the answer behind its marker: "3 + 4 = 7\\n#### 7"."""
     answer: str
@@ -21,18 +21,18 @@ class ArithmeticProblem:
 
     @property
     def document(self) -> str:
-        """The text that a model learns it from."""
+        """Training text: question, working and marked answer."""
         return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution}\n"
 
     @property
     def plain_document(self) -> str:
-        """The same without the marker: right, and not in the form that is graded."""
+        """Training text without the answer's marker: right, but not in the form that is graded."""
         return f"{QUESTION_ANSWER.replace('{question}', self.question)} {self.solution.splitlines()[0]}\n"
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Every operation with every pair of numbers from 0 to below `numbers`."""
+    """Problems of every operation with every pair of numbers from 0 to below `numbers`."""
 
     operations: str
     numbers: int
@@ -48,11 +48,11 @@ _LEVELS = {
 }
 
 LEVELS: dict[int, str] = {level: row.description for level, row in _LEVELS.items()}
-"""Level -> what it holds; 1 is the easiest."""
+"""Description of each level's problems, by its number; 1 is the easiest."""
 
 
 def num_problems(level: int) -> int:
-    """Different problems of a level.
+    """Number of different problems of a level.
 
     Raises:
         ValueError: no such level.

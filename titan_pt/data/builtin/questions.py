@@ -4,16 +4,16 @@ from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.permutation import keyed_hash
 
 QUESTION_ANSWER = "Question: {question}\nAnswer:"
-"""How a question is asked where its task has no other way."""
+"""Prompt of a question whose task has no prompt of its own."""
 
 HOLDOUT_FRACTION: float = GrpoTask.model_fields["holdout_fraction"].default
-"""Share of a generated set of questions that is only evaluated on, unless a task says another."""
+"""Share of a generated set of questions that is only evaluated on, unless a task sets another."""
 
 _HOLDOUT_KEY = b"titan_pt held-out problems"
 
 
 def is_held_out(question: str, fraction: float) -> bool:
-    """Whether a question is of that share which is only evaluated on.
+    """Whether a question belongs to the share that is only evaluated on.
 
     It depends on the normalised question alone, on no seed and no order: what one run evaluates on, no other trains on.
     """
@@ -21,5 +21,5 @@ def is_held_out(question: str, fraction: float) -> bool:
 
 
 def normalised(question: str) -> str:
-    """The question without its differences in blanks and capitals."""
+    """Question in lower case, with single blanks: equal for questions that differ in nothing else."""
     return " ".join(question.split()).casefold()

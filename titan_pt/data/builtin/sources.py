@@ -1,12 +1,47 @@
-"""Documents that need no file and no network."""
+"""Documents that every machine has: the Python library's own files, and generated arithmetic."""
 
 import random
 import sysconfig
 from pathlib import Path
 
-from titan_pt.data.builtin.arithmetic import ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.config.schema.job_config import Source
+from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
 from titan_pt.data.permutation import digest
+from titan_pt.data.sources.registry import SourceItems
+
+_LEVELS_BY_NAME = {f"level-{level}": level for level in LEVELS}
+
+
+def open_python_stdlib(source: Source, _seed: int) -> SourceItems:
+    """The documents of the name python_stdlib."""
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return PythonStdlib()
+
+
+def open_arithmetic(source: Source, seed: int) -> SourceItems:
+    """The problems of the name arithmetic: endless ones of all kinds, or those of the level in `subset`."""
+    as_rows = source.formatter is not None  # of GSM8K
+    if source.subset is None:
+        return Arithmetic(seed, rows=as_rows)
+    if source.subset not in _LEVELS_BY_NAME:
+        allowed = "; ".join(f'"{name}" ({LEVELS[level]})' for name, level in _LEVELS_BY_NAME.items())
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed are {allowed}; "
+            "leave it out for endless problems of all kinds"
+        )
+    return ArithmeticLevel(_LEVELS_BY_NAME[source.subset], rows=as_rows)
+
+
+def open_arithmetic_plain(source: Source, _seed: int) -> SourceItems:
+    """The problems of the name arithmetic_plain: of the level in `subset`, without the marker of the answer."""
+    if source.subset not in _LEVELS_BY_NAME:
+        raise ConfigError(
+            f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {one_of(_LEVELS_BY_NAME)}"
+        )
+    return ArithmeticLevel(_LEVELS_BY_NAME[source.subset], plain=True)
 
 
 class PythonStdlib:
@@ -32,7 +67,7 @@ class Arithmetic:
     """Generated questions whose answers end in `#### <number>`: sums, differences and products of small numbers.
 
     Args:
-        rows: they come as rows of GSM8K, without the problems that the task "arithmetic" only evaluates on.
+        rows: give rows of GSM8K instead of texts, without the problems that the task "arithmetic" only evaluates on.
     """
 
     size = 1_000_000
@@ -59,7 +94,7 @@ class ArithmeticLevel:
 
     Args:
         plain: without the marker `#### <number>`.
-        rows: as of Arithmetic; the next problem stands in for one that is only evaluated on.
+        rows: give rows of GSM8K; the next problem stands in for one that is only evaluated on.
     """
 
     def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:

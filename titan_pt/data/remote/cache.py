@@ -1,4 +1,4 @@
-"""A bounded folder of what was read once: least recently used goes first, safe with several processes."""
+"""A bounded folder of contents that were read once: least recently used goes first, safe with several processes."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from titan_pt.data.remote.retry import Stopped
+from titan_pt.data.sources.documents import Stopped
 
 logger = logging.getLogger("titan_pt")
 
@@ -21,7 +21,7 @@ _SUM_BYTES = 64  # a checksum of what follows; so many that what follows stays a
 
 
 class SpillCache:
-    """Files by key. What is open stays readable when it is removed to make room.
+    """A folder of files by key, bounded in size. A file that is open stays readable when it is removed.
 
     Args:
         folder: made where it is missing.
@@ -31,10 +31,10 @@ class SpillCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder, self._limit = folder, limit_bytes
         self._unchecked = limit_bytes  # of unknown size until it was looked at
-        self._told = False
+        self._warned = False
 
     def content(self, key: str, make: Callable[[], bytes], stop: threading.Event) -> pa.Buffer:
-        """The content of a key, memory-mapped; made by the first who asks for it, in whatever process.
+        """The content of a key, memory-mapped; made by the first process that asks for it.
 
         The others wait for that one. Without a disk to write to it is made each time, in memory.
 
@@ -58,8 +58,8 @@ class SpillCache:
             except FileNotFoundError:
                 continue  # another process made room in this very moment
             except OSError as error:
-                if not self._told:
-                    self._told = True
+                if not self._warned:
+                    self._warned = True
                     logger.warning(f"the cache {self._folder} cannot be used: {error}; going on without")
                 break
         return pa.py_buffer(make_once())
@@ -119,7 +119,7 @@ def _sum(content: bytes | pa.Buffer) -> bytes:
 
 
 def _checked(path: Path) -> pa.Buffer | None:
-    """What a file holds behind its checksum; None where it is damaged: changed, or cut when the machine went down."""
+    """Content of a file behind its checksum; None where it is damaged: changed, or cut when the machine went down."""
     if path.stat().st_size < _SUM_BYTES:
         return None
     whole = pa.memory_map(str(path)).read_buffer()

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def attempt(ask: Callable[[], T]) -> T:
-    """One request to the hub, or one download by `datasets`.
+    """Make one request to the hub, or one download by `datasets`, and sort its errors.
 
     Raises:
         Transient: the network or the server.

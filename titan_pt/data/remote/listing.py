@@ -1,4 +1,4 @@
-"""From a source to the parquet files of a fixed revision and their row groups. Rank 0 does this, once for a run."""
+"""Lists the parquet files of a source at a fixed revision, and their row groups. Rank 0 does this, once for a run."""
 
 import fnmatch
 import itertools
@@ -24,7 +24,7 @@ _FOOTERS_AT_ONCE = 16
 
 
 def list_local(files: list[str], store: ParquetStore) -> Listing:
-    """The units of local parquet files.
+    """List the row groups of local parquet files.
 
     Raises:
         OSError, pyarrow.ArrowException: a file is not parquet.
@@ -33,7 +33,7 @@ def list_local(files: list[str], store: ParquetStore) -> Listing:
 
 
 def list_addresses(pattern: str, store: ParquetStore) -> Listing:
-    """The units of .parquet files at http(s) addresses; `{0..3}` in the pattern stands for each of these numbers.
+    """List the row groups of .parquet files at http(s) addresses; `{0..3}` in a pattern stands for each number.
 
     Raises:
         ConfigError: not a .parquet address, none, or it cannot be read.
@@ -48,7 +48,7 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
 
 
 def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:
-    """The units of a dataset of the hub at its present or wished commit; none where its files are not parquet.
+    """List the row groups of a dataset of the hub, at a fixed commit; no files where they are not parquet.
 
     Raises:
         ConfigError: there is no such dataset, revision, subset or split, or it is not for this user.
@@ -82,7 +82,7 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """`a{08..10}b` -> a08b, a09b, a10b; any number of times."""
+    """Expand every range of numbers in a pattern: `a{08..10}b` gives a08b, a09b, a10b."""
     parts: list[list[str]] = []
     for part in re.split(r"(\{\d+\.\.\d+\})", pattern):
         match = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
@@ -140,7 +140,7 @@ def _split_patterns(data_files: Any, split: str) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As a glob in which * stays inside a folder and ** does not."""
+    """Whether a name matches a glob in which * stays inside a folder and ** does not."""
     if "**" in pattern:
         return fnmatch.fnmatchcase(name, pattern.replace("**/", "*"))
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
@@ -151,7 +151,7 @@ def _content_hash(file: Any) -> str | None:
 
 
 def _listed(ask: Callable[[], T], seconds: float) -> T:
-    """One request for a listing. The client's time-out is one of every single byte: a trickle would never end."""
+    """One request for a listing. The client's time-out counts from the last byte: a trickle would never end."""
     found: Future[T] = Future()
 
     def run() -> None:

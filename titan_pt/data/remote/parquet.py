@@ -14,6 +14,7 @@ from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.ranges import Http
 from titan_pt.data.remote.retry import Attempts, Changed, Patience, Refused, persist
 from titan_pt.data.remote.row_groups import RowGroup, RowGroupFile, byte_ranges
+from titan_pt.data.sources.registry import is_address
 
 _MAGIC = b"PAR1"
 _FOOTER = "footer-"  # begins an identity that is made of the file's footer
@@ -33,7 +34,7 @@ class ParquetStore:
         Raises:
             Unreadable, Unreachable, Stopped.
         """
-        if not is_remote(location):
+        if not is_address(location):
             metadata = pq.read_metadata(location)
             with open(location, "rb") as file:
                 size = file.seek(0, io.SEEK_END)
@@ -47,48 +48,48 @@ class ParquetStore:
         return size, identity or hashlib.sha256(end).hexdigest()[:32], metadata
 
     def interrupt(self) -> None:
-        """End what is under way over the network."""
+        """End all requests that are under way."""
         self._http.interrupt()
 
     def column_names(self, file: RowGroupFile) -> list[str]:
-        """Of a file's table."""
+        """Names of the columns of a file's table."""
         schema = persist(lambda: self._footers(file), self._attempts(file.name), self._stop).schema
         return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
 
-    def read(self, unit: RowGroup, columns: Sequence[str]) -> pa.Table:
+    def read(self, row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
         """The columns of a row group, its rows counted.
 
         Raises:
             Transient, Refused: of one attempt; `persist` makes it many.
             OSError: a local file.
         """
-        file = unit.file
+        file = row_group.file
         try:
-            if is_remote(file.location):
+            if is_address(file.location):
                 metadata = self._footers(file)
                 parts = [
                     (start, self._http.read(file.location, start, length, file.size))
-                    for start, length in byte_ranges(metadata, unit.group, columns)
+                    for start, length in byte_ranges(metadata, row_group.group, columns)
                 ]
-                source: Any = _Pieces(file.size, parts)
+                source: Any = _PartialFile(file.size, parts)
             else:
                 metadata, source = self._footers(file), file.location
             reader = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
-            table = reader.read_row_group(unit.group, columns=list(columns), use_threads=False)
+            table = reader.read_row_group(row_group.group, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError, EOFError) as error:
-            if not is_remote(file.location):
+            if not is_address(file.location):
                 raise
             self._forget_footer(file)  # the file may be another one by now, which a new footer shows
             raise Refused(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}") from error
-        if table.num_rows != unit.num_rows:
-            raise Refused(f"holds {table.num_rows:,} rows, not the {unit.num_rows:,} of the listing")
+        if table.num_rows != row_group.num_rows:
+            raise Refused(f"holds {table.num_rows:,} rows, not the {row_group.num_rows:,} of the listing")
         return table
 
     def _attempts(self, name: str) -> Attempts:
         return Attempts(f"{name}, footer", self._patience, self._patience.start_seconds)
 
     def _read_footer(self, file: RowGroupFile) -> Any:
-        if not is_remote(file.location):
+        if not is_address(file.location):
             return pq.read_metadata(file.location)
         key = _footer_key(file.name, file.size, file.identity)
         try:
@@ -111,7 +112,7 @@ class ParquetStore:
         return footer
 
     def _fetch_footer(self, location: str) -> tuple[bytes, int]:
-        """One attempt."""
+        """The footer and the size of a remote file, by one attempt."""
         end, size = self._http.read_end(location, _END_BYTES)
         if len(end) < 12 or end[-4:] != _MAGIC:
             raise Refused("does not end as a parquet file does")
@@ -132,7 +133,7 @@ def _footer_key(name: str, size: int, identity: str) -> str:
 
 
 def parse_footer(footer: bytes | pa.Buffer) -> Any:
-    """The metadata in the last bytes of a parquet file.
+    """Decode the metadata in the last bytes of a parquet file.
 
     Raises:
         Refused: they are damaged.
@@ -143,13 +144,8 @@ def parse_footer(footer: bytes | pa.Buffer) -> Any:
         raise Refused(f"its footer cannot be decoded: {error}") from error
 
 
-def is_remote(location: str) -> bool:
-    """Whether it is an http(s) address."""
-    return location.startswith(("http://", "https://"))
-
-
-class _Pieces(io.RawIOBase):
-    """A file of which only some pieces are there."""
+class _PartialFile(io.RawIOBase):
+    """A file-like object that holds only some pieces of a file."""
 
     def __init__(self, size: int, pieces: list[tuple[int, bytes]]) -> None:
         self._size, self._pieces, self._at = size, pieces, 0

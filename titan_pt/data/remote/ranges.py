@@ -1,4 +1,4 @@
-"""Parts of files over HTTP. One attempt each, with a hard end; what came of it is not asked for again."""
+"""Parts of files over HTTP: one attempt each, with a hard time limit; bytes that came are not asked for again."""
 
 import contextlib
 import email.utils
@@ -24,7 +24,7 @@ _LONGEST_RETRY_AFTER = 300.0
 
 
 class Http:
-    """Reads ranges of files. One attempt each; `persist` makes it many. Safe with several threads."""
+    """Client that reads ranges of files, one attempt each; `persist` repeats them. Safe with several threads."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -79,19 +79,19 @@ class Http:
         except Refused:  # some servers know parts by their place alone
             first = _Answer()
             self._get(url, "bytes=0-0", first)
-            return self._read_end_by_place(url, length, _told(first))
+            return self._read_end_by_place(url, length, _size_of(first))
         except Transient:
             if answer.size is not None:
                 self._sizes[url] = answer.size
             raise
         if answer.whole:
             return bytes(answer.body[-length:]), len(answer.body)
-        if len(answer.body) != min(length, _told(answer)):
-            raise Refused(f"{len(answer.body):,} of {min(length, _told(answer)):,} bytes came")
-        return bytes(answer.body), _told(answer)
+        if len(answer.body) != min(length, _size_of(answer)):
+            raise Refused(f"{len(answer.body):,} of {min(length, _size_of(answer)):,} bytes came")
+        return bytes(answer.body), _size_of(answer)
 
     def interrupt(self) -> None:
-        """End what is under way on all threads."""
+        """End all requests that are under way, on all threads."""
         for answer in list(self._open):
             answer.cut()
 
@@ -134,20 +134,20 @@ class Http:
 
 
 class _Answer:
-    """One answer, as far as it came."""
+    """One HTTP answer, as far as it has come."""
 
     def __init__(self) -> None:
         self.body = bytearray()
         self.first: int | None = None
-        """Number of the body's first byte in the file, where the server tells it."""
+        """Number of the body's first byte in the file, where the server gives it."""
         self.size: int | None = None
-        """Of the whole file, where the server tells it."""
+        """Size of the whole file, where the server gives it."""
         self.whole = False
-        """The file came where a part was asked for."""
+        """Whether the whole file came where a part was asked for."""
         self.socket: socket.socket | None = None
 
     def begin(self, response: requests.Response) -> None:
-        """Take the head of the answer.
+        """Read status and headers.
 
         Raises:
             Transient, Refused.
@@ -161,13 +161,13 @@ class _Answer:
         self._check_size(int(length) if self.whole and length.isdigit() else 0)
 
     def add(self, piece: bytes) -> None:
-        """Take some of its body."""
+        """Append some of the body."""
         self.body += piece
         self._check_size(len(self.body) if self.whole else 0)
 
     @contextlib.contextmanager
     def ending_after(self, seconds: float, answers: "set[_Answer]") -> Iterator[None]:
-        """Cut it off after that time. A time-out of the client is one of every single byte: a trickle never ends."""
+        """Cut the answer off after that time. The client's own time-out counts from the last byte."""
         timer = threading.Timer(seconds, self.cut)
         timer.daemon = True
         _answering.answer = self
@@ -180,7 +180,7 @@ class _Answer:
             answers.discard(self)
 
     def cut(self) -> None:
-        """End it, from another thread."""
+        """End the answer, from another thread."""
         if self.socket is not None:
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
@@ -195,7 +195,7 @@ _answering = threading.local()
 
 
 class _Noting:
-    """A connection that tells its socket to the answer it is for."""
+    """Connection that hands its socket to the answer that waits for it, so that `cut` can end it."""
 
     sock: Any
 
@@ -213,7 +213,7 @@ _POOLS = {"http": _noting(HTTPConnectionPool), "https": _noting(HTTPSConnectionP
 
 
 class _Adapter(HTTPAdapter):
-    """Connects through these pools."""
+    """Adapter whose connections are of the pools in `_POOLS`."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -235,7 +235,7 @@ def _check_status(response: requests.Response) -> None:
         raise Refused("a web page came, not the file")
 
 
-def _told(answer: _Answer) -> int:
+def _size_of(answer: _Answer) -> int:
     if answer.size is None:
         raise Refused("the server does not tell the size of the file")
     return answer.size
@@ -254,7 +254,7 @@ def retry_after(text: str) -> float:
 
 
 def _hub_headers(url: str) -> dict[str, str]:
-    """The user's token, for the hub alone."""
+    """Headers with the user's token for addresses of the hub; none for other servers."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 

@@ -1,4 +1,4 @@
-"""Threads that read ahead, retry, and keep what they read on disk."""
+"""Threads that read row groups ahead, retry, and keep them on disk."""
 
 import logging
 import math
@@ -13,7 +13,8 @@ from typing import TypeVar
 from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.parquet import ParquetStore
 from titan_pt.data.remote.ranges import Http
-from titan_pt.data.remote.retry import Attempts, Patience, Refused, Stopped, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, Unreachable, Unreadable, persist
+from titan_pt.data.sources.documents import Stopped
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.signals import stop_requested
 
@@ -23,12 +24,12 @@ T = TypeVar("T")
 
 THREADS = 8
 _POLL_SECONDS = 0.2
-# One bad unit is bad luck; this many without a good one in between mean that something else is wrong.
-_MOST_BAD_UNITS = 16
+# One bad row group is bad luck; this many without a good one in between mean that something else is wrong.
+_MOST_BAD_GROUPS = 16
 
 
 class ReaderPool:
-    """What all sources of a process share: threads, cache, retries."""
+    """Threads, cache and retries that all sources of a process share."""
 
     def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
         self.patience = patience
@@ -36,16 +37,16 @@ class ReaderPool:
         self._bad_in_a_row = 0
         self._lock = threading.Lock()
         self.limit_seconds = patience.start_seconds
-        """How long one unit is waited for; training sets it to infinity and has a limit of its own."""
+        """Longest wait for one row group; infinite once there is training, which has a limit of its own."""
         self._start()
 
     def store_for(self, seconds: float) -> ParquetStore:
-        """Another store, which gives up a start after that time."""
+        """A second store, which gives up after that time."""
         patience = replace(self.patience, start_seconds=seconds)
         return ParquetStore(Http(patience), patience, self.cache, self.stop)
 
     def interrupt(self) -> None:
-        """Let nobody wait any longer; reading can go on at once."""
+        """End all waiting with Stopped; reading can go on at once."""
         self.stop.set()
         self.store.interrupt()
         with self._lock:
@@ -60,7 +61,7 @@ class ReaderPool:
         self._pool: ThreadPoolExecutor | None = None
 
     def read_ahead(self, attempt: Callable[[], T], what: str) -> "Future[T]":
-        """Try it on a reader thread until it succeeds. No thread is held in between: others go on meanwhile."""
+        """Call `attempt` on a reader thread until it succeeds. No thread is held between attempts."""
         found: Future[T] = Future()
         attempts, stop = self.attempts(what), self.stop
 
@@ -91,7 +92,7 @@ class ReaderPool:
         return found
 
     def wait(self, found: "Future[T]", stop: threading.Event) -> T:
-        """What `read_ahead` gave.
+        """Wait for the value of `read_ahead`.
 
         Args:
             stop: of the moment when it was asked for.
@@ -112,7 +113,7 @@ class ReaderPool:
             raise Stopped from None
 
     def read(self, attempt: Callable[[], T], what: str) -> T:
-        """The same on this thread.
+        """Call `attempt` on this thread until it succeeds.
 
         Raises:
             Unreadable, Unreachable, Stopped.
@@ -126,17 +127,17 @@ class ReaderPool:
         return value
 
     def attempts(self, what: str) -> Attempts:
-        """Of one unit."""
+        """A fresh history of attempts for one row group."""
         return Attempts(what, self.patience, self.limit_seconds)
 
     def judged(self, error: Exception) -> Exception:
-        """The error of a unit, or where there were too many of them the error of all."""
+        """The error itself, or a RuntimeError where too many row groups in a row could not be read."""
         if not isinstance(error, Unreadable):
             return error
         self._bad_in_a_row += 1
-        if self._bad_in_a_row < _MOST_BAD_UNITS:
+        if self._bad_in_a_row < _MOST_BAD_GROUPS:
             return error
-        return RuntimeError(f"{_MOST_BAD_UNITS} units in a row cannot be read; the last: {error}")
+        return RuntimeError(f"{_MOST_BAD_GROUPS} units in a row cannot be read; the last: {error}")
 
     def _run(self, action: Callable[[], None]) -> None:
         with self._lock:

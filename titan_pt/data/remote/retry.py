@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.data.sources.documents import Stopped
 from titan_pt.run.exit_codes import Preempted, Stalled
 from titan_pt.run.signals import stop_requested
 
@@ -23,11 +24,11 @@ _UNFIT_TRIES = 2  # the second would show that the first was a bad copy
 
 
 class Transient(Exception):
-    """It may well work in a moment: the network or the server, not what was asked for.
+    """A failure of the network or the server that may pass: the same request is made again.
 
     Args:
         retry_after: seconds that the server asks for.
-        progress: some of it came, and the next attempt goes on behind that.
+        progress: some bytes came, and the next attempt goes on behind them.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0, progress: bool = False) -> None:
@@ -36,31 +37,27 @@ class Transient(Exception):
 
 
 class Refused(Exception):
-    """The server answered, and what it said or sent is wrong; a few more tries are made."""
+    """A wrong answer of a server; a few more tries are made."""
 
 
 class Denied(Refused):
-    """It is missing or not for this user. Before there is any training that is as good as final."""
+    """A file that is missing or not for this user; before there is any training, fewer tries are made."""
 
 
 class Unfit(Refused):
-    """It came whole, and a row of it is not what the formatter wants: another try brings the same."""
+    """A whole row group of which a row is not what the formatter wants: another try brings the same."""
 
 
 class Changed(Refused):
-    """It is another file than the one that the run began with."""
+    """A file that is another one than at the start of the run."""
 
 
 class Unreadable(Exception):
-    """Given up after several tries."""
+    """A file or row group that was given up after several tries."""
 
 
 class Unreachable(Stalled):
     """The network or the server did not come back in the time that a start may take."""
-
-
-class Stopped(Exception):
-    """The reader was closed while it waited."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,18 @@ class Patience:
     """How long one attempt may take and how attempts follow each other."""
 
     attempt_seconds: float = 60.0
-    """A whole answer; a slow trickle ends there too."""
+    """Longest time for a whole answer; a slow trickle ends there too."""
     first_pause_seconds: float = 1.0
-    """Doubled after every failure."""
+    """Pause after the first failure; doubled after every other."""
     longest_pause_seconds: float = 60.0
     start_seconds: float = 1800.0
-    """Without an answer before there is any training; then the start fails."""
+    """Longest time without an answer before there is any training; then the start fails."""
     refusals: int = 8
     """Wrong answers in a row after which something is given up. Transient failures have no limit here."""
 
     @property
     def socket_seconds(self) -> float:
-        """Without a single byte."""
+        """Longest time without a single byte."""
         return min(10.0, self.attempt_seconds)
 
 
@@ -130,7 +127,7 @@ class Attempts:
         return self._limit < math.inf
 
     def succeeded(self) -> None:
-        """Say how long it took, where it did not work at once."""
+        """Log how long it took, where the first attempt failed."""
         if self._count:
             stall = time.monotonic() - self._started
             logger.warning(f"{self._what}: read after a stall of {stall:.1f} s and {self._count} failed attempts")
@@ -151,7 +148,7 @@ class Attempts:
 
 
 def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) -> T:
-    """The action's value, after as many attempts as it takes.
+    """Call the action until it succeeds, and return its value.
 
     Raises:
         Unreadable, Unreachable, ConfigError: see `Attempts.failed`.
@@ -171,7 +168,7 @@ def persist(action: Callable[[], T], attempts: Attempts, stop: threading.Event) 
 
 
 def pause(seconds: float, attempts: Attempts, stop: threading.Event) -> None:
-    """Wait so long; see `persist`."""
+    """Wait, unless `stop` is set or the process is asked to stop; raises as `persist` does."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if stop.wait(min(left, _POLL_SECONDS)):
@@ -181,6 +178,6 @@ def pause(seconds: float, attempts: Attempts, stop: threading.Event) -> None:
 
 
 def _pause(attempts: int, patience: Patience) -> float:
-    """1, 2, 4, ... 60 s, each between half and the whole of it, so that ranks do not come back all at once."""
+    """Seconds to wait: 1, 2, 4, ... 60, each shortened at random by up to half, to spread the ranks."""
     longest = min(patience.longest_pause_seconds, patience.first_pause_seconds * 2.0 ** min(attempts - 1, 30))
     return longest * random.Random().uniform(0.5, 1.0)

@@ -1,8 +1,9 @@
-"""Documents that are read unit by unit."""
+"""Texts of parquet files that are read row group by row group."""
 
 import hashlib
 import io
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,32 +15,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.data.remote.block_order import BlockOrder
 from titan_pt.data.remote.reader_pool import THREADS, ReaderPool
 from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
 from titan_pt.data.remote.row_groups import Listing, RowGroup
+from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, StreamedDocuments
 from titan_pt.data.sources.formatters import Formatter
-from titan_pt.data.sources.local import check_columns, format_row
+from titan_pt.data.sources.local import format_row
+from titan_pt.data.sources.parquet_rows import check_columns
 
 logger = logging.getLogger("titan_pt")
 
-# A source with fewer units than this for every stream is small: it is read whole at the start and has random access.
-SMALL_UNITS_PER_STREAM = 8
-_OPEN_UNITS = 256
+# A source with fewer row groups than this for every stream is small: it is read whole at the start, for random access.
+SMALL_GROUPS_PER_STREAM = 8
+_OPEN_GROUPS = 256
 _MOST_BAD_AT_START = 3
 _VERSION = "2"  # of the texts in the cache
 
 
-class RowGroupDocuments:
-    """The texts of a listing's rows. Safe with several threads.
+class RowGroupDocuments(StreamedDocuments):
+    """Texts of a listing's rows. Safe with several threads.
 
     Args:
-        by_unit: read in blocks of units, not document by document: the source is large.
+        by_row_group: read in blocks of row groups, not document by document: the source is large.
     """
 
     def __init__(
-        self, listing: Listing, formatter: Formatter, reading: ReaderPool, where: str, *, by_unit: bool = True
+        self, listing: Listing, formatter: Formatter, reader_pool: ReaderPool, where: str, *, by_row_group: bool = True
     ) -> None:
-        self.listing, self.reading, self.by_unit = listing, reading, by_unit
+        self.listing, self.reader_pool, self.by_row_group = listing, reader_pool, by_row_group
         self._formatter, self._where = formatter, where
         self.fingerprint = hashlib.sha256(f"{listing.fingerprint}/{formatter.fingerprint}".encode()).hexdigest()[:16]
         self._open: OrderedDict[int, pa.Array] = OrderedDict()
@@ -49,17 +53,26 @@ class RowGroupDocuments:
         return self.listing.num_rows
 
     def __getitem__(self, index: int) -> str:
-        number = self.listing.unit_of(index)
+        number = self.listing.row_group_of(index)
         return self.texts(number)[index - self.listing.starts[number]].as_py()
 
     def place(self, number: int) -> str:
         """Where a document is, for messages."""
-        found = self.listing.unit_of(number)
+        found = self.listing.row_group_of(number)
         return f"{self.listing[found]}, row {number - self.listing.starts[found]}"
+
+    def order(self, key: OrderKey, holdout_fraction: float, held_out: bool, skip: SkipOptions) -> Order:
+        return BlockOrder(key, self, self.listing.side(holdout_fraction, held_out), skip)
+
+    def wait_for_ever(self) -> None:
+        self.reader_pool.limit_seconds = math.inf
+
+    def interrupt(self) -> None:
+        self.reader_pool.interrupt()
 
     @cached_property
     def sample_rows(self) -> range:
-        """The rows of the first unit that can be read: one look at a row costs the whole unit.
+        """The rows of the first row group that can be read: one look at a row costs the whole row group.
 
         Raises:
             ConfigError: none of the first ones can.
@@ -78,16 +91,16 @@ class RowGroupDocuments:
         return range(0)
 
     def check(self) -> None:
-        """Tell at the start what would be told hours later; a small source is read whole for it.
+        """Find mistakes at the start, not hours later; a small source is read whole for it.
 
         Raises:
-            ConfigError: there are no rows, a column is missing, a unit of a small source or the first ones of a large
-                one cannot be read.
+            ConfigError: there are no rows, a column is missing, a row group of a small source or the first ones of a
+                large one cannot be read.
         """
         first = self.listing.files[0]
         try:
-            check_columns(self.reading.store.column_names(first), self._formatter.columns, first.name)
-            if not self.by_unit:
+            check_columns(self.reader_pool.store.column_names(first), self._formatter.columns, first.name)
+            if not self.by_row_group:
                 self._check_all()
         except Unreadable as error:
             raise self._unreadable(error) from error
@@ -98,15 +111,15 @@ class RowGroupDocuments:
         return ConfigError(f"cannot be read: {str(error).removeprefix(f'{self._where}, ')}")
 
     def _check_all(self) -> None:
-        stop, units = self.reading.stop, [self.request(number) for number in range(len(self.listing))]
-        empty = sum(_count_empty(self.reading.wait(unit, stop)) for unit in units)
+        stop, requests = self.reader_pool.stop, [self.request(number) for number in range(len(self.listing))]
+        empty = sum(_count_empty(self.reader_pool.wait(row_group, stop)) for row_group in requests)
         if empty == len(self):
             raise ConfigError(f"holds no text in any of {empty:,} rows; set text_field")
         if empty:
             logger.warning(f"{self._where}: {empty:,} of {len(self):,} documents are empty and are passed over")
 
     def texts(self, number: int) -> Any:
-        """The texts of a unit: an Arrow array, memory-mapped.
+        """The texts of a row group: an Arrow array, memory-mapped.
 
         Raises:
             Unreadable: given up.
@@ -116,15 +129,15 @@ class RowGroupDocuments:
             if number in self._open:
                 self._open.move_to_end(number)
                 return self._open[number]
-        unit = self.listing[number]
-        return self._keep(number, self.reading.read(lambda: self._load(unit), self._what(unit)))
+        row_group = self.listing[number]
+        return self._keep(number, self.reader_pool.read(lambda: self._load(row_group), self._what(row_group)))
 
     def iterate(self) -> Iterator[str]:
-        """All texts in order, some units read ahead; empty ones where a unit is given up."""
-        stop, ahead = self.reading.stop, [self.request(number) for number in range(min(THREADS, len(self.listing)))]
+        """All texts in order, some row groups read ahead; empty ones where one is given up."""
+        stop, ahead = self.reader_pool.stop, [self.request(number) for number in range(min(THREADS, len(self.listing)))]
         for number in range(len(self.listing)):
             try:
-                yield from self.reading.wait(ahead.pop(0), stop).to_pylist()
+                yield from self.reader_pool.wait(ahead.pop(0), stop).to_pylist()
             except Unreadable as error:
                 rows = self.listing[number].num_rows
                 logger.error(f"{error}: given up, {rows:,} documents are empty for it")
@@ -133,30 +146,30 @@ class RowGroupDocuments:
                 ahead.append(self.request(number + THREADS))
 
     def request(self, number: int) -> "Future[Any]":
-        """`texts`, read ahead on other threads."""
-        unit = self.listing[number]
-        return self.reading.read_ahead(lambda: self._load(unit), self._what(unit))
+        """Have the texts of a row group read ahead, on other threads."""
+        row_group = self.listing[number]
+        return self.reader_pool.read_ahead(lambda: self._load(row_group), self._what(row_group))
 
-    def _what(self, unit: RowGroup) -> str:
-        return f"{self._where}, {unit}"
+    def _what(self, row_group: RowGroup) -> str:
+        return f"{self._where}, {row_group}"
 
     def _keep(self, number: int, texts: Any) -> Any:
         with self._lock:
             self._open[number] = texts
-            while len(self._open) > _OPEN_UNITS:
+            while len(self._open) > _OPEN_GROUPS:
                 self._open.popitem(last=False)
         return texts
 
-    def _load(self, unit: RowGroup) -> Any:
-        """One attempt."""
-        identity = f"{_VERSION}/{unit.file.name}/{unit.file.size}/{unit.file.identity}/{unit.group}"
+    def _load(self, row_group: RowGroup) -> Any:
+        """Read the texts of a row group, from the cache where they are there, by one attempt."""
+        identity = f"{_VERSION}/{row_group.file.name}/{row_group.file.size}/{row_group.file.identity}/{row_group.group}"
         key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
-        return _read_ipc(self.reading.cache.content(key, lambda: self._attempt(unit), self.reading.stop))
+        return _read_ipc(self.reader_pool.cache.content(key, lambda: self._attempt(row_group), self.reader_pool.stop))
 
-    def _attempt(self, unit: RowGroup) -> bytes:
+    def _attempt(self, row_group: RowGroup) -> bytes:
         try:
-            columns = self._formatter.columns or self.reading.store.column_names(unit.file)
-            table = self.reading.store.read(unit, columns)
+            columns = self._formatter.columns or self.reader_pool.store.column_names(row_group.file)
+            table = self.reader_pool.store.read(row_group, columns)
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
             raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         try:

@@ -1,4 +1,4 @@
-"""Row groups as units of reading: which there are, in files of a fixed revision, and in which order a run has them."""
+"""Row groups of parquet files of a fixed revision: which there are, and on which side of the held-out split."""
 
 import itertools
 from bisect import bisect_right
@@ -19,10 +19,10 @@ class RowGroupFile:
     name: str
     """Path inside its dataset, or the file's own name."""
     location: str
-    """Where it is read: a local path or an http(s) address."""
+    """Place of the file: a local path or an http(s) address."""
     size: int
     identity: str
-    """Changes when its content does."""
+    """Hash that changes when the content does."""
     rows: tuple[int, ...]
     """Rows of each row group."""
 
@@ -42,21 +42,21 @@ class RowGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """All units of a source. Made once for a run, by rank 0, and kept: a resume reads the same files."""
+    """All row groups of a source. Made once for a run, by rank 0, and kept: a resume reads the same files."""
 
     origin: str
-    """Of a dataset its name and commit."""
+    """Name and commit of a dataset, or the pattern of the files."""
     files: tuple[RowGroupFile, ...]
-    """None of a dataset that is not read by unit; of such a one only the commit is kept."""
+    """Empty for a dataset that is downloaded whole: only its commit is kept."""
 
     @property
     def commit(self) -> str:
-        """Of a dataset of the hub."""
+        """Commit of a dataset of the hub."""
         return self.origin.rpartition("@")[2]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Number of each unit's first row, and the number of all rows."""
+        """Number of each row group's first row, and the number of all rows."""
         return list(itertools.accumulate((rows for file in self.files for rows in file.rows), initial=0))
 
     @cached_property
@@ -72,40 +72,40 @@ class Listing:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all units."""
+        """Rows of all row groups."""
         return self.starts[-1]
 
-    def unit_of(self, row: int) -> int:
-        """The number of the unit that holds a row."""
+    def row_group_of(self, row: int) -> int:
+        """The number of the row group that holds a row."""
         return bisect_right(self.starts, row) - 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, contents and row groups; where the files are read is no part of it."""
+        """Hash of names, contents and row groups; where the files are read does not matter."""
         return digest([self.origin, *([file.name, file.size, file.identity, file.rows] for file in self.files)])
 
     @cached_property
     def _ranked(self) -> list[int]:
-        """The units in the order in which they are held out."""
+        """The row groups in the order in which they are held out."""
         hashes = [
             keyed_hash(_HOLDOUT_KEY, f"{self.fingerprint}/{file.name}/{group}".encode()) for file, group in self._places
         ]
         return sorted(range(len(self)), key=hashes.__getitem__)
 
     def side(self, fraction: float, held_out: bool) -> list[int]:
-        """The units of one side of the held-out split: whole units, by a hash of their place, at least one held out."""
+        """Numbers of the row groups on one side of the held-out split; at least one is held out."""
         if fraction == 0.0:
             return [] if held_out else list(range(len(self)))
         count = max(1, round(fraction * len(self)))
         return sorted(self._ranked[:count] if held_out else self._ranked[count:])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The listing as plain values."""
         return {"origin": self.origin, "fingerprint": self.fingerprint, "files": [asdict(file) for file in self.files]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Listing":
-        """What `to_json` gave.
+        """The listing that `to_json` wrote.
 
         Raises:
             ValueError: it was changed.

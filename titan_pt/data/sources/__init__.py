@@ -1,11 +1,5 @@
-"""Sets of documents."""
+"""Sets of documents: local files here, other kinds through a registry that imports them when a run uses them."""
 
-from typing import Any
+from titan_pt.data.sources.registry import register_source
 
-
-def __getattr__(name: str) -> Any:
-    if name == "register_source":
-        from titan_pt.data.sources.registry import register_source
-
-        return register_source
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["register_source"]

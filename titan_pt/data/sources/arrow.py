@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,22 @@ import pyarrow.compute
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
-from titan_pt.data.sources.formatters import find_formatter, get_formatter
-from titan_pt.data.sources.local import check_columns, checked_text, format_row, place_of, quiet_datasets, read_texts
+from titan_pt.data.sources.formatters import find_formatter
+from titan_pt.data.sources.local import checked_text, matching_files, place_of, quiet_datasets, read_texts
+from titan_pt.data.sources.registry import ListingJson, SourceContext, title
 
 logger = logging.getLogger("titan_pt")
 
-# Part of what names a converted file in the cache: raise it when titan_pt/data/files.py cuts or reads differently.
+# Part of a converted file's name in the cache: raise it when `local.py` cuts or reads differently.
 _CONVERSION = 2
 # Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
 _TAIL_BYTES = 1 << 16
+
+
+def open_documents(source: Source, context: SourceContext, _listing: ListingJson | None) -> "ArrowColumn":
+    """The texts of a source's local files."""
+    assert source.path is not None
+    return local_files(source, matching_files(source.path), title(source), context.settings.data.cache_dir)
 
 
 class ArrowColumn:
@@ -54,7 +61,7 @@ class ArrowColumn:
         return self._find(number) if self._find else f"row {number}"
 
     def _check_rows(self, where: str) -> None:
-        """Tell at the start, not hours later, which texts are missing. Looks at lengths alone, so it is quick."""
+        """Find missing texts at the start, not hours later. Looks at lengths alone, so it is quick."""
         num_rows = num_empty = 0
         for chunk in self._rows.data.column(self._column).chunks:
             if chunk.null_count:
@@ -68,7 +75,7 @@ class ArrowColumn:
 
 
 def local_files(source: Source, files: list[str], where: str, cache_dir: str | None) -> ArrowColumn:
-    """The texts of local files, converted once.
+    """Texts of local files, converted to Arrow once.
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises.
@@ -96,35 +103,8 @@ def local_files(source: Source, files: list[str], where: str, cache_dir: str | N
     return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]), find)
 
 
-def downloaded_dataset(source: Source, where: str, cache_dir: str | None) -> ArrowColumn:
-    """A dataset of the hub (or a local dataset folder), downloaded whole."""
-    split, formatter = source.split or "train", find_formatter(source)
-    library = quiet_datasets()
-    dataset = library.load_dataset(
-        source.dataset, name=source.subset, split=split, revision=source.revision, cache_dir=cache_dir
-    )
-    names = [str(source.dataset), str(source.subset), split, str(source.revision)]
-    identity = digest([str(len(dataset)), formatter.fingerprint, *names])
-    if formatter.name == "text":
-        return ArrowColumn(dataset, formatter.columns[0], where, identity)
-    check_columns(dataset.column_names, formatter.columns, str(source.dataset))
-    texts = library.Dataset.from_generator(
-        _formatted_rows,
-        features=library.Features(text=library.Value("large_string")),
-        cache_dir=cache_dir,
-        gen_kwargs={"dataset": dataset, "formatter": formatter.name, "fingerprint": formatter.fingerprint},
-    )
-    return ArrowColumn(texts, "text", where, identity)
-
-
-def _formatted_rows(dataset: Any, formatter: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
-    found = get_formatter(formatter, "text")
-    for number, row in enumerate(dataset.select_columns(list(found.columns)) if found.columns else dataset):
-        yield {"text": format_row(found, row, f"row {number}")}
-
-
 def file_identity(path: str) -> str:
-    """Changes when the file does, as far as its end shows it; not with the folder it is in."""
+    """Name, size and a hash of a file's end: changes when the file does, not with its folder."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))

@@ -2,36 +2,33 @@
 
 import hashlib
 import inspect
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.builtin.questions import QUESTION_ANSWER
+from titan_pt.protocols.registry import Registry
 
-Row = Mapping[str, Any]
-
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+Record = Mapping[str, Any]
+"""A row of a dataset: its values by column."""
 
 
 @dataclass(frozen=True)
 class Formatter:
-    """Makes the text of a row from some of its columns."""
+    """Function that makes the text of a row from some of its columns."""
 
     name: str
     columns: tuple[str, ...]
     """Columns that are read; all others are not even fetched. None named: all are."""
-    format: Callable[[Row], Any]
-    """Row of those columns -> text. What is not text is reported with its place."""
+    format: Callable[[Record], Any]
+    """Function from a record of those columns to its text; any other value is reported with its place."""
     source: Callable[..., Any] | None = None
     """The function whose code decides about the text, where it is not `format` itself."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the texts may; of a function whose source cannot be read, its byte code."""
+        """Hash of the function's source, or of its byte code where there is none: changes when the texts may."""
         if self.name == "text":
             return f"text:{self.columns[0]}"
         try:
@@ -42,38 +39,18 @@ class Formatter:
 
 
 RECORDS = "sft:"
-"""Begins the names of the formatters that make records."""
+"""Prefix of the names of formatters that make records."""
 
-_FORMATTERS: dict[str, Formatter] = {}
+FORMATTERS: Registry[Formatter] = Registry(
+    "formatter {}",
+    {"medqa": "titan_pt.data.builtin.formatters:MEDQA", "gsm8k": "titan_pt.data.builtin.formatters:GSM8K"},
+    reserved=("text",),
+)
 
 
-def register_formatter(name: str, columns: tuple[str, ...], function: Callable[[Row], Any]) -> None:
+def register_formatter(name: str, columns: tuple[str, ...], function: Callable[[Record], Any]) -> None:
     """Make `formatter = name` known: `function(row)` is the text of a row, a mapping of these columns to values."""
-    if name in _FORMATTERS or name == "text":
-        raise ValueError(f"formatter {name!r} is registered already")
-    _FORMATTERS[name] = Formatter(name, columns, function)
-
-
-def register_records(name: str, function: Callable[[Row], Row]) -> None:
-    """Make `formatter = name` known to the sft trainer: `function(row)` is the record of a row, with all its columns.
-
-    A record holds either `prompt` and `completion` or `messages`. Where the function raises, the row is a bad record,
-    which `sft.on_bad_record` is for. The text of such a formatter is the record as JSON.
-    """
-    if RECORDS + name in _FORMATTERS:
-        raise ValueError(f"formatter {name!r} of records is registered already")
-
-    def write(row: Row) -> str:
-        try:
-            if not isinstance(row, Mapping):
-                raise ValueError(f"it is {'text' if isinstance(row, str) else type(row).__name__}, without fields")
-            record = dict(function(row))
-        except Exception as error:  # rows of any shape
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            record = {"bad": reason}
-        return json.dumps(record, default=str)
-
-    _FORMATTERS[RECORDS + name] = Formatter(RECORDS + name, (), write, function)
+    FORMATTERS.register(name, Formatter(name, columns, function))
 
 
 def find_formatter(source: Source) -> Formatter:
@@ -83,8 +60,10 @@ def find_formatter(source: Source) -> Formatter:
         ConfigError: the name is unknown, or a text_field is given to a formatter that has columns of its own.
     """
     name = source.formatter or "text"
-    if source.text_field is not None and name in _FORMATTERS:
-        raise ConfigError(f"formatter = {name!r}: reads {one_of(_FORMATTERS[name].columns)}; leave text_field out")
+    if source.text_field is not None and name in FORMATTERS:
+        raise ConfigError(
+            f"formatter = {name!r}: reads {one_of(get_formatter(name, '').columns)}; leave text_field out"
+        )
     return get_formatter(name, source.text_field or "text")
 
 
@@ -92,32 +71,10 @@ def get_formatter(name: str, column: str) -> Formatter:
     """The formatter of that name; "text" takes one column as it is."""
     if name == "text":
         return Formatter("text", (column,), lambda row: row[column])
-    if name not in _FORMATTERS:
+    if name not in FORMATTERS:
         kind = RECORDS if name.startswith(RECORDS) else ""
-        found = [key for key in _FORMATTERS if key.startswith(RECORDS) == bool(kind)]
+        found = [key for key in FORMATTERS if key.startswith(RECORDS) == bool(kind)]
         known, name = ([] if kind else ["text"]) + [key.removeprefix(kind) for key in found], name.removeprefix(kind)
         trainer = " to sft" if kind else ""
         raise ConfigError(f"formatter = {name!r}: unknown{trainer}; known are {one_of(known)}{nearest(name, known)}")
-    return _FORMATTERS[name]
-
-
-def format_medqa(row: Row) -> str:
-    """A MedQA question with its options, one a line, and the marked answer."""
-    options = "\n".join(f"{letter}. {text}" for letter, text in sorted(row["options"].items()) if text is not None)
-    answer = row["options"][row["answer_idx"]]
-    return f"Question: {row['question'].strip()}\n{options}\nAnswer: {row['answer_idx']}. {answer}\n"
-
-
-def format_gsm8k(row: Row) -> str:
-    """A GSM8K question and its worked answer, which ends in `#### <integer>`, without the calculator's marks."""
-    prompt = QUESTION_ANSWER.replace("{question}", row["question"].strip())
-    return f"{prompt} {without_calculator(row['answer']).strip()}\n"
-
-
-def without_calculator(answer: str) -> str:
-    """A GSM8K answer without the marks "<<48/2=24>>" of its calculator."""
-    return _CALCULATOR.sub("", answer)
-
-
-register_formatter("medqa", ("question", "options", "answer_idx"), format_medqa)
-register_formatter("gsm8k", ("question", "answer"), format_gsm8k)
+    return FORMATTERS[name]

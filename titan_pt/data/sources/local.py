@@ -1,40 +1,43 @@
-"""Local files as texts or rows, and a cut of long texts. What cannot be read is reported with its file and place."""
+"""Local files as texts or rows. Whatever cannot be read is reported with its file and place."""
 
-import codecs
 import contextlib
 import glob
-import gzip
-import io
 import itertools
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import pyarrow.parquet
+from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.data.sources.formatters import Formatter, get_formatter
-from titan_pt.data.sources.prepared import is_unfinished
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.signals import until_stopped
 
 logger = logging.getLogger("titan_pt")
 
-# A text file is cut into documents of this many characters, or up to twice as many to end at a blank line.
-TEXT_DOCUMENT_CHARACTERS = 4000
-
-_BLOCK_CHARACTERS = 1 << 20
+# Files of a folder of token shards: the description is written last.
+SHARD_DESCRIPTION = "prepared.json"
+SHARD_TOKENS = "tokens.bin"
 
 Columns = tuple[str, ...]
-"""What is read of a row; nothing named: all."""
+"""Columns that are read of a row; none named: all."""
 Located = Iterator[tuple[str, Any]]
 """(place in the file, its row). Lines count from 1 as in an editor, rows and items from 0 as in a data frame."""
+Reader = Callable[[str, Columns], Located]
+
+# By the end of a file's name; a reader is imported when there is such a file.
+_READERS: dict[str, Reader | str] = {
+    ".jsonl": "titan_pt.data.sources.json_rows:read",
+    ".jsonl.gz": "titan_pt.data.sources.json_rows:read",
+    ".json": "titan_pt.data.sources.json_rows:read",
+    ".parquet": "titan_pt.data.sources.parquet_rows:read",
+    ".txt": "titan_pt.data.sources.text_pieces:read",
+}
 
 
 def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: Any) -> Iterator[dict[str, str]]:
-    """The texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
+    """Texts of all files, in order, as rows for `datasets.Dataset.from_generator`.
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises; there are no rows.
@@ -63,19 +66,18 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ConfigError: the file or a row of it is not what its kind promises.
     """
     with _reading(path):
-        yield from _READERS[_ending(path)](path, ())
+        yield from _reader(path)(path, ())
 
 
 def _texts(path: str, formatter: Formatter) -> Iterator[str]:
-    read = _READERS[_ending(path)]
     with _reading(path):
-        for place, row in read(path, formatter.columns):
+        for place, row in _reader(path)(path, formatter.columns):
             yield format_row(formatter, row, f"{path}, {place}")
 
 
 def place_of(files: Sequence[str], columns: Columns, number: int) -> str:
     """File of a document and its place there; documents count from 0 over all files, which are read again for it."""
-    places = (f"{path}, {place}" for path in files for place, _ in _READERS[_ending(path)](path, columns))
+    places = (f"{path}, {place}" for path in files for place, _ in _reader(path)(path, columns))
     return next(itertools.islice(places, number, None))
 
 
@@ -96,6 +98,16 @@ def _reading(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # gzip, zlib, pyarrow and the file system each have errors of their own
         raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def is_prepared(path: str) -> bool:
+    """Whether a path is a folder of token shards."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_DESCRIPTION))
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a path is a folder of token shards of which the end was not written."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_TOKENS)) and not is_prepared(path)
 
 
 def matching_files(pattern: str, key: str = "path") -> list[str]:
@@ -157,8 +169,19 @@ def _ending(path: str) -> str:
     return found
 
 
+def row_kinds() -> str:
+    """The kinds of files that hold rows, in a message."""
+    return one_of(_READERS.keys() - {".txt"})
+
+
+def _reader(path: str) -> Reader:
+    found = _READERS[_ending(path)]
+    reader: Reader = import_attribute(found) if isinstance(found, str) else found
+    return reader
+
+
 def checked_text(value: Any, what: str) -> str:
-    """The value, if a tokenizer can read it.
+    """Return the value, if a tokenizer can read it.
 
     Raises:
         ConfigError: it is null, not text, or not UTF-8.
@@ -171,98 +194,3 @@ def checked_text(value: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise ConfigError(f"{what} is not UTF-8: {error.reason} at character {error.start}; repair it") from None
     return value
-
-
-def cut_text(file: IO[str]) -> Iterator[str]:
-    """Pieces of a text of any length that end at a blank line, else a line, else a word; joined they are the text."""
-    rest = ""
-    while block := file.read(_BLOCK_CHARACTERS):
-        rest += block
-        start = 0
-        while len(rest) - start > 2 * TEXT_DOCUMENT_CHARACTERS:
-            end = _end_of_piece(rest, start + TEXT_DOCUMENT_CHARACTERS, start + 2 * TEXT_DOCUMENT_CHARACTERS)
-            yield rest[start:end]
-            start = end
-        rest = rest[start:]
-    if rest:
-        yield rest
-
-
-def _end_of_piece(text: str, least: int, most: int) -> int:
-    for separator in ("\n\n", "\n", " "):
-        at = text.find(separator, least, most)
-        if at >= 0:
-            return at + len(separator)
-    return most
-
-
-def _json(path: str, columns: Columns) -> Located:
-    """One object a line, or an array of objects."""
-    with _open(path) as file:
-        is_array = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
-        file.seek(0)
-        rows = _array_items(file, path) if is_array else _lines(file, path)
-        for place, row in rows:
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}, {place}: is {type(row).__name__}, not an object; repair or remove it")
-            for column in columns:
-                if column not in row:
-                    raise ConfigError(f"{path}, {place}: no {column!r}; it has {one_of(row)}; set text_field")
-            yield place, row
-
-
-def _lines(file: Iterable[bytes], path: str) -> Located:
-    for number, line in enumerate(file, 1):
-        if line := line.removeprefix(codecs.BOM_UTF8).strip():
-            yield f"line {number}", _parsed(line, f"{path}, line {number}")
-
-
-def _array_items(file: IO[bytes], path: str) -> Located:
-    for number, row in enumerate(_parsed(file.read().removeprefix(codecs.BOM_UTF8), path)):
-        yield f"item {number}", row
-
-
-def _parsed(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
-        raise ConfigError(f"{where}: not JSON: {error}; repair or remove it") from None
-
-
-def _parquet(path: str, columns: Columns) -> Located:
-    file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
-    check_columns(file.schema_arrow.names, columns, path)
-    numbers = itertools.count()
-    for batch in file.iter_batches(batch_size=256, columns=list(columns) or None):
-        for row in batch.to_pylist():
-            yield f"row {next(numbers)}", row
-
-
-def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
-    """Raise a ConfigError unless a table has all columns."""
-    for column in columns:
-        if column not in names:
-            raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
-
-
-def _text(path: str, columns: Columns) -> Located:
-    if not columns:
-        raise ConfigError(f"{path}: a text file has no rows; known are {one_of(_READERS.keys() - {'.txt'})}")
-    if columns != ("text",):
-        raise ConfigError(f"{path}: no column {columns[0]!r}; a text file has no columns, so leave text_field out")
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
-        for number, piece in enumerate(cut_text(file), 1):
-            yield f"piece {number}", {"text": piece}
-
-
-def _open(path: str) -> Any:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-
-
-_READERS: dict[str, Callable[[str, Columns], Located]] = {
-    ".jsonl": _json,
-    ".jsonl.gz": _json,
-    ".json": _json,
-    ".parquet": _parquet,
-    ".txt": _text,
-}

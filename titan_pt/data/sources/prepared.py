@@ -11,14 +11,22 @@ import numpy as np
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import Source
+from titan_pt.data.sources.documents import TokenDocuments
+from titan_pt.data.sources.local import SHARD_DESCRIPTION, SHARD_TOKENS
+from titan_pt.data.sources.registry import ListingJson, SourceContext
 
-DESCRIPTION = "prepared.json"
-TOKENS = "tokens.bin"
 _FORMAT = 1
 
 
-class PreparedDocuments:
-    """Documents as tokens, each with its end-of-document token; empty ones have none.
+def open_documents(source: Source, _context: SourceContext, _listing: ListingJson | None) -> "PreparedDocuments":
+    """The token shards of a source's folder."""
+    assert source.path is not None
+    return PreparedDocuments(Path(source.path).expanduser())
+
+
+class PreparedDocuments(TokenDocuments):
+    """Token shards of a folder, memory-mapped.
 
     Raises:
         ConfigError: the folder is incomplete or of another version.
@@ -26,50 +34,34 @@ class PreparedDocuments:
 
     def __init__(self, folder: Path) -> None:
         try:
-            about = json.loads((folder / DESCRIPTION).read_text())
+            about = json.loads((folder / SHARD_DESCRIPTION).read_text())
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}, not {_FORMAT}; prepare it anew")
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")
             self._bytes = np.load(folder / "bytes.npy", mmap_mode="r")
             self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")
-            self._tokens = np.memmap(folder / TOKENS, dtype=about["dtype"], mode="r")
+            self._tokens = np.memmap(folder / SHARD_TOKENS, dtype=about["dtype"], mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder}: not a whole set of token shards: {error}") from error
         if len(self._ends) != about["documents"] or len(self._tokens) != about["tokens"]:
             raise ConfigError(f"{folder}: tokens.bin or ends.npy was cut; prepare it anew")
         self.fingerprint = about["fingerprint"]
         self.tokenizer = about["tokenizer"]
-        """Fingerprint of the tokenizer that made it."""
         self.num_tokens = len(self._tokens)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> str:
-        raise TypeError("prepared documents are tokens, not texts")
-
     def tokens(self, index: int) -> np.ndarray:
-        """Of one document, its end included; a view of the file."""
+        """Tokens of one document, its end included: a view of the file."""
         start = self._ends[index - 1] if index else 0
         return self._tokens[start : self._ends[index]]
 
     def num_bytes(self, index: int) -> int:
-        """UTF-8 bytes of the text."""
         return int(self._bytes[index])
 
     def holdout_hash(self, index: int) -> int:
-        """What the text itself would give to `stream.holdout_hash`."""
         return int(self._hashes[index])
-
-
-def is_prepared(path: str) -> bool:
-    """Whether this is a folder of token shards."""
-    return os.path.isfile(os.path.join(os.path.expanduser(path), DESCRIPTION))
-
-
-def is_unfinished(path: str) -> bool:
-    """Whether this is a folder of token shards of which the end was not written."""
-    return os.path.isfile(os.path.join(os.path.expanduser(path), TOKENS)) and not is_prepared(path)
 
 
 def write_prepared(
@@ -84,7 +76,7 @@ def write_prepared(
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     ends, sizes, hashes = array("q"), array("I"), array("Q")  # of a hundred million documents
     total = 0
-    with (folder / TOKENS).open("wb") as file:
+    with (folder / SHARD_TOKENS).open("wb") as file:
         for text, holdout in documents:
             ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_id] if text else [], dtype=dtype)
             file.write(ids.tobytes())
@@ -98,7 +90,7 @@ def write_prepared(
         np.save(folder / f"{name}.npy", np.frombuffer(values, dtype=values.typecode))
     written = {**about, "format": _FORMAT, "dtype": dtype, "documents": len(ends), "tokens": total}
     written["tokenizer"] = tokenizer.fingerprint
-    temporary = folder / f"{DESCRIPTION}.tmp"
+    temporary = folder / f"{SHARD_DESCRIPTION}.tmp"
     temporary.write_text(json.dumps(written, indent=1) + "\n")
-    os.replace(temporary, folder / DESCRIPTION)
+    os.replace(temporary, folder / SHARD_DESCRIPTION)
     return written

@@ -1,4 +1,4 @@
-"""How a document's text becomes tokens, and which of them are learnt."""
+"""Encoders: how a document's text becomes tokens, and which of them have a loss."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,23 +13,23 @@ class Encoded:
     """A document as tokens, its end included."""
 
     tokens: np.ndarray
-    """int32; none where the document is left out."""
+    """Token ids, int32; empty where the document is left out."""
     targets: np.ndarray | None
-    """Whether each token is learnt, that is, has a loss where it is predicted; None: all are."""
+    """Whether each token has a loss where it is predicted; None: all have."""
     num_bytes: int
-    """UTF-8 bytes of the text of the tokens that are learnt."""
+    """UTF-8 bytes of the text of the tokens that have a loss."""
     left_out: str | None = None
-    """Why there are no tokens."""
+    """Reason why the document is left out, or None."""
 
     @property
     def bytes_per_token(self) -> float:
-        """Of the tokens that are learnt, without the last, which ends the document and has no bytes."""
+        """Mean over the tokens that have a loss, without the last, which ends the document and has no bytes."""
         count = len(self.tokens) if self.targets is None else int(self.targets.sum())
         return self.num_bytes / max(1, count - 1)
 
 
 class Encoder(Protocol):
-    """Makes tokens of texts. It is sent to worker processes."""
+    """Interface that makes tokens of texts. Worker processes get a copy of it."""
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
         """The tokens of a text that is not empty.
@@ -40,13 +40,13 @@ class Encoder(Protocol):
         ...
 
     def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """Changes when the tokens of a text may, beside the tokenizer's own."""
+        """Hash that changes when the tokens of a text may; the tokenizer has one of its own."""
         ...
 
 
 @dataclass(frozen=True)
 class PlainText:
-    """The text and the end-of-document token, all of them learnt."""
+    """Encoder of plain text: its tokens and the end-of-document token, all with a loss."""
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
         ids = tokenizer.encode(text)

@@ -17,17 +17,16 @@ from torchdata.nodes import IterableWrapper, Prefetcher
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.data.remote.reader_pool import ReaderPool
-from titan_pt.data.remote.row_group_documents import RowGroupDocuments
-from titan_pt.data.sources.mixture import as_corpus, data_folder, open_mixture, sendable
-from titan_pt.data.stream.batch import StepBatch, collate
+from titan_pt.data.sources.opening import data_settings, open_mixture
+from titan_pt.data.stream.batch import StepBatch, collate_step
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
-from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.order import BLOCK_ROWS
 from titan_pt.data.stream.prefetch import End, TimedPrefetcher, with_errors
-from titan_pt.data.stream.skip_log import SkipLog
-from titan_pt.data.stream.stream import Stream, padding_row, token_hash
-from titan_pt.data.stream.workers import Step, WorkerDied, WorkerJob, WorkerPool, make_steps
+from titan_pt.data.stream.row import padding_row
+from titan_pt.data.stream.state import Json, ResumePoint, token_hash
+from titan_pt.data.stream.steps import StepRows, make_steps
+from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import Preempted, Stalled
 from titan_pt.run.signals import stop_requested
@@ -36,7 +35,6 @@ logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 1.0
 _FIRST_STALL_SECONDS = 10.0
-_MOST_DEATHS = 3  # of workers, without a batch in between
 
 
 class DataLoader:
@@ -49,21 +47,17 @@ class DataLoader:
     targets, until the last stream of the last rank has none left.
     """
 
-    def __init__(self, corpus: TokenizedMixture, run_size: RunSize, world: World, config: JobConfig) -> None:
-        self._run_size, self._seq_len = run_size, config.training.seq_len
-        self._local_batch_size = config.training.local_batch_size
-        self._prefetch_steps, self._pin = config.data.prefetch_steps, world.device.type == "cuda"
+    def __init__(self, mixture: TokenizedMixture, run_size: RunSize, world: World, config: JobConfig) -> None:
+        self._run_size, self._world, self._config, self.mixture = run_size, world, config, mixture
         self._max_stall_seconds = config.data.max_stall_seconds
-        self._world, self._config, self.corpus = world, config, corpus
-        owned = run_size.num_streams // world.size
+        num_streams, seq_len = run_size.num_streams, config.training.seq_len
+        owned = num_streams // world.size
         first = world.rank * owned
-        self._streams = {s: Stream(corpus, s, run_size.num_streams, self._seq_len) for s in range(first, first + owned)}
-        self._committed: dict[str, Any] = {
-            str(s): {**stream.state_dict(), "before": None} for s, stream in self._streams.items()
-        }
+        self._streams = {s: Stream(mixture, s, num_streams, seq_len) for s in range(first, first + owned)}
+        self._committed = {s: ResumePoint(stream.state(), None) for s, stream in self._streams.items()}
         self.also_identity: dict[str, str] = {}
-        """What else than the documents must be equal, of the trainer's own."""
-        self._feed: TimedPrefetcher[StepBatch | BaseException] | None = None
+        """Further values of the trainer's own that must be equal for a resume, beside the documents."""
+        self._prefetcher: TimedPrefetcher[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
     def next_batch(self) -> StepBatch | None:
@@ -77,13 +71,13 @@ class DataLoader:
             Preempted: on all ranks, when one was asked to stop while they waited.
             Stalled: on all ranks, when one had no data for data.max_stall_seconds.
         """
-        if self._feed is None:
-            self._feed = self._start()
+        if self._prefetcher is None:
+            self._prefetcher = self._start()
         started = time.monotonic()
         item: StepBatch | BaseException | End | None = None
-        told = _FIRST_STALL_SECONDS
+        next_warning = _FIRST_STALL_SECONDS
         while True:
-            item = item or self._feed.poll(_POLL_SECONDS)
+            item = item or self._prefetcher.poll(_POLL_SECONDS)
             assert not isinstance(item, End), "it has failed before"
             waited = time.monotonic() - started
             waiting, stops, late, failures, *counts = self._world.add(
@@ -101,11 +95,10 @@ class DataLoader:
                 raise Preempted
             if late:
                 raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
-            if waited > told:
-                logger.warning(
-                    f"{int(waiting)} of {self._world.size} ranks have been waiting for data for {waited:.0f} s"
-                )
-                told *= 2
+            if waited > next_warning:
+                ranks = f"{int(waiting)} of {self._world.size} ranks"
+                logger.warning(f"{ranks} have been waiting for data for {waited:.0f} s")
+                next_warning *= 2
         _raise_if_failed(item)
         assert isinstance(item, StepBatch)
         if waited > _FIRST_STALL_SECONDS:
@@ -118,25 +111,21 @@ class DataLoader:
         Also called at exit: a thread that is still busy when the interpreter ends could crash it.
         """
         self._stop.set()
-        if self._feed is not None:
-            self._feed.close(self._interrupt)
+        if self._prefetcher is not None:
+            self._prefetcher.close(self._interrupt)
             self._report()
-        self._feed = None
+        self._prefetcher = None
         atexit.unregister(self.close)
 
     def commit(self, batch: StepBatch) -> None:
-        """The batch was trained on: a checkpoint goes on behind it."""
-        self._committed = batch.state
+        """Note that the batch was trained on: a checkpoint goes on behind it."""
+        self._committed = dict(batch.points)
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON: the state of each of this rank's streams, by number, and from before its last row.
+    def state_dict(self) -> Json:
+        """JSON: the resume point of each of this rank's streams, by its number."""
+        return {str(s): point.to_json() for s, point in self._committed.items()}
 
-        Each has the rolling hash of all tokens that the stream gave, so that a load can tell whether it goes on as it
-        would have done.
-        """
-        return self._committed
-
-    def load_state_dict(self, streams: dict[str, Any]) -> None:
+    def load_state_dict(self, streams: Json) -> None:
         """Go on where the state of all streams, gathered from all ranks, was taken.
 
         The last row of each stream is made again: its hash must be the one in the state.
@@ -145,31 +134,33 @@ class DataLoader:
             ConfigError: the documents read differently now.
         """
         self.close()
+        points = {s: ResumePoint.from_json(streams[str(s)]) for s in self._streams}
         for s, stream in self._streams.items():
-            stream.repeat_last_row(streams[str(s)])
-        self._committed = {str(s): streams[str(s)] for s in self._streams}
+            stream.resume(points[s])
+        self._committed = points
 
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for a state to mean the same documents."""
+    def identity(self) -> Json:
+        """JSON: everything that must be equal for a state to mean the same documents."""
+        mixture = self.mixture
         return {
             "num_streams": self._run_size.num_streams,
-            "seq_len": self._seq_len,
-            "seed": self.corpus.seed,
-            "tokenizer": self.corpus.tokenizer.fingerprint,
-            "holdout_fraction": self.corpus.holdout_fraction,
-            "packing": self.corpus.packing,
-            "encoding": self.corpus.encoder.fingerprint(self.corpus.tokenizer),
+            "seq_len": self._config.training.seq_len,
+            "seed": mixture.seed,
+            "tokenizer": mixture.tokenizer.fingerprint,
+            "holdout_fraction": mixture.holdout_fraction,
+            "packing": mixture.packing,
+            "encoding": mixture.encoder.fingerprint(mixture.tokenizer),
             "block_rows": BLOCK_ROWS,
-            "order": [source.name for source in self.corpus.sources],
+            "order": [source.name for source in mixture.sources],
             "sources": {
                 source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
-                for source in self.corpus.sources
+                for source in mixture.sources
             },
             **self.also_identity,
         }
 
-    def digest(self, state: dict[str, Any]) -> str:
-        """The rolling hash of all tokens that all streams gave."""
+    def digest(self, state: Json) -> str:
+        """The rolling hash of all tokens that all streams gave, from their gathered states."""
         return token_hash(state)
 
     def progress(self) -> dict[str, list[float]]:
@@ -177,107 +168,62 @@ class DataLoader:
 
         Documents that are held out or empty count as passed, those under way as far as they are used.
         """
-        states = self._committed.values()
-        tokens = [sum(state["tokens"][d] for state in states) for d in range(len(self.corpus.sources))]
-        passed = [float(sum(state["draws"][d] for state in states)) for d in range(len(self.corpus.sources))]
-        for d, _draw, start, length in (place for state in states for places in state["carry"] for place in places):
-            passed[d] -= 1 - start / length
+        states = [point.state for point in self._committed.values()]
+        passed = [float(sum(draws)) for draws in zip(*(state.draws for state in states), strict=True)]
+        for piece in (piece for state in states for pieces in state.carry for piece in pieces):
+            passed[piece.source] -= 1 - piece.start / piece.length
         return {
-            source.name: [tokens[d], passed[d] / len(source.documents)] for d, source in enumerate(self.corpus.sources)
+            source.name: [sum(state.tokens[d] for state in states), passed[d] / len(source.documents)]
+            for d, source in enumerate(self.mixture.sources)
         }
 
     def _start(self) -> TimedPrefetcher[StepBatch | BaseException]:
         self._stop.clear()
-        for source in self.corpus.sources:
+        for source in self.mixture.sources:
             source.wait_for_ever()
-        batches = with_errors(self._produce())
+        batches = with_errors(self._batches())
         atexit.register(self.close)
-        if self._prefetch_steps == 0:
+        if self._config.data.prefetch_steps == 0:
             return TimedPrefetcher(batches)
-        ahead = Prefetcher(IterableWrapper(batches), prefetch_factor=self._prefetch_steps)
+        ahead = Prefetcher(IterableWrapper(batches), prefetch_factor=self._config.data.prefetch_steps)
         ahead.reset()
         return TimedPrefetcher(ahead)
 
-    def _start_workers(self, numbers: list[int], states: dict[str, Any]) -> WorkerPool:
-        """Each of some streams, which go on from these states."""
-        config, count = self._config, min(self._config.data.num_workers, len(self._streams))
-        documents = {source.name: source.documents for source in self.corpus.sources}
-        owned = [[s for i, s in enumerate(self._streams) if i % count == w] for w in range(count)]
-        jobs = [
-            WorkerJob(
-                config=sendable(config),
-                encoder=self.corpus.encoder,
-                listings={source.name: source.listing for source in self.corpus.sources},
-                num_streams=self._run_size.num_streams,
-                states={str(s): states[str(s)] for s in own},
-                numbers=[s for s in numbers if s in own],
-                writer=f"rank{self._world.rank}-worker{w}",
-                fingerprints={name: found.fingerprint for name, found in documents.items()},
-            )
-            for w, own in enumerate(owned)
-        ]
-        return WorkerPool(jobs, self._prefetch_steps)
-
-    def _readings(self) -> list[ReaderPool]:
-        documents = [source.documents for source in self.corpus.sources]
-        return list({id(d.reading): d.reading for d in documents if isinstance(d, RowGroupDocuments)}.values())
+    def _interrupt(self) -> None:
+        for source in self.mixture.sources:
+            source.interrupt()
 
     def _report(self) -> None:
-        padding = sum(state["padding"] for state in self._committed.values())
+        states = [point.state for point in self._committed.values()]
+        padding = sum(state.padding for state in states)
         if padding:
-            tokens = padding + _total(self._committed, "tokens")
-            logger.info(f"Packing {self.corpus.packing}: {padding:,} of {tokens:,} row tokens were padding")
-        if lost := _total(self._committed, "lost"):
-            where = data_folder(self._config)
+            tokens = padding + sum(sum(state.tokens) for state in states)
+            logger.info(f"Packing {self.mixture.packing}: {padding:,} of {tokens:,} row tokens were padding")
+        if lost := sum(sum(state.lost) for state in states):
+            where = self.mixture.skip.folder
             logger.error(f"{lost:,} documents were lost to row groups that were given up: {where}/ledger-*.jsonl")
 
-    def _interrupt(self) -> None:
-        for reading in self._readings():
-            reading.interrupt()
-
-    def _steps(self, numbers: list[int]) -> Iterator[Step]:
+    def _steps(self, numbers: list[int]) -> Iterator[StepRows]:
         if self._config.data.num_workers == 0:
-            yield from make_steps(self._streams, numbers, self._stop)
-            return
-        states, deaths = self._committed, 0
-        while not self._stop.is_set():
-            pool = self._start_workers(numbers, states)
-            try:
-                for rows, states in pool.steps(numbers, self._stop):
-                    deaths = 0
-                    yield rows, states
-            except WorkerDied as error:
-                deaths += 1
-                if deaths == _MOST_DEATHS:
-                    raise
-                logger.warning(f"{error} Others go on where it was")
-            finally:
-                pool.close()
+            return make_steps(self._streams, numbers, self._stop)
+        from titan_pt.data.stream.workers import worker_steps
 
-    def _produce(self) -> Iterator[StepBatch]:
-        numbers = [
-            r % self._run_size.num_streams
-            for r in range(self._run_size.rows)
-            if r % self._run_size.num_streams in self._streams
-        ]
-        padding = padding_row(self._seq_len + 1, self.corpus.tokenizer.eos_id)
+        num_streams = self._run_size.num_streams
+        return worker_steps(self.mixture, self._config, num_streams, numbers, self._committed, self._stop)
+
+    def _batches(self) -> Iterator[StepBatch]:
+        num_streams, training = self._run_size.num_streams, self._config.training
+        numbers = [r % num_streams for r in range(self._run_size.rows) if r % num_streams in self._streams]
+        padding = padding_row(training.seq_len + 1, self.mixture.tokenizer.eos_id)
+        pin = self._world.device.type == "cuda"
         padded = False
-        for found, state in self._steps(numbers):
-            rows = [row or padding for row in found]
-            num_tokens = sum(max(0, row.num_tokens - 1) for row in rows)
-            num_targets = sum(row.num_targets for row in rows)
-            if num_tokens and not padded and None in found:
+        for step in self._steps(numbers):
+            rows = [row or padding for row in step.rows]
+            batch = collate_step(rows, step.points, training.local_batch_size, pin)
+            if batch.num_tokens and not padded and None in step.rows:
                 padded = True
                 logger.warning("The documents of a data stream are spent: from here on batches are smaller")
-            documents = tuple(dict.fromkeys(document for row in rows for document in row.documents))
-            chunks = [rows[i : i + self._local_batch_size] for i in range(0, len(rows), self._local_batch_size)]
-            batches = tuple(collate(chunk, self._pin) for chunk in chunks)
-            left_out = _total(state, "skipped"), _total(state, "lost")
-            yield StepBatch(batches, num_tokens, num_targets, *left_out, documents, state)
-
-
-def _total(states: dict[str, Any], what: str) -> int:
-    return sum(sum(state[what]) for state in states.values())
+            yield batch
 
 
 def _raise_if_failed(item: Any) -> None:
@@ -289,9 +235,9 @@ def build_dataloader(
     config: JobConfig, tokenizer: Tokenizer, world: World, run_size: RunSize, encoder: Encoder = PLAIN_TEXT
 ) -> DataLoader:
     """The training data of `[data]`, as plain text unless there is an encoder."""
-    mixture = open_mixture(config.data.sources, config, world)
-    ledger = SkipLog(data_folder(config), f"rank{world.rank}")
-    corpus = as_corpus(mixture, config, tokenizer, ledger, encoder)
-    for source in mixture:
-        world.together(functools.partial(corpus.require_documents, source))
-    return DataLoader(corpus, run_size, world, config)
+    sources = open_mixture(config.data.sources, config, world)
+    settings = data_settings(config, run_size.num_streams)
+    mixture = tokenize_mixture(sources, settings, tokenizer, f"rank{world.rank}", encoder)
+    for source in sources:
+        world.together(functools.partial(mixture.require_documents, source))
+    return DataLoader(mixture, run_size, world, config)

@@ -1,21 +1,26 @@
-"""What streams read: the sources of a mixture, and which side of the held-out split."""
+"""The documents that streams read: the sources of a mixture as tokens, on one side of the held-out split."""
 
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import keyed_hash
-from titan_pt.data.remote.row_group_documents import RowGroupDocuments
-from titan_pt.data.sources.prepared import PreparedDocuments
-from titan_pt.data.sources.registry import Documents
-from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoded, Encoder
-from titan_pt.data.stream.order import BlockOrder, Order, RowOrder
-from titan_pt.data.stream.skip_log import SkipLog
+from titan_pt.data.sources.documents import (
+    Order,
+    OrderKey,
+    SkipOptions,
+    StreamedDocuments,
+    TokenDocuments,
+    sample_rows,
+)
+from titan_pt.data.sources.opening import MixtureSource
+from titan_pt.data.sources.registry import DataSettings
+from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoded, Encoder, PlainText
+from titan_pt.data.stream.order import RowOrder
 from titan_pt.run.signals import until_stopped
 
 logger = logging.getLogger("titan_pt")
@@ -24,38 +29,11 @@ _HOLDOUT_KEY = b"titan_pt holdout"  # not from the seed: a new seed must not tra
 
 
 @dataclass(frozen=True)
-class MixtureSource:
-    """A source with its place in the mixture."""
-
-    name: str
-    documents: Documents
-    weight: float
-    max_epochs: float | None = None
-    listing: dict[str, Any] | None = None
-    """Its units as plain values, for other processes that open it."""
-
-    @property
-    def by_unit(self) -> bool:
-        """Whether it is read, and split, unit by unit."""
-        return isinstance(self.documents, RowGroupDocuments) and self.documents.by_unit
-
-    def tell(self, number: int) -> str:
-        """A document's number and, where its source knows it, its file and place there."""
-        place = getattr(self.documents, "place", None)
-        return f"document {number} ({place(number)})" if place else f"document {number}"
-
-    def wait_for_ever(self) -> None:
-        """From here on the loader's own limit holds, data.max_stall_seconds, of all ranks together."""
-        if isinstance(self.documents, RowGroupDocuments):
-            self.documents.reading.limit_seconds = math.inf
-
-
-@dataclass(frozen=True)
 class TokenizedMixture:
-    """What a stream reads: the mixture, and which side of the held-out split.
+    """Sources, tokenizer and held-out split: everything a stream reads from.
 
     `holdout_fraction` of all documents, by a hash of their text, are `held_out`; equal texts fall on one side. Of a
-    source that is read unit by unit whole units are held out: to find single texts all would have to be read.
+    source that is read by row group whole row groups are held out: to find single texts all would have to be read.
     """
 
     sources: Sequence[MixtureSource]
@@ -63,22 +41,20 @@ class TokenizedMixture:
     seed: int
     holdout_fraction: float = 0.0
     held_out: bool = False
-    ledger: SkipLog = field(default_factory=SkipLog)
-    substitute_after: float | None = None
+    skip: SkipOptions = field(default_factory=SkipOptions)
     packing: Literal["concat", "best_fit"] = "concat"
     encoder: Encoder = PLAIN_TEXT
     spent: set[str] = field(default_factory=set)
-    """Sources of which a stream has none left; each is told once."""
+    """Sources that are spent in a stream; each is logged once."""
 
     def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
         """Stream `index`'s way through a source."""
-        documents, options = source.documents, (source.max_epochs, self.seed, index, num_streams)
-        if isinstance(documents, RowGroupDocuments) and documents.by_unit:
-            units = documents.listing.side(self.holdout_fraction, self.held_out)
-            return BlockOrder(source.name, documents, units, *options, self.ledger, self.substitute_after)
-        return RowOrder(source.name, documents, *options)
+        key = OrderKey(source.name, source.max_epochs, self.seed, index, num_streams)
+        if isinstance(source.documents, StreamedDocuments) and source.documents.by_row_group:
+            return source.documents.order(key, self.holdout_fraction, self.held_out, self.skip)
+        return RowOrder(key, source.documents)
 
-    def is_mine(self, text: str) -> bool:
+    def has_text(self, text: str) -> bool:
         """Whether this side of the split has the document."""
         return self.has_hash(holdout_hash(text) if self.holdout_fraction else 0)
 
@@ -89,16 +65,16 @@ class TokenizedMixture:
         return (hashed / 2**64 < self.holdout_fraction) == self.held_out
 
     def has(self, source: MixtureSource, number: int) -> bool:
-        """Whether this side of the split has a document of a source, and there is something in it."""
+        """Whether this side of the split has a document of a source, and it is not empty."""
         documents = source.documents
-        if isinstance(documents, PreparedDocuments):
+        if isinstance(documents, TokenDocuments):
             return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
         text = documents[number]
-        return bool(text) and (source.by_unit or self.is_mine(text))
+        return bool(text) and (source.by_row_group or self.has_text(text))
 
     def left_out(self, source: MixtureSource, number: int) -> str | None:
-        """Why the encoder leaves a document out."""
-        if isinstance(source.documents, PreparedDocuments):
+        """Why the encoder leaves a document out, or None."""
+        if isinstance(source.documents, TokenDocuments):
             return None
         return self.encode(source, number, source.documents[number]).left_out
 
@@ -106,14 +82,14 @@ class TokenizedMixture:
         """A document of a source as tokens.
 
         Raises:
-            ConfigError: it is not what the encoder wants.
+            ConfigError: the encoder refuses the text.
         """
         try:
             return self.encoder.encode(text, self.tokenizer)
         except ValueError as error:
-            raise ConfigError(f"data source {source.name!r}, {source.tell(number)}: {error}") from error
+            raise ConfigError(f"data source {source.name!r}, {source.describe(number)}: {error}") from error
 
-    def tell_spent(self, d: int) -> None:
+    def note_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
         name = self.sources[d].name
         if name not in self.spent:
@@ -123,18 +99,56 @@ class TokenizedMixture:
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
         first, numbers = "", range(len(source.documents))
-        for number in until_stopped(itertools.chain(getattr(source.documents, "sample_rows", ()), numbers)):
+        for number in until_stopped(itertools.chain(sample_rows(source.documents), numbers)):
             if not self.has(source, number):
                 continue
             reason = self.left_out(source, number)
             if reason is None:
                 return
-            first = first or f"; {source.tell(number)} is left out: {reason}"
+            first = first or f"; {source.describe(number)} is left out: {reason}"
         empty, side = "empty, left out" if first else "empty", "in" if self.held_out else "outside"
         raise ConfigError(
             f"data source {source.name!r}: every document is {empty} or not {side} the held-out split{first}; "
             "add documents or change validation.holdout_fraction"
         )
+
+
+def tokenize_mixture(
+    sources: Sequence[MixtureSource],
+    settings: DataSettings,
+    tokenizer: Tokenizer,
+    writer: str = "0",
+    encoder: Encoder = PLAIN_TEXT,
+) -> TokenizedMixture:
+    """The training side of the opened sources.
+
+    Args:
+        writer: name of this process in the records of skipped row groups.
+
+    Raises:
+        ConfigError: token shards were made by another tokenizer, or are of plain text where there is another encoder.
+    """
+    for source in sources:
+        if isinstance(source.documents, TokenDocuments) and source.documents.tokenizer != tokenizer.fingerprint:
+            raise ConfigError(
+                f"data source {source.name!r}: its token shards were made by another tokenizer "
+                f"({source.documents.tokenizer}) than [tokenizer] has ({tokenizer.fingerprint}); prepare them anew"
+            )
+        if isinstance(source.documents, TokenDocuments) and not isinstance(encoder, PlainText):
+            raise ConfigError(
+                f"data source {source.name!r}: token shards are plain text without records; give the files themselves"
+            )
+    data = settings.data
+    substitute_after = data.substitute_after_seconds if data.stall_policy == "substitute" else None
+    return TokenizedMixture(
+        sources,
+        tokenizer,
+        settings.seed,
+        settings.holdout_fraction,
+        skip=SkipOptions(settings.folder, writer, substitute_after),
+        packing=data.packing,
+        encoder=encoder,
+    )
 
 
 def holdout_hash(text: str) -> int:

@@ -1,9 +1,9 @@
-"""Which documents share a row when none may be cut."""
+"""Best-fit packing: which documents share a row when none may be cut."""
 
 from collections.abc import Sequence
 
 POOL = 32
-"""Documents to choose from, of each source. They are read again on a resume, so a larger pool resumes more slowly."""
+"""Number of documents of each source to choose from. A resume reads them again: a larger pool resumes more slowly."""
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[int]:

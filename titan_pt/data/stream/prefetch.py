@@ -1,4 +1,4 @@
-"""The next item of an iterator, asked for with a time limit: whoever waits can do something else in between."""
+"""The next item of an iterator, with a time limit, so that the caller can do something else while it waits."""
 
 import logging
 import queue
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from titan_pt.data.remote.retry import Stopped
+from titan_pt.data.sources.documents import Stopped
 
 logger = logging.getLogger("titan_pt")
 
@@ -18,11 +18,11 @@ _ABANDON_SECONDS = 15.0
 
 
 class End:
-    """The iterator has no more items."""
+    """Mark that the iterator has no more items."""
 
 
 class TimedPrefetcher(Generic[T]):
-    """Takes items on a thread of its own, each when it is asked for."""
+    """Thread that takes the items of an iterator, each when it is asked for."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
@@ -72,7 +72,7 @@ class TimedPrefetcher(Generic[T]):
 
 
 def with_errors(items: Iterator[T]) -> Iterator[T | BaseException]:
-    """An error as the last item: torchdata's threads would make another error of it, or none and wait for ever."""
+    """Give an error as the last item: torchdata's threads would change it, or swallow it and wait for ever."""
     while True:
         try:
             item = next(items)

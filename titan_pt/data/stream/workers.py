@@ -1,47 +1,33 @@
-"""The rows of streams, made in this process or tokenised ahead by others; the same rows in the same order."""
+"""Rows made ahead by other processes, with data.num_workers > 0: the rows of `steps.py`, in the same order."""
 
 import importlib
+import logging
 import multiprocessing
 import pickle
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.data.sources.mixture import build_corpus, data_folder
+from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
+from titan_pt.data.sources.opening import Listings, data_settings, open_all
+from titan_pt.data.sources.registry import DataSettings, SourceContext
 from titan_pt.data.stream.encoding import Encoder
-from titan_pt.data.stream.skip_log import SkipLog
-from titan_pt.data.stream.stream import Row, Stream
+from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
+from titan_pt.data.stream.row import PackedRow
+from titan_pt.data.stream.state import ResumePoint
+from titan_pt.data.stream.steps import StepRows, make_steps
+from titan_pt.data.stream.stream import Stream
 from titan_pt.run.log import init_logging
 from titan_pt.run.signals import die_with_parent, ignore_signals
 
-Step = tuple[list[Row | None], dict[str, Any]]
-"""The rows of one global batch that some streams give, None of a spent one, and the streams' states after it."""
+logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 0.2
-
-
-def make_steps(streams: Mapping[int, Stream], numbers: Sequence[int], stop: threading.Event | None) -> Iterator[Step]:
-    """Global batches without end.
-
-    Args:
-        numbers: the stream of each row; every stream as often as any other, in turn.
-    """
-    while True:
-        rows: list[Row | None] = []
-        before = {}
-        for r, s in enumerate(numbers):
-            if stop is not None and stop.is_set():
-                return
-            if r >= len(numbers) - len(streams):  # every stream's last row of the batch
-                before[s] = streams[s].state_dict()
-            rows.append(streams[s].next_row(partial=True))
-        yield rows, {str(s): {**stream.state_dict(), "before": before[s]} for s, stream in streams.items()}
+_MOST_DEATHS = 3  # of workers, without a batch in between
 
 
 class WorkerDied(RuntimeError):
@@ -50,18 +36,82 @@ class WorkerDied(RuntimeError):
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker needs to make its rows; all of it can be sent to another process."""
+    """Everything that a worker needs to make its rows; it can be sent to another process."""
 
-    config: JobConfig
+    settings: DataSettings
+    seq_len: int
+    tokenizer: TokenizerSection
+    custom_import: str
     encoder: Encoder
-    listings: dict[str, dict[str, Any] | None]
-    num_streams: int
-    states: dict[str, Any]
-    """Of its streams, by number; a stream's state is that of `DataLoader.state_dict`."""
-    numbers: list[int]
-    writer: str
+    listings: Listings
     fingerprints: dict[str, str]
-    """The documents that it must find."""
+    """Fingerprint of each source's documents, which the worker must find too."""
+    points: Mapping[int, ResumePoint]
+    """Where each of its streams goes on, by its number."""
+    numbers: Sequence[int]
+    """The stream of each of its rows of a global batch."""
+    writer: str
+    """Name of its record of skipped row groups."""
+
+
+def worker_steps(
+    mixture: TokenizedMixture,
+    config: JobConfig,
+    num_streams: int,
+    numbers: Sequence[int],
+    points: Mapping[int, ResumePoint],
+    stop: threading.Event,
+) -> Iterator[StepRows]:
+    """Global batches made by worker processes. A killed one is replaced, unless that happens again and again.
+
+    Args:
+        numbers: the stream of each of the rank's rows.
+        points: where the rank's streams go on.
+
+    Raises:
+        WorkerDied: workers were killed several times without a batch in between.
+    """
+    whole = WorkerJob(
+        settings=data_settings(config, num_streams),
+        seq_len=config.training.seq_len,
+        tokenizer=config.tokenizer,
+        custom_import=config.experimental.custom_import,
+        encoder=mixture.encoder,
+        listings=Listings({source.name: source.listing for source in mixture.sources}, {}),
+        fingerprints={source.name: source.documents.fingerprint for source in mixture.sources},
+        points=points,
+        numbers=numbers,
+        writer=mixture.skip.writer,
+    )
+    deaths = 0
+    while not stop.is_set():
+        pool = WorkerPool(split(replace(whole, points=points), config.data.num_workers), config.data.prefetch_steps)
+        try:
+            for step in pool.steps(numbers, stop):
+                deaths, points = 0, step.points
+                yield step
+        except WorkerDied as error:
+            deaths += 1
+            if deaths == _MOST_DEATHS:
+                raise
+            logger.warning(f"{error} Others go on where it was")
+        finally:
+            pool.close()
+
+
+def split(job: WorkerJob, num_workers: int) -> list[WorkerJob]:
+    """Deal the streams of a job to workers, at least one stream to each."""
+    count = min(num_workers, len(job.points))
+    owned = [[s for i, s in enumerate(job.points) if i % count == w] for w in range(count)]
+    return [
+        replace(
+            job,
+            points={s: job.points[s] for s in own},
+            numbers=[s for s in job.numbers if s in own],
+            writer=f"{job.writer}-worker{w}",
+        )
+        for w, own in enumerate(owned)
+    ]
 
 
 class WorkerPool:
@@ -80,25 +130,24 @@ class WorkerPool:
             self._connections.append(ours)
             self._processes.append(process)
 
-    def steps(self, numbers: Sequence[int], stop: threading.Event) -> Iterator[Step]:
+    def steps(self, numbers: Sequence[int], stop: threading.Event) -> Iterator[StepRows]:
         """Global batches, put together from all workers' parts.
 
         Raises:
             WorkerDied: a worker did.
-            Exception: what a worker raised; one that cannot be sent comes as a RuntimeError.
+            Exception: whatever a worker raised; one that cannot be sent comes as a RuntimeError.
         """
         while not stop.is_set():
-            waiting: dict[int, list[Row | None]] = {}
-            states: dict[str, Any] = {}
+            waiting: dict[int, list[PackedRow | None]] = {}
+            points: dict[int, ResumePoint] = {}
             for job, connection in zip(self._jobs, self._connections, strict=True):
                 part = self._receive(connection, stop)
                 if part is None:
                     return
-                rows, state = part
-                states |= state
-                for s, row in zip(job.numbers, rows, strict=True):
+                points |= part.points
+                for s, row in zip(job.numbers, part.rows, strict=True):
                     waiting.setdefault(s, []).append(row)
-            yield [waiting[s].pop(0) for s in numbers], {s: states[s] for s in sorted(states, key=int)}
+            yield StepRows([waiting[s].pop(0) for s in numbers], {s: points[s] for s in sorted(points)})
 
     def close(self) -> None:
         """End the processes."""
@@ -108,12 +157,12 @@ class WorkerPool:
             process.join()
             connection.close()
 
-    def _receive(self, connection: Connection, stop: threading.Event) -> Step | None:
+    def _receive(self, connection: Connection, stop: threading.Event) -> StepRows | None:
         try:
             while not connection.poll(_POLL_SECONDS):
                 if stop.is_set():
                     return None
-            part = connection.recv()
+            part: StepRows | BaseException = connection.recv()
             connection.send(None)
         except (EOFError, OSError):
             if stop.is_set():
@@ -125,13 +174,13 @@ class WorkerPool:
 
 
 def work(connection: Connection, job: WorkerJob) -> None:
-    """A worker's life: a global batch for every message, until the loader ends it."""
+    """Main function of a worker process: a global batch for every message, until the loader ends it."""
     ignore_signals()  # the trainer decides
     die_with_parent(signal.SIGKILL)  # it must not outlive a killed trainer
     init_logging()
     try:
         streams = _open_streams(job)
-        for part in make_steps(streams, job.numbers, None):
+        for part in make_steps(streams, job.numbers):
             connection.recv()
             connection.send(part)
     except (EOFError, OSError):
@@ -150,18 +199,15 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _open_streams(job: WorkerJob) -> dict[int, Stream]:
-    config = job.config
-    if config.experimental.custom_import:
-        importlib.import_module(config.experimental.custom_import)
-    ledger = SkipLog(data_folder(config), job.writer)
-    corpus = build_corpus(config, job.listings, build_tokenizer(config.tokenizer), job.num_streams, ledger, job.encoder)
-    found = {source.name: source.documents.fingerprint for source in corpus.sources}
-    if found != job.fingerprints:
+    if job.custom_import:
+        importlib.import_module(job.custom_import)
+    sources = open_all(job.settings.data.sources, job.listings, SourceContext(job.settings))
+    mixture = tokenize_mixture(sources, job.settings, build_tokenizer(job.tokenizer), job.writer, job.encoder)
+    if {source.name: source.documents.fingerprint for source in sources} != job.fingerprints:
         raise ConfigError("data: a worker finds other documents than its trainer; the files have just changed")
-    for source in corpus.sources:
+    for source in sources:
         source.wait_for_ever()
-    streams = {}
-    for s, state in job.states.items():
-        streams[int(s)] = Stream(corpus, int(s), job.num_streams, config.training.seq_len)
-        streams[int(s)].repeat_last_row(state)
+    streams = {s: Stream(mixture, s, job.settings.num_streams, job.seq_len) for s in job.points}
+    for s, stream in streams.items():
+        stream.resume(job.points[s])
     return streams

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.hf.transformer import LAYOUT
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
-from titan_pt.protocols.model_spec import ModelSpec, register_model_spec
+from titan_pt.protocols.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,16 +33,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-SPEC = register_model_spec(
-    ModelSpec(
-        name="transformer",
-        args_type=TransformerArgs,
-        flavors=FLAVORS,
-        build=_build,
-        parallelize=_parallelize,
-        flops_per_token=flops_per_token,
-        hugging_face=LAYOUT,
-    )
+SPEC = ModelSpec(
+    name="transformer",
+    args_type=TransformerArgs,
+    flavors=FLAVORS,
+    build=_build,
+    parallelize=_parallelize,
+    flops_per_token=flops_per_token,
+    hugging_face="titan_pt.hf.transformer:LAYOUT",
 )
 
 __all__ = ["FLAVORS", "SPEC", "Transformer", "TransformerArgs"]

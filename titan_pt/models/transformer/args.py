@@ -88,7 +88,7 @@ class TransformerArgs(Section):
 
 
 def flops_per_token(args: TransformerArgs, seq_len: int) -> float:
-    """Operations of training on one token: 6 N + 12 layers heads head_dim seq_len.
+    """Floating-point operations of training on one token: 6 N + 12 layers heads head_dim seq_len.
 
     N counts the output layer once, tied or not, and no input embedding of its own (a lookup). Attention is not
     halved for causality: the convention of PaLM's appendix B, nanoGPT and TorchTitan.

@@ -27,12 +27,12 @@ Mask = torch.Tensor | BlockMask | None
 
 
 def kernel_context(backend: str) -> AbstractContextManager[None]:
-    """Restricts scaled_dot_product_attention to one kernel; "auto" leaves the choice to torch."""
+    """Context that restricts scaled_dot_product_attention to one kernel; "auto" leaves the choice to torch."""
     return nullcontext() if backend == "auto" else sdpa_kernel([BACKENDS[backend]])
 
 
 def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mask: Mask, backend: str) -> torch.Tensor:
-    """Attention output_BNLH. Key and value heads are shared inside the kernel, not repeated in memory."""
+    """Compute attention output_BNLH; key and value heads are shared inside the kernel, not repeated in memory."""
     if isinstance(mask, BlockMask):
         # Inside a compiled block it is part of that graph; on its own it must be compiled, or it would hold all scores.
         if torch.compiler.is_compiling():
@@ -52,7 +52,7 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
 
 
 def document_mask(positions_BL: torch.Tensor) -> Mask:
-    """Causal attention inside each packed document; a document starts where the position is 0.
+    """Mask for causal attention inside each packed document; a document starts where the position is 0.
 
     On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL.
     """

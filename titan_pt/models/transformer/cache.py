@@ -1,4 +1,4 @@
-"""Keys and values of tokens already read, for generation.
+"""Caches of the keys and values of tokens already read, for generation.
 
 Legend: R rows, P prompts, L new tokens of a row, T slots of a row, K key-value heads, H head dim.
 """
@@ -12,32 +12,32 @@ import torch
 from titan_pt.models.transformer.args import TransformerArgs
 
 
-class AttendedLayer(Protocol):
-    """What one layer's attention needs."""
+class CachedLayer(Protocol):
+    """The cache of one layer, as its attention uses it."""
 
     def update(
         self, k_RKLH: torch.Tensor, v_RKLH: torch.Tensor, positions_RL: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep the keys and values of new tokens; returns all that these attend to."""
+        """Store the keys and values of new tokens, and return all keys and values that these attend to."""
         ...
 
 
 class Cache(Protocol):
-    """What a forward needs."""
+    """The cache of a model, as `Transformer.forward_cached` uses it."""
 
     @property
-    def layers(self) -> Sequence[AttendedLayer]:
-        """One for each layer of the model."""
+    def layers(self) -> Sequence[CachedLayer]:
+        """The caches of the model's layers, in order."""
         ...
 
     def mask(self, positions_RL: torch.Tensor) -> torch.Tensor | None:
-        """Which keys the tokens at these positions see, for `attend`."""
+        """Mask of the keys that tokens at these positions see, for `attend`; None: plain causal attention."""
         ...
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's keys and values; the slot of a token is its position."""
+    """Keys and values of one layer; the slot of a token is its position."""
 
     k_RKTH: torch.Tensor
     v_RKTH: torch.Tensor
@@ -54,15 +54,17 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class KVCache:
-    """All layers' caches. Rows have their own lengths: slots above a row's newest position are never looked at, so
-    prompts are padded on the right and rows can be copied and dropped freely. Memory is never replaced, only written.
+    """Keys and values of all layers, in memory that is never replaced, only written.
+
+    Rows have their own lengths: slots above a row's newest position are never looked at, so prompts are padded on the
+    right and rows can be copied and dropped freely.
     """
 
     layers: list[LayerCache]
 
     @classmethod
     def empty(cls, args: TransformerArgs, rows: int, slots: int, like: torch.Tensor) -> "KVCache":
-        """A cache of `slots` positions with the device and type of a tensor."""
+        """Create a cache of `slots` positions with the device and type of a tensor."""
         shape = (rows, args.num_kv_heads, slots, args.head_dim)
         # Zeros: what a masked slot holds is multiplied by 0, and 0 * NaN is NaN.
         return cls([LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(args.num_layers)])
@@ -77,13 +79,13 @@ class KVCache:
         return (torch.arange(self.slots, device=positions_RL.device) <= positions_RL[..., None])[:, None]
 
     def view(self, rows: slice, slots: int) -> "KVCache":
-        """These rows and the first slots of the same memory."""
+        """A cache of these rows and the first `slots` positions, in the same memory."""
         return KVCache(
             [LayerCache(layer.k_RKTH[rows, :, :slots], layer.v_RKTH[rows, :, :slots]) for layer in self.layers]
         )
 
     def keep(self, order_R: torch.Tensor) -> None:
-        """Copy these rows to the front."""
+        """Copy the given rows to the front, in place and in this order."""
         for layer in self.layers:
             for tensor in (layer.k_RKTH, layer.v_RKTH):
                 tensor[: order_R.shape[0]] = tensor.index_select(0, order_R)
@@ -91,7 +93,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class PromptLayer:
-    """One layer of a PromptCache."""
+    """The cache of one layer while whole prompts are read."""
 
     target: LayerCache
     prompt_R: torch.Tensor
@@ -108,19 +110,19 @@ class PromptLayer:
 
 @dataclass(frozen=True)
 class PromptCache:
-    """For reading whole prompts from position 0 on: plain causal attention, kept for the rows that go on from them.
+    """A cache for reading whole prompts from position 0, which fills the rows that continue them.
 
     Prompts are padded on the right: what the padding writes is overwritten before it is looked at.
     """
 
     target: KVCache
     prompt_R: torch.Tensor
-    """The prompt that each row of the target goes on from."""
+    """Index of the prompt that each row of the target continues."""
 
     @property
     def layers(self) -> list[PromptLayer]:
-        """As KVCache's."""
+        """The caches of the model's layers, in order."""
         return [PromptLayer(layer, self.prompt_R) for layer in self.target.layers]
 
     def mask(self, _positions_PL: torch.Tensor) -> None:
-        """Plain causal attention, which every kernel knows without a mask."""
+        """None: plain causal attention, which every kernel knows without a mask."""

@@ -8,7 +8,7 @@ Legend: B batch, L sequence, D model dim, N query heads, K key-value heads, H he
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,14 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
-from titan_pt.models.transformer.cache import Cache
+
+if TYPE_CHECKING:
+    from titan_pt.models.transformer.cache import Cache
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
 CachedAttention = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(new keys, new values) -> all keys and values to attend to."""
+"""Takes the keys and values of new tokens and returns all keys and values to attend to."""
 
 
 def rope_table(args: TransformerArgs, device: torch.device | None = None) -> Rope:
@@ -34,7 +36,7 @@ def rope_table(args: TransformerArgs, device: torch.device | None = None) -> Rop
 
 
 def scale_frequencies(frequencies: torch.Tensor, args: TransformerArgs) -> torch.Tensor:
-    """Llama 3.1's scaling of the rotary frequencies for longer texts; the same where the model has none.
+    """Scale rotary frequencies for longer texts as Llama 3.1 does; unchanged for a model without scaling.
 
     Wavelengths that turn less than rope_low_freq_factor times in rope_original_seq_len positions are stretched by
     rope_scaling_factor, those that turn more than rope_high_freq_factor times are kept, and between the two a
@@ -99,7 +101,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer."""
+    """One layer: attention, then SwiGLU, each on normalized input and added to it."""
 
     def __init__(self, args: TransformerArgs, sdpa_backend: str) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class Transformer(nn.Module):
     def forward(
         self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor | None = None, head: Head | None = None
     ) -> Any:
-        """logits_BLV, or `head(hidden_BLD, weight_VD)` where a head is given.
+        """Return logits_BLV, or `head(hidden_BLD, weight_VD)` where a head is given.
 
         The head runs inside the forward because only there FSDP holds the output layer's whole weight: a loss can
         take it in chunks without ever holding the logits.
@@ -160,9 +162,9 @@ class Transformer(nn.Module):
         return (head or self.logits)(x_BLD, self.output_weight)
 
     def forward_cached(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: Cache, head: Head | None = None
+        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: "Cache", head: Head | None = None
     ) -> Any:
-        """The same for tokens that follow those in the cache, which then holds these too.
+        """Run the model on tokens that follow those in the cache, and add them to it; returns what `forward` does.
 
         Args:
             tokens_BL: the new tokens of each row.
@@ -182,7 +184,7 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight if self.args.tie_embeddings else self.lm_head.weight
 
     def logits(self, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
-        """logits_BLV; rows that only pad the vocabulary are -inf, so that no sampler can choose them."""
+        """Compute logits_BLV; rows that only pad the vocabulary are -inf, so that no sampler can choose them."""
         logits_BLV = F.linear(hidden_BLD, weight_VD)
         if self.args.num_tokens is None:
             return logits_BLV
@@ -211,5 +213,5 @@ class Transformer(nn.Module):
         self.init_buffers()
 
     def init_buffers(self) -> None:
-        """Fill the buffers alone, where the weights come from elsewhere; in float32 whatever the parameters are."""
+        """Fill the buffers alone, for weights that are loaded; in float32 whatever the parameters are."""
         self.rope_cos, self.rope_sin = rope_table(self.args, self.rope_cos.device)

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoint
-from titan_pt.distributed.compile import compile_blocks
 from titan_pt.distributed.fsdp import shard
 from titan_pt.distributed.world import World
 from titan_pt.models.transformer.attention import check_backend, uses_flex
@@ -30,8 +28,13 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
             f"model.sdpa_backend = {config.model.sdpa_backend!r}: has no effect on training with "
             "training.document_mask, whose kernel on CUDA is FlexAttention"
         )
-    apply_activation_checkpoint(model.layers, config.activation_checkpoint)
+    if config.activation_checkpoint.mode != "none":
+        from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoint
+
+        apply_activation_checkpoint(model.layers, config.activation_checkpoint)
     if config.compile.enable and "model" in config.compile.components:
+        from titan_pt.distributed.compile import compile_blocks
+
         compile_blocks(model.layers, config.compile, world.device)
     shard(model, model.layers, config, world)
     return model

@@ -1,1 +1,1 @@
-"""GRPO: reinforcement learning with verifiable rewards; so far its mathematics and its grading."""
+"""GRPO: reinforcement learning with verifiable rewards."""

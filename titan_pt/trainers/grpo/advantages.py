@@ -1,4 +1,4 @@
-"""Advantages of groups of samples, and pass@k.
+"""Advantages of groups of samples.
 
 Legend: P prompts, G samples per prompt.
 """
@@ -10,7 +10,7 @@ EPSILON = 1e-6  # added to the standard deviation, as verl and torchtitan do; TR
 
 
 def group_advantages(rewards_PG: torch.Tensor, scale: str = "group") -> torch.Tensor:
-    """How much better each sample is than the mean of its group.
+    """The advantage of each sample: its reward relative to the mean of its group.
 
     - `group`: (R - mean_G) / (std_G + 1e-6). GRPO, DeepSeekMath, arXiv 2402.03300, section 4.1.2.
     - `batch`: (R - mean_G) / (std_PG + 1e-6), the deviation of all rewards. Lite PPO, arXiv 2508.08221.

@@ -1,4 +1,4 @@
-"""The groups of one step: sampled in rounds until enough of them have something to teach."""
+"""Dynamic sampling: the groups of one step, sampled in rounds until enough of them have different rewards."""
 
 import logging
 import math
@@ -18,20 +18,21 @@ HEARTBEAT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Collected:
-    """What one step sampled."""
+    """Groups that one step sampled."""
 
     groups: list[Group]
-    """All of them."""
+    """All sampled groups."""
     chosen: list[int]
-    """Numbers of the groups to train on, at most grpo.prompts_per_step; none where no group has anything to teach."""
+    """Numbers of the groups to train on, at most grpo.prompts_per_step; empty where no group has different rewards."""
 
     @property
     def trained(self) -> list[Group]:
+        """The groups to train on."""
         return [self.groups[i] for i in self.chosen]
 
 
 def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, n: int, options: Grpo) -> Collected:
-    """Sample groups for one step.
+    """Sample the groups of one step.
 
     With grpo.dynamic_sampling = "refill" only groups with different rewards are chosen (DAPO, arXiv 2503.14476,
     section 3.2). Rounds go over all ranks and the first ones in the order of the prompts are chosen, so that the

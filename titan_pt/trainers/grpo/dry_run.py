@@ -1,4 +1,4 @@
-"""GRPO's step in a dry run: the engine and its memory, one decoding step, one update on full-length completions."""
+"""A dry run of GRPO: one decoding step with the engine's memory, and one update on full-length completions."""
 
 import dataclasses
 import math
@@ -9,14 +9,14 @@ import torch
 
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.distributed.fsdp import allocate
-from titan_pt.generation.decode import Rows
+from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import DryRunStep, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate
 from titan_pt.trainers.grpo.reference import Reference
 
@@ -25,10 +25,10 @@ PROMPT_TOKENS = 256
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
-    """The dry run of GRPO: one micro-batch of full-length completions, and sampling the most rows at once.
+    """The step of a dry run: one micro-batch of full-length completions, and the memory of sampling.
 
     Raises:
-        ConfigError: a task or reward of that name is not known, or the engine cannot run this model.
+        ConfigError: an unknown task, or an engine that cannot run this model.
     """
     config = context.config
     grpo, rollout = config.grpo, config.rollout
@@ -66,7 +66,7 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
 
 
 def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int, str]:
-    """Take over the weights and decode one token: (what the engine holds, bytes of its rows, what was tried)."""
+    """Decode one token of each row; returns (the engine's tensors, bytes of its rows, text of what was done)."""
     config = context.config
     engine = build_native_engine(config, context.tokenizer, context.world, [context.tokenizer.eos_id])
     engine.sync_weights(context.model)
@@ -77,7 +77,7 @@ def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int,
 
 
 def _one_iteration(config: GrpoConfig) -> GrpoConfig:
-    """The config with one iteration: more of them take no more memory at a time."""
+    """The config with one iteration: a single update needs one forward of the policy, and more need no more memory."""
     updates = {
         name: value.model_copy(update={"num_iterations": 1}) for name, value in config if isinstance(value, Grpo)
     }
@@ -85,7 +85,7 @@ def _one_iteration(config: GrpoConfig) -> GrpoConfig:
 
 
 def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
-    """Most completions that one rank decodes together, in a step, the probe or an evaluation."""
+    """Most completions that one rank decodes together in a step, the probe or an evaluation."""
     grpo, rollout = config.grpo, config.rollout
     wanted = [step_rows(config)]
     if grpo.probe != "off":
@@ -103,42 +103,42 @@ def step_rows(config: GrpoConfig) -> int:
 
 
 def row_slots(config: GrpoConfig) -> int:
-    """Positions in the cache of a completion and its prompt."""
+    """Positions of one row: a prompt and its completion."""
     return prompt_tokens(config) + config.rollout.max_new_tokens
 
 
 def prompt_tokens(config: GrpoConfig) -> int:
-    """Assumed length of a prompt."""
+    """Assumed number of tokens of a prompt."""
     return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.max_new_tokens)
 
 
 @dataclass(frozen=True)
 class UpdateSize:
-    """One micro-batch of an update."""
+    """Size of one micro-batch of an update."""
 
     samples: int
-    """Completions over all ranks."""
+    """Completions, over all ranks."""
     rows: int
-    """Rows of a rank."""
+    """Packed rows of one rank."""
     scored_tokens: int
-    """Tokens of a rank's completions."""
+    """Completion tokens of one rank."""
     accumulates: bool
     """Whether an update has several micro-batches."""
 
 
 def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
-    """The size of a micro-batch of full-length completions."""
+    """Size of a micro-batch of full-length completions."""
     length = config.rollout.max_new_tokens
     a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
     wanted, most = update_samples(config), a_row * config.training.local_batch_size * num_ranks
-    own = -(-min(wanted, most) // num_ranks)
-    return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
+    by_rank = -(-min(wanted, most) // num_ranks)
+    return UpdateSize(min(wanted, most), -(-by_rank // a_row), by_rank * length, wanted > most)
 
 
-def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[Sample]:
-    """The full-length completions of one micro-batch, over all ranks."""
+def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[TrainSample]:
+    """Full-length completions of zeros for one micro-batch."""
     length = config.rollout.max_new_tokens
-    return [Sample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
+    return [TrainSample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 
 
 def update_samples(config: GrpoConfig) -> int:
@@ -156,8 +156,8 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     return Reference(model, context.model, context.optimizer, options)
 
 
-def _bytes(rows: Rows) -> int:
-    own: Mapping[str, object] = vars(rows)
+def _bytes(rows: DecodeRows) -> int:
+    fields: Mapping[str, object] = vars(rows)
     cached = [tensor for layer in rows.cache.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
-    tensors = [value for value in own.values() if isinstance(value, torch.Tensor)]
+    tensors = [value for value in fields.values() if isinstance(value, torch.Tensor)]
     return sum(tensor.untyped_storage().nbytes() for tensor in (*cached, *tensors))

@@ -1,59 +1,60 @@
-"""Accuracy on held-out problems during training: greedy, pass@k, and by likelihood where answers are letters."""
+"""Validation of GRPO: accuracy of the policy on the tasks' held-out problems, with the step's engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from titan_pt.config.schema.grpo import GrpoConfig
-from titan_pt.evaluation.accuracy import Pair, accuracies, likeliest_letters, pass_rates
+from titan_pt.evaluation.accuracy import PromptAnswer
+from titan_pt.evaluation.task_evaluator import PassAtK, TaskEvaluator
 from titan_pt.generation.engine import RolloutEngine
-from titan_pt.generation.sampling import Sampling, rollout_sampling
+from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import TrainContext
-from titan_pt.tasks.prompts import Prompt
 from titan_pt.tasks.rollouts import RolloutSampler
-from titan_pt.tasks.task import Task
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import loglikelihoods
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.reference import Reference
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """Evaluates on the same problems and the same noise each time; a `Validator`."""
+class GrpoValidator:
+    """Evaluates the policy on the same problems with the same noise each time; a `Validator`."""
 
     context: TrainContext[GrpoConfig]
     engine: RolloutEngine
-    sampler: RolloutSampler
+    evaluator: TaskEvaluator
     reference: Reference | None
+    """The reference that a plateau of the mean accuracy renews; None without a KL penalty."""
 
     def __call__(self) -> dict[str, float]:
         """eval/<task>/{accuracy, accuracy_official, accuracy_lenient, pass_at_1, pass_at_<k>, ...}. A collective."""
-        prompts: PromptLoader = self.context.dataloader
-        options, rollout = self.context.config.grpo, self.context.config.rollout
+        config = self.context.config
+        options, max_new_tokens = config.grpo, config.rollout.max_new_tokens
+        pass_at_k = None
+        if options.eval_samples:
+            # Sampled as in training, with other noise: step -1 is no step of a run.
+            ks = tuple(sorted({1, options.eval_samples}))
+            pass_at_k = PassAtK(rollout_sampling(config, -1), options.eval_samples, ks)
         self.engine.sync_weights(self.context.model)
         values: dict[str, float] = {}
-        for t, task in enumerate(prompts.tasks):
-            held_out = prompts.evaluation(t, options.eval_prompts)
-            greedy = Sampling(rollout.max_new_tokens, temperature=0.0)
-            found = accuracies(task, self.sampler.sample(held_out, greedy, 1))
-            if options.eval_samples:
-                # As in training, with noise of its own: step -1 is no step of a run.
-                sampling = rollout_sampling(self.context.config, -1)
-                groups = self.sampler.sample(held_out, sampling, options.eval_samples)
-                found |= pass_rates(groups, sorted({1, options.eval_samples}))
-            if task.letters:
-                found["accuracy_loglikelihood"] = letter_accuracy(self.context, task, held_out)
-            values |= {f"eval/{task.name}/{key}": value for key, value in found.items()}
+        accuracies = []
+        for t, task in enumerate(self.evaluator.tasks):
+            found = self.evaluator(t, options.eval_prompts, max_new_tokens, pass_at_k).values
+            names = sorted(found, key=lambda name: name == "accuracy_loglikelihood")  # the last one in the log line
+            values |= {f"eval/{task.name}/{name}": found[name] for name in names}
+            accuracies.append(found["accuracy"])
         if self.reference:
-            own = [values[f"eval/{task.name}/accuracy"] for task in prompts.tasks]
-            self.reference.note_evaluation(sum(own) / len(own))
+            self.reference.note_evaluation(sum(accuracies) / len(accuracies))
         return values
 
 
-def letter_accuracy(context: TrainContext[GrpoConfig], task: Task, prompts: Sequence[Prompt]) -> float:
-    """`likeliest_letters` of the policy. A collective."""
+def build_evaluator(context: TrainContext[GrpoConfig], sampler: RolloutSampler) -> TaskEvaluator:
+    """The evaluator of the policy, whose sharded model scores letters."""
+    prompts: PromptLoader = context.dataloader
 
-    def score(pairs: Sequence[Pair]) -> list[float]:
-        return loglikelihoods(context, [Sample(asked, answer, (0.0,) * len(answer)) for asked, answer in pairs])
+    def score(pairs: Sequence[PromptAnswer]) -> list[float]:
+        return loglikelihoods(context, [TrainSample(asked, answer, (0.0,) * len(answer)) for asked, answer in pairs])
 
-    return likeliest_letters(task, prompts, context.tokenizer, context.config.training.seq_len, score)
+    return TaskEvaluator(
+        prompts.tasks, sampler, prompts.evaluation, context.tokenizer, context.config.training.seq_len, score
+    )

@@ -1,4 +1,4 @@
-"""How far two policies are apart at the sampled tokens: KL estimators and importance weights.
+"""KL estimators and importance weights: the distance of two policies at the sampled tokens.
 
 Masked positions may hold anything, also inf and NaN; it reaches neither values nor gradients.
 
@@ -17,8 +17,8 @@ MAX_LOG_RATIO = 20.0
 def get_kl(name: str) -> Callable[..., torch.Tensor]:
     """The estimator (logprobs_BL, ref_logprobs_BL, mask_BL, max_log_ratio=20) -> kl_BL of this name.
 
-    Of KL(pi || pi_ref) at each sampled token, in nats, 0 where masked; with x = log pi_ref - log pi, Schulman 2020,
-    "Approximating KL Divergence":
+    It estimates KL(pi || pi_ref) at each sampled token, in nats, 0 where masked; with x = log pi_ref - log pi,
+    Schulman 2020, "Approximating KL Divergence":
 
     - `k1`: -x. Unbiased value; its gradient has mean zero, so it is no penalty.
     - `k2`: x^2 / 2. Biased value, the gradient of the KL itself. ProRL v2 uses it, with x clamped to +-10.
@@ -64,7 +64,7 @@ def importance_weights(
 
 
 def k3(x_BL: torch.Tensor) -> torch.Tensor:
-    """exp(x) - 1 - x."""
+    """The k3 estimate exp(x) - 1 - x of the KL divergence."""
     # Not exp(x) - 1 - x, which rounds to a multiple of 1e-7 where the policies nearly agree.
     return x_BL.expm1() - x_BL
 
@@ -77,11 +77,11 @@ _KL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def log_ratio(logprobs_BL: torch.Tensor, fixed_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """log(pi / pi_fixed), 0 where masked; no gradient reaches the second."""
+    """log(pi / pi_fixed), 0 where masked; no gradient reaches `fixed_BL`."""
     dtype = torch.promote_types(logprobs_BL.dtype, torch.float32)
     return masked(logprobs_BL.to(dtype) - fixed_BL.detach().to(dtype), mask_BL)
 
 
 def masked(values_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """The values, 0 where masked, whatever is there."""
+    """The values, and 0 where masked, also where they are inf or NaN."""
     return torch.where(mask_BL.bool(), values_BL, 0.0)

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and the entropy they were drawn at, without ever holding all logits.
+"""Log-probabilities of given tokens and the entropy at each, without holding all logits at once.
 
 Legend: T tokens (B x L, flat), D model dim, V vocabulary.
 """
@@ -16,26 +16,26 @@ from titan_pt.data.stream.batch import IGNORED
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Of one micro-batch; 0 where the target is ignored."""
+    """Log-probabilities and entropies of one micro-batch; 0 where the target is ignored."""
 
     logprobs_BL: torch.Tensor
     """log p(target), float32, with gradient."""
     entropy_BL: torch.Tensor
-    """Of the distribution over the next token in nats, float32, no gradient."""
+    """Entropy of the distribution over the next token in nats, float32, no gradient."""
 
 
 def logprob_head(
     targets_BL: torch.Tensor, *, temperature: float = 1.0, num_tokens: int | None = None, elements: int = CHUNK_ELEMENTS
 ) -> Callable[[torch.Tensor, torch.Tensor], TokenLogprobs]:
-    """A head for `Transformer.forward`: log-probabilities of `targets_BL` as the engine drew them.
+    """A head for `Transformer.forward` that gives the log-probabilities of `targets_BL` at the engine's temperature.
 
     The output layer is computed in float32, whatever the type of the model: it is the cheapest way to keep these
     numbers close to the engine's. The logits are divided by the temperature that the engine sampled at.
 
     Args:
         targets_BL: token ids; IGNORED where there is nothing to score.
-        temperature: of the sampling; 0 (greedy) scores at 1.
-        num_tokens: rows of the vocabulary that stand for a token; those above have no probability.
+        temperature: temperature of the sampling; 0 (greedy) scores at 1.
+        num_tokens: rows of the vocabulary that stand for a token; the others have no probability.
         elements: most logits held at a time.
     """
 
@@ -54,7 +54,7 @@ def logprob_head(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """The backward computes each chunk's logits again: unlike a loss, the gradient of each token is not known yet."""
+    """Log-probabilities in chunks. The backward computes the logits again, since the tokens' gradients come late."""
 
     @staticmethod
     def forward(

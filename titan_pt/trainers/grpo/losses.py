@@ -27,16 +27,16 @@ import torch
 
 from titan_pt.trainers.grpo.kl import MAX_LOG_RATIO, k3, log_ratio, masked
 
-Count = float | torch.Tensor
+GlobalCount = float | torch.Tensor
 
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
-    """What the losses share; each reads only what it needs.
+    """Clips and counts of the policy losses; each loss reads only what it needs.
 
     A mean runs over the global batch of one update: all its micro-batches on all ranks. With the global counts given,
     each call returns its share of the global mean: sum the shares for the value, and sum (not average) the gradients
-    over micro-batches and ranks. Without them a call divides by its own counts, which is right for one call alone:
+    over micro-batches and ranks. Without them a call divides by its local counts, which is right for one call alone:
     the average of local means weighs a micro-batch of few tokens like one of many.
     """
 
@@ -48,9 +48,9 @@ class PolicyLossConfig:
     """Largest weight of `cispo`: the cap itself, not its distance to 1. 5 is ScaleRL's."""
     max_new_tokens: int | None = None
     """L_const of `dr_grpo`: the most tokens a completion can have."""
-    num_tokens: Count | None = None
+    num_tokens: GlobalCount | None = None
     """Unmasked tokens of the global batch, for token means. None: those of this call. A tensor is not read back."""
-    num_sequences: Count | None = None
+    num_sequences: GlobalCount | None = None
     """Sequences of the global batch, for `grpo`, `gspo`, `dr_grpo`. None: those of this call that have a token."""
 
     def __post_init__(self) -> None:
@@ -62,26 +62,26 @@ class PolicyLossConfig:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The checked input of a loss: computing type, and zeros where masked."""
+    """Checked input of a loss in the computing type, with zeros where masked."""
 
     logprobs_BL: torch.Tensor
     log_ratio_BL: torch.Tensor
     """log r, with gradient."""
     advantages_B1: torch.Tensor
     mask_BL: torch.Tensor
-    """Boolean."""
+    """Tokens that count; boolean."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a loss makes of each token, before the mean."""
+    """A loss's term of each token, before the mean."""
 
     objective_BL: torch.Tensor
-    """To be maximised."""
+    """Objective of each token, to be maximised."""
     ratio_BL: torch.Tensor
-    """The ratio that is clipped."""
+    """Ratio that is clipped."""
     clipped_BL: torch.Tensor
-    """Where the clip changed the objective; boolean."""
+    """Tokens where the clip changed the objective; boolean."""
 
 
 def token_ratio(tokens: Tokens, config: PolicyLossConfig) -> Terms:
@@ -144,7 +144,7 @@ def constant_mean(values_BL: torch.Tensor, mask_BL: torch.Tensor, config: Policy
 
 @dataclass(frozen=True)
 class PolicyStatistics:
-    """Sums over the tokens of one call, on the device: add them over micro-batches and ranks, then divide."""
+    """Sums over the tokens of one call, on the device; add them over micro-batches and ranks, then divide."""
 
     num_tokens: torch.Tensor
     """Unmasked tokens."""
@@ -168,7 +168,7 @@ class PolicyStatistics:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """One row of the table; call it for the loss."""
+    """A policy loss: a term for each token and a mean; call it for the loss."""
 
     terms: Callable[[Tokens, PolicyLossConfig], Terms]
     mean: Callable[[torch.Tensor, torch.Tensor, PolicyLossConfig], torch.Tensor]
@@ -183,7 +183,7 @@ class PolicyLoss:
         config: PolicyLossConfig,
         weights_BL: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Minus this call's share of the mean of the terms; a scalar to minimise, 0 where nothing counts.
+        """The loss, a scalar to minimise: minus this call's share of the mean of the terms; 0 where nothing counts.
 
         Args:
             logprobs_BL: log pi of the sampled tokens; the only input that gets a gradient.
@@ -209,7 +209,7 @@ class PolicyLoss:
         mask_BL: torch.Tensor,
         config: PolicyLossConfig,
     ) -> PolicyStatistics:
-        """What to log beside the loss; arguments as there."""
+        """Statistics to log beside the loss; the arguments are those of the loss."""
         tokens = _tokens(logprobs_BL, old_logprobs_BL, advantages_B, mask_BL)
         terms = self.terms(tokens, config)
         log_ratio_BL = tokens.log_ratio_BL.clamp(max=MAX_LOG_RATIO)
@@ -268,7 +268,7 @@ def _clipped(ratio_BL: torch.Tensor, tokens: Tokens, config: PolicyLossConfig) -
     return Terms(torch.minimum(free_BL, bound_BL), ratio_BL, bound_BL < free_BL)
 
 
-def _count(given: Count | None, own: torch.Tensor) -> Count:
-    """The count to divide by, at least 1: where nothing counts the sum is 0 and so is the mean."""
-    count = own if given is None else given
+def _count(given: GlobalCount | None, in_call: torch.Tensor) -> GlobalCount:
+    """The count to divide by, at least 1, so that the mean is 0 where nothing counts."""
+    count = in_call if given is None else given
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

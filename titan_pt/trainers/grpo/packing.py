@@ -1,4 +1,4 @@
-"""Prompts with their completions, packed into rows of training.seq_len by token budget.
+"""Packing of prompts with their completions into rows of training.seq_len tokens.
 
 Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C tokens of the longest completion.
 """
@@ -12,16 +12,16 @@ from titan_pt.data.stream.batch import IGNORED
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One completion to train on or to score."""
+class TrainSample:
+    """A prompt and one completion of it, to train on or to score."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of the completion's tokens, as the engine drew them."""
+    """Log-probability of each completion token, as the engine drew it."""
     advantage: float = 0.0
     trains: bool = True
-    """Whether its tokens count in the loss."""
+    """Whether the completion's tokens count in the loss."""
 
     @property
     def num_inputs(self) -> int:
@@ -31,36 +31,37 @@ class Sample:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One forward, on the device. A micro-batch without samples is all padding: FSDP needs it run all the same."""
+    """Input of one forward. A micro-batch without samples is all padding, since FSDP needs as many on every rank."""
 
     tokens_BL: torch.Tensor
     positions_BL: torch.Tensor
     where_N: torch.Tensor
-    """Where completion tokens are predicted, in the flattened (B, L): prompts and padding need no output layer."""
+    """Positions in the flattened (B, L) where completion tokens are predicted; the others need no output layer."""
     targets_N: torch.Tensor
-    """These tokens; one that is IGNORED where there are none."""
+    """Completion tokens at these positions; a single IGNORED where there are none."""
     index_SC: torch.Tensor
-    """Which of the N each token of a completion is."""
+    """Index into N of each completion token."""
     mask_SC: torch.Tensor
-    """Boolean: the tokens that count."""
+    """Tokens that count in the loss; boolean."""
     sampled_SC: torch.Tensor
-    """Boolean: the tokens there are."""
+    """Tokens that exist: a completion may be shorter than C; boolean."""
     sampler_logprobs_SC: torch.Tensor
+    """Log-probabilities by the engine that sampled."""
     advantages_S: torch.Tensor
     numbers_S: torch.Tensor
-    """Which of the samples that were packed."""
+    """Number of each sample in the list that was packed."""
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same on a device."""
+        """A copy of the batch on a device."""
         return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def by_sample(self, values_N: torch.Tensor) -> torch.Tensor:
-        """values_SC of the completions' tokens; what stands where there is no token is masked by `sampled_SC`."""
+        """values_SC of the completions' tokens; values where `sampled_SC` is False mean nothing."""
         return values_N[self.index_SC]
 
 
 def assign(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Who takes which sample: the longest first, each to the rank with the fewest tokens so far."""
+    """Numbers of the samples for each rank: the longest first, each to the rank with the fewest tokens so far."""
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -71,7 +72,7 @@ def assign(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def fill_rows(numbers: Sequence[int], lengths: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Rows of at most seq_len tokens: the longest sample first, each in the first row that has room."""
+    """Numbers of the samples in each row of at most seq_len tokens: the longest first, in the first row with room."""
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(numbers, key=lambda i: -lengths[i]):
@@ -85,28 +86,28 @@ def fill_rows(numbers: Sequence[int], lengths: Sequence[int], seq_len: int) -> l
 
 
 def pack(
-    samples: Sequence[Sample], rank: int, num_ranks: int, *, seq_len: int, batch_rows: int, eos_id: int
+    samples: Sequence[TrainSample], rank: int, num_ranks: int, *, seq_len: int, batch_rows: int, eos_id: int
 ) -> list[PackedBatch]:
-    """This rank's micro-batches of `batch_rows` rows; their number is the same on every rank.
+    """Micro-batches of this rank, of `batch_rows` rows each; their number is the same on every rank.
 
     Args:
-        samples: of all ranks, in the same order on each.
-        eos_id: fills the rows.
+        samples: samples of all ranks, in the same order on each.
+        eos_id: token that fills the rows.
     """
     lengths = [sample.num_inputs for sample in samples]
-    rows_of = [fill_rows(own, lengths, seq_len) for own in assign(lengths, num_ranks)]
-    own = rows_of[rank]
-    rounds = max(-(-len(rows) // batch_rows) for rows in rows_of)
+    rows_of = [fill_rows(numbers, lengths, seq_len) for numbers in assign(lengths, num_ranks)]
+    rows = rows_of[rank]
+    rounds = -(-max(map(len, rows_of)) // batch_rows)
     # No more rows than there can be in the largest micro-batch: a small step need not pay for empty ones.
-    batch_rows = min(batch_rows, max(len(rows) for rows in rows_of))
+    batch_rows = min(batch_rows, max(map(len, rows_of)))
     return [
-        _tensors(samples, own[i * batch_rows : (i + 1) * batch_rows], batch_rows, seq_len, eos_id)
+        _tensors(samples, rows[i * batch_rows : (i + 1) * batch_rows], batch_rows, seq_len, eos_id)
         for i in range(rounds)
     ]
 
 
 def _tensors(
-    samples: Sequence[Sample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
+    samples: Sequence[TrainSample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
 ) -> PackedBatch:
     numbers = [i for row in rows for i in row]
     counts = [len(samples[i].completion_ids) for i in numbers]
@@ -130,7 +131,7 @@ def _tensors(
             where += range(b * seq_len + end - count, b * seq_len + end)
             targets += sample.completion_ids
             start, s = end, s + 1
-        positions[b, start:] = torch.arange(seq_len - start)  # the padding is a document of its own
+        positions[b, start:] = torch.arange(seq_len - start)  # the padding is a separate document
     sampled = torch.arange(longest) < torch.tensor(counts, dtype=torch.long)[:, None]
     trains = torch.tensor([samples[i].trains for i in numbers], dtype=torch.bool)
     return PackedBatch(

@@ -1,4 +1,4 @@
-"""The policy's own side of a step: log-probabilities of samples, and the updates on them.
+"""Log-probabilities of samples by the policy, and the updates on them.
 
 Legend: S sequences, C tokens of the longest completion.
 """
@@ -16,33 +16,33 @@ from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
 from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
 from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
-from titan_pt.trainers.grpo.packing import PackedBatch, Sample, pack
+from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, pack
 
 
 @dataclass(frozen=True)
-class Batch:
+class PolicyBatch:
     """A packed micro-batch with the log-probabilities that do not change during a step."""
 
     packed: PackedBatch
     old_logprobs_SC: torch.Tensor | None
-    """Of the weights that sampled; None where the first update is the only one, which computes them itself."""
+    """Log-probabilities by the weights that sampled; None for a single update, which computes them itself."""
     ref_logprobs_SC: torch.Tensor | None
-    """Of the reference; None without a KL penalty."""
+    """Log-probabilities by the reference; None without a KL penalty."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each completion token."""
+    """Log-probability and entropy of each completion token."""
 
     logprobs_SC: torch.Tensor
-    """With gradient."""
+    """Log-probabilities, with gradient."""
     entropy_SC: torch.Tensor
-    """Without."""
+    """Entropies in nats, without gradient."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Log-probabilities of completions by a sharded model. A collective: as many forwards on every rank."""
+    """Scores completions with a sharded model. A collective: every rank makes as many forwards."""
 
     model: nn.Module
     temperature: float
@@ -60,14 +60,14 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Packing:
-    """How samples of all ranks become this rank's micro-batches."""
+    """Packs samples of all ranks into this rank's micro-batches."""
 
     world: World
     seq_len: int
     batch_rows: int
     eos_id: int
 
-    def __call__(self, samples: Sequence[Sample]) -> list[PackedBatch]:
+    def __call__(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         packed = pack(
             samples,
             self.world.rank,
@@ -81,25 +81,25 @@ class Packing:
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """Of all updates of one step, on the device, over all ranks."""
+    """Metrics of all updates of one step, on the device, over all ranks."""
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
-    """The largest."""
+    """Largest norm of an update's gradient."""
     skipped: torch.Tensor
-    """1.0 where an update was not finite and not applied."""
+    """1.0 where an update was not finite and so was not applied."""
     entropy: torch.Tensor
     clip_fraction: torch.Tensor
     kl: torch.Tensor
-    """To the reference, else of the sampling policy to the updated one; per token, in nats."""
+    """KL divergence to the reference, else of the sampling policy to the updated one; per token, in nats."""
     logprob_diff_max: torch.Tensor
-    """Largest difference of the sampler's and the trainer's log-probabilities, of the same weights."""
+    """Largest difference of the engine's and the trainer's log-probabilities, by the same weights."""
     logprob_diff_mean: torch.Tensor
     ratio_max: torch.Tensor
 
 
 class PolicyUpdate:
-    """The updates of one step on its samples."""
+    """Updates the policy on the samples of one step."""
 
     def __init__(self, context: TrainContext[GrpoConfig], reference: nn.Module | None) -> None:
         config = context.config
@@ -118,8 +118,8 @@ class PolicyUpdate:
             max_new_tokens=rollout.max_new_tokens,
         )
 
-    def __call__(self, minibatches: Sequence[Sequence[Sample]], lr: float) -> UpdateMetrics:
-        """num_iterations updates on each minibatch, whose samples are those of all ranks.
+    def __call__(self, minibatches: Sequence[Sequence[TrainSample]], lr: float) -> UpdateMetrics:
+        """Make num_iterations updates on each minibatch of samples of all ranks.
 
         Raises:
             Preempted: between micro-batches, before the first update; the updates of one step are all or none.
@@ -133,7 +133,7 @@ class PolicyUpdate:
             for samples, batches in zip(minibatches, prepared, strict=True):
                 loss_config = replace(self._loss_config, **global_counts(samples))
                 results = [self._backward(batch, loss_config, first=not updates) for batch in batches]
-                total = self._context.world.sum(torch.stack([own for own, _ in results]).sum(dim=0))
+                total = self._context.world.sum(torch.stack([part for part, _ in results]).sum(dim=0))
                 sums.append(total)
                 largest.append(torch.stack([maxima for _, maxima in results]).amax(dim=0))
                 updates.append(
@@ -148,17 +148,19 @@ class PolicyUpdate:
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
 
     @torch.no_grad()
-    def _prepare(self, samples: Sequence[Sample], *, several: bool) -> list[Batch]:
+    def _prepare(self, samples: Sequence[TrainSample], *, several: bool) -> list[PolicyBatch]:
         batches = []
         for packed in self._packing(samples):
             self._context.raise_if_preempted()
             old = self._scorer(packed).logprobs_SC if several else None
             reference = self._reference(packed).logprobs_SC if self._reference else None
-            batches.append(Batch(packed, old, reference))
+            batches.append(PolicyBatch(packed, old, reference))
         return batches
 
-    def _backward(self, batch: Batch, config: PolicyLossConfig, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds this micro-batch's gradient. Returns its sums and maxima, see `_metrics`."""
+    def _backward(
+        self, batch: PolicyBatch, config: PolicyLossConfig, *, first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of a micro-batch; returns its sums and maxima for `_metrics`."""
         if first:
             self._context.raise_if_preempted()
         packed = batch.packed
@@ -206,21 +208,21 @@ class PolicyUpdate:
         )
 
 
-def global_counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """Tokens and sequences that count, over all ranks and micro-batches of one update."""
+def global_counts(samples: Sequence[TrainSample]) -> dict[str, int]:
+    """Numbers of tokens and sequences that count, over all ranks and micro-batches of one update."""
     kept = [len(sample.completion_ids) for sample in samples if sample.trains]
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
 
 
 def build_packing(context: TrainContext[GrpoConfig]) -> Packing:
-    """As [training] says."""
+    """The packing of [training]."""
     training, tokenizer = context.config.training, context.tokenizer
     return Packing(context.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
 
 
 @torch.no_grad()
-def loglikelihoods(context: TrainContext[GrpoConfig], samples: Sequence[Sample]) -> list[float]:
-    """Of each sample's completion at temperature 1, on every rank. A collective."""
+def loglikelihoods(context: TrainContext[GrpoConfig], samples: Sequence[TrainSample]) -> list[float]:
+    """Log-likelihood of each sample's completion at temperature 1, on every rank. A collective."""
     scorer = Scorer(context.model, 1.0, context.tokenizer.vocab_size)
     found = torch.zeros(len(samples), device=context.world.device)
     for packed in build_packing(context)(samples):

@@ -1,4 +1,4 @@
-"""The prompts of a run in order: a mixture of tasks as a function of counters, the same on every rank."""
+"""Training prompts: a mixture of tasks whose order is a function of counters, the same on every rank."""
 
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ _CHECKED = 20_000
 
 
 class PromptLoader:
-    """Endless prompts. The order is a function of (seed, draw): there is no shuffle buffer to save.
+    """Endless training prompts, whose order is a function of (seed, draw): there is no shuffle buffer to save.
 
     Tasks take turns by a deficit rule on their weights. The draw-th prompt of a task is problem
     permute(draw mod size) of visit draw div size, another permutation at each visit.
@@ -30,8 +30,8 @@ class PromptLoader:
     `commit` ends the step. `state_dict` is that of the last committed step.
 
     Args:
-        weights: of the tasks, in any unit.
-        speaks: whether this rank tells the progress, which is the same on all.
+        weights: weights of the tasks, in any unit.
+        speaks: whether this rank reports the progress, which is the same on all.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PromptLoader:
         self._weights = [weight / sum(weights) for weight in weights]
         self._rules, self._seed, self._speaks = rules, seed, speaks
         self.too_long = 0
-        """Prompts since the last start that were too long, and left out or cut."""
+        """Prompts since the last start that were too long and so left out or cut."""
         self._draws = [0] * len(tasks)
         self._tokens = [0] * len(tasks)
         self._carry: list[tuple[int, int]] = []
@@ -56,11 +56,15 @@ class PromptLoader:
         return list(itertools.islice(self._iterate(), count))
 
     def give_back(self, prompts: Sequence[Prompt]) -> None:
-        """These come first in the next step."""
+        """Put prompts before all others of the next step."""
         self._carry = [*((prompt.task, prompt.draw) for prompt in prompts), *self._carry]
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """The step is done; it trained on so many tokens of each task."""
+        """End a step.
+
+        Args:
+            tokens: tokens of each task that the step trained on.
+        """
         self._tokens = [old + new for old, new in zip(self._tokens, tokens, strict=True)]
         self._committed = self._snapshot()
 
@@ -69,16 +73,16 @@ class PromptLoader:
         self._restore(self._committed)
 
     def state_dict(self) -> dict[str, Any]:
-        """See protocols.step.Data."""
+        """Counters of the last committed step."""
         return {"prompts": self._committed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See protocols.step.Data."""
+        """Set the counters that `state_dict` gave."""
         self._committed = state["prompts"]
         self.rewind()
 
     def identity(self) -> dict[str, Any]:
-        """See protocols.step.Data."""
+        """JSON of everything that decides the order of the prompts; a resume compares it."""
         return {
             "seed": self._seed,
             "tokenizer": self._rules.tokenizer.fingerprint,
@@ -92,24 +96,24 @@ class PromptLoader:
         }
 
     def progress(self) -> dict[str, list[float]]:
-        """[trained tokens, visits] of each task, by one rank for all."""
+        """[trained tokens, visits] of each task, on one rank; empty on the others."""
         if not self._speaks:
             return {}
         draws, tokens = self._committed["draws"], self._committed["tokens"]
         return {task.name: [tokens[t], draws[t] / len(task.train)] for t, task in enumerate(self.tasks)}
 
     def digest(self, state: dict[str, Any]) -> str:
-        """See protocols.step.Data: the prompts are a function of the counters."""
+        """Hash of the counters of a state, of which the prompts are a function."""
         return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def close(self) -> None:
-        """See protocols.step.Data: nothing is prepared ahead."""
+        """Do nothing: no prompt is prepared ahead."""
 
     def check(self) -> None:
-        """Read prompts to see that they fit.
+        """Check that the prompts fit.
 
         Raises:
-            ConfigError: one is too long, or all of a task are left out.
+            ConfigError: a prompt is too long, or all of a task are left out.
         """
         for t, task in enumerate(self.tasks):
             for problems, what in ((task.train, "training"), (task.evaluation, "evaluation")):
@@ -144,7 +148,7 @@ class PromptLoader:
                 )
 
     def _next_draw(self) -> tuple[int, int]:
-        """The task that is furthest behind its share, and its draw."""
+        """(number, draw) of the task that is furthest behind its share."""
         total = sum(self._draws) + 1
         deficits = [weight * total - draws for weight, draws in zip(self._weights, self._draws, strict=True)]
         t = deficits.index(max(deficits))
@@ -173,10 +177,10 @@ class PromptLoader:
 
 
 def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
-    """The prompts of [[grpo.tasks]].
+    """The prompt loader of [[grpo.tasks]].
 
     Raises:
-        ConfigError: every task's problems, in one go.
+        ConfigError: names the mistakes of every task.
     """
     grpo, rollout = config.grpo, config.rollout
     seed = config.debug.seed if config.data.seed is None else config.data.seed

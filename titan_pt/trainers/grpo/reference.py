@@ -1,4 +1,4 @@
-"""The reference model of the KL penalty: a frozen copy of the policy, renewed as grpo.reference_reset says."""
+"""The reference model of the KL penalty: a frozen copy of the policy, renewed by grpo.reference_reset."""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from titan_pt.components.checkpoint.model_state import model_tensors
+from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.optimizer import reset
 from titan_pt.config.schema.grpo import Grpo
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("titan_pt")
 
 
 class Reference:
-    """What the policy is kept close to.
+    """The model that the KL penalty keeps the policy close to.
 
     ProRL (arXiv 2505.24864, section 3.2) renews it when validation stagnates and starts the optimizer anew; ProRL v2
     every 200-500 steps and keeps the optimizer. Both are options of [grpo].
@@ -29,33 +29,33 @@ class Reference:
         self._best, self._without_better = -1.0, 0  # below every accuracy
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint."""
+        """Tensors of the reference for a checkpoint."""
         return model_tensors(self.model)
 
     def state_dict(self) -> dict[str, float | int]:
-        """JSON."""
+        """Counts of the plateau rule for a checkpoint, as JSON."""
         return {"best_accuracy": self._best, "evaluations_without_better": self._without_better}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Set what `state_dict` gave."""
+        """Set the counts that `state_dict` gave."""
         self._best, self._without_better = float(state["best_accuracy"]), int(state["evaluations_without_better"])
 
     @torch.no_grad()
     def copy_policy(self) -> None:
-        """Become the policy of now."""
-        own = model_tensors(self.model)
+        """Copy the policy's present weights."""
+        tensors = model_tensors(self.model)
         for name, tensor in model_tensors(self._policy).items():
-            own[name].copy_(tensor)
+            tensors[name].copy_(tensor)
 
     def note_evaluation(self, accuracy: float) -> None:
-        """The mean accuracy of an evaluation: what a plateau is seen by."""
+        """Note the mean accuracy of an evaluation, by which a plateau is recognised."""
         if accuracy > self._best:
             self._best, self._without_better = accuracy, 0
         else:
             self._without_better += 1
 
     def renew_if_due(self, finished_steps: int) -> None:
-        """Called before each step."""
+        """Renew the reference where grpo.reference_reset asks for it; called before each step."""
         options = self._options
         if finished_steps == 0:
             self.copy_policy()

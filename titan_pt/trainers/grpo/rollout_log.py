@@ -1,12 +1,13 @@
-"""Every completion of a step in rollouts/step-N.jsonl, for people to read."""
+"""The record of every completion, in rollouts/step-N.jsonl, for people to read."""
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titan_pt.run.files import write_atomic
 from titan_pt.tasks.rollouts import Group
 
 logger = logging.getLogger("titan_pt")
@@ -14,27 +15,33 @@ logger = logging.getLogger("titan_pt")
 FOLDER = "rollouts"
 
 
-def record(run_folder: Path, step: int, groups: Sequence[Group], advantages: Mapping[int, Sequence[float]]) -> None:
-    """Write the groups of a step; the file is whole or not there. A full disk costs the file, not the run.
+@dataclass(frozen=True)
+class RolloutLog:
+    """Writes the completions of every `frequency`-th step below a run folder; with a frequency of 0 it writes none."""
 
-    Args:
-        advantages: of the samples of each group that was trained on, by the group's number.
-    """
-    path = run_folder / FOLDER / f"step-{step}.jsonl"
-    temporary = path.with_suffix(".jsonl.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            for i, group in enumerate(groups):
-                for row in rows(group, advantages.get(i)):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        logger.error(f"{path} could not be written: {error}; training goes on")
+    run_folder: Path
+    frequency: int
+
+    def write(self, step: int, groups: Sequence[Group], advantages: Mapping[int, Sequence[float]]) -> None:
+        """Write the groups of a step to one file, whole or not at all. A full disk costs the file, not the run.
+
+        Args:
+            step: step number; 0 is the readiness probe.
+            advantages: advantages of each completion of the groups that were trained on, by the group's number.
+        """
+        if not self.frequency or step % self.frequency:
+            return
+        path = self.run_folder / FOLDER / f"step-{step}.jsonl"
+        found = (row for i, group in enumerate(groups) for row in rows(group, advantages.get(i)))
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        except OSError as error:
+            logger.error(f"{path} could not be written: {error}; training goes on")
 
 
 def rows(group: Group, advantages: Sequence[float] | None) -> list[dict[str, Any]]:
-    """One row a completion; `advantage` is null where the group was not trained on."""
+    """One JSON row for each completion; `advantage` is null where the group was not trained on."""
     problem = group.prompt.problem
     return [
         {
@@ -43,28 +50,28 @@ def rows(group: Group, advantages: Sequence[float] | None) -> list[dict[str, Any
             "prompt": group.prompt.text,
             "gold": problem.gold,
             "sample": number,
-            "completion": rollout.text,
-            "num_tokens": len(rollout.token_ids),
-            "finish_reason": "length" if rollout.truncated else "stop",
-            "rewards": rollout.parts,
-            "reward": rollout.reward,
-            "strict": rollout.strict,
-            "lenient": rollout.lenient,
+            "completion": completion.text,
+            "num_tokens": len(completion.token_ids),
+            "finish_reason": "length" if completion.truncated else "stop",
+            "rewards": completion.parts,
+            "reward": completion.reward,
+            "strict": completion.strict,
+            "lenient": completion.lenient,
             "advantage": None if advantages is None else advantages[number],
         }
-        for number, rollout in enumerate(group.rollouts)
+        for number, completion in enumerate(group.completions)
     ]
 
 
 def shown(groups: Sequence[Group], count: int) -> str:
-    """The first samples as text for the console: a prompt, its answer, its reward."""
+    """Text for the console: the first completion of the first `count` groups, with its prompt and reward."""
     texts = []
     for group in groups[:count]:
-        rollout = group.rollouts[0]
+        completion = group.completions[0]
         texts.append(
             f"[{group.prompt.problem.id}] {group.prompt.text}\n"
-            f"--> {rollout.text}\n"
-            f"gold {group.prompt.problem.gold}, reward {rollout.reward:g}, {len(rollout.token_ids)} tokens"
-            + (", cut off" if rollout.truncated else "")
+            f"--> {completion.text}\n"
+            f"gold {group.prompt.problem.gold}, reward {completion.reward:g}, {len(completion.token_ids)} tokens"
+            + (", cut off" if completion.truncated else "")
         )
     return "\n\n".join(texts)

@@ -1,5 +1,6 @@
-"""The grpo trainer: reinforcement learning with verifiable rewards, as one more kind of training."""
+"""The trainer spec "grpo": reinforcement learning with verifiable rewards."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -10,19 +11,19 @@ from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize, plan_run_size
-from titan_pt.config.schema.grpo import GrpoConfig
+from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.distributed.fsdp import materialize
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import stop_requested
-from titan_pt.tasks.rollouts import RolloutSampler
+from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.dry_run import build_dry_run
-from titan_pt.trainers.grpo.evaluate import Evaluator
+from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.step import GrpoStep
@@ -31,13 +32,13 @@ logger = logging.getLogger("titan_pt")
 
 
 def for_rollouts(config: GrpoConfig) -> GrpoConfig:
-    """Completions are packed several to a row and must not see each other; the batch is one of groups, not of rows."""
+    """The config with document masks, since completions share a row, and without a batch size, which counts groups."""
     training = {"document_mask": True, "global_batch_size": -1, "global_batch_tokens": None}
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
 def plan(config: GrpoConfig, world_size: int) -> RunSize:
-    """The run in numbers; its rows and tokens are those of one micro-batch on every rank."""
+    """The size of the run; rows and tokens are those of one micro-batch on every rank."""
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
         logger.warning(
@@ -48,12 +49,16 @@ def plan(config: GrpoConfig, world_size: int) -> RunSize:
 
 
 def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
-    """On the meta device."""
+    """The policy on the meta device."""
     return pretrain.build_model(for_rollouts(config), tokenizer)
 
 
 def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
-    """Rank 0 reads the tasks' problems first, so that they are downloaded once."""
+    """The prompt loader. Rank 0 reads the tasks' problems first, so that they are downloaded once.
+
+    Raises:
+        ConfigError: problems that cannot be read, or that differ between ranks.
+    """
     first = world.together(lambda: build_prompts(config, tokenizer, speaks=True) if world.is_main else None)
     prompts = world.together(lambda: first or build_prompts(config, tokenizer, speaks=False))
     if len({str(identity) for identity in world.gather(prompts.identity())}) > 1:
@@ -62,7 +67,7 @@ def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _ru
 
 
 def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
-    """The engine, the reference and the step around them.
+    """The step with its engine and reference.
 
     Raises:
         ConfigError: a stop text that is not one token, or an engine that cannot run this model.
@@ -75,15 +80,20 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         context.tokenizer,
         prompts.tasks,
         context.world,
-        context.config.grpo,
+        grading_options(context.config.grpo),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
     )
     return GrpoStep(context, engine, sampler, build_reference(context))
 
 
+def grading_options(grpo: Grpo) -> GradingOptions:
+    """The fields of [grpo] that decide how completions are graded."""
+    return GradingOptions(**{field.name: getattr(grpo, field.name) for field in dataclasses.fields(GradingOptions)})
+
+
 def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
-    """Sharded like the policy; None where nothing is to be kept close to it."""
+    """The reference, sharded like the policy; None without a KL penalty."""
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
@@ -94,18 +104,18 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
 
 
 def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:
-    """Accuracy on held-out problems, with the engine of the step."""
+    """The validator by accuracy on held-out problems, which uses the engine of the step; None where it is off."""
     if not context.config.validation.enable:
         return None
     assert isinstance(step, GrpoStep)
-    return Evaluator(context, step.engine, step.sampler, step.reference)
+    return GrpoValidator(context, step.engine, step.evaluator, step.reference)
 
 
 def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
-    """The tokens that end the model's answers, and those of all tasks' stop texts.
+    """Tokens that end a completion: those that end the model's answers, and the tasks' stop texts.
 
     Raises:
-        ConfigError: one is not exactly one token, or tasks differ: their completions are drawn together.
+        ConfigError: a stop text is not exactly one token, or tasks differ, whose completions are sampled together.
     """
     stops = {tuple(sorted(task.stop)) for task in tasks}
     if len(stops) > 1:
@@ -114,12 +124,12 @@ def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:
         )
     ids = stop_ids(tokenizer)
     for text in next(iter(stops)):
-        own = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
-        if len(own) != 1:
+        tokens = [tokenizer.special_ids[text]] if text in tokenizer.special_ids else tokenizer.encode(text)
+        if len(tokens) != 1:
             raise ConfigError(
-                f"grpo.tasks: stop = {text!r}: {len(own)} tokens; a stop must be one token of the tokenizer"
+                f"grpo.tasks: stop = {text!r}: {len(tokens)} tokens; a stop must be one token of the tokenizer"
             )
-        ids += own
+        ids += tokens
     return list(dict.fromkeys(ids))
 
 
@@ -146,23 +156,21 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
         logger.warning("[[data.sources]] has no effect on grpo; its prompts come from [[grpo.tasks]]")
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec[GrpoConfig](
-        name="grpo",
-        config_type=GrpoConfig,
-        plan_run_size=plan,
-        build_tokenizer=pretrain.SPEC.build_tokenizer,
-        build_model=build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        describe=describe,
-        build_step=build_step,
-        build_validator=build_validator,
-        build_dry_run=build_dry_run,
-        validates_first=True,
-    )
+SPEC = TrainerSpec[GrpoConfig](
+    name="grpo",
+    config_type=GrpoConfig,
+    plan_run_size=plan,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    describe=describe,
+    build_step=build_step,
+    build_validator=build_validator,
+    build_dry_run=build_dry_run,
+    validates_first=True,
 )
 
 __all__ = ["SPEC"]

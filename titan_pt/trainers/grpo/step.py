@@ -17,17 +17,17 @@ from titan_pt.tasks.rollouts import Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.advantages import group_advantages
 from titan_pt.trainers.grpo.collect import Collected, collect
-from titan_pt.trainers.grpo.packing import Sample
+from titan_pt.trainers.grpo.evaluate import build_evaluator
+from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics
-from titan_pt.trainers.grpo.probe import probe
+from titan_pt.trainers.grpo.probe import probe, readiness
 from titan_pt.trainers.grpo.prompts import PromptLoader
-from titan_pt.trainers.grpo.readiness import readiness
 from titan_pt.trainers.grpo.reference import Reference
-from titan_pt.trainers.grpo.rollout_log import record, shown
+from titan_pt.trainers.grpo.rollout_log import RolloutLog, shown
 
 
 class GrpoStep:
-    """See the module. Its state beside model, optimizer and prompts: the reference and a count of idle steps."""
+    """A `StatefulStep` of GRPO; its own state is the reference and a count of idle steps."""
 
     def __init__(
         self,
@@ -37,26 +37,29 @@ class GrpoStep:
         reference: Reference | None,
     ) -> None:
         self.engine, self.sampler, self.reference = engine, sampler, reference
+        self.evaluator = build_evaluator(context, sampler)
         self._context = context
         self._grpo, self._rollout = context.config.grpo, context.config.rollout
         self._prompts: PromptLoader = context.dataloader
         self._update = PolicyUpdate(context, reference.model if reference else None)
+        frequency = self._rollout.record_freq if context.world.is_main else 0
+        self._rollout_log = RolloutLog(run_folder(context.config), frequency)
         self._idle_steps = 0
 
     def __call__(self, state: TrainState) -> StepMetrics:
-        """One step.
+        """Sample, grade and update once.
 
         Raises:
-            Preempted: before the weights change; nothing is left of the step.
-            GaveUp: there is nothing to learn from.
+            Preempted: before the weights change; the step leaves no trace.
+            GaveUp, GaveUpTogether: there is nothing to learn from.
         """
-        self._prompts.rewind()  # of a step that was not finished
+        self._prompts.rewind()  # a step before may not have finished
         sampling = rollout_sampling(self._context.config, state.step + 1)
         if self.reference:
             self.reference.renew_if_due(state.step)
         sync_seconds = self._sync()
         if state.step == 0:
-            probe(self._context, self.sampler, rollout_sampling(self._context.config, 0))
+            probe(self._context, self.evaluator, rollout_sampling(self._context.config, 0), self._rollout_log)
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
@@ -100,32 +103,32 @@ class GrpoStep:
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See protocols.step.StatefulStep."""
+        """Tensors of the reference for a checkpoint, by name."""
         if self.reference is None:
             return {}
         return {f"reference.{name}": tensor for name, tensor in self.reference.tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """See protocols.step.StatefulStep."""
+        """The count of idle steps and the reference's state, as JSON."""
         return {"idle_steps": self._idle_steps, "reference": self.reference.state_dict() if self.reference else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See protocols.step.StatefulStep."""
+        """Set the state that `state_dict` gave."""
         self._idle_steps = state["idle_steps"]
         if self.reference and state["reference"]:
             self.reference.load_state_dict(state["reference"])
 
     def _sync(self) -> float:
-        """The engine takes over the weights; returns the seconds."""
+        """Copy the weights to the engine; returns the seconds."""
         start = time.perf_counter()
         self.engine.sync_weights(self._context.model)
         return time.perf_counter() - start
 
     def _give_up_if_idle(self, step: int, collected: Collected) -> int:
-        """Steps in a row, this one included, without any group to learn from.
+        """The number of steps in a row, this one included, without any group to learn from.
 
         Raises:
-            GaveUpTogether: they are too many; the last samples are kept for a person to read.
+            GaveUpTogether: there are too many such steps; the last samples are recorded.
         """
         if any(group.has_signal for group in collected.trained):
             return 0
@@ -140,20 +143,14 @@ class GrpoStep:
             f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
         )
 
-    def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[Sample]]:
-        """The samples in grpo.num_minibatches parts of as many groups, where there are so many."""
+    def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[TrainSample]]:
+        """The samples of the groups in grpo.num_minibatches equal parts, or one part a group where there are fewer."""
         samples = [
             [
-                Sample(
-                    group.prompt.token_ids,
-                    rollout.token_ids,
-                    rollout.logprobs,
-                    advantage,
-                    trains=rollout.trains,
-                )
-                for rollout, advantage in zip(group.rollouts, own, strict=True)
+                TrainSample(group.prompt.token_ids, each.token_ids, each.logprobs, advantage, trains=each.trains)
+                for each, advantage in zip(group.completions, of_group, strict=True)
             ]
-            for group, own in zip(groups, advantages, strict=True)
+            for group, of_group in zip(groups, advantages, strict=True)
         ]
         parts = min(self._grpo.num_minibatches, len(samples))
         bounds = [len(samples) * i // parts for i in range(parts + 1)]
@@ -162,54 +159,52 @@ class GrpoStep:
         ]
 
     def _record(self, step: int, collected: Collected, advantages: Sequence[Sequence[float]]) -> None:
-        """Without advantages: of a step that is not trained on."""
-        frequency = self._rollout.record_freq
-        if self._context.world.is_main and frequency and step % frequency == 0:
-            numbered = dict(zip(collected.chosen, advantages, strict=False))
-            record(run_folder(self._context.config), step, collected.groups, numbered)
+        """Write the completions of a step; without advantages where it is not trained on."""
+        self._rollout_log.write(step, collected.groups, dict(zip(collected.chosen, advantages, strict=False)))
 
 
 def tokens_by_task(groups: Sequence[Group], num_tasks: int, times: int) -> list[int]:
-    """Prompt and completion tokens of each task, read so many times."""
+    """Prompt and completion tokens of each task, where each is read `times` times."""
     tokens = [0] * num_tasks
     for group in groups:
         tokens[group.prompt.task] += times * sum(
-            len(group.prompt.token_ids) + len(rollout.token_ids) for rollout in group.rollouts
+            len(group.prompt.token_ids) + len(completion.token_ids) for completion in group.completions
         )
     return tokens
 
 
 def sample_metrics(collected: Collected, tasks: Sequence[Task]) -> dict[str, float]:
-    """Means over all that was sampled; with several tasks also of each."""
+    """Means over all sampled groups; with several tasks also over those of each."""
     values = group_metrics(collected.groups)
     values["groups_sampled"], values["groups_trained"] = float(len(collected.groups)), float(len(collected.chosen))
     if len(tasks) > 1:
         for t, task in enumerate(tasks):
-            own = [group for group in collected.groups if group.prompt.task == t]
-            values |= {f"task/{task.name}/{key}": value for key, value in group_metrics(own).items()} if own else {}
+            groups = [group for group in collected.groups if group.prompt.task == t]
+            found = group_metrics(groups) if groups else {}
+            values |= {f"task/{task.name}/{key}": value for key, value in found.items()}
     return values
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the groups' samples."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    count = len(rollouts)
-    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-    parts = sorted({name for rollout in rollouts for name in rollout.parts})
+    """Means over the groups' completions."""
+    completions = [completion for group in groups for completion in group.completions]
+    count = len(completions)
+    rewards = torch.tensor([completion.reward for completion in completions], dtype=torch.float64)
+    parts = sorted({name for completion in completions for name in completion.parts})
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
-        "accuracy_strict": sum(rollout.strict for rollout in rollouts) / count,
-        "accuracy_lenient": sum(rollout.lenient for rollout in rollouts) / count,
+        "accuracy_strict": sum(completion.strict for completion in completions) / count,
+        "accuracy_lenient": sum(completion.lenient for completion in completions) / count,
         "zero_std_fraction": sum(not group.has_signal for group in groups) / len(groups),
-        "completion_tokens_mean": sum(len(rollout.token_ids) for rollout in rollouts) / count,
-        "truncated_fraction": sum(rollout.truncated for rollout in rollouts) / count,
-        **{f"reward/{name}": _mean([r.parts[name] for r in rollouts if name in r.parts]) for name in parts},
+        "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
+        "truncated_fraction": sum(completion.truncated for completion in completions) / count,
+        **{f"reward/{name}": _mean([each.parts[name] for each in completions if name in each.parts]) for name in parts},
     }
 
 
 def update_metrics(updated: UpdateMetrics) -> Mapping[str, torch.Tensor]:
-    """What the updates have to say beside loss and norm."""
+    """Metrics of the updates beside loss and gradient norm, by name."""
     return {
         "entropy": updated.entropy,
         "clip_fraction": updated.clip_fraction,

@@ -8,9 +8,9 @@ import numpy as np
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize
+from titan_pt.data.sources.documents import SkipOptions
 from titan_pt.data.stream.encoding import Encoded, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture
-from titan_pt.data.stream.skip_log import SkipLog
 from titan_pt.data.stream.stream import Stream
 from titan_pt.run.signals import until_stopped
 
@@ -18,7 +18,7 @@ from titan_pt.run.signals import until_stopped
 _MOST = 2_000_000
 
 
-def count_steps(corpus: TokenizedMixture, run_size: RunSize, seq_len: int, key: str) -> int:
+def count_steps(mixture: TokenizedMixture, run_size: RunSize, seq_len: int, key: str) -> int:
     """Steps until every source has given its max_epochs.
 
     The streams are run as in training, with the length of each document in place of its tokens: it is tokenised once,
@@ -28,20 +28,20 @@ def count_steps(corpus: TokenizedMixture, run_size: RunSize, seq_len: int, key: 
         key: the setting that wants to know, for messages.
 
     Raises:
-        ConfigError: a source has no max_epochs, is read unit by unit, or is too large to be counted.
+        ConfigError: a source has no max_epochs, is read row group by row group, or is too large to be counted.
     """
-    for source in corpus.sources:
+    for source in mixture.sources:
         count = len(source.documents) * (source.max_epochs or float("inf"))
-        if source.by_unit or count > _MOST:
+        if source.by_row_group or count > _MOST:
             raise ConfigError(
                 f"{key}: data source {source.name!r} has {len(source.documents):,} documents, too many to count its "
                 "rows before the first step; give training.steps or tokens, and the source max_epochs"
             )
     counted = replace(
-        corpus,
-        ledger=SkipLog(None),
-        encoder=_Lengths(corpus.encoder),
-        spent={source.name for source in corpus.sources},  # that they end is what they are for
+        mixture,
+        skip=SkipOptions(),
+        encoder=_Lengths(mixture.encoder),
+        spent={source.name for source in mixture.sources},  # that they end is what they are for
     )
     streams = [Stream(counted, s, run_size.num_streams, seq_len) for s in range(run_size.num_streams)]
     rows = [sum(1 for _ in until_stopped(stream)) for stream in streams]

@@ -17,7 +17,9 @@ from titan_pt.config.builtin_datasets import complete
 from titan_pt.config.errors import one_of, shown
 from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.config.schema.sft import SftConfig
-from titan_pt.data.sources.formatters import RECORDS, Row, register_records
+from titan_pt.data.sources.formatters import RECORDS
+from titan_pt.data.sources.formatters import Record as Row  # sources of the functions below are in fingerprints of data
+from titan_pt.data.sources.records import register_records
 from titan_pt.data.stream.encoding import Encoded
 from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
 from titan_pt.hf.tokenizer_files import chat_template
@@ -29,7 +31,9 @@ _FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
 
 
 def with_records(config: Config, epochs: float | None = None) -> Config:
-    """The same with formatters that make records: "chat" where neither the source nor its name says another.
+    """Set the formatters of all sources to those that make records.
+
+    The formatter is "chat" where neither the source nor its name asks for another.
 
     Args:
         epochs: max_epochs of the sources that have none.
@@ -53,7 +57,7 @@ def record_encoder(config: SftConfig) -> "Conversations":
 
 
 def plain_text(text: str) -> str:
-    """What is said in a record, one after the other."""
+    """Join the texts of a record, one per line."""
     record = json.loads(text)
     said = [message.get("content") for message in record.get("messages", []) if isinstance(message, Mapping)]
     return "\n".join(map(str, [*said, *(record[name] for name in ("prompt", "completion") if name in record)]))
@@ -77,7 +81,7 @@ class Conversations:
     overlong: Literal["error", "skip", "truncate"]
 
     def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        """See Encoder."""
+        """Encode one record: token ids, which of them are learnt, and the UTF-8 bytes of the learnt text."""
         try:
             ids, learnt, answer = record_tokens(json.loads(text), tokenizer)
         except ValueError as error:
@@ -98,7 +102,7 @@ class Conversations:
         return Encoded(np.array(ids[:size], dtype=np.int32), targets, round(len(answer.encode()) * kept))
 
     def fingerprint(self, tokenizer: Tokenizer) -> str:
-        """See Encoder."""
+        """Identify the encoding of records, for checkpoints."""
         template = hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:12]
         return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
 

@@ -12,13 +12,15 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.sft import SftConfig
+from titan_pt.data.sources.documents import sample_rows
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.loader import DataLoader
 from titan_pt.data.stream.loader import build_dataloader as build_loader
-from titan_pt.data.stream.mixture import MixtureSource, TokenizedMixture
+from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.distributed.world import World
 from titan_pt.hf.chat import PROMPTS, TALKS
 from titan_pt.protocols.context import Step, TrainContext, Validator
-from titan_pt.protocols.trainer_spec import TrainerSpec, register_trainer_spec
+from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import until_stopped
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.sft.counting import count_steps
@@ -40,13 +42,15 @@ def build_dataloader(config: SftConfig, tokenizer: Tokenizer, world: World, run_
     """
     records = with_records(config, config.sft.epochs)
     loader = build_loader(records, tokenizer, world, run_size, record_encoder(config))
-    found = [world.on_main(functools.partial(check_records, loader.corpus, source)) for source in loader.corpus.sources]
+    found = [
+        world.on_main(functools.partial(check_records, loader.mixture, source)) for source in loader.mixture.sources
+    ]
     loader.also_identity["records"] = TALKS if any(found) else PROMPTS
     return loader
 
 
 def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: DataLoader) -> RunSize:
-    """With sft.epochs as many steps as they take.
+    """Set the number of steps to those of sft.epochs, if that is given.
 
     Raises:
         ConfigError: the records cannot be counted.
@@ -55,15 +59,15 @@ def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: 
     if epochs is None:
         return run_size
     key, seq_len = f"sft.epochs = {epochs:g}", config.training.seq_len
-    return replace(run_size, steps=world.on_main(lambda: count_steps(loader.corpus, run_size, seq_len, key)))
+    return replace(run_size, steps=world.on_main(lambda: count_steps(loader.mixture, run_size, seq_len, key)))
 
 
 def describe(context: TrainContext[SftConfig], flops_per_token: float, peak: float | None) -> None:
-    """As of pretraining; with sft.epochs that the sources end is what was asked for."""
+    """Log what follows for the run, as in pretraining; with sft.epochs no warning that the sources end."""
     describe_run(context, flops_per_token, peak, warns=context.config.sft.epochs is None)
 
 
-def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
+def check_records(mixture: TokenizedMixture, source: MixtureSource) -> bool:
     """Read the records of a source, or the first of a large one, and log how many are left out and why.
 
     Returns:
@@ -72,14 +76,14 @@ def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
     Raises:
         ConfigError: see `build_dataloader`.
     """
-    rows = getattr(source.documents, "sample_rows", range(len(source.documents)))[:_CHECKED]
+    rows = sample_rows(source.documents)[:_CHECKED]
     count = len(rows)
     reasons: Counter[str] = Counter()
     first: dict[str, int] = {}
     talks = False
     for number in until_stopped(rows):
         text = source.documents[number]
-        reason = corpus.encode(source, number, text).left_out if text else "empty"
+        reason = mixture.encode(source, number, text).left_out if text else "empty"
         if reason is not None:
             reasons[reason] += 1
             first.setdefault(reason, number)
@@ -88,7 +92,7 @@ def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
     if not reasons:
         return talks
     common = reasons.most_common(5)
-    told = "; ".join(f"{times:,} times, first {source.tell(first[why])}: {why}" for why, times in common)
+    told = "; ".join(f"{times:,} times, first {source.describe(first[why])}: {why}" for why, times in common)
     if reasons.total() == count:
         raise ConfigError(f"data source {source.name!r}: all {count:,} records are left out: {told}")
     logger.warning(f"Data {source.name}: {reasons.total():,} of {count:,} records are left out: {told}")
@@ -96,26 +100,24 @@ def check_records(corpus: TokenizedMixture, source: MixtureSource) -> bool:
 
 
 def build_validator(context: TrainContext[SftConfig], step: Step | None = None) -> Validator | None:
-    """Loss on the answers of held-out records."""
+    """Build the validator of the loss on the answers of held-out records."""
     return build_loss_validator(replace(context, config=with_records(context.config)), step)
 
 
-SPEC = register_trainer_spec(
-    TrainerSpec[SftConfig](
-        name="sft",
-        config_type=SftConfig,
-        build_tokenizer=pretrain.SPEC.build_tokenizer,
-        build_model=pretrain.build_model,
-        parallelize=pretrain.parallelize,
-        build_optimizers=build_optimizers,
-        build_lr_schedulers=build_lr_schedulers,
-        build_dataloader=build_dataloader,
-        adjust_run_size=adjust_run_size,
-        describe=describe,
-        build_step=pretrain.build_step,
-        build_validator=build_validator,
-        build_dry_run=pretrain.build_dry_run,
-    )
+SPEC = TrainerSpec[SftConfig](
+    name="sft",
+    config_type=SftConfig,
+    build_tokenizer=pretrain.SPEC.build_tokenizer,
+    build_model=pretrain.build_model,
+    parallelize=pretrain.parallelize,
+    build_optimizers=build_optimizers,
+    build_lr_schedulers=build_lr_schedulers,
+    build_dataloader=build_dataloader,
+    adjust_run_size=adjust_run_size,
+    describe=describe,
+    build_step=pretrain.build_step,
+    build_validator=build_validator,
+    build_dry_run=pretrain.build_dry_run,
 )
 
 __all__ = ["SPEC"]

@@ -1,0 +1,97 @@
+"""The house: a core that is small to read and knows no wing. `lint-imports` (pyproject.toml) holds the layers."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers import ROOT
+
+PACKAGE = ROOT / "titan_pt"
+LINES_OF_A_PRETRAINING_RUN = 9_000
+LINES_OF_A_FUNCTION = 60
+WINGS = (
+    *("data.remote", "data.builtin", "hf", "generation", "tasks", "evaluation", "trainers.sft", "trainers.grpo"),
+    *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),
+)
+"""What a pretraining run on local files does not load, by the beginnings of module names."""
+
+# Three steps with validation on a local text file; prints the modules of the package that were loaded.
+RUN = """
+import json, sys
+from titan_pt.train import main
+code = main(sys.argv[1:])
+files = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "titan_pt"}
+print(json.dumps([code, files]))
+"""
+
+
+def loaded_by_a_pretraining_run(folder: Path) -> dict[str, str]:
+    """File of each module of the package that three steps of the quickstart load, by module name."""
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(" ".join(str(i * j) for j in range(99)) for i in range(999)))
+    flags = [
+        *("--job.config_file", str(ROOT / "train_configs" / "quickstart.toml")),
+        *("--job.dump_folder", str(folder / "run"), "--training.steps", "3"),
+        *("--data.sources", f'[{{name = "local", path = "{text}"}}]'),
+        *("--validation.enable", "--validation.steps", "2", "--validation.holdout_fraction", "0.2"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    code, files = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return files
+
+
+def test_a_pretraining_run_loads_the_core_alone(tmp_path: Path) -> None:
+    files = loaded_by_a_pretraining_run(tmp_path)
+    names = [name.removeprefix("titan_pt.") for name in files]
+    wings = [name for name in names if any(name == wing or name.startswith(f"{wing}.") for wing in WINGS)]
+    assert not wings
+    lines = {name: len(Path(file).read_text().splitlines()) for name, file in files.items()}
+    assert sum(lines.values()) <= LINES_OF_A_PRETRAINING_RUN, sorted(lines.items(), key=lambda item: -item[1])
+
+
+def definitions() -> Iterator[tuple[Path, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path.relative_to(ROOT), node
+
+
+def test_no_function_is_long() -> None:
+    found = [
+        f"{path}:{node.lineno} {node.name}: {length} lines"
+        for path, node in definitions()
+        if not isinstance(node, ast.ClassDef) and (length := node.end_lineno - node.lineno + 1) > LINES_OF_A_FUNCTION
+    ]
+    assert not found
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, node in definitions():
+        if isinstance(node, ast.ClassDef):
+            places[node.name].append(f"{path}:{node.lineno}")
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_the_documented_files_exist() -> None:
+    """docs/architecture.md names files by their path in the package, or beside the one named before."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    named = set(re.findall(r"`(?:titan_pt/)?([\w/]+\.py)`", text)) - {"tests/test_architecture.py"}
+    assert not {name for name in named if not any(f"/{known}".endswith(f"/{name}") for known in names)}

@@ -1,0 +1,58 @@
+"""The files that a run began with, kept in its folder: a resume reads the same ones."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import Source
+from titan_pt.data.remote.row_groups import Listing
+from titan_pt.data.sources.registry import ListingJson, is_address
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Listings of remote sources in `units.json`, by what was asked for."""
+
+    path: Path
+    known: dict[str, ListingJson]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a run's data folder; empty where there is none.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        path = folder / "units.json"
+        if not path.is_file():
+            return cls(path, {})
+        try:
+            known = json.loads(path.read_text())
+            for listing in known.values():
+                Listing.from_json(listing)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: damaged: {error}; restore it, or remove it to list the data anew (a resume then checks it)"
+            ) from error
+        return cls(path, known)
+
+    def listing(self, source: Source) -> Listing | None:
+        """The files that the run began with, of a source as `complete` makes it."""
+        key = _key(source)
+        return Listing.from_json(self.known[key]) if key in self.known else None
+
+    def add(self, source: Source, listing: Listing) -> None:
+        """Keep the files of a remote source."""
+        if not all(is_address(file.location) for file in listing.files):
+            return
+        self.known[_key(source)] = listing.to_json()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(self.known))
+        os.replace(temporary, self.path)
+
+
+def _key(source: Source) -> str:
+    return json.dumps([source.path, source.dataset, source.subset, source.split, source.revision])

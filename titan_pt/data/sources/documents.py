@@ -1,0 +1,129 @@
+"""Sets of documents as streams see them: texts with random access, tokens, or row groups that arrive over time."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Stopped(Exception):
+    """A reader was closed while somebody waited for it."""
+
+
+class Documents(Protocol):
+    """A fixed, ordered set of texts with random access."""
+
+    fingerprint: str
+    """Hash that changes when the documents do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+
+class TokenDocuments(ABC):
+    """Documents that are tokens already, each with its end-of-document token; empty ones have none."""
+
+    fingerprint: str
+    tokenizer: str
+    """Fingerprint of the tokenizer that made the tokens."""
+    num_tokens: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str:
+        raise TypeError("prepared documents are tokens, not texts")
+
+    @abstractmethod
+    def tokens(self, index: int) -> np.ndarray:
+        """Tokens of one document, its end included."""
+
+    @abstractmethod
+    def num_bytes(self, index: int) -> int:
+        """UTF-8 bytes of one document's text."""
+
+    @abstractmethod
+    def holdout_hash(self, index: int) -> int:
+        """Hash of one document's text, equal to `stream.mixture.holdout_hash` of it."""
+
+
+class Order(Protocol):
+    """A stream's way through one source. A place is a number that finds a drawn document again."""
+
+    draws: int
+    """Documents drawn so far, those that gave no text included."""
+
+    def next(self) -> int | None:
+        """The place of the next document; None when the source is spent."""
+        ...
+
+    def read(self, place: int) -> tuple[int, str | None]:
+        """The document's number in the source, and its text; None where it is lost with its row group."""
+        ...
+
+    def state_dict(self) -> Any:
+        """Everything beside `draws` that a resume needs, as JSON."""
+        ...
+
+    def load_state_dict(self, draws: int, state: Any) -> None:
+        """Go on where the state was taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class OrderKey:
+    """Everything that decides the order of one source's documents in one stream."""
+
+    source: str
+    max_epochs: float | None
+    seed: int
+    index: int
+    """Number of the stream."""
+    num_streams: int
+
+
+@dataclass(frozen=True)
+class SkipOptions:
+    """What happens to row groups that do not come, and where such decisions are recorded."""
+
+    folder: Path | None = None
+    """Folder of the records; None keeps them in memory."""
+    writer: str = "0"
+    """Name of this process's record."""
+    substitute_after: float | None = None
+    """Seconds of waiting after which later row groups are read first; None: never."""
+
+
+class StreamedDocuments(ABC):
+    """Documents that are fetched row group by row group, so that reading one may take long."""
+
+    by_row_group: bool
+    """Whether order and held-out split go by row groups: the source is large. Else documents are permuted singly."""
+
+    @abstractmethod
+    def order(self, key: OrderKey, holdout_fraction: float, held_out: bool, skip: SkipOptions) -> Order:
+        """The way of one stream through the row groups on one side of the held-out split."""
+
+    @abstractmethod
+    def wait_for_ever(self) -> None:
+        """Lift the limit on waiting that a start has: from here on the loader's own holds."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """End all waiting with Stopped; reading can go on at once."""
+
+
+def sample_rows(documents: Documents) -> range:
+    """Numbers of documents that are cheap to look at: the first readable row group, or all of them."""
+    rows: range = getattr(documents, "sample_rows", range(len(documents)))
+    return rows
+
+
+def sample_numbers(documents: Documents, count: int) -> list[int]:
+    """Numbers of at most `count` documents, spread over `sample_rows`."""
+    rows = sample_rows(documents)
+    size = len(rows)
+    return [rows[i * size // count] for i in range(count)] if size > count else list(rows)

@@ -1,0 +1,70 @@
+"""Tasks opened for evaluation alone, with or without worked examples before each question."""
+
+from dataclasses import dataclass, replace
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
+from titan_pt.data.permutation import permute
+from titan_pt.tasks.task import Task, open_task
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """One task that a user asks to be evaluated."""
+
+    name: str
+    path: str | None = None
+    """File of the problems; None: the hub's."""
+    train_path: str | None = None
+    """File of the problems that examples are taken from; None: the hub's."""
+    level: int | None = None
+    """Difficulty of arithmetic."""
+    num_fewshot: int = 0
+    """Worked examples before each question."""
+
+
+def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
+    """The requested task; its prompts begin with the examples.
+
+    Args:
+        where: setting that names the task, for error messages.
+
+    Raises:
+        ConfigError: an unknown task, problems that cannot be read, too few examples.
+    """
+    kind = GrpoTask if request.num_fewshot else EvaluationTask
+    row = kind(name=request.name, path=request.train_path, eval_path=request.path, level=request.level)
+    try:
+        task = open_task(row, seed)
+    except ConfigError as error:
+        raise ConfigError(*(problem.replace("grpo.tasks", where, 1) for problem in error.problems)) from None
+    return with_examples(task, request.num_fewshot) if request.num_fewshot else task
+
+
+def with_examples(task: Task, count: int) -> Task:
+    """A task with `count` worked problems before each question.
+
+    The prompt is lm-evaluation-harness's: each example is the task's prompt and its worked answer, then a blank line.
+    The choice of the examples depends on the training problems alone. A completion ends where it begins another
+    question.
+
+    Raises:
+        ConfigError: the task has fewer problems with worked answers.
+    """
+    size = len(task.train)
+    problems = [task.train.get(permute(i, size, b"few-shot examples"), 0) for i in range(min(count, size))]
+    if len(problems) < count or not all(problem.solution for problem in problems):
+        raise ConfigError(f"--num_fewshot = {count}: {task.name} has fewer problems with worked answers to train on")
+    examples = "".join(f"{task.worked(problem)}\n\n" for problem in problems)
+    begin = task.template.partition("{question}")[0].strip()
+
+    def first_answer(completion: str) -> str:
+        return completion.partition(begin)[0] if begin else completion
+
+    find_letter = task.find_letter
+    return replace(
+        task,
+        template=examples + task.template,
+        grade=lambda completion, problem, rule: task.grade(first_answer(completion), problem, rule),
+        find_letter=(lambda completion: find_letter(first_answer(completion))) if find_letter else None,
+    )

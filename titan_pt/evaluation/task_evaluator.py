@@ -1,0 +1,134 @@
+"""Accuracy of a model on tasks: greedy, pass@k, and by likelihood where answers are letters."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
+from titan_pt.distributed.world import World
+from titan_pt.evaluation.accuracy import PromptAnswer, accuracies, likeliest_letters, pass_rates
+from titan_pt.evaluation.intervals import wilson
+from titan_pt.evaluation.scoring import likelihoods
+from titan_pt.generation.engine import RolloutEngine
+from titan_pt.generation.sampling import Sampling
+from titan_pt.models.transformer.model import Transformer
+from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
+from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
+from titan_pt.tasks.task import Task
+
+logger = logging.getLogger("titan_pt")
+
+SHARES = ("accuracy", "accuracy_official", "accuracy_lenient", "accuracy_loglikelihood", "truncated_fraction")
+"""Values that are shares of the problems."""
+
+
+@dataclass(frozen=True)
+class PassAtK:
+    """Sampled completions of each problem, and the values of k for which pass@k is estimated from them."""
+
+    sampling: Sampling
+    num_samples: int
+    ks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Values of one task's evaluation."""
+
+    problems: int
+    """Number of problems."""
+    values: dict[str, float]
+    """accuracy (strict), accuracy_official, accuracy_lenient, accuracy_loglikelihood, pass_at_<k>, ..."""
+    intervals: dict[str, tuple[float, float]]
+    """95% confidence intervals of the values that are shares or means of the problems."""
+
+
+@dataclass(frozen=True)
+class TaskEvaluator:
+    """Measures a model on held-out problems, the same ones with the same noise each time.
+
+    Every method is a collective: call it on all ranks.
+    """
+
+    tasks: Sequence[Task]
+    sampler: RolloutSampler
+    held_out: Callable[[int, int], Sequence[Prompt]]
+    """(number of a task, most prompts) -> its prompts."""
+    tokenizer: Tokenizer
+    longest: int
+    """Most tokens that the model reads."""
+    score: Callable[[Sequence[PromptAnswer]], Sequence[float]]
+    """Log-likelihoods of answers by the model of the sampler's engine, on every rank."""
+
+    def __call__(self, t: int, limit: int, max_new_tokens: int, pass_at_k: PassAtK | None = None) -> EvalResult:
+        """Evaluate on at most `limit` problems of task number `t`.
+
+        Args:
+            max_new_tokens: most tokens of a greedy completion.
+        """
+        task, prompts = self.tasks[t], self.held_out(t, limit)
+        values = accuracies(task, self.sampler.sample(prompts, Sampling(max_new_tokens, temperature=0.0), 1))
+        if task.letters:
+            values["accuracy_loglikelihood"] = self.letter_accuracy(task, prompts)
+        if pass_at_k:
+            groups = self.sampler.sample(prompts, pass_at_k.sampling, pass_at_k.num_samples)
+            values |= pass_rates(groups, pass_at_k.ks)
+        shares = [name for name in values if name in SHARES or name.startswith("pass_at_")]
+        return EvalResult(len(prompts), values, {name: wilson(values[name], len(prompts)) for name in shares})
+
+    def letter_accuracy(self, task: Task, prompts: Sequence[Prompt]) -> float:
+        """Share of multiple-choice problems whose right letter is the likeliest."""
+        return likeliest_letters(task, prompts, self.tokenizer, self.longest, self.score)
+
+
+def build_task_evaluator(
+    tasks: Sequence[Task],
+    model: Transformer,
+    engine: RolloutEngine,
+    tokenizer: Tokenizer,
+    world: World,
+    max_new_tokens: int,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    raise_if_preempted: Callable[[], None] = lambda: None,
+) -> TaskEvaluator:
+    """The evaluator of an unsharded model, with prompts that leave room for the completions.
+
+    Args:
+        model: on this rank's device, with the weights of the engine.
+        max_new_tokens: most tokens of a completion.
+        stop_requested, raise_if_preempted: as of RolloutSampler.
+
+    Raises:
+        ConfigError: max_new_tokens leaves no room for a prompt.
+    """
+    longest = model.args.max_seq_len
+    if max_new_tokens >= longest:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens}: must be below what the model reads, {longest}")
+    sampler = RolloutSampler(
+        engine,
+        tokenizer,
+        tasks,
+        world,
+        GradingOptions(),
+        stop_requested=stop_requested,
+        raise_if_preempted=raise_if_preempted,
+    )
+    rules = PromptRules(tokenizer, longest - max_new_tokens, "truncate")
+
+    def held_out(t: int, limit: int) -> Sequence[Prompt]:
+        prompts, too_long = held_out_prompts(tasks[t], t, rules, limit)
+        if too_long and world.is_main:
+            logger.warning(
+                f"Task {tasks[t].name}: {too_long} of {len(prompts)} prompts are longer than {rules.longest} tokens; "
+                "their beginnings are cut off"
+            )
+        return prompts
+
+    def score(pairs: Sequence[PromptAnswer]) -> list[float]:
+        mine = [found.logprob for found in likelihoods(model, pairs[world.rank :: world.size])]
+        by_rank = world.gather(mine)
+        return [by_rank[i % world.size][i // world.size] for i in range(len(pairs))]
+
+    return TaskEvaluator(tasks, sampler, held_out, tokenizer, longest, score)
