@@ -46,7 +46,7 @@ def texts(*lengths: int, name: str = "t") -> Texts:
 
 
 def mixture_of(*sources: MixtureSource | Sequence[str], seed: int = 1, **options: Any) -> TokenizedMixture:
-    """A corpus of bytes; bare documents become sources "s0", "s1", ... of weight 1 without end."""
+    """A mixture of bytes; bare documents become sources "s0", "s1", ... of weight 1 without end."""
     mixture = [s if isinstance(s, MixtureSource) else MixtureSource(f"s{i}", s, 1.0) for i, s in enumerate(sources)]
     return TokenizedMixture(mixture, ByteTokenizer(), seed, **options)
 

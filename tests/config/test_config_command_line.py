@@ -10,7 +10,8 @@ from config_helpers import config_of, problem_of, problems_of
 from titan_pt.config import load_config
 from titan_pt.config.manager import config_class
 from titan_pt.config.resolve.fields import keys
-from titan_pt.config.resolve.flags import from_text, help_text
+from titan_pt.config.resolve.flags import from_text
+from titan_pt.config.resolve.help import help_text
 
 
 def test_the_three_ways_to_write_a_flag(tmp_path: Path) -> None:

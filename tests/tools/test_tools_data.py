@@ -56,7 +56,7 @@ def test_prepare_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_first_document_that_takes_long_is_told_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "_TOLD_SECONDS", -1.0)
+    monkeypatch.setattr(prepare, "_PROGRESS_SECONDS", -1.0)
     config = config_of(tmp_path, ["one text", "another text"])
     arguments = ["--job.config_file", str(config), "--source", "mine", "--output", str(tmp_path / "shards")]
     assert prepare.main(arguments) == ExitCode.DONE

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, closest, dotted, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
-from titan_pt.config.resolve.validate import validate
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
@@ -66,12 +65,14 @@ def resolve(argv: list[str]) -> Resolved:
     config_type, model_spec = config_class(trainer, model)
     layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
     if ("help", "true") in flags:
-        print(command_line.help_text(config_type), end="")
+        from titan_pt.config.resolve.help import help_text
+
+        print(help_text(config_type), end="")
         sys.exit(0)
     flag_layer = command_line.to_layer(flags, config_type, problems)
     merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
     notices = drop_foreign(merged, problems)
-    config, invalid = validate(config_type, merged, problems)
+    config, invalid = _validate(config_type, merged, problems)
     if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
         notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
@@ -171,6 +172,36 @@ def _import_custom(module: str, problems: list[str]) -> None:
             "give a module name such as my_pkg.my_trainer that is importable from the working folder"
         )
         raise ConfigError(*problems, problem) from error
+
+
+def _validate(config_type: type[JobConfig], merged: Merged, problems: list[str]) -> tuple[JobConfig | None, set[str]]:
+    """The config of all valid values and the names of the invalid ones, whose problems are appended.
+
+    The config is None where not even that exists: a required key is missing.
+    """
+    tables: dict[Any, Any] = {
+        name: dict(table) if isinstance(table, dict) else table for name, table in merged.tables.items()
+    }
+    try:
+        return config_type.model_validate(tables), set()
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+    from titan_pt.config.resolve.report import describe_mistake, tree_path
+
+    invalid = set()
+    for mistake in mistakes:
+        path = tree_path(merged.tables, mistake["loc"], missing=mistake["type"] == "missing")
+        problems.append(f"{dotted(path)}{describe_mistake(config_type, merged, path, mistake)}")
+        invalid.add(path[:2])
+    for section, *key in invalid:
+        if key and isinstance(tables.get(section), dict):
+            tables[section].pop(key[0], None)
+        else:
+            tables.pop(section, None)
+    try:
+        return config_type.model_validate(tables), {dotted(path) for path in invalid}
+    except ValidationError:
+        return None, set()
 
 
 def _with_origins(problem: RuleProblem, merged: Merged) -> str:

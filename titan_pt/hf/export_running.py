@@ -10,13 +10,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_pt.components.checkpoint.run_state import model_tensors
-from titan_pt.config.resolve.checks import model_args
 from titan_pt.hf.chat import knows_chat
 from titan_pt.hf.export import Exported, export
 from titan_pt.hf.model_card import run_facts
 from titan_pt.hf.tensor_readers import TensorInfo
 from titan_pt.protocols.context import TrainContext, TrainState
-from titan_pt.protocols.model_spec import get_model_spec
 
 logger = logging.getLogger("titan_pt")
 
@@ -63,14 +61,13 @@ def export_running(context: TrainContext, state: TrainState, target: Path) -> No
 
 
 def _described(context: TrainContext, state: TrainState, tensors: GatheredTensors) -> Exported:
-    config, spec = context.config, get_model_spec(context.config.model.name)
-    args = model_args(config, spec, context.tokenizer.vocab_size)
+    config = context.config
     parameters = sum(parameter.numel() for parameter in context.model.parameters())
     facts = run_facts(config.dump(), num_parameters=parameters, step=state.step, tokens=state.tokens_seen)
-    layout = spec.layout()
+    layout = context.model_spec.layout()
     assert layout is not None, "checked before the run starts"
     return Exported(
-        args,
+        context.args,
         layout,
         context.tokenizer,
         tensors,

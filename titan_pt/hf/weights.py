@@ -12,11 +12,10 @@ from torch import nn
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
 from titan_pt.distributed.init import copy_full
 from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
-from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.protocols.context import TrainContext
 
 logger = logging.getLogger("titan_pt")
 
@@ -26,28 +25,26 @@ _FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 
 
-def load_hf_weights(model: nn.Module, config: JobConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    """Fill the model from a Hugging Face folder; each rank reads it and keeps its shards.
+def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
+    """Fill the model of a run from a Hugging Face folder; each rank reads it and keeps its shards.
 
     Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
 
     Raises:
         ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
     """
-    spec = get_model_spec(config.model.name)
-    layout = spec.layout()
+    config, tokenizer, layout = context.config, context.tokenizer, context.model_spec.layout()
     if layout is None:
-        raise ConfigError(f"{folder}: model.name = {spec.name!r} has no Hugging Face layout")
+        raise ConfigError(f"{folder}: model.name = {context.model_spec.name!r} has no Hugging Face layout")
     theirs = layout.read_config(folder)
-    ours = model_args(config, spec, tokenizer.vocab_size)
-    _check_args(ours.model_dump(), theirs.model_dump(), config, folder)
+    _check_args(context.args.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
-    parameters = model_tensors(model)
+    parameters = model_tensors(context.model)
     reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
     rows = dict.fromkeys(layout.vocabulary, tokenizer.vocab_size)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     check_fit(reader, expected, rows)
-    fill(model, reader)
+    fill(context.model, reader)
 
 
 def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[str]) -> dict[str, str]:

@@ -93,8 +93,8 @@ def _excerpt(mixture: TokenizedMixture, row: PackedRow, start: int, end: int) ->
         text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_id])
     else:
         parts = itertools.groupby(zip(tokens, row.targets[start:end].tolist(), strict=True), key=lambda pair: pair[1])
-        said = ((learnt, tokenizer.decode([token for token, _ in part])) for learnt, part in parts)
-        text = "".join(f"⟦{part}⟧" if learnt else part for learnt, part in said)
+        decoded = ((learnt, tokenizer.decode([token for token, _ in part])) for learnt, part in parts)
+        text = "".join(f"⟦{part}⟧" if learnt else part for learnt, part in decoded)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} [... {len(text):,} characters]"
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.components.accelerators import GIB, find_accelerator
-from titan_pt.components.metrics import FILE
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import MOST_RANKS
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown
 from titan_pt.planner.search import Choice, cheapest_changes, fastest
+from titan_pt.run.run_folder import METRICS_FILE as FILE
 from titan_pt.tools.arguments import run_config_tool
 
 # Steps that compile, connect and fill caches.

@@ -26,7 +26,7 @@ from titan_pt.trainers.sft.records import reads_records
 
 logger = logging.getLogger("titan_pt")
 
-_TOLD_SECONDS = 30.0
+_PROGRESS_SECONDS = 30.0
 
 
 def prepare(config: JobConfig, name: str, output: Path) -> None:
@@ -58,7 +58,7 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
         logger.info(f"{output}: prepared already")
         return
     started = time.perf_counter()
-    texts = ((text, holdout_hash(text)) for text in _told(iterate(source.documents), len(source.documents)))
+    texts = ((text, holdout_hash(text)) for text in _with_progress(iterate(source.documents), len(source.documents)))
     written = write_prepared(output, texts, tokenizer, about)
     seconds = time.perf_counter() - started
     logger.info(
@@ -67,12 +67,12 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
     )
 
 
-def _told(texts: Iterator[str], total: int) -> Iterator[str]:
-    started = told = time.monotonic()
+def _with_progress(texts: Iterator[str], total: int) -> Iterator[str]:
+    started = logged = time.monotonic()
     for number, text in enumerate(texts, 1):
         now = time.monotonic()
-        if now - told > _TOLD_SECONDS:
-            told, left = now, (now - started) * (total - number) / number
+        if now - logged > _PROGRESS_SECONDS:
+            logged, left = now, (now - started) * (total - number) / number
             logger.info(f"{number:,} of {total:,} documents; about {left / 60:.0f} min to go")
         yield text
 

@@ -23,7 +23,7 @@ __all__ = ["quick"]  # a fixture
 
 
 def prepared(tmp_path: Path, lines: list[str]) -> tuple[TokenizedMixture, TokenizedMixture]:
-    """The corpus of a file and that of its token shards."""
+    """The mixture of a file and that of its token shards."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "a.jsonl"), max_epochs=2.0))
     prepare.prepare(config, "web", tmp_path / "tokens")

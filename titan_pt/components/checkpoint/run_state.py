@@ -124,7 +124,7 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
     """
     if is_hf_folder(folder):
         load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
-        context.world.together(lambda: load_hf_weights(context.model, context.config, context.tokenizer, folder))
+        context.world.together(lambda: load_hf_weights(context, folder))
         return
     check_model_compatible(load_documents(folder).train["identity"], identity, folder)
     load_tensors(folder, run_tensors(context, optimizer=False), context.world)

@@ -1,24 +1,20 @@
 """The command line: one flag for every key of the config.
 
 Three ways to write a flag (`--a.b value`, `--a.b=value`, a bare `--a.b` for booleans) are more than argparse takes, so
-it only prints the help. Text becomes typed values here, because only the field knows whether "5" is a number.
+it only prints the help (`help.py`). Text becomes typed values here: only the field knows whether "5" is a number.
 """
 
-import argparse
-import re
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from titan_pt.config.errors import looks_secret
-from titan_pt.config.resolve.fields import holds, keys, rows_of, sections, type_name, unknown
+from titan_pt.config.resolve.fields import holds, keys, rows_of
 from titan_pt.config.resolve.layers import Layer, tomllib
 from titan_pt.config.resolve.torchtitan import UNUSED
-from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.config.schema.job_config import JobConfig
 
 ORIGIN = "command line"
-_OWN_HEADER = re.compile(r"^\[+[^\]]*\]+ *")
 
 Flags = list[tuple[str, str | None]]
 
@@ -58,6 +54,8 @@ def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) ->
         elif name in UNUSED:  # whether it is a no-op is told from its value, later
             _set(tables, name, "true" if text is None else text, None)
         else:
+            from titan_pt.config.resolve.report import unknown
+
             problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
     for name, text in flags:
         if not name:
@@ -115,39 +113,3 @@ def _float(text: str) -> list[float]:
         return [float(text)]
     except ValueError:
         return []
-
-
-def help_text(config_type: type[JobConfig]) -> str:
-    """Every key with its meaning, type and default, grouped by table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m titan_pt.train",
-        usage="%(prog)s --job.config_file FILE.toml [--section.key VALUE ...]",
-        description="Command line > TOML file > the files it extends > default. A flag is written --a.b value or\n"
-        '--a.b=value, a boolean also --a.b alone; lists are TOML, \'["a", "b"]\', or a,b. -h, --help: this text.',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    for section, section_type in sections(config_type).items():
-        group = parser.add_argument_group(_title(f"[{section}]", section_type))
-        for key, info in section_type.model_fields.items():
-            bare: dict[str, Any] = {"nargs": "?"} if holds(info.annotation, bool) else {}
-            group.add_argument(f"--{section}.{key}", metavar="VALUE", help=_meaning(info), **bare)
-    for name, info in keys(config_type).items():
-        rows = rows_of(info.annotation)
-        if rows:
-            group = parser.add_argument_group(_title(f"[[{name}]]", rows), "keys of a row, not flags")
-            for key, field in rows.model_fields.items():
-                group.add_argument(key, help=_meaning(field))
-    return parser.format_help()
-
-
-def _title(header: str, kind: type[Section]) -> str:
-    """The table's header, then the first line of its docstring without the header it may begin with."""
-    first = (kind.__doc__ or "").partition("\n")[0]
-    return f"{header} {_OWN_HEADER.sub('', first)}".rstrip(" .")
-
-
-def _meaning(info: FieldInfo) -> str:
-    default = "unset" if info.default is None else repr(info.default)
-    needed = "required" if info.is_required() else f"default {default}"
-    return f"{info.description or ''} ({type_name(info.annotation)}; {needed})".strip().replace("%", "%%")

@@ -1,7 +1,6 @@
 """The files that a run began with, kept in its folder: a resume reads the same ones."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.remote.row_groups import Listing
 from titan_pt.data.sources.registry import ListingJson, is_address
+from titan_pt.run.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class Manifest:
             return
         self.known[_key(source)] = listing.to_json()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(self.known))
-        os.replace(temporary, self.path)
+        write_atomic(self.path, json.dumps(self.known))
 
 
 def _key(source: Source) -> str:

@@ -15,6 +15,7 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.sources.documents import TokenDocuments
 from titan_pt.data.sources.local import SHARD_DESCRIPTION, SHARD_TOKENS
 from titan_pt.data.sources.registry import ListingJson, SourceContext
+from titan_pt.run.files import write_atomic
 
 _FORMAT = 1
 
@@ -90,7 +91,5 @@ def write_prepared(
         np.save(folder / f"{name}.npy", np.frombuffer(values, dtype=values.typecode))
     written = {**about, "format": _FORMAT, "dtype": dtype, "documents": len(ends), "tokens": total}
     written["tokenizer"] = tokenizer.fingerprint
-    temporary = folder / f"{SHARD_DESCRIPTION}.tmp"
-    temporary.write_text(json.dumps(written, indent=1) + "\n")
-    os.replace(temporary, folder / SHARD_DESCRIPTION)
+    write_atomic(folder / SHARD_DESCRIPTION, json.dumps(written, indent=1) + "\n")
     return written

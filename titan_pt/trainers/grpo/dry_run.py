@@ -127,16 +127,16 @@ class UpdateSize:
 
 
 def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
-    """Size of a micro-batch of full-length completions."""
+    """The size of a micro-batch of full-length completions."""
     length = config.rollout.max_new_tokens
     a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
     wanted, most = update_samples(config), a_row * config.training.local_batch_size * num_ranks
-    by_rank = -(-min(wanted, most) // num_ranks)
-    return UpdateSize(min(wanted, most), -(-by_rank // a_row), by_rank * length, wanted > most)
+    own = -(-min(wanted, most) // num_ranks)
+    return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
 
 
 def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[TrainSample]:
-    """Full-length completions of zeros for one micro-batch."""
+    """The full-length completions of one micro-batch, over all ranks."""
     length = config.rollout.max_new_tokens
     return [TrainSample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
 

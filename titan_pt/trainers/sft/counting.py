@@ -1,4 +1,4 @@
-"""How long a run over finite sources is: its packing, without the tokens."""
+"""Counts the steps of a run over finite sources, by packing the lengths of its documents."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ _MOST = 2_000_000
 
 
 def count_steps(mixture: TokenizedMixture, run_size: RunSize, seq_len: int, key: str) -> int:
-    """Steps until every source has given its max_epochs.
+    """Count the steps until every source has given its max_epochs.
 
     The streams are run as in training, with the length of each document in place of its tokens: it is tokenised once,
     whatever the number of passes.
@@ -50,7 +50,7 @@ def count_steps(mixture: TokenizedMixture, run_size: RunSize, seq_len: int, key:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """An Encoder whose documents are as long as another's, and hold nothing."""
+    """Encoder that gives zeros, as many as another encoder gives tokens."""
 
     inner: Encoder
     known: dict[bytes, int] = field(default_factory=dict)

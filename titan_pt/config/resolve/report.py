@@ -1,0 +1,117 @@
+"""Mistakes in a config in a user's words: where the value was set, what is allowed, and what was meant.
+
+Imported where there is a mistake.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from titan_pt.config.errors import closest, dotted, nearest, one_of, shown
+from titan_pt.config.resolve.fields import keys, rows_of, sections
+from titan_pt.config.resolve.layers import Merged, Tables
+from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES
+from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.protocols.trainer_spec import trainers_with_section
+
+Path = Sequence[str | int]
+_SURE = 0.75
+
+
+def tree_path(tables: Tables, location: Path, *, missing: bool) -> tuple[str | int, ...]:
+    """pydantic's location without the names of the branches of unions, which are no keys of the tree."""
+    path: list[str | int] = []
+    node: Any = tables
+    for i, part in enumerate(location):
+        is_key = isinstance(node, dict) and part in node
+        if is_key or (isinstance(node, list) and isinstance(part, int)):
+            node = node[part]
+            path.append(part)
+        elif missing and i == len(location) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def describe_mistake(config_type: type[JobConfig], merged: Merged, path: Path, mistake: Any) -> str:
+    origin = merged.blame(*path)
+    if mistake["type"] == "extra_forbidden":
+        return f" ({origin}): {unknown(config_type, path)}"
+    if mistake["type"] == "missing":
+        return f" ({origin}): missing"
+    message = re.sub(r"^(Value error, |Input |String |List )", "", mistake["msg"])
+    holder = table_type(config_type, path[:-1])
+    info = holder.model_fields.get(str(path[-1])) if holder else None
+    if mistake["type"] in ("model_type", "model_attributes_type"):
+        message = f"must be a table, {_header(path)}"
+    elif info and rows_of(info.annotation) and mistake["type"] == "list_type":
+        message = f"must be an array of tables, [[{dotted(path)}]]"
+    return f" = {shown(mistake['input'])} ({origin}): {message}"
+
+
+def _header(path: Path) -> str:
+    return f"[[{dotted(path[:-1])}]]" if isinstance(path[-1], int) else f"[{dotted(path)}]"
+
+
+def unknown(config_type: type[JobConfig], path: Path) -> str:
+    """Why there is nothing at `path`, and what the user may have meant."""
+    name = ".".join(part for part in path if isinstance(part, str))
+    if name in RENAMED:
+        return f"unknown key; in titan_pt it is {RENAMED[name]}"
+    for table, hint in UNUSED_TABLES.items():
+        if name.startswith(f"{table}."):
+            return f"titan_pt does not have this TorchTitan table; {hint}"
+    section, key, known = str(path[0]), str(path[-1]), sections(config_type)
+    if key == "extends":
+        return "unknown key; extends stands at the top of a file, before its first table"
+    if section not in known:
+        return _unknown_table(config_type, section, name)
+    whole = ".".join(map(str, path[:2]))
+    if len(path) > 2 and not isinstance(path[2], int) and _is_array_of_tables(config_type, whole):
+        return f"not a flag; write the rows in the file, or all of them in --{whole} '[{{name = \"...\"}}]'"
+    holder = table_type(config_type, path[:-1])
+    if holder is None or len(path) == 1:
+        return f"not a key; the keys of [{section}] are {one_of(known[section].model_fields)}"
+    hint = nearest(key, holder.model_fields)
+    if hint:
+        where = f"{section}." if len(path) == 2 else ""
+        return f"unknown key{hint.replace('mean ', f'mean {where}')}"
+    hint = _elsewhere(config_type, key) if len(path) == 2 else ""
+    return f"unknown key{hint or f'; the keys are {one_of(holder.model_fields)}'}"
+
+
+def _is_array_of_tables(config_type: type[JobConfig], name: str) -> bool:
+    info = keys(config_type).get(name)
+    return info is not None and rows_of(info.annotation) is not None
+
+
+def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str:
+    trainers = trainers_with_section(section)
+    if trainers:
+        choices = " or ".join(f'"{trainer}"' for trainer in trainers)
+        return f"unknown table: it belongs to job.trainer = {choices}"
+    full = closest(name, keys(config_type), cutoff=_SURE) if "." in name else None
+    hint = f"; did you mean {full}?" if full else nearest(section, sections(config_type))
+    hint = hint or _elsewhere(config_type, name.rpartition(".")[2])
+    return f"unknown table or key{hint or f'; the tables are {one_of(sections(config_type))}'}"
+
+
+def _elsewhere(config_type: type[JobConfig], key: str) -> str:
+    """The right key, or nearly, in the wrong table."""
+    names = {name.split(".")[1]: name for name in reversed(keys(config_type))}
+    match = closest(key, names, cutoff=_SURE)
+    return f"; did you mean {names[match]}?" if match else ""
+
+
+def table_type(config_type: type[JobConfig], path: Path) -> type[Section] | None:
+    """The type of the table or row at `path`, such as ("data", "sources", 0), or None."""
+    kind: type[Section] = config_type
+    for part in path:
+        if isinstance(part, int):
+            continue
+        info = kind.model_fields.get(part)
+        annotation = info.annotation if info else None
+        rows = annotation if isinstance(annotation, type) else rows_of(annotation)
+        if rows is None or not issubclass(rows, Section):
+            return None
+        kind = rows
+    return kind
