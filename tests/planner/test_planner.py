@@ -144,8 +144,9 @@ def test_mistakes_end_with_2(flags: list[str], reason: str, capsys: pytest.Captu
 @pytest.fixture(scope="module")
 def small_plan() -> Plan:
     """A plan of the debug model on a GPU that is too small for it."""
-    small = A100.__class__("small-gpu", "none", 3.5, 1e12, {"bfloat16": 1e14})
-    config = config_of("debug", *ROWS_8, "--training.tokens=1B", "--training.global_batch_size=32")
+    small = A100.__class__("small-gpu", "none", 2.75, 1e12, {"bfloat16": 1e14})
+    batch = ("--training.local_batch_size=16", "--training.global_batch_size=32", "--training.tokens=1B")
+    config = config_of("debug", "--model.flavor=debugmodel", *batch)
     return make_plan(config, Target(small, 1, price_per_gpu_hour=2.0))
 
 
@@ -158,16 +159,16 @@ def test_text_of_a_plan_that_does_not_fit(small_plan: Plan) -> None:
 
 def test_cheapest_changes_fit_and_differ_in_kind(small_plan: Plan) -> None:
     changes = cheapest_changes(small_plan)
-    kinds = {tuple(sorted({name.split(".")[0] for name, _ in change.settings})) for change in changes}
+    kinds = {tuple(name for name, _ in change.settings) for change in changes}
     assert 1 <= len(changes) <= 3 and len(kinds) == len(changes)
-    assert all(change.fits and change.needed_bytes <= 3.5 * GIB for change in changes)
+    assert all(change.fits and change.needed_bytes <= 2.75 * GIB for change in changes)
     hours = [change.hours for change in changes if change.hours and change.num_gpus == 1]
     assert hours == sorted(hours)
 
 
 def test_fastest_choice_fits_and_keeps_the_batch(small_plan: Plan) -> None:
     best = fastest(small_plan)
-    assert best is not None and best.needed_bytes <= 3.5 * GIB
+    assert best is not None and best.needed_bytes <= 2.75 * GIB
     better = make_plan(apply(small_plan.config, best), small_plan.target)
     assert better.memory.fits and better.memory.needed_bytes == best.needed_bytes
     assert better.dry_run.run_size.rows == small_plan.dry_run.run_size.rows

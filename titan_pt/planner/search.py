@@ -79,16 +79,15 @@ def fastest(plan: Plan) -> Choice | None:
 
 
 def cheapest_changes(plan: Plan, count: int = 3) -> list[Choice]:
-    """Changes that make it fit, each of another kind: on as few GPUs as now first, then by predicted hours.
+    """Changes that make it fit, each of other keys: on as few GPUs as now first, then by predicted hours.
 
-    Several kinds together are tried only where none suffices alone.
+    A change of several keys comes last, and is tried only where too few single ones suffice.
     """
     search = Search(plan)
     found = [choice for choice in search.single_changes() if choice.fits and choice.settings]
-    if not found:
-        together = search.largest_batch({**_CHECKPOINTS[-1], _RESHARD: "default", **search.sampled_together()})
-        found = [together] if together is not None and together.fits else []
-    return sorted(found, key=lambda choice: (choice.hours is None, choice.num_gpus, _hours(choice)))[:count]
+    ranked = sorted(found, key=lambda choice: (choice.hours is None, choice.num_gpus, _hours(choice)))
+    combined = search.combined_change() if len(ranked) < count else None
+    return [*ranked, *([combined] if combined else [])][:count]
 
 
 def apply(config: JobConfig, choice: Choice) -> JobConfig:
@@ -163,6 +162,14 @@ class Search:
         now = next((n for n, way in enumerate(_CHECKPOINTS) if self._is_now(way)), 0)
         tried = (self.try_settings(checkpoint) for checkpoint in _CHECKPOINTS[now + 1 :])
         return next((choice for choice in tried if choice is not None and choice.fits), None)
+
+    def combined_change(self) -> Choice | None:
+        """The least recomputation that makes it fit together with another local batch."""
+        for checkpoint in _CHECKPOINTS[1:]:
+            choice = self.largest_batch({**checkpoint, _RESHARD: "default", **self.sampled_together()})
+            if choice is not None and choice.fits and len({name.split(".")[0] for name, _ in choice.settings}) > 1:
+                return choice
+        return None
 
     def _is_now(self, wanted: Settings) -> bool:
         return all(_now(self.plan.config, name) == value for name, value in wanted.items())
