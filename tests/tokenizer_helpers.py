@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from titan_pt.components.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
-from titan_pt.config.schema.job_config import Tokenizer as Section
+from titan_pt.config.schema.job_config import TokenizerSection as Section
 
 TEXTS = [
     "",

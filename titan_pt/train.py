@@ -40,7 +40,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         started: when this attempt began, a Unix time.
     """
     if config.comm.mode == "fake_backend":
-        return dry_run(config)
+        return run_dry(config)
     from titan_pt.run.run_folder import write_config
 
     ending = RunEnding(config)
@@ -60,7 +60,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     return ExitCode.DONE
 
 
-def dry_run(config: JobConfig) -> ExitCode:
+def run_dry(config: JobConfig) -> ExitCode:
     """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
     from titan_pt.dry_run import dry_run
 

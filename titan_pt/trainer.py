@@ -16,7 +16,7 @@ from titan_pt.components.profiling import Profiler
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
-from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
+from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.run_folder import lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
@@ -91,9 +91,11 @@ class Trainer:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
         self._plan.begin(resumed.deadline if resumed else None)
-        self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
         if resumed and resumed.unwritten_row:
+            self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
+        else:
+            self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -109,7 +111,9 @@ class Trainer:
             logger.info(f"The run has its {self._plan.total_steps:,} steps; raise {self._plan.advice} to go on")
         try:
             if self._validates_first if state.step == 0 else self._validates():
-                self._complete_row()  # the first evaluation, or a validation that a signal ended
+                completed = self._complete_row()  # the first evaluation, or a validation that a signal ended
+                if completed and state.step and isinstance(self._step, StatefulStep) and self._saves(last=True):
+                    self._save(required=True)  # the step's own state may follow from validations, as a plateau does
             self._rows.interval = Interval()
             with self._garbage, self._profiler:
                 while state.step < self._plan.total_steps:
@@ -206,16 +210,19 @@ class Trainer:
             values, samples = self._validate() if validate else ({}, {})
         except Preempted:
             self._rows.write(row, self._plan.total_steps, texts)
+            self._rows.interval = Interval()  # where it was the deadline, _finish_early completes this row
             raise
         self._rows.write({**row, **values}, self._plan.total_steps, {**samples, **texts})
         self._rows.interval = Interval()
         self._give_up_after_too_many()
 
-    def _complete_row(self) -> None:
-        """Validate the last finished step, if its row in metrics.jsonl lacks that."""
-        if self._validator and self._rows.lacks_validation(self.state.step):
-            values, texts = self._validate()
-            self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+    def _complete_row(self) -> bool:
+        """Validate the last finished step if its row in metrics.jsonl lacks that; returns whether it did."""
+        if not self._validator or not self._rows.lacks_validation(self.state.step):
+            return False
+        values, texts = self._validate()
+        self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+        return True
 
     def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:
         """(values for the row, texts by name) of the validator. A collective."""

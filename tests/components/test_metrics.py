@@ -107,6 +107,29 @@ def test_a_start_validates_a_due_row_without_values(copy: Path, trained: Path) -
     assert after[:-1] == rows[:-1] and {**after[-1], "time": 0} == {**rows[-1], "time": 0}
 
 
+def test_a_lost_row_is_not_made_up(copy: Path, trained: Path) -> None:
+    keep_rows_up_to(copy / "run" / FILE, 4)
+    assert train_here(copy / "run.toml") == 0
+    assert [row["step"] for row in read_rows(copy / "run")] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_at_a_completion_costs_the_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
+    writer.write(ROW, 10)
+    monkeypatch.setattr("titan_pt.components.metrics.write_atomic", full)
+    with caplog.at_level("ERROR", logger="titan_pt"):
+        writer.complete(1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10)
+    assert "the row of step 1 could not be completed" in caplog.text
+    writer.write({**ROW, "step": 2}, 10)
+    writer.close()
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
+
+
 def test_a_row_kept_by_an_earlier_release_is_written(copy: Path, trained: Path) -> None:
     """They saved the row of a validation that a signal ended in the checkpoint, and wrote it at the next start."""
     rows = read_rows(trained / "run")

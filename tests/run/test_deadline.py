@@ -15,7 +15,7 @@ from helpers import losses, read_json, read_rows, train, train_here, write_toml
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.config import load_config
 from titan_pt.config.errors import ConfigError
-from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, first_start, keep_start
 from titan_pt.trainers import pretrain
@@ -153,6 +153,26 @@ def build_step(context: TrainContext) -> Step:
 register_trainer_spec(dataclasses.replace(pretrain.SPEC, name="ticking", build_step=build_step))
 
 
+def build_slow_validator(context: TrainContext, _step: Step) -> Validator:
+    """The second validation takes until after the deadline."""
+    calls = itertools.count(1)
+
+    def validate() -> dict[str, float]:
+        if next(calls) == 2:
+            CLOCK.now += 10_000.0
+        context.raise_if_preempted()
+        return {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}
+
+    return validate
+
+
+register_trainer_spec(
+    dataclasses.replace(
+        pretrain.SPEC, name="slow_validation", build_step=build_step, build_validator=build_slow_validator
+    )
+)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of runs with job.trainer = "ticking"."""
@@ -219,6 +239,15 @@ def test_a_step_that_would_end_too_late_is_dropped(tmp_path: Path, clock: Clock)
     assert train_here(write_ticking(tmp_path)) == 0
     assert max(losses(tmp_path / "run")) == 339
     assert (tmp_path / "run" / "checkpoint" / "step-339").is_dir()
+
+
+def test_a_deadline_in_a_validation_leaves_one_row(tmp_path: Path, clock: Clock) -> None:
+    config = write_ticking(tmp_path, validation={"enable": True, "freq": 20})
+    assert train_here(config, "--job.trainer", "slow_validation") == 0
+    rows = read_rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["step"] for row in rows if "val_loss" in row] == [1, 20]
+    assert (tmp_path / "run" / "checkpoint" / "step-20").is_dir()
 
 
 def test_a_deadline_before_the_first_step_is_a_mistake(

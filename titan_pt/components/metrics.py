@@ -78,9 +78,9 @@ class MetricsWriter:
         """Add values to the row of a step, the last one that was written; without such a row they make one."""
         row = {**(self.last_row(step) or {"step": step}), **values, "time": time.time()}
         try:
-            self._file.close()
             keep_rows_up_to(self._path, step - 1)
-            self._file = self._path.open("a")
+            replaced, self._file = self._file, self._path.open("a")
+            replaced.close()
             self._append(row)
             self._plot({"step": step, **values})
         except OSError as error:
@@ -211,11 +211,11 @@ class MetricRows:
             self._writer.write_texts(texts, step)
 
     def lacks_validation(self, step: int) -> bool:
-        """Whether the row of this step is missing or has no values of a validation. A collective."""
+        """Whether this step's row was written without a validation; true of a step 0 without a row. A collective."""
 
         def lacks() -> bool:
             row = self._writer.last_row(step) if self._writer else None
-            return row is None or not any(key.startswith(VALIDATION_KEYS) for key in row)
+            return step == 0 if row is None else not any(key.startswith(VALIDATION_KEYS) for key in row)
 
         return self._context.world.on_main(lacks)
 

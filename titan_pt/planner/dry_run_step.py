@@ -107,7 +107,7 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
 
 
 def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
-    """The config without what tensors without numbers cannot do, and a note on each change."""
+    """Switch off the features of a config that need tensor values; returns the config and a note on each change."""
     updates: dict[str, dict[str, Any]] = {}
     notes = []
     if config.compile.enable:

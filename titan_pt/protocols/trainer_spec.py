@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import create_model
 
 from titan_pt.config.run_size import RunSize, plan_run_size
-from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.section import Section
 from titan_pt.protocols.registry import Registry, import_attribute
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """The ending of a run: the exit code of each outcome, the reason on stderr, and the order of closing."""
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
@@ -51,8 +52,9 @@ def leave(code: int) -> NoReturn:
     if code not in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.GAVE_UP) or _is_alone():
         threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
     os._exit(code)
 
 

@@ -32,7 +32,7 @@ def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RulePro
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
     common = (
         rule(config, model_spec)
-        for rule in (_model, _batch, _schedule, _data, _validation, _exams, _memory, _profiling)
+        for rule in (_model, _batch, _schedule, _data, _validation, _validation_tasks, _memory, _profiling)
     )
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
@@ -157,7 +157,7 @@ def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[s
         )
 
 
-def _exams(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+def _validation_tasks(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     validation = config.validation
     given = [name for name in ("tasks", "sample_prompts") if getattr(validation, name)]
     for name in given if not validation.enable else ():

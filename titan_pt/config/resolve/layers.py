@@ -34,11 +34,11 @@ class Merged:
     origins: dict[tuple[str | int, ...], str] = field(default_factory=dict)
 
     def origin(self, *path: str | int) -> str:
-        """Who set the value at `path` last."""
+        """Return the origin of the value at `path`: the layer that set it last."""
         return self.origins.get(path, "default")
 
     def blame(self, *path: str | int) -> str:
-        """Who set the value at `path` last, or what is around it: an array, or the table where it is missing."""
+        """Return the origin of the value at `path`; where it is missing, that of the nearest table or array."""
         around = (path[:length] for length in range(len(path), 0, -1))
         return next((self.origins[part] for part in around if part in self.origins), "default")
 

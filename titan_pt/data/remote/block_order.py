@@ -82,7 +82,8 @@ class BlockOrder:
 
     def __init__(self, key: OrderKey, documents: "RowGroupDocuments", row_groups: list[int], skip: SkipOptions) -> None:
         self._key, self._documents, self._row_groups = key, documents, row_groups
-        self._skip_log, self._substitute_after = SkipLog(skip.folder, skip.writer), skip.substitute_after
+        self._skip_log: SkipLog = skip.log
+        self._substitute_after = skip.substitute_after
         mean = max(1.0, documents.listing.num_rows / max(1, len(documents.listing)))
         self._block_groups = max(1, round(BLOCK_ROWS / mean))
         own = len(range(key.index, len(row_groups), key.num_streams))

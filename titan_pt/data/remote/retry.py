@@ -45,7 +45,7 @@ class Denied(Refused):
 
 
 class Unfit(Refused):
-    """A whole row group of which a row is not what the formatter wants: another try brings the same."""
+    """A row group has a row that the formatter refuses; it is not retried, for reading it again gives the same."""
 
 
 class Changed(Refused):

@@ -7,7 +7,10 @@ from typing import Any
 
 
 class SkipLog:
-    """Append-only JSON lines, one file a process, read together.
+    """A record on disk of row groups that were given up or read out of turn, so that a resume decides the same.
+
+    Each process appends to a JSON-lines file of its own; a start reads the files of all. The names in them, such as
+    "unit" for a row group, are those of the first release.
 
     Args:
         folder: of the files; None keeps the decisions in memory alone.

@@ -1,11 +1,14 @@
 """Sets of documents as streams see them: texts with random access, tokens, or row groups that arrive over time."""
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from titan_pt.protocols.registry import import_attribute
 
 
 class Stopped(Exception):
@@ -87,7 +90,7 @@ class OrderKey:
 
 @dataclass(frozen=True)
 class SkipOptions:
-    """What happens to row groups that do not come, and where such decisions are recorded."""
+    """Options for row groups that cannot be read: whether later ones come first, and where decisions are recorded."""
 
     folder: Path | None = None
     """Folder of the records; None keeps them in memory."""
@@ -95,6 +98,11 @@ class SkipOptions:
     """Name of this process's record."""
     substitute_after: float | None = None
     """Seconds of waiting after which later row groups are read first; None: never."""
+
+    @functools.cached_property
+    def log(self) -> Any:
+        """The SkipLog of `data/remote` that all streams of these options share."""
+        return import_attribute("titan_pt.data.remote.skip_log:SkipLog")(self.folder, self.writer)
 
 
 class StreamedDocuments(ABC):
