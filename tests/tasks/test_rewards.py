@@ -57,7 +57,7 @@ def make_sample(completion: str = RIGHT, num_tokens: int = 10, max_new_tokens: i
 @pytest.fixture
 def reward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Score]:
     """The score by one function that is registered for this test alone."""
-    monkeypatch.setattr(rewards._REWARDS, "_registered", dict(rewards._REWARDS))
+    monkeypatch.setattr(rewards.REWARDS, "_registered", dict(rewards.REWARDS))
 
     def run(function: Callable[[Sample, Task], Any], seconds: float = 10.0, **weights: float) -> Score:
         register_reward("mine", function)
@@ -194,7 +194,7 @@ def test_a_reward_that_hangs_counts_zero(reward: Callable[..., Score], function:
 
 
 def test_a_given_up_reward_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rewards._REWARDS._registered, "slow", sleep)
+    monkeypatch.setitem(rewards.REWARDS._registered, "slow", sleep)
     task = make_task(rewards={"correct": 1.0, "slow": 1.0})
     start = time.monotonic()
     result = score(make_sample(), task, 60.0, given_up={"slow"})
@@ -326,7 +326,7 @@ def test_each_rule_is_asked_once_a_completion(monkeypatch: pytest.MonkeyPatch) -
         return grade_gsm8k(completion, problem.gold, rule)
 
     monkeypatch.setitem(
-        rewards._REWARDS._registered,
+        rewards.REWARDS._registered,
         "mine",
         lambda sample, task: task.grade(sample.completion, sample.problem, "lenient") / 2,
     )
@@ -357,8 +357,8 @@ def test_a_changed_alarm_handler_harms_no_reward(monkeypatch: pytest.MonkeyPatch
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it would end the process
         return 1.0
 
-    monkeypatch.setitem(rewards._REWARDS._registered, "changes", changes)
-    monkeypatch.setitem(rewards._REWARDS._registered, "hangs", sleep)
+    monkeypatch.setitem(rewards.REWARDS._registered, "changes", changes)
+    monkeypatch.setitem(rewards.REWARDS._registered, "hangs", sleep)
     found = score(make_sample(), make_task(rewards={"changes": 1.0, "hangs": 1.0}), 0.05)
     assert found.parts["changes"] == 1.0 and failures(found) == [("hangs", "timeout")]
 

@@ -187,8 +187,8 @@ def test_a_question_may_look_like_a_template() -> None:
 )
 def test_wrong_config_rows_are_named(fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task._TASKS, "_registered", {})  # without what other tests registered
-    built_in = {name: rewards._REWARDS[name] for name in ("correct", "format", "length")}
-    monkeypatch.setattr(rewards._REWARDS, "_registered", built_in)
+    built_in = {name: rewards.REWARDS[name] for name in ("correct", "format", "length")}
+    monkeypatch.setattr(rewards.REWARDS, "_registered", built_in)
     fields = {"name": "arithmetic", **fields}
     assert problem_of(**fields).startswith(message)
 

@@ -55,6 +55,11 @@ class TiktokenTokenizer:
         return self._encoding.decode([i for i in ids if 0 <= i < self.vocab_size])
 
 
+def open_tiktoken(rank_file: Path | None) -> TiktokenTokenizer:
+    """Open the tokenizer of a .tiktoken file; None: GPT-2's."""
+    return TiktokenTokenizer(load_gpt2() if rank_file is None else read_rank_file(rank_file))
+
+
 def load_gpt2() -> tiktoken.Encoding:
     """Load GPT-2's vocabulary from tiktoken's cache, or download it.
 

@@ -75,9 +75,9 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
         return ByteTokenizer()
     is_rank_file = os.path.isfile(path) and path.suffix == ".tiktoken"
     if name == "gpt2" or is_rank_file:
-        from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer, load_gpt2, read_rank_file
-
-        return TiktokenTokenizer(load_gpt2() if name == "gpt2" else read_rank_file(path))
+        open_tiktoken = import_attribute("titan_pt.components.tiktoken_tokenizer:open_tiktoken")
+        opened: Tokenizer = open_tiktoken(None if name == "gpt2" else path)
+        return opened
     folder, exists = os.path.isdir(path), os.path.exists(path)
     reason = "a folder without tokenizer.json" if folder else "an unknown kind of file" if exists else "no such file"
     hint = nearest(name, BUILTIN_TOKENIZER_SIZES)

@@ -7,13 +7,10 @@ import traceback
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from titan_pt.protocols.registry import Registry
+from titan_pt.tasks.task import REWARDS, Problem, Task
 from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
-
-if TYPE_CHECKING:  # task.py needs the names of the rewards
-    from titan_pt.tasks.task import Problem, Task
 
 T = TypeVar("T")
 
@@ -26,7 +23,7 @@ _LONGEST_MESSAGE = 300
 class Sample:
     """One completion, as a reward function sees it."""
 
-    problem: "Problem"
+    problem: Problem
     completion: str
     """Text without the token that ended it."""
     num_tokens: int
@@ -66,21 +63,15 @@ class Score:
     """Failures, in the order of the calls; what failed counts as 0, wrong, or no letter."""
 
 
-RewardFunction = Callable[[Sample, "Task"], float]
-_REWARDS: Registry[RewardFunction] = Registry("reward {}")
+RewardFunction = Callable[[Sample, Task], float]
 
 
 def register_reward(name: str, function: RewardFunction) -> None:
     """Make `name` known to `rewards` of [[grpo.tasks]]. Twice is an error."""
-    _REWARDS.register(name, function)
+    REWARDS.register(name, function)
 
 
-def known_rewards() -> set[str]:
-    """Names of the registered rewards."""
-    return set(_REWARDS)
-
-
-def score(sample: Sample, task: "Task", timeout_seconds: float, given_up: Container[str] = ()) -> Score:
+def score(sample: Sample, task: Task, timeout_seconds: float, given_up: Container[str] = ()) -> Score:
     """Grade a completion by each rule, and compute every reward of its task.
 
     The grading is asked once for each rule; a reward that calls `task.grade` gets the same verdict.
@@ -109,10 +100,10 @@ def score(sample: Sample, task: "Task", timeout_seconds: float, given_up: Contai
     return Score(parts, total, **right, letter=letter, problems=tuple(guard.problems))
 
 
-def _with_kept_verdicts(task: "Task") -> "Task":
+def _with_kept_verdicts(task: Task) -> Task:
     verdicts: dict[tuple[str, str, str], bool] = {}
 
-    def grade(completion: str, problem: "Problem", rule: str) -> bool:
+    def grade(completion: str, problem: Problem, rule: str) -> bool:
         key = completion, problem.id, rule
         if key not in verdicts:
             verdicts[key] = task.grade(completion, problem, rule)
@@ -149,12 +140,12 @@ class _NotFinite(Exception):
     """A reward gave no finite number; the text says what it gave."""
 
 
-def _is_right(rule: str, sample: Sample, task: "Task") -> bool:
+def _is_right(rule: str, sample: Sample, task: Task) -> bool:
     return bool(task.grade(sample.completion, sample.problem, rule))
 
 
-def _value(name: str, sample: Sample, task: "Task") -> float:
-    value: Any = _REWARDS[name](sample, task)
+def _value(name: str, sample: Sample, task: Task) -> float:
+    value: Any = REWARDS[name](sample, task)
     number = float(value) if hasattr(value, "__float__") else math.nan
     if not abs(number) <= _LARGEST:
         raise _NotFinite(f"gave {reprlib.repr(value)}, not a finite number")
@@ -169,26 +160,21 @@ def _described(error: BaseException) -> str:
     return f"{text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + '...'}{where}"
 
 
-def _correct(sample: Sample, task: "Task") -> float:
+def correct_reward(sample: Sample, task: Task) -> float:
     """1 for a completion that is right by the strict rule, else 0."""
     return float(task.grade(sample.completion, sample.problem, "strict"))
 
 
-def _format(sample: Sample, task: "Task") -> float:
+def format_reward(sample: Sample, task: Task) -> float:
     """1 for a completion with an answer in the strict form, right or wrong, else 0."""
     assert task.find_answer is not None, "open_task refuses the reward without it"
     return float(task.find_answer(sample.completion) is not None)
 
 
-def _length(sample: Sample, task: "Task") -> float:
+def length_reward(sample: Sample, task: Task) -> float:
     """0.5 (1 + cos(pi t / T)) for a right completion of t of at most T tokens, so more for a shorter one; else 0.
 
     The cosine length reward of ProRL v2 (its post of August 2025) with eta_min = 0 and eta_max = 1.
     """
     share = min(1.0, sample.num_tokens / sample.max_new_tokens)
-    return 0.5 * (1.0 + math.cos(math.pi * share)) * _correct(sample, task)
-
-
-register_reward("correct", _correct)
-register_reward("format", _format)
-register_reward("length", _length)
+    return 0.5 * (1.0 + math.cos(math.pi * share)) * correct_reward(sample, task)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
-from titan_pt.tasks.rewards import known_rewards
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,11 @@ _TASKS: Registry[TaskFactory] = Registry(
     "task {}", {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")}
 )
 
+REWARDS: Registry[Callable[[Any, Task], float]] = Registry(
+    "reward {}", {name: f"titan_pt.tasks.rewards:{name}_reward" for name in ("correct", "format", "length")}
+)
+"""Reward functions of (sample, task), by name; `rewards.register_reward` adds to them."""
+
 _DEFAULTS = GrpoTask(name="defaults")
 _OPTIONAL = ("path", "eval_path", "holdout_fraction", "level", "shuffle_options", "options")
 
@@ -164,7 +168,7 @@ def _mistakes(row: GrpoTask) -> Iterator[str]:
 
 
 def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
-    known = known_rewards()
+    known = set(REWARDS)
     for name in sorted(set(task.rewards) - known):
         yield (
             f"rewards: {shown(name)} is unknown{nearest(name, known)}; known are {one_of(known)}; "

@@ -8,16 +8,15 @@ import logging
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from titan_pt.data.permutation import permute
+from titan_pt.data.remote.reader_pool import ReaderPool
 from titan_pt.data.remote.retry import Unreadable
+from titan_pt.data.remote.row_groups import Listing
 from titan_pt.data.remote.skip_log import SkipLog
 from titan_pt.data.sources.documents import OrderKey, SkipOptions, Stopped
 from titan_pt.data.stream.order import BLOCK_ROWS, order_key
-
-if TYPE_CHECKING:
-    from titan_pt.data.remote.row_group_documents import RowGroupDocuments
 
 logger = logging.getLogger("titan_pt")
 
@@ -72,6 +71,19 @@ class BlockRequest:
     """Texts to come, by row group."""
 
 
+class RowGroupReader(Protocol):
+    """The part of RowGroupDocuments that an order reads through."""
+
+    listing: Listing
+    reader_pool: ReaderPool
+
+    def texts(self, number: int) -> Any:
+        """Texts of a row group, which are waited for."""
+
+    def request(self, number: int) -> "Future[Any]":
+        """Texts of a row group to come."""
+
+
 class BlockOrder:
     """Order of one stream through the row groups of a source; a place is the number of the block and the row in it.
 
@@ -80,7 +92,7 @@ class BlockOrder:
         key: its max_epochs is rounded up to whole blocks.
     """
 
-    def __init__(self, key: OrderKey, documents: "RowGroupDocuments", row_groups: list[int], skip: SkipOptions) -> None:
+    def __init__(self, key: OrderKey, documents: RowGroupReader, row_groups: list[int], skip: SkipOptions) -> None:
         self._key, self._documents, self._row_groups = key, documents, row_groups
         self._skip_log: SkipLog = skip.log
         self._substitute_after = skip.substitute_after
