@@ -90,6 +90,35 @@ def test_a_class_name_has_one_meaning() -> None:
     assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
+def imports() -> dict[str, set[str]]:
+    """Modules of the package that each module imports, at its top or in a function; not those for type checkers."""
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")
+    }
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        checkers = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        unseen = {id(node) for block in checkers for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in unseen:
+                targets = {f"{node.module}.{alias.name}" for alias in node.names} & names.keys() or {node.module}
+                found[name] |= {target for target in targets if target in names}
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    """A module that nobody imports, or that imports nobody, is in no circle; what is left when all are gone is one."""
+    graph = imports()
+    while True:
+        imported = set().union(*graph.values()) if graph else set()
+        ends = {name for name, targets in graph.items() if not targets or name not in imported}
+        if not ends:
+            break
+        graph = {name: targets - ends for name, targets in graph.items() if name not in ends}
+    assert not graph
+
+
 def test_the_documented_files_exist() -> None:
     """docs/architecture.md names files by their path in the package, or beside the one named before."""
     text = (ROOT / "docs" / "architecture.md").read_text()
