@@ -427,7 +427,7 @@ def profile_step(name, one):
         )
     if name.startswith("rollout"):
         return
-    with contextlib.suppress(Exception):  # only names of letters, digits, . _ - come back from the device
+    with contextlib.suppress(Exception):  # a trace is a help, its failure costs nothing
         raw, file = WORK / "trace.json", f"trace_{name.replace(' ', '_')}.json.gz"
         prof.export_chrome_trace(str(raw))
         with raw.open("rb") as source, gzip.open(OUT / file, "wb", 6) as target:
