@@ -14,11 +14,11 @@ from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES
 from titan_pt.config.schema.job_config import JobConfig, Section
 from titan_pt.protocols.trainer_spec import trainers_with_section
 
-Path = Sequence[str | int]
+KeyPath = Sequence[str | int]
 _SURE = 0.75
 
 
-def tree_path(tables: Tables, location: Path, *, missing: bool) -> tuple[str | int, ...]:
+def tree_path(tables: Tables, location: KeyPath, *, missing: bool) -> tuple[str | int, ...]:
     """pydantic's location without the names of the branches of unions, which are no keys of the tree."""
     path: list[str | int] = []
     node: Any = tables
@@ -32,7 +32,7 @@ def tree_path(tables: Tables, location: Path, *, missing: bool) -> tuple[str | i
     return tuple(path)
 
 
-def describe_mistake(config_type: type[JobConfig], merged: Merged, path: Path, mistake: Any) -> str:
+def describe_mistake(config_type: type[JobConfig], merged: Merged, path: KeyPath, mistake: Any) -> str:
     origin = merged.blame(*path)
     if mistake["type"] == "extra_forbidden":
         return f" ({origin}): {unknown(config_type, path)}"
@@ -48,11 +48,11 @@ def describe_mistake(config_type: type[JobConfig], merged: Merged, path: Path, m
     return f" = {shown(mistake['input'])} ({origin}): {message}"
 
 
-def _header(path: Path) -> str:
+def _header(path: KeyPath) -> str:
     return f"[[{dotted(path[:-1])}]]" if isinstance(path[-1], int) else f"[{dotted(path)}]"
 
 
-def unknown(config_type: type[JobConfig], path: Path) -> str:
+def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
     """Why there is nothing at `path`, and what the user may have meant."""
     name = ".".join(part for part in path if isinstance(part, str))
     if name in RENAMED:
@@ -102,7 +102,7 @@ def _elsewhere(config_type: type[JobConfig], key: str) -> str:
     return f"; did you mean {names[match]}?" if match else ""
 
 
-def table_type(config_type: type[JobConfig], path: Path) -> type[Section] | None:
+def table_type(config_type: type[JobConfig], path: KeyPath) -> type[Section] | None:
     """The type of the table or row at `path`, such as ("data", "sources", 0), or None."""
     kind: type[Section] = config_type
     for part in path:
