@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import tomli_w
 import torch
 import torch.distributed.checkpoint as dcp
@@ -105,9 +108,32 @@ def run(arguments: list[str], timeout: float = 120, **options: Any) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def train(config: Path, *flags: str, ranks: int = 0, **options: Any) -> Result:
-    """Train in processes of its own."""
+def launch(config: Path, *flags: str, ranks: int = 0, **options: Any) -> Result:
+    """Train by a command: of one process, or with `ranks` the launcher's."""
     return run(command(config, *flags, ranks=ranks), **options)
+
+
+def train(
+    config: Path,
+    *flags: str,
+    ranks: int = 1,
+    timeout: float = 120,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> Result:
+    """Train in processes of its own, without a launcher; the first code that is not 0, the output of rank 0 last."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--job.config_file", str(config), *flags]
+        processes = forked.start_ranks(arguments, ranks, Path(folder), cwd, **(env or {}))
+        end = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        logs = [(Path(folder) / f"rank-{rank}.log").read_text() for rank in reversed(range(ranks))]
+        assert None not in codes, f"no end after {timeout} s: {codes}\n{logs}"
+    return Result(next((code for code in codes if code), 0), "", "".join(logs))
 
 
 def read_rows(run_folder: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ def test_four_two_and_one_processes(tmp_path: Path) -> None:
         path = f"{server.url}/{{000..002}}_00000.parquet"
         sources = [{"name": "web", "path": path, "weight": 0.6}, {"name": "arithmetic", "weight": 0.4}]
         saved = []
-        for name, stages in (("alone", [(12, 0)]), ("changing", [(4, 4), (8, 2), (12, 0)])):
+        for name, stages in (("alone", [(12, 1)]), ("changing", [(4, 4), (8, 2), (12, 1)])):
             data = {"sources": sources, "num_streams": 4, "cache_dir": str(tmp_path / name), "num_workers": 1}
             training = {"seq_len": 64, "local_batch_size": 1, "global_batch_size": 8}
             config = write_toml(tmp_path / name, data=data, training=training)

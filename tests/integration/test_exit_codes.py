@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import command, losses, read_rows, run, train, train_here, write_faulty, write_toml
+from helpers import command, launch, losses, read_rows, run, train, train_here, write_faulty, write_toml
 
 SPENT = json.dumps({"text": "abcdefgh " * 20}) + "\n"
 
@@ -36,12 +36,12 @@ def test_codes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 )
 def test_codes_of_the_launcher(tmp_path: Path, name: str) -> None:
     fault, flags, code, words = CASES[name]
-    done = train(write_faulty(tmp_path, fault, training={"steps": 3}), *flags, ranks=1)
+    done = launch(write_faulty(tmp_path, fault, training={"steps": 3}), *flags, ranks=1)
     assert done.code == code and words in done.last_line, done.stderr
 
 
 def test_the_rank_that_failed_is_named_and_not_those_that_lost_it(tmp_path: Path) -> None:
-    done = train(write_faulty(tmp_path, {"kind": "raise", "steps": [2], "rank": 1}), ranks=2)
+    done = launch(write_faulty(tmp_path, {"kind": "raise", "steps": [2], "rank": 1}), ranks=2)
     assert done.code == 1, done.stderr
     assert done.last_line == "failed: rank 1: RuntimeError: the fault has two lines"
 
@@ -54,7 +54,7 @@ def test_the_rank_that_failed_is_named_and_not_those_that_lost_it(tmp_path: Path
     ],
 )
 def test_the_reason_of_one_rank_is_told_once_and_last(tmp_path: Path, kind: str, code: int, reason: str) -> None:
-    done = train(write_faulty(tmp_path, {"kind": kind, "steps": [2], "rank": 1}), ranks=2)
+    done = launch(write_faulty(tmp_path, {"kind": kind, "steps": [2], "rank": 1}), ranks=2)
     assert (done.code, done.last_line, done.stderr.count(reason)) == (code, reason, 1), done.stderr
 
 
@@ -70,7 +70,7 @@ def test_plain_torchrun_tells_the_reason_once(tmp_path: Path, rank: int) -> None
 def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
     limits = {"train_timeout_seconds": 3, "grace_seconds": 1}
     config = write_faulty(tmp_path, {"kind": "sleep", "steps": [3], "rank": 1}, comm=limits)
-    done = train(config, ranks=2)
+    done = launch(config, ranks=2)
     assert done.code == 1, done.stderr
     assert "rank 0: RuntimeError: another rank has left, or hangs for longer than comm.train" in done.last_line
     assert losses(tmp_path / "run").keys() == {1, 2}, "the rows are there"
@@ -98,7 +98,7 @@ def test_a_failed_rank_does_not_wait_for_a_save_of_one_that_hangs(tmp_path: Path
     (tmp_path / "hanging.py").write_text(HANGING_SAVE)
     checkpoint = {"interval": 2, "async_mode": "async"}
     config = write_faulty(tmp_path, {"kind": "raise", "steps": [3], "rank": 0}, checkpoint=checkpoint)
-    done = train(config, "--experimental.custom_import", "hanging", ranks=2, cwd=tmp_path, timeout=60)
+    done = launch(config, "--experimental.custom_import", "hanging", ranks=2, cwd=tmp_path, timeout=60)
     assert done.code == 1, done.stderr
     assert done.last_line == "failed: rank 0: RuntimeError: the fault has two lines"
 

@@ -1,11 +1,9 @@
 """Whole runs: loss values that must not change, and the same loss whatever the number of ranks or micro-batches."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import read_rows, train
 
 CONFIG = """
 job.dump_folder = "run"
@@ -26,12 +24,9 @@ def run(folder: Path, *flags: str, ranks: int = 1) -> dict[int, dict[str, float]
     """Train in a folder of its own; the rows of metrics.jsonl by step."""
     folder.mkdir()
     (folder / "small.toml").write_text(CONFIG)
-    launch = ["-m", "titan_pt.launch", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "titan_pt.train", "--job.config_file", "small.toml", *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row for row in rows}
+    done = train(Path("small.toml"), *flags, ranks=ranks, cwd=folder)
+    assert done.code == 0, done.stderr
+    return {row["step"]: row for row in read_rows(folder / "run")}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import assert_same_step, command, losses, read_rows, train, train_here, write_faulty, write_toml
+from helpers import assert_same_step, command, launch, losses, read_rows, train, train_here, write_faulty, write_toml
 
 from titan_pt.components.checkpoint.steps import find_step
 from titan_pt.run.exit_codes import Preempted
@@ -172,11 +172,11 @@ def test_two_ranks_stop_together(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(write_faulty(whole, {}, **TABLES), ranks=2).code == 0
     config = write_faulty(stopped, {"kind": "signal", "steps": [3], "rank": 1}, **TABLES)
-    first = train(config, ranks=2)
+    first = launch(config, ranks=2)
     assert first.code == 75, first.stderr
     assert "Traceback" not in first.stderr
     again = ("--fault.during_validation", "--fault.to_parent", "--fault.rank", "0", "--fault.steps=[1]")
-    second = train(config, *again, '--fault.signals=["SIGTERM", "SIGINT"]', ranks=2)
+    second = launch(config, *again, '--fault.signals=["SIGTERM", "SIGINT"]', ranks=2)
     assert second.code == 75, second.stderr
     assert [path.name for path in (stopped / "run" / "checkpoint").iterdir()] != ["step-2"]
     third = train(config, "--fault.kind", "none", ranks=2)
