@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import losses, train, train_here, write_faulty
+from helpers import launch, losses, train_here, write_faulty
 
 from titan_pt.run.idle_starts import FILE, LIMIT, count_start
 from titan_pt.run.signals import install_handlers
@@ -52,8 +52,8 @@ def test_a_run_that_is_stopped_at_once_again_and_again(tmp_path: Path, capsys: p
 @pytest.mark.slow
 def test_all_ranks_give_up_together(tmp_path: Path) -> None:
     config = write_faulty(tmp_path, {"kind": "signal", "steps": [3], "rank": 1})
-    assert train(config, ranks=2).code == 75
+    assert launch(config, ranks=2).code == 75
     (tmp_path / "run" / FILE).write_text(json.dumps({"idle_starts": LIMIT - 1}))
-    done = train(config, ranks=2)
+    done = launch(config, ranks=2)
     assert done.code == 70, done.stderr
     assert done.stderr.count("gave up: 3 starts in a row") == 1 and "Traceback" not in done.stderr
