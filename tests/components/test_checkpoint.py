@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,18 @@ def test_async_saves_hold_the_values_of_their_own_step(
     assert train_here(write_toml(tmp_path, checkpoint={**INTERVAL, "async_mode": "async"})) == 0
     for step in (2, 4, 6):
         assert_same_step(*(folder / "run" / "checkpoint" / f"step-{step}" for folder in (trained, tmp_path)))
+
+
+def test_a_save_in_the_background_is_on_the_ranks_own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", devices.append)
+    device = torch.device("cuda", 3)
+    world = SimpleNamespace(rank=0, is_main=True, device=device, background=None, broadcast=lambda x: x)
+    writer = checkpoint.Checkpointer.__new__(checkpoint.Checkpointer)
+    writer._world = world
+    monkeypatch.setattr(writer, "_write", lambda: devices.append("written"), raising=False)
+    writer._write_in_background()
+    assert devices == [device, "written"]
 
 
 # -- saves that fail ---------------------------------------------------------------------------------------------------

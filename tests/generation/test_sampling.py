@@ -54,6 +54,20 @@ def test_draws_equal_those_of_one_cumulative_sum() -> None:
     assert (tokens != expected).sum() <= 1, "rounding at the border of two tokens"
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}])
+def test_sums_are_of_integers(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With debug.deterministic, torch refuses a cumulative sum of floats on CUDA."""
+    summed, cumsum = [], torch.Tensor.cumsum
+
+    def recorded(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        summed.append(tensor.dtype)
+        return cumsum(tensor, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", recorded)
+    sample(torch.randn(3, 64), torch.rand(3).double(), Sampling(1, **options))
+    assert summed and set(summed) == {torch.int64}
+
+
 @pytest.mark.parametrize("noise", [0.5 / 2**32, 1 - 0.5 / 2**32])
 def test_extreme_noise_draws_a_possible_token(noise: float) -> None:
     logits = torch.full((1, 256), float("-inf"))

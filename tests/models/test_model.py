@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import train_here, write_toml
+from torch.nn.attention.flex_attention import BlockMask
 
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs
+from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
 from titan_pt.models.transformer.args import flops_per_token
 from titan_pt.models.transformer.attention import available_backends, check_backend, document_mask
 from titan_pt.protocols.model_spec import get_model_spec
@@ -121,6 +122,22 @@ def test_document_masks_equal_a_hand_made_one() -> None:
     mask = document_mask(torch.tensor([[0, 1, 0, 1, 2]]))
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert isinstance(mask, torch.Tensor) and mask[0, 0].int().tolist() == expected
+
+
+def test_flex_attention_equals_the_masked_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA devices, uncompiled and forward alone, as a CPU has it."""
+    model = Transformer(TransformerArgs(**SMALL), document_mask=True).requires_grad_(False)
+    model.init_weights(0)
+    tokens = torch.randint(0, 96, (2, 256), generator=torch.Generator().manual_seed(0))
+    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in ((100, 28, 128), (1, 255))])
+    expected = model(tokens, positions)
+    monkeypatch.setattr(attention, "uses_flex", lambda _device: True)
+    torch.compiler.set_stance("force_eager")
+    try:
+        assert isinstance(document_mask(positions), BlockMask)
+        torch.testing.assert_close(model(tokens, positions), expected, rtol=1e-5, atol=2e-6)
+    finally:
+        torch.compiler.set_stance("default")
 
 
 @pytest.mark.gpu

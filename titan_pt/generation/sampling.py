@@ -14,6 +14,8 @@ _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
 _PART = 256
 _BELOW_ONE = 1.0 - 2.0**-53
+# Probabilities are added up as integers: exact, and a cumulative sum of floats has no deterministic form on CUDA.
+_UNIT = 2.0**52
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -
 def _nucleus(logits_RV: torch.Tensor, top_p: float) -> torch.Tensor:
     """Logits of the likeliest tokens whose probabilities reach p (arXiv 1904.09751); the others are -inf."""
     sorted_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
-    probabilities_RV = torch.softmax(sorted_RV, dim=-1)
+    parts_RV = _as_integers(torch.softmax(sorted_RV, dim=-1))
     # A token stays if those before it do not reach p: the first one always does.
-    dropped_RV = probabilities_RV.cumsum(dim=-1) - probabilities_RV >= top_p
+    dropped_RV = parts_RV.cumsum(dim=-1) - parts_RV >= int(top_p * _UNIT)
     return logits_RV.masked_fill(dropped_RV.scatter(-1, order_RV, dropped_RV), float("-inf"))
 
 
@@ -124,14 +126,19 @@ def _invert(weights_RV: torch.Tensor, noise_R1: torch.Tensor) -> torch.Tensor:
 
 def _search(weights_RC: torch.Tensor, noise_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(choice_R1, position in [0, 1) of the noise within the weight of the choice). A weight of 0 is never chosen."""
-    weights_RC = weights_RC.double()
+    weights_RC = _as_integers(weights_RC)
     cumulative_RC = weights_RC.cumsum(dim=-1)
-    # Scaled to the last sum, so that rounding cannot leave the draw beyond it; only NaN gets there.
-    target_R1 = noise_R1 * cumulative_RC[:, -1:]
+    # Below the last sum, so that the draw is always found; only NaN is not.
+    target_R1 = (noise_R1 * cumulative_RC[:, -1:].double()).long()
     choice_R1 = torch.searchsorted(cumulative_RC, target_R1, right=True).clamp(max=weights_RC.shape[-1] - 1)
     weight_R1 = weights_RC.gather(-1, choice_R1)
-    rest_R1 = (target_R1 - (cumulative_RC.gather(-1, choice_R1) - weight_R1)) / weight_R1
+    rest_R1 = (target_R1 - (cumulative_RC.gather(-1, choice_R1) - weight_R1)).double() / weight_R1
     return choice_R1, rest_R1.clamp(0.0, _BELOW_ONE)
+
+
+def _as_integers(probabilities_RC: torch.Tensor) -> torch.Tensor:
+    """Probabilities as int64, in units of 2^-52; nothing is lost of a float32 of 2^-29 or more."""
+    return (probabilities_RC.double() * _UNIT).long()
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -44,15 +44,27 @@ def count_operations(step: Callable[[], Any], optimizer: Optimizer) -> Operation
 
 def count_flops(step: Callable[[], Any]) -> int:
     """Operations of matrix products and attention, including the CPU's own attention that torch's table leaves out."""
+
+    def forward(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        return sdpa_flop(q, _with_heads_of(q, k), _with_heads_of(q, v))
+
+    def backward(grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop(grad, q, _with_heads_of(q, k), _with_heads_of(q, v))
+
     more = {
-        _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
-        _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop(
-            g, q, k, v
-        ),
+        _aten._scaled_dot_product_flash_attention: forward,
+        _aten._scaled_dot_product_flash_attention_backward: backward,
+        _aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        _aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         step()
     return counter.get_total_flops()
+
+
+def _with_heads_of(q_shape: torch.Size, shape: torch.Size) -> torch.Size:
+    """The shape with one key head a query head: torch before 2.12 refuses fewer, and the operations are as many."""
+    return torch.Size([*q_shape[:2], *shape[2:]])
 
 
 class _ByteCounter(TorchDispatchMode):

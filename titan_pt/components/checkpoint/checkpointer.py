@@ -144,6 +144,8 @@ class Checkpointer:
 
     def _write_in_background(self, *args: Any) -> None:
         try:
+            if self._world.device.index is not None:  # a thread begins on device 0, whatever the rank's is
+                torch.accelerator.set_device_index(self._world.device)
             self._write(*args)
         except Exception as error:
             self._error = error
@@ -231,9 +233,11 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
     """
     problem: str | None = None
     try:
+        reader = SafeReader(step_folder / "tensors")
+        reader.read_metadata()  # torch before 2.12 hides why it cannot be read
         dcp.load(
             tensors,
-            storage_reader=SafeReader(step_folder / "tensors"),
+            storage_reader=reader,
             planner=TensorOnlyPlanner(),
             process_group=world.background,
         )

@@ -63,7 +63,7 @@ def document_mask(positions_BL: torch.Tensor) -> Mask:
         def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
 
-        return create_block_mask(same_document, batch, None, length, length, device=positions_BL.device, _compile=True)
+        return _compiled_block_mask()(same_document, batch, None, length, length, device=positions_BL.device)
     same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
     return same_BLL.tril()[:, None]
 
@@ -71,6 +71,12 @@ def document_mask(positions_BL: torch.Tensor) -> Mask:
 def uses_flex(device: torch.device) -> bool:
     """Whether documents are kept apart by FlexAttention, and not by scaled_dot_product_attention."""
     return device.type == "cuda"
+
+
+@functools.cache
+def _compiled_block_mask() -> Callable[..., BlockMask]:
+    """Compiled: uncompiled it would make a score of every pair of tokens."""
+    return torch.compile(create_block_mask)
 
 
 @functools.cache
