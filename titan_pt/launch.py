@@ -20,10 +20,12 @@ from typing import Any
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
+from titan_pt.run.log import open_console
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the workers and wait for them. Returns the exit code of the job on this node."""
+    open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[START_VARIABLE] = str(time.time())

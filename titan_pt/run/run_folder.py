@@ -38,7 +38,7 @@ def prepare_run_folder(config: JobConfig) -> Path:
 
 def run_folder(config: JobConfig) -> Path:
     """job.dump_folder as a path."""
-    return Path(config.job.dump_folder).expanduser()
+    return Path(config.job.dump_folder)
 
 
 def lock_run_folder(folder: Path) -> IO[str]:

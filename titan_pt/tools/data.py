@@ -23,6 +23,7 @@ from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.stream import Stream
 from titan_pt.tools.arguments import run_config_tool
+from titan_pt.tools.command import ToolParser, whole
 from titan_pt.tools.prepare import iterate
 from titan_pt.trainers.sft.records import plain_text, reads_records, record_encoder, with_records
 
@@ -121,11 +122,11 @@ def _run(own: argparse.Namespace, config: JobConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.data", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--num_documents", type=int, default=5, help="documents to print (default 5)")
+    parser = ToolParser(prog="titan_pt.tools.data", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--num_documents", type=whole(1), default=5, help="documents to print (default 5)")
     parser.add_argument("--check_overlap", action="store_true", help="compare with the evaluation sets instead")
     parser.add_argument("--eval", action="append", default=[], metavar="NAME=FILE", help="an evaluation set of yours")
-    parser.add_argument("--limit", type=int, default=100_000, help="documents of each source (default 100000)")
+    parser.add_argument("--limit", type=whole(0), default=100_000, help="documents of each source (default 100000)")
     return run_config_tool(parser, _run, argv)
 
 
