@@ -254,7 +254,7 @@ def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFi
     leftover.mkdir()
     with lock_run_folder(copy / "run"):
         assert train_here(copy / "run.toml", "--training.steps", "8") == 1
-        assert capsys.readouterr().err.strip().splitlines()[-1].endswith("is in use by another run; stop it or wait")
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith("failed: job.dump_folder: ")
         assert leftover.exists() and len(read_rows(copy / "run")) == 6, "the other one's save and rows"
     assert train_here(copy / "run.toml", "--training.steps", "8") == 0
 

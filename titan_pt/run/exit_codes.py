@@ -36,6 +36,10 @@ class Stalled(Preempted):
     """No data came for too long; all ranks agreed. Handled as a signal is: save, and let the same command go on."""
 
 
+class CannotStart(Exception):
+    """Something outside of this run is in its way, such as another run; told in one line, and a retry may help."""
+
+
 class GaveUp(Exception):
     """The run cannot get better by itself."""
 

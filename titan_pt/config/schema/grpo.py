@@ -174,6 +174,12 @@ class GrpoConfig(RolloutConfig):
 
     grpo: Grpo = Grpo()
 
+    def written_folders(self) -> Iterator[tuple[str, str]]:
+        """Yield those of every run, and that of the completions."""
+        yield from super().written_folders()
+        if self.rollout.record_freq:
+            yield "rollout.record_freq", "rollouts"
+
     def broken_rules(self) -> Iterator[BrokenRule]:
         """Yield the broken rules between the fields of a grpo run."""
         grpo, rollout = self.grpo, self.rollout
