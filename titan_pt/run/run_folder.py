@@ -26,6 +26,8 @@ def prepare_run_folder(config: JobConfig) -> Path:
     folder = run_folder(config)
     make_writable(folder, f"job.dump_folder = {config.job.dump_folder!r}")
     for key, name in config.written_folders():
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise ConfigError(f"{key}: {folder / name} is a file; move it away")
         make_writable(folder / name, f"{key}: {folder / name}")
     if (folder / "data").is_dir():  # of listings, which not every run has
         make_writable(folder / "data", f"data.sources: {folder / 'data'}")

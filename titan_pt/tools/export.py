@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.paths import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 from titan_pt.tools.model import add_source_flags
@@ -19,10 +19,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_bytes(text: str) -> int:
     """ "2GB" as 2 * 10^9. Raises ValueError where it is no positive size."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?)B?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:
-        raise ValueError(f"{text!r} is no size; write 500MB or 2GB")
+        raise ValueError(f"{shown(text)} is no size; write 500MB or 2GB")
     return size
 
 
