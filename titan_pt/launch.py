@@ -81,6 +81,7 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
 
 
 def _run(run: Any, args: Any, folder: Path) -> int:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -105,6 +106,11 @@ def _run(run: Any, args: Any, folder: Path) -> int:
             f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint} "
             f"({' '.join(f'{type(error).__name__} {error}'.split())}); see that all run and can reach that address"
         ]
+    except DistError as error:
+        code = ExitCode.FAILED
+        used = "another process uses that port; take another --master_port" if "EADDRINUSE" in str(error) else "failed"
+        where = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
+        reasons = [f"failed: the rendezvous at {where}: {used} ({str(error).strip().splitlines()[0]})"]
     except SignalException:
         codes = read_exit_codes(folder)
         code = pick(codes) if codes else ExitCode.TERMINATED
