@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -194,3 +195,17 @@ def test_nodes_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     done = run(launch, cwd=tmp_path)
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.last_line.startswith("failed: 2 nodes did not meet at 127.0.0.1:29588 (Rendezvous")
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").touch()
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        flags = ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}", "worker.py"]
+        done = run([sys.executable, "-m", "titan_pt.launch", *flags], cwd=tmp_path)
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.last_line.startswith(
+        f"failed: the rendezvous at 127.0.0.1:{port}: another process uses that port; take"
+    )

@@ -20,10 +20,12 @@ from typing import Any
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
+from titan_pt.run.log import open_console
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the workers and wait for them. Returns the exit code of the job on this node."""
+    open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[START_VARIABLE] = str(time.time())
@@ -79,6 +81,7 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
 
 
 def _run(run: Any, args: Any, folder: Path) -> int:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -103,6 +106,11 @@ def _run(run: Any, args: Any, folder: Path) -> int:
             f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint} "
             f"({' '.join(f'{type(error).__name__} {error}'.split())}); see that all run and can reach that address"
         ]
+    except DistError as error:
+        code = ExitCode.FAILED
+        used = "another process uses that port; take another --master_port" if "EADDRINUSE" in str(error) else "failed"
+        where = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
+        reasons = [f"failed: the rendezvous at {where}: {used} ({str(error).strip().splitlines()[0]})"]
     except SignalException:
         codes = read_exit_codes(folder)
         code = pick(codes) if codes else ExitCode.TERMINATED

@@ -13,7 +13,7 @@ from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.ending import RunEnding, exit_code_of, leave
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
-from titan_pt.run.log import init_logging, logger, quiet_libraries, terminal_colors
+from titan_pt.run.log import init_logging, logger, open_console, quiet_libraries, terminal_colors
 from titan_pt.run.signals import install_handlers
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     # Idle OpenMP threads that spin take the other ranks' and the loader's cores; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     install_handlers()
+    open_console()
     init_logging()
     quiet_libraries()
     return exit_code_of(lambda: run(load_config(argv), started))

@@ -1,7 +1,9 @@
 """Checkpoints: what is in them, when they are written, what is kept, what a run takes from them."""
 
 import base64
+import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -267,7 +269,10 @@ def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFi
     leftover.mkdir()
     with lock_run_folder(copy / "run"):
         assert train_here(copy / "run.toml", "--training.steps", "8") == 1
-        assert capsys.readouterr().err.strip().splitlines()[-1].endswith("is in use by another run; stop it or wait")
+        error = capsys.readouterr().err
+        by = f"is in use by another run, process {os.getpid()} on {socket.gethostname()}; stop it or wait"
+        assert error.strip().splitlines()[-1] == f"failed: job.dump_folder: {copy / 'run'} {by}"
+        assert "Traceback" not in error
         assert leftover.exists() and len(read_rows(copy / "run")) == 6, "the other one's save and rows"
     assert train_here(copy / "run.toml", "--training.steps", "8") == 0
 

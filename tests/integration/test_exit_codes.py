@@ -1,6 +1,8 @@
 """The exit codes, by the command line and by the launcher; the reason of a failure is the last line on stderr."""
 
+import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,10 @@ from typing import Any
 
 import pytest
 from helpers import command, launch, losses, read_rows, run, train, train_here, write_faulty, write_toml
+
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.grpo import GrpoConfig, Rollout
+from titan_pt.run.run_folder import lock_run_folder
 
 SPENT = json.dumps({"text": "abcdefgh " * 20}) + "\n"
 
@@ -123,13 +129,55 @@ def test_spent_data_are_an_end_like_any_other(tmp_path: Path) -> None:
     assert 1 < last < 1000 and (tmp_path / "run" / "checkpoint" / f"step-{last}").is_dir()
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoint"])
-def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).touch()
-    assert train_here(write_toml(tmp_path)) == 2
+# Each folder that a run writes to, and the key that names it.
+FOLDERS = {
+    "job.dump_folder": "run",
+    "checkpoint.folder": "run/checkpoint",
+    "metrics.save_tb_folder": "run/tb",
+    "profiling.save_traces_folder": "run/profile_traces",
+    "profiling.save_memory_snapshot_folder": "run/memory_snapshot",
+    "checkpoint.export_hf_interval": "run/hf",
+}
+WRITES_ALL = (
+    *("--metrics.enable_tensorboard", "--profiling.enable_profiling", "--profiling.enable_memory_snapshot"),
+    "--checkpoint.export_hf_interval=1",
+)
+
+
+@pytest.mark.parametrize("key", FOLDERS)
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """It is a file, or without the right to write; told by its key before the first step."""
+    folder = tmp_path / FOLDERS[key]
+
+    def refuse(*, dir: Path) -> Any:
+        if dir == folder:
+            raise PermissionError(13, "Permission denied")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("titan_pt.run.files.tempfile.TemporaryFile", refuse)
+    config = write_toml(tmp_path)
+    assert train_here(config, *WRITES_ALL) == 2
+    assert "cannot be written to: Permission denied" in (error := capsys.readouterr().err)
+    assert f"config error: {key}" in error and "Traceback" not in error and error.count("config error") == 1
+    shutil.rmtree(tmp_path / "run")
+    folder.parent.mkdir(exist_ok=True)
+    folder.touch()
+    assert train_here(config, *WRITES_ALL) == 2
     error = capsys.readouterr().err
-    assert "cannot be written to" in error and "Traceback" not in error
+    assert f"config error: {key}" in error and "Traceback" not in error
+
+
+def test_the_folder_of_completions_is_checked_too() -> None:
+    assert ("rollout.record_freq", "rollouts") in GrpoConfig().written_folders()
+    assert "rollouts" not in dict(GrpoConfig(rollout=Rollout(record_freq=0)).written_folders()).values()
+
+
+def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"^job\.dump_folder: .*/\.lock cannot be written to: .*; remove it"):
+        lock_run_folder(tmp_path)
 
 
 @pytest.mark.parametrize(("place", "folder"), [("metrics.jsonl", True), (".lock", True), ("tb", False)])

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from titan_pt.components.flops import measure_matmul, peak_flops
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.run_size import plan_run_size
-from titan_pt.config.schema.job_config import Compile, Training
+from titan_pt.config.schema.job_config import Comm, Compile, JobConfig, Training
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.distributed.world import find_device, stop_world
+from titan_pt.distributed.world import find_device, lone_world, start_world, stop_world, world_size
+from titan_pt.run.exit_codes import CannotStart
 from titan_pt.train import build_trainer
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -165,3 +167,55 @@ def test_traces_and_determinism_of_a_short_run(tmp_path: Path) -> None:
     assert traces == ["iteration_2", "iteration_4"]
     trace = json.loads((tmp_path / "profile_traces" / "iteration_2" / "rank0_trace.json").read_text())
     assert any("aten::" in event.get("name", "") for event in trace["traceEvents"])
+
+
+LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, r"^WORLD_SIZE = '2' in the environment, without RANK, MASTER_ADDR, MASTER_PORT: start"),
+        ({"RANK": "0"}, r"^RANK = '0' in the environment, without WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start"),
+        ({"RANK": ""}, r"^RANK in the environment, without RANK, WORLD_SIZE"),
+        ({**LAUNCHER, "MASTER_ADDR": ""}, r"without MASTER_ADDR: .*unset what is left over$"),
+        ({**LAUNCHER, "WORLD_SIZE": "two"}, r"^WORLD_SIZE = 'two' in the environment: must be a number"),
+        ({**LAUNCHER, "RANK": "-1"}, r"^RANK = '-1' in the environment: must be a number"),
+        ({**LAUNCHER, "MASTER_PORT": "99999"}, r"^MASTER_PORT = '99999' in the environment: must be a number"),
+        ({**LAUNCHER, "RANK": "2"}, r"^RANK = '2' in the environment: must be below WORLD_SIZE = '2'"),
+    ],
+)
+def test_variables_of_a_launcher_that_were_left(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        world_size()
+
+
+def test_variables_that_say_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    for size in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert world_size() == 1
+
+
+def test_a_port_in_use_and_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = str(used.getsockname()[1])
+        for name, value in {**LAUNCHER, "RANK": "0", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(CannotStart, match=rf"MASTER_PORT = {port}: another process uses MASTER_PORT; take another"):
+            start_world(JobConfig(comm=Comm(init_timeout_seconds=1.0)), Path())
+        with lone_world() as world:
+            assert world.size == 1, "a tool is alone whatever was left"
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(CannotStart, match=r"MASTER_ADDR = 127\.0\.0\.1, .*: the ranks did not meet in time; see that"):
+        start_world(JobConfig(comm=Comm(init_timeout_seconds=1.0)), Path())

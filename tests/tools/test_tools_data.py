@@ -7,13 +7,14 @@ import pytest
 from helpers import write_toml
 
 from titan_pt.data.overlap import find_overlap, ngrams
+from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.exit_codes import ExitCode
 from titan_pt.tools import data, prepare
 
 
-def config_of(folder: Path, texts: list[str]) -> Path:
+def config_of(folder: Path, texts: list[str], **source: float) -> Path:
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    sources = [{"name": "mine", "path": str(folder / "a.jsonl")}]
+    sources = [{"name": "mine", "path": str(folder / "a.jsonl"), **source}]
     return write_toml(folder, data={"sources": sources, "cache_dir": str(folder / "cache")}, training={"seq_len": 64})
 
 
@@ -29,17 +30,48 @@ def test_the_first_documents_are_those_of_the_run(tmp_path: Path, capsys: pytest
     assert texts[number] in printed
 
 
+@pytest.mark.parametrize("source", [{}, {"max_epochs": 1.0}])
+@pytest.mark.parametrize("streams", [1, 7])
+def test_more_documents_than_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: dict[str, float], streams: int
+) -> None:
+    """All are shown once; then it ends, also where one stream is spent before the others."""
+    texts = [f"Document {i} has " + "some words " * (i % 9 + 1) for i in range(40)] + [""]
+    config = config_of(tmp_path, texts, **source)
+    flags = [
+        "--data.num_streams",
+        str(streams),
+        "--training.global_batch_size",
+        "28",
+        "--validation.holdout_fraction=0.1",
+    ]
+    assert data.main(["--job.config_file", str(config), "--num_documents", "1000", *flags]) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    shown = [line for line in printed.splitlines() if line.startswith("[mine:")]
+    trained = [text for text in texts if text and holdout_hash(text) / 2**64 >= 0.1]
+    assert len(shown) == len(set(shown)) == len(trained) < 40
+    assert printed.splitlines()[-1].startswith(
+        "every source" if source else f"these are all documents of the run: {len(shown)}"
+    )
+
+
 def test_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"w{i}" for i in range(40)]
     evaluation = [" ".join(words[:20]), " ".join(words[20:]), "too short"]
     found = find_overlap(["before " + " ".join(words[3:17]).upper() + "!", "nothing"], evaluation)
-    assert (found.documents, found.shared_documents, found.ngrams, found.shared_ngrams) == (2, 1, 16, 2)
+    assert (found.documents, found.short, found.shared_documents, found.ngrams, found.shared_ngrams) == (2, 1, 1, 16, 2)
     assert len(list(ngrams("one two"))) == 0
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in evaluation))
     config = config_of(tmp_path, [" ".join(words[2:18]), "other"])
     flags = ["--job.config_file", str(config), "--check_overlap", "--eval"]
     assert data.main([*flags, f"held={tmp_path / 'test.jsonl'}"]) == ExitCode.DONE
-    assert "| mine | held | 1 of 2 (50.00%) | 4 of 16 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| mine | held | 1 of 2 (50.00%) | 4 of 16 |" in printed
+    assert "    1 of 3 questions are shorter than 13 words: they are not compared" in printed
+    (tmp_path / "short.jsonl").write_text('{"text": "What is 1 + 1?"}\n')
+    assert data.main([*flags, f"held={tmp_path / 'short.jsonl'}"]) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "| mine | held | none compared | 0 of 0 |" in printed and "1 of 1 questions are shorter" in printed
     assert data.main([*flags, "held"]) == ExitCode.USAGE
     assert "must be NAME=FILE" in capsys.readouterr().err
 

@@ -52,7 +52,7 @@ class MetricsWriter:
         self._world_size = world_size
         self._color = terminal_colors(options.disable_color_printing)
         keep_rows_up_to(self._path, last_step)
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
         self._board: Any = None
         if options.enable_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -79,7 +79,7 @@ class MetricsWriter:
         row = {**(self.last_row(step) or {"step": step}), **values, "time": time.time()}
         try:
             keep_rows_up_to(self._path, step - 1)
-            replaced, self._file = self._file, self._path.open("a")
+            replaced, self._file = self._file, self._path.open("a", encoding="utf-8")
             replaced.close()
             self._append(row)
             self._plot({"step": step, **values})
@@ -89,7 +89,7 @@ class MetricsWriter:
 
     def last_row(self, step: int) -> dict[str, Any] | None:
         """The last row of metrics.jsonl where it is of this step, else None."""
-        lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+        lines = self._path.read_text("utf-8", "replace").splitlines() if self._path.exists() else []
         return json.loads(lines[-1]) if lines and _step_of(lines[-1]) == step else None
 
     def write_texts(self, texts: Mapping[str, str], step: int) -> None:
@@ -276,7 +276,7 @@ def keep_rows_up_to(path: Path, step: int) -> None:
     """Drop the rows of later steps, and a last line that was cut off, from a metrics file."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text("utf-8", "replace").splitlines() if _step_of(line) <= step]
     write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 

@@ -12,6 +12,7 @@ from tiktoken_ext import openai_public
 
 from titan_pt.components.tokenizer import END_OF_TEXT, read_file
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.files import decode_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -82,7 +83,7 @@ def read_rank_file(path: Path) -> tiktoken.Encoding:
         ConfigError: the file cannot be read, or is no whole vocabulary.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_file(path).splitlines(), 1):
+    for number, line in enumerate(decode_text(read_file(path), f"tokenizer.name = '{path}'").split("\n"), 1):
         if not line.strip():
             continue
         try:

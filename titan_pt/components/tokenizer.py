@@ -63,8 +63,8 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
     Raises:
         ConfigError: the name is neither built in nor a readable file of a known kind.
     """
-    # os.path where pathlib raises: an unknown ~user, a name too long for a file.
-    name, path = section.name, Path(os.path.expanduser(section.name))
+    # os.path where pathlib raises: a name too long for a file.
+    name, path = section.name, Path(section.name)
     file = path / "tokenizer.json" if os.path.isdir(path) else path
     if os.path.isfile(file) and file.suffix == ".json":
         tokenizer: Tokenizer = import_attribute("titan_pt.hf.tokenizer:open_tokenizer_json")(file, section.eos_token)

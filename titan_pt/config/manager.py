@@ -26,6 +26,8 @@ from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
+from titan_pt.run.log import open_console
+from titan_pt.run.paths import expand_path
 
 logger = logging.getLogger("titan_pt")
 
@@ -118,7 +120,10 @@ def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: li
     if layout is None:
         problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
         return []
-    folder = Path(os.path.expanduser(path))
+    try:
+        folder = Path(expand_path(path))
+    except ValueError:  # validation says so
+        return []
     try:
         args = layout.read_config(folder)
     except ConfigError as error:
@@ -259,6 +264,7 @@ def _literal(value: Any) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the resolved TOML; with `--explain`, where each value came from. Returns the exit code."""
+    open_console()
     argv = sys.argv[1:] if argv is None else argv
     want_origins = "--explain" in argv
     try:

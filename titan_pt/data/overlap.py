@@ -16,6 +16,8 @@ class Overlap:
 
     documents: int
     """Documents of the evaluation set that have at least 13 words."""
+    short: int
+    """The other documents of it, which are not compared."""
     shared_documents: int
     """Documents of the evaluation set with at least one run of 13 words that is in the source too."""
     ngrams: int
@@ -36,10 +38,11 @@ def ngrams(text: str) -> Iterator[tuple[int, str]]:
 def find_overlap(training: Iterable[str], evaluation: Iterable[str], num_examples: int = 3) -> Overlap:
     """Look for runs of 13 words of the evaluation set in the training texts; only the former are held in memory."""
     owners: dict[int, set[int]] = {}
-    documents = 0
+    documents = short = 0
     for number, text in enumerate(evaluation):
         hashes = {hashed for hashed, _ in ngrams(text)}
         documents += bool(hashes)
+        short += not hashes
         for hashed in hashes:
             owners.setdefault(hashed, set()).add(number)
     shared: dict[int, str] = {}
@@ -49,4 +52,4 @@ def find_overlap(training: Iterable[str], evaluation: Iterable[str], num_example
                 shared.setdefault(hashed, run)
     found = {number for hashed in shared for number in owners[hashed]}
     examples = tuple(list(shared.values())[:num_examples])
-    return Overlap(documents, len(found), len(owners), len(shared), examples)
+    return Overlap(documents, short, len(found), len(owners), len(shared), examples)

@@ -14,10 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Comm, JobConfig
-from titan_pt.run.exit_codes import Preempted, Stalled
+from titan_pt.run.exit_codes import CannotStart, Preempted, Stalled
+from titan_pt.run.files import make_writable
 
 T = TypeVar("T")
 
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Where a rank may wait for another one's download, validation or checkpoint.
 PATIENCE = timedelta(hours=2)
 
@@ -137,8 +139,27 @@ class World:
 
 
 def world_size() -> int:
-    """The number of ranks this process was launched with."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """The number of ranks this process was launched with.
+
+    Raises:
+        ConfigError: a launcher's variables are incomplete, as those that are left over may be, or are no numbers.
+    """
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and size in (None, "", "1"):
+        return 1
+    advice = "start ranks with titan_pt.launch or torchrun, which set all of them, or unset what is left over"
+    values = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        found = ", ".join(f"{name} = {value!r}" for name, value in values.items() if value)
+        raise ConfigError(f"{found or 'RANK'} in the environment, without {', '.join(missing)}: {advice}")
+    limits = {"WORLD_SIZE": 2**20, "RANK": 2**20, "MASTER_PORT": 2**16}
+    for name, limit in limits.items():
+        if not (values[name].isascii() and values[name].isdigit() and int(values[name][:9]) < limit):
+            raise ConfigError(f"{name} = {values[name]!r} in the environment: must be a number; {advice}")
+    if int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        raise ConfigError(f"RANK = {rank!r} in the environment: must be below WORLD_SIZE = {size!r}; {advice}")
+    return int(values["WORLD_SIZE"])
 
 
 def find_device() -> torch.device:
@@ -161,18 +182,22 @@ def find_device() -> torch.device:
     return device
 
 
-def start_world(config: JobConfig, run_folder: Path) -> World:
-    """Join the other ranks. Without a launcher this process is the only one."""
+def start_world(config: JobConfig, run_folder: Path, *, alone: bool = False) -> World:
+    """Join the other ranks. Without a launcher, or `alone` in spite of its variables, this process is the only one.
+
+    Raises:
+        CannotStart: the ranks do not meet.
+    """
     device = find_device()
-    size = world_size()
+    size = 1 if alone else world_size()
     timeout = timedelta(seconds=config.comm.init_timeout_seconds)
     if device.type == "cuda" and config.comm.trace_buf_size:
         _enable_flight_recorder(config, run_folder)
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+    if "RANK" in os.environ and not alone:
+        _meet(backend, timeout)
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     return World(
@@ -184,6 +209,17 @@ def start_world(config: JobConfig, run_folder: Path) -> World:
         control=dist.new_group(backend="gloo", timeout=PATIENCE),
         background=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistError as error:
+        values = ", ".join(f"{name} = {os.environ[name]}" for name in LAUNCH_VARIABLES)
+        host = os.environ["RANK"] == "0" and "EADDRINUSE" in str(error)
+        why = "another process uses MASTER_PORT; take another one" if host else "the ranks did not meet in time; see "
+        why += "" if host else "that all run and reach MASTER_ADDR, or unset what another job left over"
+        raise CannotStart(f"{values}: {why} ({str(error).strip().splitlines()[0]})") from None
 
 
 def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
@@ -198,7 +234,7 @@ def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
 def lone_world() -> Iterator[World]:
     """Context with a world of this process alone, for a tool that shares code with training."""
     try:
-        yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path())
+        yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path(), alone=True)
     finally:
         stop_world()
 
@@ -222,7 +258,7 @@ def _limit_waits(world: World, limit: timedelta) -> None:
 
 def _enable_flight_recorder(config: JobConfig, run_folder: Path) -> None:
     folder = run_folder / config.comm.save_traces_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder, f"comm.save_traces_folder: {folder}")
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(config.comm.trace_buf_size))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "rank_"))

@@ -14,6 +14,7 @@ from titan_pt.config.errors import ConfigError, shown
 from titan_pt.data.sources.local import checked_text, matching_files, read_rows
 from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.files import read_text
 
 # Most tokens of one forward, padding included.
 _BATCH_TOKENS = 2**14
@@ -74,7 +75,7 @@ def read_documents(pattern: str, column: str = "text") -> Iterator[str]:
     """
     for file in matching_files(pattern, "--text"):
         if file.endswith(".txt"):
-            yield checked_text(Path(file).read_text(encoding="utf-8", errors="replace"), file)
+            yield read_text(Path(file))
             continue
         for place, row in read_rows(file):
             if not isinstance(row.get(column), str):

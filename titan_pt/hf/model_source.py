@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from titan_pt.components.checkpoint.checkpointer import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text
@@ -23,6 +23,7 @@ from titan_pt.hf.transformer import LAYOUT, read_object
 from titan_pt.hf.weights import fill, tied_copies
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.paths import escape_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -96,7 +97,7 @@ def open_model_source(path: str, tokenizer: str | None = None, key: str = "--che
 
 def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
     args = LAYOUT.read_config(folder)
-    tokenizer = build_tokenizer(TokenizerSection(name=tokenizer_name or str(folder)))
+    tokenizer = build_tokenizer(_tokenizer_section({"name": tokenizer_name or escape_path(str(folder))}, folder))
     if tokenizer.vocab_size > args.vocab_size:
         raise ConfigError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and its config.json vocab_size = "
@@ -172,7 +173,7 @@ def _saved_tokenizer(
     if "name" not in table:
         raise ConfigError(f"{folder}: has no config.toml, so its tokenizer is not known; name it with --tokenizer")
     try:
-        tokenizer = build_tokenizer(TokenizerSection.model_validate(table))
+        tokenizer = build_tokenizer(_tokenizer_section(table, folder))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}; --tokenizer names another place of the same tokenizer") from None
     if tokenizer.fingerprint != identity["fingerprint"]:
@@ -181,6 +182,14 @@ def _saved_tokenizer(
             f"{tokenizer.fingerprint}; name the same one with --tokenizer"
         )
     return tokenizer
+
+
+def _tokenizer_section(table: Mapping[str, Any], folder: Path) -> TokenizerSection:
+    try:
+        return TokenizerSection.model_validate(dict(table))
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{folder}: tokenizer.name = {shown(table.get('name'))}: {reason}") from None
 
 
 def _shapes(args: TransformerArgs) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.model_spec import HuggingFaceLayout
+from titan_pt.run.files import read_text
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -195,7 +196,9 @@ def _files(folder: Path) -> dict[Path, set[str]]:
             return {folder / SINGLE: set()}
         raise ConfigError(f"{folder}: has neither {SINGLE} nor {INDEX}; weights in other files cannot be read")
     try:
-        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        places = dict(json.loads(read_text(index))["weight_map"])
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{index}: cannot be read: {type(error).__name__}: {error}") from None
     files: dict[Path, set[str]] = {}

@@ -13,6 +13,7 @@ import tokenizers
 
 from titan_pt.components.tokenizer import END_OF_TEXT, read_file
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.files import decode_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -127,7 +128,9 @@ def _object(file: Path) -> dict[str, Any]:
     if not os.path.isfile(file):
         return {}
     try:
-        config = json.loads(read_file(file))
+        config = json.loads(decode_text(read_file(file), f"tokenizer.name = '{file}'"))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"tokenizer.name = '{file.parent}': {file.name} cannot be read: {error}") from None
     return config if isinstance(config, dict) else {}
@@ -142,7 +145,7 @@ def _role(config: dict[str, Any], name: str) -> str | None:
 def _chat_template(file: Path, config: dict[str, Any]) -> str | None:
     """Read the chat template from its file, or in older folders from tokenizer_config.json, alone or in a list."""
     if os.path.isfile(file):
-        return read_file(file).decode("utf-8", "replace")
+        return decode_text(read_file(file), f"tokenizer.name = '{file}'")
     template: Any = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.models.transformer.args import ROPE_SCALING, TransformerArgs
 from titan_pt.protocols.model_spec import HuggingFaceLayout
+from titan_pt.run.files import read_text
 
 # (prefix here, prefix there)
 PREFIXES = (
@@ -146,10 +147,12 @@ def read_object(file: Path) -> dict[str, Any]:
         ConfigError: the file is missing, or holds something else; names the file.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except FileNotFoundError:
         reason = "no such folder" if not file.parent.is_dir() else f"a folder without {file.name}"
         raise ConfigError(f"{file.parent}: {reason}; give a Hugging Face folder") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if not isinstance(content, dict):

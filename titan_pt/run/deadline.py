@@ -184,7 +184,7 @@ def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | 
     starts = [now, *([saved["started"]] if saved else [])]
     # There may be none, or a damaged one: the checkpoint has it too.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text())["started"]))
+        starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text(encoding="utf-8"))["started"]))
     return min(starts)
 
 

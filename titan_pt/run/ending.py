@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.exit_codes import ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
 from titan_pt.run.log import logger, print_once
 from titan_pt.run.signals import ignore_signals
 
@@ -29,7 +29,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         code, reason = ExitCode.USAGE, error.report()
     except GaveUp as error:
         code, reason = ExitCode.GAVE_UP, f"gave up: {error}"
-    except Stalled as error:
+    except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
     except Exception as error:
         code = ExitCode.FAILED

@@ -36,6 +36,10 @@ class Stalled(Preempted):
     """No data came for too long; all ranks agreed. Handled as a signal is: save, and let the same command go on."""
 
 
+class CannotStart(Exception):
+    """Something outside of this run is in its way, such as another run; told in one line, and a retry may help."""
+
+
 class GaveUp(Exception):
     """The run cannot get better by itself."""
 
@@ -50,7 +54,9 @@ def record_exit_code(code: int, reason: str = "") -> bool:
     if not folder:
         return False
     try:
-        (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(f"{int(code)}\n{reason}")
+        (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(
+            f"{int(code)}\n{reason}", "utf-8", "backslashreplace"
+        )
     except OSError:  # the launcher may be gone; the code itself still says it
         return False
     return True
@@ -68,6 +74,6 @@ def read_reasons(folder: Path, code: int) -> list[str]:
 
 def _records(folder: Path) -> Iterator[tuple[int, str]]:
     for path in sorted(folder.glob("rank-*")):
-        code, _, reason = path.read_text().partition("\n")
+        code, _, reason = path.read_text("utf-8").partition("\n")
         if code:  # empty: killed while it wrote
             yield int(code), reason

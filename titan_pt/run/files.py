@@ -1,14 +1,95 @@
-"""Files and folders that a run writes: flushed to the disk, never half there."""
+"""Texts that are read, and files that a run writes: flushed to the disk, never half there.
 
+Every text is UTF-8 whatever the locale: a mark at its beginning is dropped, its lines end at \\n or \\r\\n alone.
+"""
+
+import codecs
 import json
 import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError
+
+_BLOCK_BYTES = 1 << 20
+_MARKS = {  # the longer first: UTF-32's little-endian mark begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: it is not UTF-8; names the line and the byte.
+        OSError: it cannot be read.
+    """
+    return "".join(read_blocks(path))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file without their ends. Raises as `read_text` does."""
+    lines = read_text(path).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_blocks(path: Path) -> Iterator[str]:
+    """The text of a file of any size in blocks of about a megabyte. Raises as `read_text` does."""
+    with path.open("rb") as file:
+        rest, line, before = b"", 1, 0
+        while block := file.read(_BLOCK_BYTES):
+            content = rest + block
+            cut = content.rfind(b"\n") + 1 or _whole(content)
+            yield decode_text(content[:cut], str(path), line, before)
+            if cut and content[cut - 1] == 0x0A:
+                line, before = line + content.count(b"\n", 0, cut), 0
+            else:
+                before += cut
+            rest = content[cut:]
+        yield decode_text(rest, str(path), line, before)
+
+
+def _whole(content: bytes) -> int:
+    """Where to cut bytes without a line's end: between characters, and not between \\r and what may be its \\n."""
+    cut = max(len(content) - 4, 0)
+    for _ in range(3):
+        cut -= bool(cut and content[cut] & 0xC0 == 0x80)
+    return cut - 1 if cut and content[cut - 1] == 0x0D else cut
+
+
+def decode_text(content: bytes, name: str, line: int = 1, before: int = 0) -> str:
+    """Bytes of a file as text.
+
+    Args:
+        name: of the file, for the message.
+        line: number of their first line in the file.
+        before: bytes of that line before these.
+
+    Raises:
+        ConfigError: they are not UTF-8; names the line and the byte.
+    """
+    begins = line == 1 and before == 0
+    mark = len(codecs.BOM_UTF8) if begins and content.startswith(codecs.BOM_UTF8) else 0
+    try:
+        text = content[mark:].decode()
+        at, why = text.find("\0"), "is NUL, as in UTF-16 and in files that are no text"
+        if at < 0:
+            return text.replace("\r\n", "\n")
+        at = len(text[:at].encode()) + mark
+    except UnicodeDecodeError as error:
+        at, why = error.start + mark, "is not UTF-8"
+    found = next((kind for mark, kind in _MARKS.items() if begins and content.startswith(mark)), None)
+    why = f"the file is {found}, not UTF-8" if found else f"byte 0x{content[at]:02x} {why}"
+    newlines = content.count(b"\n", 0, at)
+    column = at - content.rfind(b"\n", 0, at) + (0 if newlines else before)
+    raise ConfigError(f"{name}, line {line + newlines}, byte {column}: {why}; convert it to UTF-8")
 
 
 def make_writable(folder: Path, name: str) -> None:

@@ -42,6 +42,6 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
 def _read(path: Path) -> int:
     """Idle starts so far; a file that cannot be read counts as none."""
     try:
-        return int(json.loads(path.read_text())["idle_starts"])
+        return int(json.loads(path.read_text(encoding="utf-8"))["idle_starts"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -1,6 +1,7 @@
 """The console: one logger, coloured on a terminal, silent on ranks that are not asked to speak."""
 
 import hashlib
+import io
 import logging
 import os
 import sys
@@ -8,6 +9,27 @@ import warnings
 from pathlib import Path
 
 logger = logging.getLogger("titan_pt")
+
+
+def open_console() -> None:
+    """Make arguments and standard streams fit for any text, whatever the locale. A closed stream becomes none.
+
+    Text goes to files and pipes as UTF-8; of what a terminal cannot show there are escapes.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        sys.argv[:] = [os.fsencode(argument).decode("utf-8", "surrogateescape") for argument in sys.argv]
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # The lowest free number, which is the closed stream's: else a file of the run would get it, and with it
+            # what libraries write to that stream.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)
+            setattr(sys, name, open(null, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            if not stream.isatty() and stream.encoding.lower() != "utf-8":
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="strict" if name == "stdin" else "backslashreplace")
 
 
 def init_logging() -> None:

@@ -2,11 +2,14 @@
 
 import fcntl
 import logging
+import os
+import socket
 from pathlib import Path
 from typing import IO
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.exit_codes import CannotStart
 from titan_pt.run.files import make_writable, write_atomic
 
 logger = logging.getLogger("titan_pt")
@@ -15,21 +18,19 @@ CONFIG_FILE, METRICS_FILE, LOCK_FILE = "config.toml", "metrics.jsonl", ".lock"
 
 
 def prepare_run_folder(config: JobConfig) -> Path:
-    """Make job.dump_folder and its checkpoint folder.
+    """Make job.dump_folder and all folders that the run will write to.
 
     Raises:
         ConfigError: one of them cannot be written to, or holds a folder where a file belongs or the reverse.
     """
-    options = config.checkpoint
     folder = run_folder(config)
     make_writable(folder, f"job.dump_folder = {config.job.dump_folder!r}")
-    if options.enable and not options.load_only:
-        make_writable(folder / options.folder, f"checkpoint.folder = {options.folder!r}")
-    events = folder / config.metrics.save_tb_folder
-    if config.metrics.enable_tensorboard and events.exists() and not events.is_dir():
-        raise ConfigError(
-            f"metrics.save_tb_folder = {config.metrics.save_tb_folder!r}: {events} is a file; move it away"
-        )
+    for key, name in config.written_folders():
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise ConfigError(f"{key}: {folder / name} is a file; move it away")
+        make_writable(folder / name, f"{key}: {folder / name}")
+    if (folder / "data").is_dir():  # of listings, which not every run has
+        make_writable(folder / "data", f"data.sources: {folder / 'data'}")
     for name in (METRICS_FILE, CONFIG_FILE, LOCK_FILE):
         if (folder / name).is_dir():
             raise ConfigError(f"job.dump_folder = {config.job.dump_folder!r}: its {name} is a folder; move it away")
@@ -38,21 +39,35 @@ def prepare_run_folder(config: JobConfig) -> Path:
 
 def run_folder(config: JobConfig) -> Path:
     """job.dump_folder as a path."""
-    return Path(config.job.dump_folder).expanduser()
+    return Path(config.job.dump_folder)
 
 
 def lock_run_folder(folder: Path) -> IO[str]:
     """Hold the run folder until the file is closed: a second run in it would drop the first one's rows and saves.
 
     Raises:
-        RuntimeError: another process holds it.
+        CannotStart: another process holds it.
+        ConfigError: the lock's file cannot be written to.
     """
-    file = (folder / LOCK_FILE).open("a")
+    try:
+        file = (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"job.dump_folder: {folder / LOCK_FILE} cannot be written to: {error.strerror or error}; remove it, or "
+            "name another folder"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     except BlockingIOError:
+        file.seek(0)
+        holder = file.readline(200).strip()
         file.close()
-        raise RuntimeError(f"job.dump_folder: {folder} is in use by another run; stop it or wait") from None
+        raise CannotStart(
+            f"job.dump_folder: {folder} is in use by another run{f', {holder}' if holder else ''}; stop it or wait"
+        ) from None
     except OSError as error:
         logger.warning(f"job.dump_folder: its file system has no locks ({error}); see that no other run uses it")
     return file

@@ -9,7 +9,7 @@ from titan_pt.tools import command
 
 
 def run_config_tool(
-    parser: argparse.ArgumentParser, tool: Callable[[argparse.Namespace, JobConfig], None], argv: list[str] | None
+    parser: command.ToolParser, tool: Callable[[argparse.Namespace, JobConfig], None], argv: list[str] | None
 ) -> int:
     """Read the tool's flags and the config, and run the tool by `command.run_tool`; returns the exit code."""
 

@@ -5,7 +5,6 @@ has steps of its own and needs none; with 2, and what to do, when neither is so 
 of a pod, whose training would end with a 2 at once.
 """
 
-import argparse
 import logging
 import signal
 import sys
@@ -17,6 +16,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import ExitCode
 from titan_pt.run.run_folder import run_folder
 from titan_pt.tools.arguments import run_config_tool
+from titan_pt.tools.command import ToolParser, number
 
 logger = logging.getLogger("titan_pt")
 
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     """Wait as the flags say; returns the exit code."""
     # As process 1 of a container it would not be ended by a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.await_start", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long to wait")
+    parser = ToolParser(prog="titan_pt.tools.await_start", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=number(0.0, 1e6), default=10.0, help="how long to wait")
     return run_config_tool(parser, lambda own, config: await_start(config, own.minutes), argv)
 
 

@@ -1,23 +1,109 @@
-"""The frame of every tool's `main`: logging, exit codes, and what is printed on a failure."""
+"""The frame of every tool: its flags, logging, exit codes, and what is printed where it fails or is stopped."""
 
+import argparse
+import contextlib
+import math
+import os
+import re
+import select
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from titan_pt.config.errors import ConfigError
-from titan_pt.run.exit_codes import ExitCode
-from titan_pt.run.log import init_logging, quiet_libraries
+from titan_pt.config.errors import ConfigError, shown
+from titan_pt.run.exit_codes import ExitCode, Stalled
+from titan_pt.run.log import init_logging, open_console, quiet_libraries
+
+LARGEST = 2**63 - 1
+"""Largest number of a flag that names no other limit."""
+
+
+class ToolParser(argparse.ArgumentParser):
+    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument ([^:]+): (= )?", lambda m: f"{m[1]} = " if m[2] else f"{m[1]}: ", message)
+        raise ConfigError(f"{message}; --help lists the flags")
+
+
+def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """The `type` of a flag that takes an integer of this range."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # also of thousands of digits
+            raise argparse.ArgumentTypeError(f"= {shown(text)}: must be an integer, {_least(least)}") from None
+        if not least <= value <= most:
+            allowed = _least(least) if value < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"= {shown(value)}: must be {allowed}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The `type` of a flag that takes a finite number of this range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):
+            allowed = f"at most {most:,}" if value > most else _least(least)
+            raise argparse.ArgumentTypeError(f"= {shown(text)}: must be a number, {allowed}")
+        return value
+
+    return parse
+
+
+def _least(least: float) -> str:
+    return f"at least {least:,}" if least else "0 or more"
 
 
 def run_tool(action: Callable[[], None]) -> int:
-    """Run the tool's action; returns the exit code. A user's mistake and an error of the system are one line each."""
+    """Run the tool's action, which reads its flags too; returns the exit code.
+
+    A user's mistake and an error of the system are one line each, and so is Ctrl-C. A reader of the standard output
+    that has enough, such as `head`, ends the tool quietly.
+    """
+    open_console()
     init_logging()
     quiet_libraries()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         action()
+        sys.stdout.flush()
     except ConfigError as error:
-        print(error.report(), file=sys.stderr)
-        return ExitCode.USAGE
-    except (OSError, MemoryError) as error:
-        print(f"failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return ExitCode.FAILED
+        return _end(ExitCode.USAGE, error.report())
+    except KeyboardInterrupt:
+        return _end(ExitCode.TERMINATED, "Stopped by Ctrl-C")
+    except (OSError, MemoryError, Stalled) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return ExitCode.DONE
+        return _end(ExitCode.FAILED, f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
     return ExitCode.DONE
+
+
+def _end(code: ExitCode, reason: str) -> ExitCode:
+    with contextlib.suppress(OSError):  # whoever read it is gone
+        print(reason, file=sys.stderr, flush=True)
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the standard output is gone; what is still to be flushed at the exit then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True

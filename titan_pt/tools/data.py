@@ -8,21 +8,23 @@ training source. That reads --limit documents of each source, the first in its o
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.data.overlap import find_overlap
+from titan_pt.data.overlap import N, find_overlap
 from titan_pt.data.sources.documents import Documents, SkipOptions, TokenDocuments
 from titan_pt.data.sources.opening import data_settings, open_alone
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.stream import Stream
+from titan_pt.run.paths import flag_path
 from titan_pt.tools.arguments import run_config_tool
+from titan_pt.tools.command import ToolParser, whole
 from titan_pt.tools.prepare import iterate
 from titan_pt.trainers.sft.records import plain_text, reads_records, record_encoder, with_records
 
@@ -31,13 +33,21 @@ EVALUATION = (Source(name="medqa", split="test"), Source(name="gsm8k", split="te
 
 
 def show(mixture: TokenizedMixture, num_streams: int, seq_len: int, num_documents: int) -> None:
-    """Print the first rows of a run until they have had so many documents."""
+    """Print the first rows of a run until they have had so many documents, or all that there are."""
     streams = [Stream(mixture, s, num_streams, seq_len) for s in range(num_streams)]
     shown: set[str] = set()
+    spent: set[int] = set()
+    newest = 0  # row that had a new document
     for r in itertools.count():
         row = streams[r % num_streams].next_row(partial=True)
         if row is None:
-            print("every source is spent")
+            spent.add(r % num_streams)
+            if len(spent) == num_streams:
+                print(f"every source is spent: {len(shown):,} documents")
+                return
+            continue
+        if not spent and r - newest > num_streams and _all_were_read(streams):
+            print(f"these are all documents of the run: {len(shown):,}; from here on they repeat")
             return
         print(f"--- row {r}, stream {r % num_streams}: {row.num_tokens:,} tokens of {len(row.tokens):,}")
         for name, start, end in boundaries(row):
@@ -45,9 +55,16 @@ def show(mixture: TokenizedMixture, num_streams: int, seq_len: int, num_document
         for name, start, end in boundaries(row):
             if name not in shown and len(shown) < num_documents:
                 shown.add(name)
+                newest = r
                 print(f"\n[{name}]\n{_excerpt(mixture, row, start, end)}\n")
         if len(shown) >= num_documents:
             return
+
+
+def _all_were_read(streams: Sequence[Stream]) -> bool:
+    """Whether each stream has drawn its share of every source once."""
+    shares = [-(-len(source.documents) // len(streams)) for source in streams[0].mixture.sources]
+    return all(order.draws >= share for stream in streams for order, share in zip(stream.orders, shares, strict=True))
 
 
 def boundaries(row: PackedRow) -> list[tuple[str, int, int]]:
@@ -71,10 +88,12 @@ def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> No
             texts = map(plain_text, texts) if records else texts
             found = find_overlap(itertools.islice(texts, limit or None), questions)
             share = found.shared_documents / max(1, found.documents)
-            print(
-                f"| {source.name} | {held.name} | {found.shared_documents:,} of {found.documents:,} ({share:.2%}) "
-                f"| {found.shared_ngrams:,} of {found.ngrams:,} |"
-            )
+            shared = f"{found.shared_documents:,} of {found.documents:,} ({share:.2%})"
+            runs = f"{found.shared_ngrams:,} of {found.ngrams:,}"
+            print(f"| {source.name} | {held.name} | {shared if found.documents else 'none compared'} | {runs} |")
+            if found.short:
+                total = found.documents + found.short
+                print(f"    {found.short:,} of {total:,} questions are shorter than {N} words: they are not compared")
             for example in found.examples:
                 print(f"    ... {example} ...")
 
@@ -99,11 +118,14 @@ def _excerpt(mixture: TokenizedMixture, row: PackedRow, start: int, end: int) ->
 
 
 def _evaluation(given: list[str]) -> list[Source]:
+    sources = []
     for pair in given:
-        if "=" not in pair:
+        name, _, path = pair.partition("=")
+        if not name or not path:
             raise ConfigError(f"--eval {pair!r}: must be NAME=FILE, such as medqa=test.jsonl")
-    pairs = [pair.split("=", 1) for pair in given]
-    return [Source(name=name, path=path) for name, path in pairs] or list(EVALUATION)
+        flag_path(f"--eval {name}", path)  # the source replaces what is to be replaced itself
+        sources.append(Source(name=name, path=path))
+    return sources or list(EVALUATION)
 
 
 def _run(own: argparse.Namespace, config: JobConfig) -> None:
@@ -121,11 +143,11 @@ def _run(own: argparse.Namespace, config: JobConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.data", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--num_documents", type=int, default=5, help="documents to print (default 5)")
+    parser = ToolParser(prog="titan_pt.tools.data", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--num_documents", type=whole(1), default=5, help="documents to print (default 5)")
     parser.add_argument("--check_overlap", action="store_true", help="compare with the evaluation sets instead")
     parser.add_argument("--eval", action="append", default=[], metavar="NAME=FILE", help="an evaluation set of yours")
-    parser.add_argument("--limit", type=int, default=100_000, help="documents of each source (default 100000)")
+    parser.add_argument("--limit", type=whole(0), default=100_000, help="documents of each source (default 100000)")
     return run_config_tool(parser, _run, argv)
 
 

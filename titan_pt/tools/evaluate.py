@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from titan_pt.config.errors import ConfigError, one_of
-from titan_pt.tools.command import run_tool
+from titan_pt.run.paths import flag_path
+from titan_pt.tools.command import ToolParser, run_tool, whole
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
 
 if TYPE_CHECKING:
@@ -16,17 +17,15 @@ if TYPE_CHECKING:
     from titan_pt.evaluation.eval_tasks import TaskRequest
 
 _DEFAULT_NEW_TOKENS = 384
-_COUNTS = ("limit", "max_new_tokens", "max_rows", "seq_len", "level")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_tool(lambda: _evaluate(arguments))
+    return run_tool(lambda: _evaluate(_parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.evaluate", description=__doc__)
+def _parser() -> ToolParser:
+    parser = ToolParser(prog="python -m titan_pt.tools.evaluate", description=__doc__)
     add_model_flags(parser)
     parser.add_argument("--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, reasoning_gym:<name>")
     parser.add_argument(
@@ -35,23 +34,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train_data", metavar="TASK=FILE", action="append", default=[], help="problems that --num_fewshot takes"
     )
-    parser.add_argument("--num_fewshot", type=int, default=0, help="worked examples before a question (default: 0)")
-    parser.add_argument("--level", type=int, help="difficulty of arithmetic (default: 1)")
-    parser.add_argument("--limit", type=int, help="most problems of a task, always the same ones (default: all)")
+    parser.add_argument(
+        "--num_fewshot", type=whole(0, 1000), default=0, help="worked examples before a question (default: 0)"
+    )
+    parser.add_argument("--level", type=whole(1), help="difficulty of arithmetic (default: 1)")
+    parser.add_argument("--limit", type=whole(1), help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
         "--max_new_tokens",
-        type=int,
+        type=whole(1),
         help=f"most tokens of an answer (default: {_DEFAULT_NEW_TOKENS}, or half of what the model reads)",
     )
     parser.add_argument(
-        "--samples", type=int, default=0, help="sampled answers to each problem, for pass@k (default: 0)"
+        "--samples",
+        type=whole(0, 1_000_000),
+        default=0,
+        help="sampled answers to each problem, for pass@k (default: 0)",
     )
     parser.add_argument("--k", metavar="K,K", help="of pass@k (default: 1 and --samples)")
     add_sampling_flags(parser, temperature=1.0)
     parser.add_argument("--text", metavar="FILES", help="loss and bits per byte of these texts: a glob of local files")
-    parser.add_argument("--seq_len", type=int, help="tokens of a row of --text (default: as in training, or 2048)")
+    parser.add_argument("--seq_len", type=whole(1), help="tokens of a row of --text (default: as in training, or 2048)")
     parser.add_argument(
-        "--max_rows", type=int, default=256, help="most answers generated together (default: %(default)s)"
+        "--max_rows", type=whole(1), default=256, help="most answers generated together (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -75,21 +79,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
-    """The values of k of pass@k; checks all numbers.
+    """The values of k of pass@k; checks what sampling depends on.
 
     Raises:
         ConfigError: names every number that is out of range.
     """
-    problems = [
-        f"--{name} = {value}: must be at least 1"
-        for name in _COUNTS
-        if (value := getattr(arguments, name)) is not None and value < 1
-    ]
-    problems += [
-        f"--{name} = {getattr(arguments, name)}: must be 0 or more"
-        for name in ("samples", "num_fewshot")
-        if getattr(arguments, name) < 0
-    ]
+    problems: list[str] = []
     if arguments.samples > 0 and arguments.temperature == 0:
         problems.append("--temperature = 0: all --samples would be the greedy answer; it is evaluated anyway")
     ks = _ks(arguments, problems)
@@ -150,6 +145,7 @@ def _files(flag: str, arguments: argparse.Namespace, names: Sequence[str]) -> di
             raise ConfigError(f"--{flag} = {text!r}: {name!r} is not in --tasks; there are {one_of(names)}")
         if name in files:
             raise ConfigError(f"--{flag}: {name!r} is given twice; one glob can name several files")
+        flag_path(f"--{flag} {name}", file)  # the task replaces what is to be replaced itself
         files[name] = file
     return files
 
@@ -195,7 +191,9 @@ def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str,
     seq_len = arguments.seq_len or min(longest, opened.source.seq_len or 2048)
     if seq_len > longest:
         raise ConfigError(f"--seq_len = {seq_len}: the model reads at most {longest} tokens")
-    found = text_loss(opened.model, opened.source.tokenizer, read_documents(arguments.text), seq_len)
+    found = text_loss(
+        opened.model, opened.source.tokenizer, read_documents(str(flag_path("--text", arguments.text))), seq_len
+    )
     return {
         "files": arguments.text,
         "seq_len": seq_len,

@@ -3,10 +3,10 @@
 import argparse
 import re
 import sys
-from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
-from titan_pt.tools.command import run_tool
+from titan_pt.config.errors import ConfigError, shown
+from titan_pt.run.paths import flag_path
+from titan_pt.tools.command import ToolParser, run_tool
 from titan_pt.tools.model import add_source_flags
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -14,21 +14,20 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def main(argv: list[str] | None = None) -> int:
     """Export as the arguments say; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_tool(lambda: _export(arguments))
+    return run_tool(lambda: _export(_parser().parse_args(argv)))
 
 
 def parse_bytes(text: str) -> int:
     """ "2GB" as 2 * 10^9. Raises ValueError where it is no positive size."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?)B?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:
-        raise ValueError(f"{text!r} is no size; write 500MB or 2GB")
+        raise ValueError(f"{shown(text)} is no size; write 500MB or 2GB")
     return size
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.export", description=__doc__)
+def _parser() -> ToolParser:
+    parser = ToolParser(prog="python -m titan_pt.tools.export", description=__doc__)
     add_source_flags(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
@@ -56,9 +55,9 @@ def _export(arguments: argparse.Namespace) -> None:
         max_shard = parse_bytes(arguments.max_shard_size)
     except ValueError as error:
         raise ConfigError(f"--max_shard_size: {error}") from None
-    output = Path(arguments.output).expanduser()
+    output = flag_path("--output", arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    source = open_model_source(arguments.checkpoint, arguments.tokenizer)
+    source = open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"--output = {arguments.output!r}: is the checkpoint itself; give another folder")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None

@@ -5,12 +5,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.files import read_lines
 from titan_pt.run.log import logger
-from titan_pt.tools.command import run_tool
+from titan_pt.run.paths import flag_path
+from titan_pt.tools.command import ToolParser, run_tool, whole
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ _DEFAULT_NEW_TOKENS = 256
 
 def main(argv: list[str] | None = None) -> int:
     """Generate as the arguments say; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_tool(lambda: _generate(arguments))
+    return run_tool(lambda: _generate(_parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.generate", description=__doc__)
+def _parser() -> ToolParser:
+    parser = ToolParser(prog="python -m titan_pt.tools.generate", description=__doc__)
     add_model_flags(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="what to answer or continue; without it: a chat")
@@ -41,29 +41,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="where --prompts_file writes (default: the standard output)")
     parser.add_argument(
         "--max_new_tokens",
-        type=int,
+        type=whole(1),
         help=f"most tokens of one text (default: {_DEFAULT_NEW_TOKENS}, or what the model has room for)",
     )
     add_sampling_flags(parser, temperature=0.8)
-    parser.add_argument("--num_samples", type=int, default=1, help="texts for each prompt (default: %(default)s)")
     parser.add_argument(
-        "--max_rows", type=int, default=256, help="most texts generated together (default: %(default)s)"
+        "--num_samples", type=whole(1, 1_000_000), default=1, help="texts for each prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_rows", type=whole(1), default=256, help="most texts generated together (default: %(default)s)"
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     return parser
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    for name in ("num_samples", "max_rows"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} = {getattr(arguments, name)}: must be at least 1")
-    if arguments.output and not arguments.prompts_file:
+    if arguments.output is not None and not arguments.prompts_file:
         raise ConfigError("--output: is for --prompts_file; the text of --prompt goes to the standard output")
     # Before anything is loaded.
     sampling(arguments, _DEFAULT_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens)
-    records = read_prompts(arguments.prompts_file) if arguments.prompts_file else []
+    records = read_prompts(arguments.prompts_file) if arguments.prompts_file is not None else []
+    _check_output(arguments.output)
     opened = open_model(arguments)
-    if arguments.prompts_file:
+    if arguments.prompts_file is not None:
         _batch(opened, arguments, records)
     elif arguments.prompt is not None:
         _answer(opened, arguments)
@@ -131,13 +131,13 @@ def read_prompts(file: str) -> list["str | list[Message]"]:
     """
     from titan_pt.data.sources.local import read_rows
 
-    if not Path(file).is_file():
+    path = flag_path("--prompts_file", file)
+    if not path.is_file():
         raise ConfigError(f"--prompts_file = {file!r}: no such file")
-    if Path(file).suffix == ".txt":
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-        prompts: list[str | list[Message]] = [line for line in lines if line.strip()]
+    if path.suffix == ".txt":
+        prompts: list[str | list[Message]] = [line for line in read_lines(path) if line.strip()]
     else:
-        prompts = [_prompt_of(row, f"{file}, {place}") for place, row in read_rows(file)]
+        prompts = [_prompt_of(row, f"{file}, {place}") for place, row in read_rows(str(path))]
     if not prompts:
         raise ConfigError(f"--prompts_file = {file!r}: holds no prompts")
     return prompts
@@ -190,8 +190,17 @@ def _batch(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["
                 print(json.dumps(row, ensure_ascii=False), file=output, flush=True)
 
 
+def _check_output(file: str | None) -> None:
+    """Raise a ConfigError before a model is loaded where the output cannot be written."""
+    if file is None:
+        return
+    path = flag_path("--output", file)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"--output = {file!r}: {'is a folder' if path.is_dir() else 'is in no folder'}; name a file")
+
+
 def _open_output(file: str | None) -> AbstractContextManager[IO[str]]:
-    return open(file, "w", encoding="utf-8") if file else nullcontext(sys.stdout)
+    return flag_path("--output", file).open("w", encoding="utf-8") if file is not None else nullcontext(sys.stdout)
 
 
 # -- a chat -----------------------------------------------------------------------------------------------------------
@@ -231,6 +240,8 @@ def _read_line() -> str | None:
         line = sys.stdin.readline()
     except KeyboardInterrupt:
         line = ""
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the standard input is not {error.encoding}: {error.reason}; convert it") from None
     return line.rstrip("\n") if line else None
 
 

@@ -3,23 +3,23 @@
 import argparse
 import json
 import logging
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.tools.command import run_tool
+from titan_pt.run.paths import flag_path
+from titan_pt.tools.command import LARGEST, ToolParser, run_tool, whole
 from titan_pt.tools.model import add_model_flags, open_model
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_tool(lambda: _run(arguments))
+    return run_tool(lambda: _run(_parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m titan_pt.tools.harness", description=__doc__)
+def _parser() -> ToolParser:
+    parser = ToolParser(prog="python -m titan_pt.tools.harness", description=__doc__)
     add_model_flags(parser)
     parser.add_argument(
         "--tasks", required=True, metavar="A,B", help="names of its tasks, or of those in --include_path"
@@ -30,24 +30,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask through the model's chat template, examples as earlier turns (default: as plain text)",
     )
-    parser.add_argument("--num_fewshot", type=int, help="examples before a question (default: the task's own)")
-    parser.add_argument("--limit", type=int, help="most questions of a task (default: all)")
     parser.add_argument(
-        "--max_rows", type=int, default=256, help="most texts generated together (default: %(default)s)"
+        "--num_fewshot", type=whole(0, 1000), help="examples before a question (default: the task's own)"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of sampled answers (default: %(default)s)")
+    parser.add_argument("--limit", type=whole(1), help="most questions of a task (default: all)")
+    parser.add_argument(
+        "--max_rows", type=whole(1), default=256, help="most texts generated together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=whole(-LARGEST - 1), default=42, help="of sampled answers (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for name in ("limit", "max_rows"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} = {value}: must be at least 1")
-    folder = arguments.include_path
-    if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(f"--include_path = {folder!r}: no such folder")
+    given = arguments.include_path
+    folder = None if given is None else str(flag_path("--include_path", given))
+    if folder is not None and not os.path.isdir(folder):
+        raise ConfigError(f"--include_path = {given!r}: no such folder")
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager

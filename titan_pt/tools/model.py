@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.paths import flag_path
+from titan_pt.tools.command import LARGEST, ToolParser, whole
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,7 @@ class OpenModel:
         return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
 
 
-def add_source_flags(parser: argparse.ArgumentParser) -> None:
+def add_source_flags(parser: ToolParser) -> None:
     """Add --checkpoint and --tokenizer, the arguments of `open_model_source`."""
     parser.add_argument(
         "--checkpoint",
@@ -41,7 +43,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: ToolParser) -> None:
     """Add the flags of `add_source_flags`, and those that say how to load the model."""
     add_source_flags(parser)
     parser.add_argument(
@@ -56,7 +58,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+def add_sampling_flags(parser: ToolParser, *, temperature: float) -> None:
     """Add --temperature, --top_p, --top_k and --seed."""
     parser.add_argument(
         "--temperature", type=float, default=temperature, help="0 takes the likeliest token (default: %(default)s)"
@@ -64,8 +66,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, temperature: float) -
     parser.add_argument(
         "--top_p", type=float, default=1.0, help="sample from the likeliest tokens that reach this probability"
     )
-    parser.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest tokens; 0: all")
-    parser.add_argument("--seed", type=int, default=42, help="the same seed gives the same text (default: %(default)s)")
+    parser.add_argument("--top_k", type=whole(-LARGEST - 1), default=0, help="sample from the k likeliest; 0: all")
+    parser.add_argument(
+        "--seed", type=whole(-LARGEST - 1), default=42, help="the same seed gives the same text (default: %(default)s)"
+    )
 
 
 def open_model(arguments: argparse.Namespace) -> OpenModel:
@@ -80,7 +84,7 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
     from titan_pt.generation.quantize import quantize_weights
     from titan_pt.hf.model_source import open_model_source
 
-    source = open_model_source(arguments.checkpoint, arguments.tokenizer)
+    source = open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
     device = find_device()
     name = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     model = source.load(device, getattr(torch, name))

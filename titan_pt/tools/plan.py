@@ -19,8 +19,11 @@ from titan_pt.distributed.dry_run_world import MOST_RANKS
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown
 from titan_pt.planner.search import Choice, cheapest_changes, fastest
+from titan_pt.run.files import read_lines
+from titan_pt.run.paths import flag_path
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 from titan_pt.tools.arguments import run_config_tool
+from titan_pt.tools.command import ToolParser
 
 # Steps that compile, connect and fill caches.
 _WARM_STEPS = 10
@@ -41,7 +44,8 @@ def target_of(own: argparse.Namespace) -> Target:
     if own.mfu is not None and own.from_run is not None:
         raise ConfigError("--mfu and --from_run: give one")
     if own.from_run is not None:
-        mfu, source = measured_mfu(own.from_run), f"measured in {own.from_run}"
+        run = flag_path("--from_run", own.from_run)
+        mfu, source = measured_mfu(run), f"measured in {run}"
     elif own.mfu is not None:
         share = "a share of the peak, above 0 and at most 1, such as 0.5"
         mfu, source = _number("mfu", own.mfu, float, lambda value: 0 < value <= 1, share), "given"
@@ -56,7 +60,7 @@ def measured_mfu(run: Path) -> float:
     """
     path = run / FILE
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in read_lines(path)]
     except OSError as error:
         raise ConfigError(
             f"--from_run {str(run)!r}: its {FILE} cannot be read: {error.strerror or error}; give a run folder"
@@ -132,11 +136,11 @@ def _number(name: str, text: str, convert: Callable[[str], float], holds: Callab
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code; 0 also where the run does not fit."""
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.plan", description=__doc__, allow_abbrev=False)
+    parser = ToolParser(prog="titan_pt.tools.plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("--gpu", default="a100-80gb", help="such as a100-40gb, h100-80gb, l4 (default a100-80gb)")
     parser.add_argument("--num_gpus", default="1", help="GPUs of the run over all nodes (default 1)")
     parser.add_argument("--mfu", help=f"model FLOPs utilisation to plan with, such as 0.5 (default {ASSUMED_MFU})")
-    parser.add_argument("--from_run", type=Path, metavar="RUN", help="take the MFU that this run folder's run had")
+    parser.add_argument("--from_run", metavar="RUN", help="take the MFU that this run folder's run had")
     parser.add_argument("--price_per_gpu_hour", metavar="P", help="for the cost, in any currency")
     parser.add_argument("--suggest", action="store_true", help="search for the fastest way to use the memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -3,7 +3,6 @@
 A `[[data.sources]]` table whose `path` is DIR then trains on the same documents, tokenised already.
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -21,7 +20,9 @@ from titan_pt.data.sources.opening import open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable
+from titan_pt.run.paths import flag_path
 from titan_pt.tools.arguments import run_config_tool
+from titan_pt.tools.command import ToolParser
 from titan_pt.trainers.sft.records import reads_records
 
 logger = logging.getLogger("titan_pt")
@@ -88,10 +89,12 @@ def iterate(documents: Documents) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="titan_pt.tools.prepare", description=__doc__, allow_abbrev=False)
+    parser = ToolParser(prog="titan_pt.tools.prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="name of one of the config's data sources")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the token shards")
-    return run_config_tool(parser, lambda own, config: prepare(config, own.source, own.output), argv)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the token shards")
+    return run_config_tool(
+        parser, lambda own, config: prepare(config, own.source, flag_path("--output", own.output)), argv
+    )
 
 
 if __name__ == "__main__":

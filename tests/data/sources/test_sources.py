@@ -1,7 +1,6 @@
 """Documents of every kind of file and of the embedded sources; whatever is wrong with a file is told with its place."""
 
 import gzip
-import io
 import json
 import logging
 import operator
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.sources import text_pieces
 from titan_pt.data.sources.arrow import ArrowColumn
 from titan_pt.data.sources.documents import Documents
 from titan_pt.data.sources.registry import _SOURCES, check_sources, register_source
@@ -89,9 +87,7 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_pieces_of_a_text_join_to_the_text(parts: list[str]) -> None:
     text = "".join(parts)
     for block in (7, 1 << 20):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(text_pieces, "_BLOCK_CHARACTERS", block)
-            pieces = list(cut_text(io.StringIO(text)))
+        pieces = list(cut_text(text[i : i + block] for i in range(0, len(text), block)))
         assert "".join(pieces) == text
         assert all(TEXT_DOCUMENT_CHARACTERS < len(piece) <= 2 * TEXT_DOCUMENT_CHARACTERS for piece in pieces[:-1])
     assert len(pieces) == 0 or len(pieces[-1]) <= 2 * TEXT_DOCUMENT_CHARACTERS
@@ -117,7 +113,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("list.jsonl", lines({"text": ["a"]}), r"line 1: 'text' is list, not text"),
     ("scalar.jsonl", lines("a"), r"line 1: is str, not an object"),
     ("broken.jsonl", lines({"text": "a"}) + b'\n{"text": "tru\n', r"broken.jsonl, line 3: not JSON"),
-    ("latin.jsonl", '{"text": "café"}'.encode("latin-1"), r"line 1: not JSON: 'utf-8' codec can't decode"),
+    ("latin.jsonl", '{"text": "café"}'.encode("latin-1"), r"line 1, byte 14: byte 0xe9 is not UTF-8"),
     ("surrogate.jsonl", b'{"text": "ab\\ud800"}', r"line 1: 'text' is not UTF-8: .* at character 2"),
     ("deep.jsonl", b'{"text": ' + b"[" * 100_000, r"line 1: not JSON"),
     ("digits.jsonl", b'{"text": ' + b"1" * 10_000 + b"}", r"line 1: not JSON"),
@@ -130,7 +126,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("cut.jsonl.gz", gzip.compress(lines({"text": "a"}))[:-12], r"cut.jsonl.gz: cannot be read: EOFError"),
     ("bad.parquet", b"PAR1 nothing of the kind", r"bad.parquet: cannot be read: ArrowInvalid"),
     ("empty.parquet", b"", r"empty.parquet: cannot be read"),
-    ("latin.txt", "caf\xe9 noir".encode("latin-1"), r"latin.txt: cannot be read: UnicodeDecodeError"),
+    ("latin.txt", "caf\xe9 noir".encode("latin-1"), r"latin.txt, line 1, byte 4: byte 0xe9 is not UTF-8"),
     ("empty.txt", b"", r"empty.txt: holds no documents"),
     ("table.csv", b"text\na\n", r"table.csv: unknown kind of file; known are .json, .jsonl, .jsonl.gz, .parquet, .txt"),
 ]
@@ -176,7 +172,7 @@ def test_paths_that_match_nothing(tmp_path: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone")
     assert "matches no file" in problem(tmp_path, "link.jsonl")
     assert "is a folder; name its files, such as" in problem(tmp_path.parent, tmp_path.name)
-    for path in ("~nobody-of-that-name/x.jsonl", "x" * 5000, "https://example.com/x.jsonl"):
+    for path in ("x" * 5000, "https://example.com/x.jsonl"):
         with pytest.raises(ConfigError, match="matches no file"):
             open_one(Source(name="mine", path=path), seed=1, cache_dir=None)
     (tmp_path / "a.txt").write_text("a")

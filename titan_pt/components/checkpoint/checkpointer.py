@@ -252,8 +252,8 @@ def load_documents(step_folder: Path) -> CheckpointDocuments:
     """Read everything of a step that is not a tensor."""
     config = step_folder / "config.toml"
     return CheckpointDocuments(
-        train=json.loads((step_folder / "train.json").read_text()),
-        data=json.loads((step_folder / "data.json").read_text()),
+        train=json.loads((step_folder / "train.json").read_text(encoding="utf-8")),
+        data=json.loads((step_folder / "data.json").read_text(encoding="utf-8")),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 

@@ -32,7 +32,7 @@ def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = 
 
 def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written = manifest["format"]
     except FileNotFoundError:

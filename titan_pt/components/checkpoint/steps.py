@@ -101,7 +101,7 @@ def _latest_saved(folder: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where it cannot be read, for then `find_damage` reports the step."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -117,7 +117,7 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
         ConfigError: there is no whole step, and no config.json of a Hugging Face folder.
     """
     where = f"{key} = {path!r}"
-    root = Path(path).expanduser()
+    root = Path(path)
     if not root.is_dir():
         raise ConfigError(f"{where}: no such folder; {_how_to_make(root)}, or correct the path")
     if is_hf_folder(root):  # first: an export may be named after its step too

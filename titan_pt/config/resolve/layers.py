@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.run.files import read_text
+from titan_pt.run.paths import expand_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,7 +61,7 @@ def read_layers(path: str) -> list[Layer]:
         ConfigError: a file is missing, is not TOML, or extends itself.
     """
     layers: dict[str, Layer] = {}
-    _read_into(layers, Path(path), ())
+    _read_into(layers, Path(_expanded(path, "--job.config_file")), ())
     return list(layers.values())
 
 
@@ -77,14 +79,21 @@ def _read_into(layers: dict[str, Layer], path: Path, children: tuple[str, ...]) 
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"extends = {shown(parents)} ({path}): must be a file name or a list of file names")
     for parent in parents:
-        _read_into(layers, path.parent / parent, (*children, absolute))
+        _read_into(layers, path.parent / _expanded(parent, f"extends of {path}"), (*children, absolute))
     layers[absolute] = Layer(str(path), tables)
+
+
+def _expanded(path: str, said_by: str) -> str:
+    try:
+        return expand_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{shown(path)} ({said_by}): {error}") from None
 
 
 def _read_toml(path: Path, said_by: str) -> Tables:
     where = f"{path}{said_by}"
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}") from None
     except IsADirectoryError:
@@ -93,7 +102,9 @@ def _read_toml(path: Path, said_by: str) -> Tables:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, a name with NUL, a number of thousands of digits
+    except ConfigError as error:  # not UTF-8
+        raise ConfigError(f"{error}{said_by}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL, a number of thousands of digits
         raise ConfigError(f"{where}: cannot be read: {error}") from None
     if not _is_shallow(tables, _DEEPEST):
         raise ConfigError(f"{where}: nested too deeply")

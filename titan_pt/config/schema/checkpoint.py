@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from titan_pt.config.schema.section import AllOrCount, Count, Name, PositiveInt, Section
+from titan_pt.config.schema.section import AllOrCount, AnyPath, Count, PathName, PositiveInt, Section
 
 
 class Checkpoint(Section):
@@ -10,11 +10,11 @@ class Checkpoint(Section):
 
     enable: bool = True
     """Save checkpoints and resume from the newest whole one."""
-    folder: Name = "checkpoint"
+    folder: PathName = "checkpoint"
     """Folder inside the run folder."""
     interval: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    initial_load_path: str | None = None
+    initial_load_path: AnyPath | None = None
     """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
     folder. Empty text: none, whatever a file below says."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from titan_pt.config.schema.section import Count, Name, Positive, PositiveInt, Section, Timeout
+from titan_pt.config.schema.section import Count, Name, PathName, Positive, PositiveInt, Section, Timeout
 from titan_pt.config.schema.values import Size
 
 
@@ -14,10 +14,10 @@ class Source(Section):
     name: Name
     """Name in logs. Without `path` or `dataset`: a built-in source (fineweb_edu, medqa, gsm8k, python_stdlib,
     arithmetic) or a registered one."""
-    path: Name | None = None
+    path: PathName | None = None
     """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; a folder of titan_pt.tools.prepare; or the http(s)
     address of a .parquet file, in which {00..13} stands for each of these numbers."""
-    dataset: Name | None = None
+    dataset: PathName | None = None
     """Dataset of the Hugging Face hub (or a local dataset folder). Parquet is streamed, else it is downloaded whole."""
     subset: Name | None = None
     """Configuration of `dataset`, such as "sample-10BT"."""
@@ -51,7 +51,7 @@ class Data(Section):
     """Global batches prepared ahead; 0 prepares each when it is asked for."""
     num_workers: Count = 0
     """Processes that read and tokenise for one rank; 0: a thread does. Neither changes the order of the documents."""
-    cache_dir: Name | None = None
+    cache_dir: PathName | None = None
     """Folder of what was read once. Unset: ~/.cache/titan_pt for row groups of parquet files, and for the Arrow files
     that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""
     cache_bytes: Annotated[Size, Field(gt=0)] = 20_000_000_000

@@ -6,7 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
-from titan_pt.config.schema.section import Count, Fraction, Name, NonNegative, Positive, PositiveInt, Section, Timeout
+from titan_pt.config.schema.section import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    PathName,
+    Positive,
+    PositiveInt,
+    Section,
+    Timeout,
+)
 from titan_pt.config.schema.values import Size
 
 TokenCount = Annotated[Size, Field(gt=0)]
@@ -47,9 +57,9 @@ class GrpoTask(Section):
     """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
     weight: Positive = 1.0
     """Share of the prompts, relative to the other tasks' weights."""
-    path: Name | None = None
+    path: PathName | None = None
     """Local training problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
-    eval_path: Name | None = None
+    eval_path: PathName | None = None
     """Local problems to evaluate on. Unset: the hub's own split, or with `path` a held-out part of it."""
     holdout_fraction: Fraction = 0.1
     """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
@@ -163,6 +173,12 @@ class GrpoConfig(RolloutConfig):
     }
 
     grpo: Grpo = Grpo()
+
+    def written_folders(self) -> Iterator[tuple[str, str]]:
+        """Yield those of every run, and that of the completions."""
+        yield from super().written_folders()
+        if self.rollout.record_freq:
+            yield "rollout.record_freq", "rollouts"
 
     def broken_rules(self) -> Iterator[BrokenRule]:
         """Yield the broken rules between the fields of a grpo run."""

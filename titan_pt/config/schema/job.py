@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from titan_pt.config.schema.section import (
+    AnyPath,
     Count,
-    Name,
+    PathName,
     Section,
     Timeout,
 )
@@ -16,11 +17,11 @@ from titan_pt.config.schema.values import Size
 class Job(Section):
     """[job] what runs and where its results go."""
 
-    config_file: str | None = None
+    config_file: AnyPath | None = None
     """TOML file of this run."""
     trainer: str = "pretrain"
     """Registered trainer spec: "pretrain", "sft", "grpo" or a name brought by experimental.custom_import."""
-    dump_folder: Name = "./outputs"
+    dump_folder: PathName = "./outputs"
     """Run folder: config.toml, metrics.jsonl, checkpoint/, tb/. The same folder again resumes the run."""
     description: str = "default job"
     """One line for the log."""
@@ -35,7 +36,7 @@ class Model(Section):
     """Registered model: "transformer" or a name brought by experimental.custom_import."""
     flavor: str = "debugmodel"
     """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
-    from_hf: Name | None = None
+    from_hf: PathName | None = None
     """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
     vocab_size: Annotated[Size, Field(gt=0)] | None = None
     """Rows of the embedding. Unset: the tokenizer's size rounded up to a multiple of 64."""
@@ -48,7 +49,7 @@ class Model(Section):
 class TokenizerSection(Section):
     """[tokenizer] text to token ids."""
 
-    name: Name = "byte"
+    name: PathName = "byte"
     """"byte", "gpt2", or a path: a .tiktoken rank file, a tokenizer.json, or a Hugging Face folder that holds one."""
     eos_token: str | None = None
     """End-of-document token of a tokenizer.json. Unset: what its tokenizer_config.json says, else a common name."""
@@ -66,7 +67,7 @@ class Comm(Section):
     """Limit of a collective after the first step."""
     trace_buf_size: Count = 20000
     """Entries of NCCL's flight recorder, written when a collective times out; 0 is off."""
-    save_traces_folder: Name = "comm_traces"
+    save_traces_folder: PathName = "comm_traces"
     """Folder of the flight recorder inside the run folder."""
     grace_seconds: Timeout = 120.0
     """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""

@@ -65,6 +65,20 @@ class JobConfig(Section):
         """Yield the broken rules between fields that this kind of training adds to the common ones."""
         yield from ()
 
+    def written_folders(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, folder, inside the run folder unless it is absolute) of all that this run will write to."""
+        checkpoint, metrics, profiling = self.checkpoint, self.metrics, self.profiling
+        if checkpoint.enable and not checkpoint.load_only:
+            yield "checkpoint.folder", checkpoint.folder
+        if metrics.enable_tensorboard:
+            yield "metrics.save_tb_folder", metrics.save_tb_folder
+        if profiling.enable_profiling:
+            yield "profiling.save_traces_folder", profiling.save_traces_folder
+        if profiling.enable_memory_snapshot:
+            yield "profiling.save_memory_snapshot_folder", profiling.save_memory_snapshot_folder
+        if checkpoint.export_hf_interval:
+            yield "checkpoint.export_hf_interval", "hf"
+
     def dump(self) -> dict[str, dict[str, Any]]:
         """The config as TOML tables: no unset values, no config_file, and of each pair the one that holds."""
         tables = self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 
 from titan_pt.config.schema.values import Seconds, check_storable
+from titan_pt.run.paths import escape_path, expand_path
 
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -13,6 +14,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
+# Of every key that names a file or folder: ~, $NAME and ${NAME} are replaced, and the resolved TOML holds the result.
+AnyPath = Annotated[str, AfterValidator(expand_path), PlainSerializer(escape_path)]
+PathName = Annotated[Name, AfterValidator(expand_path), PlainSerializer(escape_path)]
 Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
 
 

@@ -1,7 +1,7 @@
 """The table [validation] with its [[validation.tasks]]."""
 
 from titan_pt.config.schema.data import Source
-from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PositiveInt, Section
+from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PathName, PositiveInt, Section
 
 
 class ValidationTask(Section):
@@ -9,7 +9,7 @@ class ValidationTask(Section):
 
     name: Name
     """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
-    path: Name | None = None
+    path: PathName | None = None
     """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
     level: PositiveInt | None = None
     """Difficulty of arithmetic: 1 is the easiest."""

@@ -29,7 +29,7 @@ class Manifest:
         if not path.is_file():
             return cls(path, {})
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
             for listing in known.values():
                 Listing.from_json(listing)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

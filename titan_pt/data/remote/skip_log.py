@@ -22,7 +22,7 @@ class SkipLog:
         self._taken: dict[tuple[str, int, int, int], int] = {}
         self._lost: dict[tuple[str, int, int], str] = {}
         for path in sorted(folder.glob("ledger-*.jsonl")) if folder else []:
-            for line in path.read_text(errors="replace").splitlines():
+            for line in path.read_text("utf-8", "replace").splitlines():
                 self._remember(line)
 
     def taken(self, source: str, num_streams: int, stream: int, count: int) -> int | None:
@@ -57,7 +57,7 @@ class SkipLog:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before a document that follows from it is trained on

@@ -75,8 +75,8 @@ def reader_pool(context: SourceContext) -> ReaderPool:
 
 
 def _open_reader_pool(data: Data) -> ReaderPool:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(data.cache_dir or f"{home}/titan_pt").expanduser() / "units"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(data.cache_dir or f"{home}/titan_pt") / "units"
     patience = Patience(attempt_seconds=data.request_timeout_seconds, start_seconds=data.max_stall_seconds)
     return ReaderPool(folder, data.cache_bytes, patience)
 

@@ -20,7 +20,7 @@ from titan_pt.data.sources.registry import ListingJson, SourceContext, title
 logger = logging.getLogger("titan_pt")
 
 # Part of a converted file's name in the cache: raise it when `local.py` cuts or reads differently.
-_CONVERSION = 2
+_CONVERSION = 3
 # Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
 _TAIL_BYTES = 1 << 16
 

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.data.sources.local import Columns, Located
+from titan_pt.run.files import decode_text
 
 
 def read(path: str, columns: Columns) -> Located:
@@ -28,18 +29,18 @@ def read(path: str, columns: Columns) -> Located:
 def _lines(file: Iterable[bytes], path: str) -> Located:
     for number, line in enumerate(file, 1):
         if line := line.removeprefix(codecs.BOM_UTF8).strip():
-            yield f"line {number}", _parsed(line, f"{path}, line {number}")
+            yield f"line {number}", _parsed(decode_text(line, path, number), f"{path}, line {number}")
 
 
 def _array_items(file: IO[bytes], path: str) -> Located:
-    for number, row in enumerate(_parsed(file.read().removeprefix(codecs.BOM_UTF8), path)):
+    for number, row in enumerate(_parsed(decode_text(file.read(), path), path)):
         yield f"item {number}", row
 
 
-def _parsed(text: bytes, where: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits
         raise ConfigError(f"{where}: not JSON: {error}; repair or remove it") from None
 
 

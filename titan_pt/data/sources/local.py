@@ -102,12 +102,12 @@ def _reading(path: str) -> Iterator[None]:
 
 def is_prepared(path: str) -> bool:
     """Whether a path is a folder of token shards."""
-    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_DESCRIPTION))
+    return os.path.isfile(os.path.join(path, SHARD_DESCRIPTION))
 
 
 def is_unfinished(path: str) -> bool:
     """Whether a path is a folder of token shards of which the end was not written."""
-    return os.path.isfile(os.path.join(os.path.expanduser(path), SHARD_TOKENS)) and not is_prepared(path)
+    return os.path.isfile(os.path.join(path, SHARD_TOKENS)) and not is_prepared(path)
 
 
 def matching_files(pattern: str, key: str = "path") -> list[str]:
@@ -119,13 +119,12 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
     Raises:
         ConfigError: there are none, or not all are of one known kind.
     """
-    path = os.path.expanduser(pattern)
-    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    if is_unfinished(path):
+    files = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if is_unfinished(pattern):
         raise ConfigError(f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not finish there; run it again")
-    if os.path.isdir(path):
+    if os.path.isdir(pattern):
         raise ConfigError(
-            f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(path, '*.parquet'))!r}"
+            f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(pattern, '*.parquet'))!r}"
         )
     if not files:
         raise ConfigError(f"{key} = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")

@@ -87,7 +87,7 @@ def data_settings(config: JobConfig, num_streams: int) -> DataSettings:
         seed=config.debug.seed if config.data.seed is None else config.data.seed,
         num_streams=num_streams,
         holdout_fraction=0.0 if validation.sources else validation.holdout_fraction,
-        folder=Path(config.job.dump_folder).expanduser() / "data",
+        folder=Path(config.job.dump_folder) / "data",
     )
 
 

@@ -23,7 +23,7 @@ _FORMAT = 1
 def open_documents(source: Source, _context: SourceContext, _listing: ListingJson | None) -> "PreparedDocuments":
     """The token shards of a source's folder."""
     assert source.path is not None
-    return PreparedDocuments(Path(source.path).expanduser())
+    return PreparedDocuments(Path(source.path))
 
 
 class PreparedDocuments(TokenDocuments):
@@ -35,7 +35,7 @@ class PreparedDocuments(TokenDocuments):
 
     def __init__(self, folder: Path) -> None:
         try:
-            about = json.loads((folder / SHARD_DESCRIPTION).read_text())
+            about = json.loads((folder / SHARD_DESCRIPTION).read_text(encoding="utf-8"))
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}, not {_FORMAT}; prepare it anew")
             self._ends = np.load(folder / "ends.npy", mmap_mode="r")

@@ -226,4 +226,4 @@ def _check_cache(cache_dir: str | None) -> None:
     """Raise a ConfigError unless Arrow files can be written: the source would be blamed for it."""
     own = quiet_datasets().config.HF_DATASETS_CACHE
     name = f"data.cache_dir = {cache_dir!r}" if cache_dir else f"data.cache_dir, unset, so {own} of HF_HOME"
-    make_writable(Path(cache_dir or own).expanduser(), name)
+    make_writable(Path(cache_dir or own), name)

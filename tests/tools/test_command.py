@@ -1,0 +1,120 @@
+"""The frame that all tools share: wrong flags, a reader that is gone, Ctrl-C."""
+
+import importlib
+import io
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from tool_helpers import tool_here
+
+import titan_pt.tools
+from titan_pt.run.exit_codes import ExitCode, Stalled
+from titan_pt.tools.command import run_tool
+
+FRAME = {"arguments", "command", "model"}
+TOOLS = sorted({module.name for module in pkgutil.iter_modules(titan_pt.tools.__path__)} - FRAME)
+NEEDED = {
+    "evaluate": ["--checkpoint", "none", "--tasks", "arithmetic"],
+    "export": ["--checkpoint", "none", "--output", "out"],
+    "generate": ["--checkpoint", "none", "--prompt", "x"],
+    "harness": ["--checkpoint", "none", "--tasks", "x"],
+    "prepare": ["--source", "a", "--output", "out"],
+}
+"""Flags that a tool cannot do without."""
+CONFIG_TOOLS = ("await_start", "data", "plan", "prepare")
+RUN = ["--data.sources=[{name='arithmetic'}]"]
+VALUES = ["-1", "0", "-99999999999999999999", "9" * 400, "", " ", "1.5", "abc", "nan", "inf", "1e400", "$UNSET", "a\0b"]
+
+
+def flags_of(tool: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The tool's own flags, as its help lists them."""
+    assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, "--help") == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    return sorted({word for word in words if word.startswith("--") and word[2:].isidentifier()} - {"--help"})
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_no_value_of_a_flag_ends_in_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    """Each flag of each tool: negative, huge, empty, of a wrong kind. No model is there, so none is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNSET", raising=False)
+    main = importlib.import_module(f"titan_pt.tools.{tool}").main
+    needed = NEEDED.get(tool, []) + (RUN if tool in CONFIG_TOOLS else [])
+    for flag in flags_of(tool, capsys):
+        if (tool, flag) == ("data", "--num_documents"):
+            values = [value for value in VALUES if not value.isdigit()]
+        else:
+            values = VALUES
+        for value in values:
+            code = tool_here(main, *needed, f"{flag}={value}")
+            error = capsys.readouterr().err
+            assert code in (0, 1, 2) and "Traceback" not in error, (flag, value, error)
+            assert code == 0 or error.strip().splitlines()[-1].startswith(("config error: ", "failed: ", "  ")), error
+    assert not list(tmp_path.glob("*$*")) and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("words", [["--no_such_flag", "1"], ["stray"], ["--seed"], ["--limit", "x"]])
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    main = importlib.import_module("titan_pt.tools.evaluate").main
+    assert tool_here(main, "--checkpoint", "none", "--tasks", "gsm8k", *words) == ExitCode.USAGE
+    out, error = capsys.readouterr()
+    assert not out and error.startswith("config error: ") and error.count("\n") == 1
+
+
+def test_a_reader_that_is_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True))
+    assert run_tool(lambda: print("x" * 100_000)) == ExitCode.DONE
+    assert run_tool(lambda: print("more")) == ExitCode.DONE
+    assert not capsys.readouterr().err
+
+
+def test_a_broken_pipe_of_something_else_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert run_tool(fail) == ExitCode.FAILED
+    assert capsys.readouterr().err == "failed: BrokenPipeError: [Errno 32] Broken pipe\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 143), (MemoryError("a"), 1), (Stalled("b"), 1)])
+def test_other_ends_are_one_line(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_tool(fail) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_head_and_ctrl_c_in_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {i} " * 99}) + "\n" for i in range(500)))
+    source = f'--data.sources=[{{name = "a", path = "{tmp_path}/a.jsonl"}}]'
+    command = [sys.executable, "-m", "titan_pt.tools.data", source, "--num_documents=400"]
+    options: dict[str, Any] = {
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)},
+        "cwd": tmp_path,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    interrupted = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    while "pyarrow" not in Path(f"/proc/{interrupted.pid}/maps").read_text():  # it imports
+        time.sleep(0.05)
+    interrupted.send_signal(signal.SIGINT)
+    _, error = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == ExitCode.TERMINATED and "Traceback" not in error, error
+    shell = ["bash", "-c", '"$@" | head -1; exit ${PIPESTATUS[0]}', "bash", *command]
+    cut = subprocess.run(shell, stdout=subprocess.PIPE, timeout=120, check=False, **options)
+    assert cut.returncode == ExitCode.DONE and cut.stdout.startswith("--- row 0"), cut
+    assert "Traceback" not in cut.stderr and "BrokenPipe" not in cut.stderr and "Exception ignored" not in cut.stderr
