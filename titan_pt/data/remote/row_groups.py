@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from titan_pt.data.permutation import digest, keyed_hash
-from titan_pt.data.sources.identity import Contents
 
 UNKNOWN_VERSION = "listed "
 _HOLDOUT_KEY = b"titan_pt holdout units"
@@ -125,11 +124,6 @@ class Listing:
     def to_json(self) -> dict[str, Any]:
         """The listing as plain values."""
         return {"origin": self.origin, "fingerprint": self.fingerprint, "files": [asdict(file) for file in self.files]}
-
-    @property
-    def contents(self) -> Contents:
-        """Hash of each file's content, as far as it is known."""
-        return [(file.location, file.known_content) for file in self.files]
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Listing":

@@ -70,8 +70,11 @@ def settled_state(path: str) -> tuple[FileState, bool]:
     return again, again == state and left <= tick
 
 
-def content_hash(path: str) -> str:
+def content_hash(path: str, bytes_per_second: float = float("inf")) -> str:
     """Hash of a whole file.
+
+    Args:
+        bytes_per_second: the most that is read.
 
     Raises:
         Preempted: this process was asked to stop.
@@ -80,6 +83,7 @@ def content_hash(path: str) -> str:
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
+            time.sleep(len(block) / bytes_per_second)
             if stop_requested():
                 raise Preempted
     return digest.hexdigest()[:32]
@@ -102,8 +106,10 @@ class KnownFiles:
     """
 
     def __init__(self, cache_dir: str | None) -> None:
+        self.cache_dir = cache_dir
         self.folder = cache_folder(cache_dir) / "known_files"
         self._folders: dict[str, _Folder] = {}
+        self._warned = False
 
     def facts(self, paths: Sequence[str], kind: str, find: Callable[[str], Any]) -> list[Any]:
         """A JSON value of each file: the remembered one, or what `find` makes of its content.
@@ -177,7 +183,11 @@ class KnownFiles:
             try:
                 _write(known.path, json.dumps(files))
             except OSError as error:
-                logger.warning(f"{self.folder}: {error}; the hashes of files cannot be kept, and each start reads them")
+                if not self._warned:
+                    logger.warning(
+                        f"{self.folder}: {error}; hashes of files are not kept, so each start makes them anew"
+                    )
+                self._warned = True
                 return
 
 

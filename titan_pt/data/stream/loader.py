@@ -59,6 +59,7 @@ class DataLoader:
         self.also_identity: dict[str, str] = {}
         """Further values of the trainer's own that must be equal for a resume, beside the documents."""
         self._makes_last_row_again = True
+        self._wanted_contents: Json = {}
         self._prefetcher: TimedPrefetcher[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -170,6 +171,7 @@ class DataLoader:
         Where a max_epochs differs the last rows are not made again: they may have been short for the old one.
         """
         found = differences(saved, self.mixture.sources)
+        self._wanted_contents = saved.get("contents", {})
         self._makes_last_row_again = bool(found) or same_limits(saved, self.mixture.sources)
         return found
 
@@ -195,6 +197,8 @@ class DataLoader:
         self._stop.clear()
         for source in self.mixture.sources:
             source.wait_for_ever()
+            if self._world.is_main:  # the others' files are those of rank 0
+                source.hash_later(self._wanted_contents.get(source.name, []))
         batches = with_errors(self._batches())
         atexit.register(self.close)
         if self._config.data.prefetch_steps == 0:
@@ -232,6 +236,8 @@ class DataLoader:
         pin = self._world.device.type == "cuda"
         padded = False
         for step in self._steps(numbers):
+            for source in self.mixture.sources:
+                source.raise_if_changed()
             rows = [row or padding for row in step.rows]
             batch = collate_step(rows, step.points, training.local_batch_size, pin)
             if batch.num_tokens and not padded and None in step.rows:
