@@ -109,6 +109,7 @@ class KnownFiles:
         self.cache_dir = cache_dir
         self.folder = cache_folder(cache_dir) / "known_files"
         self._folders: dict[str, _Folder] = {}
+        self._parents: dict[str, str] = {}
         self._warned = False
 
     def facts(self, paths: Sequence[str], kind: str, find: Callable[[str], Any]) -> list[Any]:
@@ -139,7 +140,7 @@ class KnownFiles:
         """The remembered value of each file; None where there is none."""
         found = []
         for path in paths:
-            known = self._record(os.path.realpath(path)).get(kind)
+            known = self._record(self._resolved(path)).get(kind)
             found.append(known[1] if known and tuple(known[0]) == file_state(path) else None)
         return found
 
@@ -147,7 +148,7 @@ class KnownFiles:
         """Hash of each file's content; empty for those that are not known yet and are larger than this together."""
         known = self.recall(paths, "content")
         left = sum(os.path.getsize(path) for path, value in zip(paths, known, strict=True) if value is None)
-        if left > limit_bytes:
+        if left > limit_bytes or None not in known:
             return [value or "" for value in known]
         if left > 1 << 30:
             logger.info(f"Hashing {left / 1e9:,.1f} GB once, to know the files again: {paths[0]} ...")
@@ -159,10 +160,18 @@ class KnownFiles:
         if file_state(path) != before:
             raise ConfigError(f"{path}: it was written to while it was read; start again when it is whole")
         if settled:
-            real = os.path.realpath(path)
+            real = self._resolved(path)
             self._record(real)[kind] = [before, value]
             self._folders[os.path.dirname(real)].changed = True
         return value
+
+    def _resolved(self, path: str) -> str:
+        """A path without links. Of thousands of files in a folder the folder is resolved once."""
+        parent, name = os.path.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        found = os.path.join(self._parents[parent], name)
+        return os.path.realpath(found) if os.path.islink(found) else found
 
     def _record(self, path: str) -> dict[str, Any]:
         """Facts of a file with the state that each was found in, by kind."""

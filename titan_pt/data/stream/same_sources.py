@@ -40,7 +40,7 @@ def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> l
             continue
         fingerprint, weight, _ = before[source.name]
         if weight != source.weight:
-            found.append(f"data.sources.{source.name}.weight is {weight:g} there and {source.weight:g} here")
+            found.append(f"data.sources.{source.name}.weight is {weight} there and {source.weight} here")
         files = _changed_files(contents.get(source.name, []), contents_of(source.documents))
         if files:
             others = f" and {len(files) - 1:,} others are" if len(files) > 1 else " is"
