@@ -116,7 +116,7 @@ class KnownFiles:
         """A JSON value of each file: the remembered one, or what `find` makes of its content.
 
         Raises:
-            ConfigError: a file is written to meanwhile.
+            ConfigError: a file cannot be read, or is written to meanwhile.
         """
         found = self.recall(paths, kind)
         missing = [index for index, value in enumerate(found) if value is None]
@@ -155,9 +155,13 @@ class KnownFiles:
         return self.facts(paths, "content", content_hash)
 
     def _find(self, path: str, kind: str, find: Callable[[str], Any]) -> Any:
-        before, settled = settled_state(path)
-        value = find(path)
-        if file_state(path) != before:
+        try:
+            before, settled = settled_state(path)
+            value = find(path)
+            changed = file_state(path) != before
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if changed:
             raise ConfigError(f"{path}: it was written to while it was read; start again when it is whole")
         if settled:
             real = self._resolved(path)
