@@ -1,7 +1,9 @@
 """A file is what it holds: corrections of the same length and time are read, told on a resume, and nothing else is."""
 
+import functools
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,9 +23,11 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import Source
+from titan_pt.data.builtin import formatters
 from titan_pt.data.remote import later_hashes
-from titan_pt.data.sources import identity
+from titan_pt.data.sources import formatter_sources, identity
 from titan_pt.data.sources.documents import contents_of
+from titan_pt.data.sources.formatter_sources import sources_hash
 from titan_pt.data.sources.formatters import FORMATTERS, register_formatter
 from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.opening import open_alone
@@ -275,7 +279,7 @@ def test_an_edited_helper_makes_the_texts_anew(tmp_path: Path, module: Path, kin
 
         FORMATTERS._registered.pop("cleaned", None)
         register_formatter("cleaned", ("text",), clean_plugin.clean)
-        identity_of_sources_is_forgotten()
+        formatter_sources._module_sources.cache_clear()  # as in a new process
         loader = loader_of(tmp_path, source)
         found.append((loader, loader.mixture.sources[0].documents[50][:3]))
     FORMATTERS._registered.pop("cleaned")
@@ -288,18 +292,7 @@ def test_an_edited_helper_makes_the_texts_anew(tmp_path: Path, module: Path, kin
     assert comment.source_differences(checkpoint(new)) == [], "the same texts"
 
 
-def identity_of_sources_is_forgotten() -> None:
-    """As in a new process."""
-    from titan_pt.data.sources import formatter_sources
-
-    formatter_sources._module_sources.cache_clear()
-
-
-def test_what_a_function_holds_is_in_its_key() -> None:
-    import functools
-
-    from titan_pt.data.sources.formatter_sources import sources_hash
-
+def test_what_a_function_holds_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(word: str, names: frozenset[str] = frozenset("ab")) -> Any:
         return lambda row: word + row["text"] if word in names else ""
 
@@ -308,6 +301,13 @@ def test_what_a_function_holds_is_in_its_key() -> None:
 
     assert sources_hash(made("a")) == sources_hash(made("a")) != sources_hash(made("b"))
     assert sources_hash(functools.partial(take, "a")) != sources_hash(functools.partial(take, "b"))
+    before = sources_hash(formatters.format_gsm8k)
+    assert before == sources_hash(formatters.format_gsm8k)
+    with monkeypatch.context() as patch:
+        patch.setattr(formatters, "QUESTION_ANSWER", "Q: {question}")  # of another module of ours
+        assert sources_hash(formatters.format_gsm8k) != before
+    monkeypatch.setattr(formatters, "_CALCULATOR", re.compile("<<"))  # of a function that it calls
+    assert sources_hash(formatters.format_gsm8k) != before
 
 
 # -- token shards ------------------------------------------------------------------------------------------------------

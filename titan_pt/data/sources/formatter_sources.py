@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -48,6 +49,12 @@ def _parts(function: Any, seen: set[int]) -> Iterator[bytes]:
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     yield from _values([function.__defaults__, function.__kwdefaults__, cells], seen)
     yield from _module_sources(function.__module__)
+    own = [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
+    for value in own:  # of this package, whose modules are not followed; a user's are whole
+        if isinstance(value, (*_PLAIN, re.Pattern)):
+            yield repr(value).encode()
+        elif inspect.isfunction(value) and value.__module__.partition(".")[0] == _PACKAGE:
+            yield from _parts(value, seen)
     if hasattr(function, "__wrapped__"):
         yield from _parts(function.__wrapped__, seen)
 
@@ -69,6 +76,12 @@ def _is_filled(cell: Any) -> bool:
         return cell.cell_contents is not None
     except ValueError:
         return False
+
+
+def _names(code: CodeType) -> list[str]:
+    """Names that a function looks up, and those of functions in it."""
+    inner = [name for value in code.co_consts if isinstance(value, CodeType) for name in _names(value)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
 
 
 def _code(code: CodeType) -> list[Any]:
