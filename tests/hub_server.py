@@ -43,6 +43,7 @@ class HubServer(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.card: dict[str, Any] = {}
+        self.version: dict[str, str] = {}  # headers that tell the version of every file
         self.down = False
 
     @property
@@ -117,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             body = bytes(byte ^ 0x5A for byte in body)
         if fault == "short":  # a proxy that cut the file and says so
             body = body[: len(body) // 2]
-        headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}", **self.server.version}
         if fault == "cut":
             self._send(206, body[: len(body) // 2], headers, length=len(body))
             self.close_connection = True

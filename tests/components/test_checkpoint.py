@@ -1,6 +1,7 @@
 """Checkpoints: what is in them, when they are written, what is kept, what a run takes from them."""
 
 import base64
+import json
 import os
 import shutil
 import socket
@@ -248,6 +249,36 @@ def test_data_and_optimizer_can_be_excluded(copy: Path) -> None:
     last = copy / "run" / "checkpoint" / "step-9"
     assert optimizer_steps(last) == {3.0}, "only the data have changed once more"
     assert {sum(stream["tokens"]) for stream in read_json(last, "data")["streams"].values()} == {129}
+
+
+def test_a_resume_on_corrected_files_is_refused_or_starts_the_data_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files keep names, sizes and times: only what they hold is another thing."""
+    path = tmp_path / "a.jsonl"
+
+    def correct(word: str) -> None:
+        path.write_text("".join(json.dumps({"text": f"{i:03d} {word} " + "and so on" * 9}) + "\n" for i in range(200)))
+        os.utime(path, ns=(10**18, 10**18))
+
+    correct("apple")
+    source = {"name": "mine", "path": str(path)}
+    config = write_toml(tmp_path, checkpoint=INTERVAL, data={"sources": [source], "cache_dir": str(tmp_path / "cache")})
+    assert train_here(config, "--training.steps", "2") == 0
+    anew = '--checkpoint.exclude_from_loading=["data"]'
+    for word, flags, step, code in (
+        ("apple", (), 3, 0),
+        ("peach", (), 4, 2),
+        ("peach", (anew,), 4, 0),
+        ("peach", (anew,), 5, 0),
+        ("peach", (), 6, 0),
+        ("cherr", (anew,), 7, 0),
+    ):
+        correct(word)
+        assert train_here(config, "--training.steps", str(step), *flags) == code
+        told = capsys.readouterr().err
+        assert ("data source 'mine': " in told and "a.jsonl is not what the checkpoint" in told) == (code == 2)
+        assert ("data was left out at an earlier start, now loaded" in told) == (bool(flags) and step == 5)
 
 
 def optimizer_steps(step: Path) -> set[float]:

@@ -37,4 +37,5 @@ def test_loud_warnings(weight: float, cap: float | None, word: str) -> None:
     documents = mixture_of(MixtureSource("small", texts(*[9] * 10), weight, cap))
     found = warnings(plan_mixture(documents, 10_000), 10_000)
     assert any(word in warning for warning in found)
+    assert not any("other sources" in warning for warning in found), "there are none"
     assert not warnings(plan_mixture(documents, 150), 150)

@@ -4,6 +4,7 @@ A `[[data.sources]]` table whose `path` is DIR then trains on the same documents
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
-from titan_pt.data.sources.documents import Documents
+from titan_pt.data.sources.documents import Documents, contents_of
+from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.local import is_prepared
 from titan_pt.data.sources.opening import open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
@@ -49,13 +51,11 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
         raise ConfigError(f"--source {name!r}: its path is a folder of token shards already")
     tokenizer = build_tokenizer(config.tokenizer)
     about = {"source": name, "fingerprint": digest([source.documents.fingerprint, tokenizer.fingerprint])}
+    known = KnownFiles(config.data.cache_dir)
+    about["of"] = _content_of(source.documents, known)
     make_writable(output, f"--output {str(output)!r}")
     if is_prepared(str(output)):
-        if PreparedDocuments(output).fingerprint != about["fingerprint"]:
-            raise ConfigError(
-                f"--output {str(output)!r}: holds the token shards of other documents or another tokenizer; "
-                "name another folder, or remove it"
-            )
+        _require_same(PreparedDocuments(output, known), source.documents, about, output)
         logger.info(f"{output}: prepared already")
         return
     started = time.perf_counter()
@@ -66,6 +66,27 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
         f"{output}: {written['documents']:,} documents, {written['tokens']:,} tokens in {seconds:.1f} s, "
         f"{written['tokens'] / seconds:,.0f} tokens/s"
     )
+
+
+def _content_of(documents: Documents, known: KnownFiles) -> str:
+    """Hash of the contents of all files, large ones too, for all of them are read; empty where they are not known."""
+    found = [
+        content or (known.hashes([path])[0] if os.path.isfile(path) else "") for path, content in contents_of(documents)
+    ]
+    return digest(found) if all(found) else ""
+
+
+def _require_same(prepared: PreparedDocuments, documents: Documents, about: dict[str, str], output: Path) -> None:
+    """Raise a ConfigError unless token shards are of these documents: by the files' contents, else by each text."""
+    same = prepared.fingerprint == about["fingerprint"]
+    if same and not (about["of"] and about["of"] == prepared.about.get("of")):
+        texts = _with_progress(iterate(documents), len(documents))
+        same = all(holdout_hash(text) == prepared.holdout_hash(number) for number, text in enumerate(texts))
+    if not same:
+        raise ConfigError(
+            f"--output {str(output)!r}: holds the token shards of other documents or another tokenizer; "
+            "name another folder, or remove it"
+        )
 
 
 def _with_progress(texts: Iterator[str], total: int) -> Iterator[str]:

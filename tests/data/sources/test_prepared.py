@@ -13,6 +13,7 @@ from row_group_helpers import TEXTS, config_of, quick
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig, Source
+from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
@@ -70,7 +71,7 @@ def test_wrong_shards_are_told(tmp_path: Path) -> None:
     for broken in ("tokens.bin", "ends.npy"):
         content = (folder / broken).read_bytes()
         (folder / broken).write_bytes(content[:-8])
-        with pytest.raises(ConfigError, match=r"data source 'web': .*tokens: (not a whole|tokens\.bin or)"):
+        with pytest.raises(ConfigError, match=rf"data source 'web': .*tokens(: not a whole|/{broken}: damaged)"):
             open_alone(config.data.sources, config)
         (folder / broken).write_bytes(content)
     with pytest.raises(ConfigError, match="its path is a folder of token shards already"):
@@ -118,6 +119,6 @@ def test_shards_have_nothing_of_unreadable_row_groups(tmp_path: Path, caplog: py
     write_shards(tmp_path / "data", lines, 3, 10)
     config = config_of(tmp_path, Source(name="web", path=str(tmp_path / "data" / "*.parquet")))
     prepare.prepare(config, "web", tmp_path / "tokens")
-    documents = PreparedDocuments(tmp_path / "tokens")
+    documents = PreparedDocuments(tmp_path / "tokens", KnownFiles(None))
     assert [i for i in range(1000) if not len(documents.tokens(i))] == list(range(50, 60))
     assert "given up, 10 documents are empty for it" in caplog.text

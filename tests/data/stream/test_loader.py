@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from data_helpers import Texts, ThreadWorld, data_config, loader, mixture_of, on_ranks, texts
@@ -157,6 +158,36 @@ def test_every_document_is_used_up_before_the_end(size: int, caplog: pytest.LogC
     # Each row's first token is not predicted, and a stream's last end-of-document may be alone.
     assert total - STREAMS <= predicted + num_rows <= total
     assert all(set(row[1]) == {IGNORED} or row[0][0] != IGNORED for rows in steps for row in rows)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_a_raised_max_epochs_goes_on_behind_the_end(packing: Literal["concat", "best_fit"]) -> None:
+    """The last rows were short for the old limit, so they are not made again."""
+    documents, config = texts(*[10] * 9, 400, 3, 90), data_config(rows=ROWS, streams=STREAMS)
+
+    def build(max_epochs: float) -> DataLoader:
+        source = MixtureSource("a", documents, 1.0, max_epochs=max_epochs)
+        return loader(mixture_of(source, packing=packing), config)
+
+    def read(data: DataLoader) -> Counter[str]:
+        names: Counter[str] = Counter()
+        while (batch := data.next_batch()) is not None:
+            names.update(set(batch.documents))
+            data.commit(batch)
+        return names
+
+    first = build(1.0)
+    assert set(read(first)) == {f"a:{i}" for i in range(12)}
+    saved = json.loads(json.dumps({"identity": first.identity(), "streams": first.state_dict()}))
+    again = build(3.0)
+    assert again.source_differences(saved) == []
+    again.load_state_dict(saved["streams"])
+    found = read(again)
+    assert set(found) == {f"a:{i}" for i in range(12)} and again.progress()["a"][1] == pytest.approx(3)
+    other = loader(mixture_of(MixtureSource("a", documents, 2.0, max_epochs=1.0)), config)
+    assert other.source_differences(saved) == ["data.sources.a.weight is 1.0 there and 2.0 here"]
+    for data in (first, again):
+        data.close()
 
 
 def test_more_streams_than_documents_train_to_the_end() -> None:

@@ -1,7 +1,7 @@
 """Checks that a checkpoint is of the run that loads it: equal trainer, model, tokenizer, optimizer and data."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,22 @@ def check_compatible(
     folder: Path,
     *,
     allowed: Collection[str] = (_LONGEST_INPUT,),
+    others: Sequence[str] = (),
     fix: str = _FIX,
 ) -> None:
     """Raise a ConfigError that names every difference between a checkpoint's identity and the run's.
 
     Args:
         allowed: keys that may differ; a warning names them.
+        others: differences found elsewhere; they come first.
         fix: what the user can do; ends the message.
     """
     differences = dict(_differences(saved, current, ""))
     differences.pop(_INITIAL_ONLY, None)
     for name in sorted(differences.keys() & set(allowed)):
         logger.warning(f"{folder}: {differences.pop(name)}; the weights fit, but results may change")
-    if differences:
-        raise ConfigError(f"{folder} is of another run: {'; '.join(differences.values())}; {fix}")
+    if others or differences:
+        raise ConfigError(f"{folder} is of another run: {'; '.join([*others, *differences.values()])}; {fix}")
 
 
 def check_model_compatible(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:

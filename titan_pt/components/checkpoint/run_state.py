@@ -82,6 +82,8 @@ def run_documents(
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
+    if contents := _contents(loader):
+        data["contents"] = contents
     return CheckpointDocuments(train, data, context.config.to_toml())
 
 
@@ -95,12 +97,7 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     excluded = _excluded(context, documents, identity)
     check_compatible(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
     if "data" not in excluded:
-        check_compatible(
-            {"data": documents.data["identity"]},
-            {"data": context.dataloader.identity()},
-            folder,
-            fix='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
-        )
+        _check_data(documents.data, context.dataloader, folder)
     load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
     if "data" not in excluded:
         streams = documents.data["streams"]
@@ -114,6 +111,25 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
         set_rng_state(states[world.rank], world.device)
     train = documents.train
     return Resumed(TrainState(**train["state"]), train.get("deadline"), train.get("owed_row"))
+
+
+def _check_data(saved: Mapping[str, Any], loader: Any, folder: Path) -> None:
+    """Raise a ConfigError unless a checkpoint's data are the run's, by settings and by what the files hold."""
+    before, now = saved["identity"], loader.identity()
+    others: list[str] = []
+    if hasattr(loader, "source_differences"):
+        others = loader.source_differences(saved)
+        before, now = ({k: v for k, v in part.items() if k != "sources"} for part in (before, now))
+    fix = (
+        'set the config back, restore the files, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
+    )
+    check_compatible({"data": before}, {"data": now}, folder, others=others, fix=fix)
+
+
+def _contents(loader: Any) -> dict[str, Any]:
+    """What the files of a loader's data hold, where it reads any."""
+    found: dict[str, Any] = loader.contents() if hasattr(loader, "contents") else {}
+    return found
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -154,8 +170,10 @@ def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: M
     A part is left out once: not again by the same command, unless the optimizer or the data have changed once more.
     """
     options, before = context.config.checkpoint, honoured(documents.train)
-    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": documents.data["identity"]}
-    current = {"optimizer": identity["optimizer"], "data": context.dataloader.identity()}
+    data, loader = documents.data, context.dataloader
+    contents = _contents(loader) if "contents" in data else None
+    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": (data["identity"], data.get("contents"))}
+    current = {"optimizer": identity["optimizer"], "data": (loader.identity(), contents)}
     goes_on = options.load_step in (-1, before["load_step"])
     done = [
         name

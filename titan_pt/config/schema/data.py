@@ -18,7 +18,8 @@ class Source(Section):
     """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; a folder of titan_pt.tools.prepare; or the http(s)
     address of a .parquet file, in which {00..13} stands for each of these numbers."""
     dataset: PathName | None = None
-    """Dataset of the Hugging Face hub (or a local dataset folder). Parquet is streamed, else it is downloaded whole."""
+    """Dataset of the Hugging Face hub, or a local folder: of data files, or written by `save_to_disk`. Parquet is
+    streamed, else it is downloaded whole."""
     subset: Name | None = None
     """Configuration of `dataset`, such as "sample-10BT"."""
     split: Name | None = None
@@ -33,7 +34,7 @@ class Source(Section):
     weight: Positive = 1.0
     """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None
-    """Most passes over this source; a spent source's share goes to the others. Unset: no limit."""
+    """Most passes over this source; a spent source's share goes to the others. A resume may change it. Unset: none."""
 
 
 class Data(Section):
@@ -52,8 +53,8 @@ class Data(Section):
     num_workers: Count = 0
     """Processes that read and tokenise for one rank; 0: a thread does. Neither changes the order of the documents."""
     cache_dir: PathName | None = None
-    """Folder of what was read once. Unset: ~/.cache/titan_pt for row groups of parquet files, and for the Arrow files
-    that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""
+    """Folder of what was read once. Unset: ~/.cache/titan_pt for row groups of parquet files and for the hashes of
+    files, and for the Arrow files that `datasets` makes of other kinds the library's own ($HF_DATASETS_CACHE)."""
     cache_bytes: Annotated[Size, Field(gt=0)] = 20_000_000_000
     """Most that the row groups in cache_dir take, about 5 MB each; the least recently used go first."""
     request_timeout_seconds: Timeout = 60.0

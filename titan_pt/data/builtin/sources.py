@@ -9,6 +9,7 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
 from titan_pt.data.permutation import digest
+from titan_pt.data.sources.identity import content_hash
 from titan_pt.data.sources.registry import SourceItems
 
 _LEVELS_BY_NAME = {f"level-{level}": level for level in LEVELS}
@@ -55,6 +56,7 @@ class PythonStdlib:
         self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
         listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
         self.fingerprint = digest(listing)
+        self.contents = [("the Python library", digest([content_hash(str(path)) for path in self._files]))]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -4,32 +4,48 @@ import fnmatch
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow
+
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.remote.hub import attempt
-from titan_pt.data.remote.parquet import ParquetStore
+from titan_pt.data.remote.parquet import ParquetStore, describe_local
 from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, Unreadable, persist
-from titan_pt.data.remote.row_groups import Listing, RowGroupFile, rows_of_groups
+from titan_pt.data.remote.row_groups import Listing, RowGroupFile
+from titan_pt.data.sources.identity import KnownFiles
+from titan_pt.data.sources.parquet_rows import check_columns
 
 T = TypeVar("T")
 
 _FOOTERS_AT_ONCE = 16
 
 
-def list_local(files: list[str], store: ParquetStore) -> Listing:
+def list_local(files: list[str], columns: Sequence[str], known: KnownFiles) -> Listing:
     """List the row groups of local parquet files.
 
     Raises:
-        OSError, pyarrow.ArrowException: a file is not parquet.
+        ConfigError: a file is not parquet, or lacks one of the columns.
     """
-    return Listing("local files", tuple(_described(Path(file).name, file, store) for file in files))
+    found = []
+    for file, about in zip(files, known.facts(files, "parquet", _described_local), strict=True):
+        check_columns(about["columns"], tuple(columns), file)
+        rows = tuple(count for count, times in about["rows"] for _ in range(times))
+        found.append(RowGroupFile(Path(file).name, file, about["size"], about["end"], rows))
+    return Listing("local files", tuple(found))
+
+
+def _described_local(file: str) -> dict[str, Any]:
+    try:
+        return describe_local(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def list_addresses(pattern: str, store: ParquetStore) -> Listing:
@@ -95,18 +111,11 @@ def expand(pattern: str) -> Iterator[str]:
 
 def _listing(origin: str, files: Mapping[str, tuple[str, str | None]], store: ParquetStore) -> Listing:
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        futures = [
-            pool.submit(_described, name, address, store, identity) for name, (address, identity) in files.items()
-        ]
+        futures = [pool.submit(store.describe, name, address, identity) for name, (address, identity) in files.items()]
         try:
             return Listing(origin, tuple(future.result() for future in futures))
         except Unreadable as error:
             raise ConfigError(f"cannot be read: {error}") from error
-
-
-def _described(name: str, location: str, store: ParquetStore, identity: str | None = None) -> RowGroupFile:
-    size, identity, metadata = store.describe(name, location, identity)
-    return RowGroupFile(name, location, size, identity, rows_of_groups(metadata))
 
 
 def _patterns(source: Source, card: Any) -> list[str]:

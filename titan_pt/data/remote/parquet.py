@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import io
+import itertools
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,8 @@ import pyarrow.parquet as pq
 from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.ranges import Http
 from titan_pt.data.remote.retry import Attempts, Changed, Patience, Refused, persist
-from titan_pt.data.remote.row_groups import RowGroup, RowGroupFile, byte_ranges
+from titan_pt.data.remote.row_groups import UNKNOWN_VERSION, RowGroup, RowGroupFile, byte_ranges, rows_of_groups
+from titan_pt.data.sources.identity import same_content
 from titan_pt.data.sources.registry import is_address
 
 _MAGIC = b"PAR1"
@@ -28,24 +31,17 @@ class ParquetStore:
         self._http, self._patience, self._cache, self._stop = http, patience, cache, stop
         self._footers = functools.lru_cache(maxsize=64)(self._read_footer)
 
-    def describe(self, name: str, location: str, identity: str | None = None) -> tuple[int, str, Any]:
-        """(size, identity, metadata) of a file. The identity is the given one, or made of the footer.
+    def describe(self, name: str, location: str, identity: str | None = None) -> RowGroupFile:
+        """A remote file. Its identity is the given one, a hash of the content, or made of the footer.
 
         Raises:
             Unreadable, Unreachable, Stopped.
         """
-        if not is_address(location):
-            metadata = pq.read_metadata(location)
-            with open(location, "rb") as file:
-                size = file.seek(0, io.SEEK_END)
-                file.seek(max(0, size - _END_BYTES))
-                end = file.read()
-        else:
-            footer, size = persist(lambda: self._fetch_footer(location), self._attempts(name), self._stop)
-            metadata, end = parse_footer(footer), footer
-            identity = identity or _footer_identity(footer)
-            self._cache.content(_footer_key(name, size, identity), lambda: footer, self._stop)
-        return size, identity or hashlib.sha256(end).hexdigest()[:32], metadata
+        footer, size = persist(lambda: self._fetch_footer(location), self._attempts(name), self._stop)
+        content = identity or self._http.versions.get(location) or f"{UNKNOWN_VERSION}{uuid.uuid4().hex}"
+        identity = identity or _footer_identity(footer)
+        self._cache.content(_footer_key(name, size, identity), lambda: footer, self._stop)
+        return RowGroupFile(name, location, size, identity, rows_of_groups(parse_footer(footer)), content)
 
     def interrupt(self) -> None:
         """End all requests that are under way."""
@@ -53,8 +49,7 @@ class ParquetStore:
 
     def column_names(self, file: RowGroupFile) -> list[str]:
         """Names of the columns of a file's table."""
-        schema = persist(lambda: self._footers(file), self._attempts(file.name), self._stop).schema
-        return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
+        return column_names(persist(lambda: self._footers(file), self._attempts(file.name), self._stop))
 
     def read(self, row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
         """The columns of a row group, its rows counted.
@@ -71,6 +66,7 @@ class ParquetStore:
                     (start, self._http.read(file.location, start, length, file.size))
                     for start, length in byte_ranges(metadata, row_group.group, columns)
                 ]
+                self._require_version(file)
                 source: Any = _PartialFile(file.size, parts)
             else:
                 metadata, source = self._footers(file), file.location
@@ -109,7 +105,13 @@ class ParquetStore:
             raise Changed(f"has {size:,} bytes now, not the {file.size:,} of the listing")
         if file.identity.startswith(_FOOTER) and file.identity != _footer_identity(footer):
             raise Changed("is another file now than in the listing")
+        self._require_version(file)
         return footer
+
+    def _require_version(self, file: RowGroupFile) -> None:
+        """Raise Changed where the server says that the last answer was of another version of a listed file."""
+        if not same_content(file.known_content, self._http.versions.get(file.location, "")):
+            raise Changed("is another file now than in the listing, by its ETag and Last-Modified")
 
     def _fetch_footer(self, location: str) -> tuple[bytes, int]:
         """The footer and the size of a remote file, by one attempt."""
@@ -122,6 +124,27 @@ class ParquetStore:
         footer = end[-length:] if length <= len(end) else self._http.read(location, size - length, length, size)
         parse_footer(footer)
         return footer, size
+
+
+def describe_local(path: str) -> dict[str, Any]:
+    """Size, hash of the end, columns and row groups (each number of rows with its count) of a local file, as JSON.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it is not parquet.
+    """
+    metadata = pq.read_metadata(path)
+    with open(path, "rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - _END_BYTES))
+        end = hashlib.sha256(file.read()).hexdigest()[:32]
+    rows = [[count, len(list(equal))] for count, equal in itertools.groupby(rows_of_groups(metadata))]
+    return {"size": size, "end": end, "rows": rows, "columns": column_names(metadata)}
+
+
+def column_names(metadata: Any) -> list[str]:
+    """Names of the columns of a parquet file's table."""
+    schema = metadata.schema
+    return list(dict.fromkeys(schema.column(i).path.split(".")[0] for i in range(len(schema))))
 
 
 def _footer_identity(footer: bytes) -> str:

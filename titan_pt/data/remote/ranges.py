@@ -32,6 +32,8 @@ class Http:
         self._open: set[_Answer] = set()
         self._begun: dict[tuple[str, int, int], bytes] = {}
         self._sizes: dict[str, int] = {}  # of files whose end was under way
+        self.versions: dict[str, str] = {}
+        """What the last answer said of the version of each file, ETag and Last-Modified, where it said anything."""
 
     def read(self, url: str, start: int, length: int, size: int) -> bytes:
         """`length` bytes of a file of `size` bytes. What came before an answer broke off counts for the next attempt.
@@ -115,6 +117,8 @@ class Http:
                 ) as response,
             ):
                 answer.begin(response)
+                named = [name for name in ("ETag", "Last-Modified") if response.headers.get(name)]
+                self.versions[url] = "\n".join(f"{name}: {response.headers[name].removeprefix('W/')}" for name in named)
                 while piece := response.raw.read1(_PIECE_BYTES):  # what is there: a full piece may never come
                     answer.add(piece)
         except (requests.RequestException, HTTPError, OSError) as error:

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import json
 import logging
 import math
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,13 +18,17 @@ import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.remote.block_order import BlockOrder
+from titan_pt.data.remote.later_hashes import LaterHashes
+from titan_pt.data.remote.parquet import describe_local
 from titan_pt.data.remote.reader_pool import THREADS, ReaderPool
 from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
-from titan_pt.data.remote.row_groups import Listing, RowGroup
+from titan_pt.data.remote.row_groups import Listing, RowGroup, RowGroupFile
 from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, StreamedDocuments
 from titan_pt.data.sources.formatters import Formatter
+from titan_pt.data.sources.identity import Contents, KnownFiles, file_state, settled_state
 from titan_pt.data.sources.local import format_row
-from titan_pt.data.sources.parquet_rows import check_columns
+from titan_pt.data.sources.parquet_rows import check_columns, to_rows
+from titan_pt.data.sources.registry import is_address
 
 logger = logging.getLogger("titan_pt")
 
@@ -30,7 +36,7 @@ logger = logging.getLogger("titan_pt")
 SMALL_GROUPS_PER_STREAM = 8
 _OPEN_GROUPS = 256
 _MOST_BAD_AT_START = 3
-_VERSION = "2"  # of the texts in the cache
+_VERSION = "3"  # of the texts in the cache
 
 
 class RowGroupDocuments(StreamedDocuments):
@@ -41,13 +47,45 @@ class RowGroupDocuments(StreamedDocuments):
     """
 
     def __init__(
-        self, listing: Listing, formatter: Formatter, reader_pool: ReaderPool, where: str, *, by_row_group: bool = True
+        self,
+        listing: Listing,
+        formatter: Formatter,
+        reader_pool: ReaderPool,
+        where: str,
+        known: KnownFiles,
+        *,
+        by_row_group: bool = True,
     ) -> None:
         self.listing, self.reader_pool, self.by_row_group = listing, reader_pool, by_row_group
-        self._formatter, self._where = formatter, where
+        self._formatter, self._where, self._known = formatter, where, known
+        local = [file.location for file in listing.files if not is_address(file.location)]
+        self._states = {location: settled_state(location)[0] for location in local}
+        self._later: LaterHashes | None = None
         self.fingerprint = hashlib.sha256(f"{listing.fingerprint}/{formatter.fingerprint}".encode()).hexdigest()[:16]
         self._open: OrderedDict[int, pa.Array] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def contents(self) -> Contents:
+        """Hash of each file's content, as far as it is known by now."""
+        later = self._later.found if self._later else {}
+        return [(file.location, file.known_content or later.get(file.location, "")) for file in self.listing.files]
+
+    def hash_later(self, wanted: Contents) -> None:
+        """Have the local files whose content is not known hashed beside the training.
+
+        Args:
+            wanted: contents of the same files in a checkpoint that the run goes on from; none at a first start.
+        """
+        places = [file.location for file in self.listing.files]
+        hashes = dict(zip(places, [content for _, content in wanted], strict=False))
+        files = [path for path, content in self.contents if not content and not is_address(path)]
+        if files and self._later is None:
+            self._later = LaterHashes(files, hashes, self._known.cache_dir, self._where)
+
+    def raise_if_changed(self) -> None:
+        if self._later is not None:
+            self._later.check()
 
     def __len__(self) -> int:
         return self.listing.num_rows
@@ -97,9 +135,10 @@ class RowGroupDocuments(StreamedDocuments):
             ConfigError: there are no rows, a column is missing, a row group of a small source or the first ones of a
                 large one cannot be read.
         """
-        first = self.listing.files[0]
+        remote = [file for file in self.listing.files if is_address(file.location)]  # local ones were looked at
         try:
-            check_columns(self.reader_pool.store.column_names(first), self._formatter.columns, first.name)
+            for file in remote[:1] if self.by_row_group else remote:
+                check_columns(self.reader_pool.store.column_names(file), self._formatter.columns, file.name)
             if not self.by_row_group:
                 self._check_all()
         except Unreadable as error:
@@ -162,18 +201,55 @@ class RowGroupDocuments(StreamedDocuments):
 
     def _load(self, row_group: RowGroup) -> Any:
         """Read the texts of a row group, from the cache where they are there, by one attempt."""
-        identity = f"{_VERSION}/{row_group.file.name}/{row_group.file.size}/{row_group.file.identity}/{row_group.group}"
-        key = hashlib.sha256(f"{identity}/{self._formatter.fingerprint}".encode()).hexdigest()
+        identity = [_VERSION, *self._version(row_group.file), row_group.group, self._formatter.key]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return _read_ipc(self.reader_pool.cache.content(key, lambda: self._attempt(row_group), self.reader_pool.stop))
+
+    def _version(self, file: RowGroupFile) -> list[Any]:
+        """What tells the content of a file from any other, as it is now.
+
+        Raises:
+            ConfigError: it is another one than at the start.
+            Refused: the file system gives an error.
+        """
+        if is_address(file.location):
+            return [file.location, file.size, file.identity, file.content]
+        try:
+            state = file_state(file.location)
+            if state != self._states[file.location]:
+                self._compare(file)
+                self._states[file.location] = state
+        except OSError as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
+        return [file.known_content] if file.known_content else [os.path.realpath(file.location), *state]
+
+    def _compare(self, file: RowGroupFile) -> None:
+        """Compare a local file with a new time with what it was at the start; one too large for that is only told."""
+        if file.known_content:
+            same = self._known.hashes([file.location]) == [file.content]
+        else:
+            same = describe_local(file.location)["end"] == file.identity
+            logger.warning(f"{file.location}: was touched or changed since the start; it is read as it is now")
+        if not same:
+            raise ConfigError(
+                f"{self._where}: {file.location} is another file now than at the start; restore it, or start again "
+                'on what is there now with checkpoint.exclude_from_loading = ["data"]'
+            )
 
     def _attempt(self, row_group: RowGroup) -> bytes:
         try:
             columns = self._formatter.columns or self.reader_pool.store.column_names(row_group.file)
+            check_columns(
+                self.reader_pool.store.column_names(row_group.file), tuple(columns), f"{self._where}: {row_group.name}"
+            )
             table = self.reader_pool.store.read(row_group, columns)
+            location = row_group.file.location
+            if location in self._states and file_state(location) != self._states[location]:
+                raise Refused("was written to while it was read")
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
             raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         try:
-            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(table.to_pylist())]
+            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(to_rows(table))]
         except ConfigError as error:
             raise Unfit(str(error)) from error
         column = pa.table({"text": pa.array(texts, pa.large_string())})

@@ -2,6 +2,7 @@
 
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from titan_pt.data.permutation import digest, keyed_hash
 
+UNKNOWN_VERSION = "listed "
 _HOLDOUT_KEY = b"titan_pt holdout units"
 
 
@@ -22,9 +24,22 @@ class RowGroupFile:
     """Place of the file: a local path or an http(s) address."""
     size: int
     identity: str
-    """Hash that changes when the content does."""
+    """Hash of a part: a remote file's footer or a local one's end. Of a file of the hub that of its content.
+
+    The order of held-out row groups depends on it.
+    """
     rows: tuple[int, ...]
     """Rows of each row group."""
+    content: str = ""
+    """Hash of the whole content, or what a server says of its version; empty where nothing is known.
+
+    Of a server that says nothing, `UNKNOWN_VERSION` and a name for the moment of the listing.
+    """
+
+    @property
+    def known_content(self) -> str:
+        """What can be compared with another listing."""
+        return "" if self.content.startswith(UNKNOWN_VERSION) else self.content
 
 
 class RowGroup(NamedTuple):
@@ -35,9 +50,11 @@ class RowGroup(NamedTuple):
     first_row: int
     """Number of its first row in the whole source."""
     num_rows: int
+    name: str
+    """Name of the file, or its place where several have that name."""
 
     def __str__(self) -> str:
-        return f"{self.file.name}, row group {self.group}"
+        return f"{self.name}, row group {self.group}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,17 @@ class Listing:
     def _places(self) -> list[tuple[RowGroupFile, int]]:
         return [(file, group) for file in self.files for group in range(len(file.rows))]
 
+    @cached_property
+    def _names(self) -> Counter[str]:
+        return Counter(file.name for file in self.files)
+
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, number: int) -> RowGroup:
         file, group = self._places[number]
-        return RowGroup(file, group, self.starts[number], self.starts[number + 1] - self.starts[number])
+        name = file.name if self._names[file.name] == 1 else file.location
+        return RowGroup(file, group, self.starts[number], self.starts[number + 1] - self.starts[number], name)
 
     @property
     def num_rows(self) -> int:

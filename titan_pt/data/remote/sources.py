@@ -2,9 +2,8 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
-
-import pyarrow
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Data, Source
@@ -19,10 +18,13 @@ from titan_pt.data.remote.row_groups import Listing
 from titan_pt.data.sources import arrow
 from titan_pt.data.sources.documents import Documents
 from titan_pt.data.sources.formatters import find_formatter
+from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, cache_folder, same_content
 from titan_pt.data.sources.local import matching_files
 from titan_pt.data.sources.registry import ListingJson, SourceContext, is_address, naming, title
 
 logger = logging.getLogger("titan_pt")
+
+_NOT_THAT_OF_RANK_0 = "is not the file that rank 0 found; give all machines the same files"
 
 
 def list_documents(source: Source, context: SourceContext) -> ListingJson | None:
@@ -36,7 +38,7 @@ def list_documents(source: Source, context: SourceContext) -> ListingJson | None
     """
     if source.path is not None and not is_address(source.path):
         with naming(source):
-            return _list_files(source.path, context)
+            return _list_files(source, context)
     if source.path is None and (os.path.isdir(source.dataset or "") or _is_offline()):
         return None
     manifest = Manifest.read(context.settings.folder)
@@ -75,19 +77,19 @@ def reader_pool(context: SourceContext) -> ReaderPool:
 
 
 def _open_reader_pool(data: Data) -> ReaderPool:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(data.cache_dir or f"{home}/titan_pt") / "units"
     patience = Patience(attempt_seconds=data.request_timeout_seconds, start_seconds=data.max_stall_seconds)
-    return ReaderPool(folder, data.cache_bytes, patience)
+    return ReaderPool(cache_folder(data.cache_dir) / "units", data.cache_bytes, patience)
 
 
-def _list_files(pattern: str, context: SourceContext) -> ListingJson | None:
-    try:
-        listing = list_local(matching_files(pattern), reader_pool(context).store)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"cannot be read: {type(error).__name__}: {error}") from error
-    large = _is_large(listing, context.settings.num_streams)
-    return listing.to_json() if large else None  # a few row groups are converted, checked, and read in any order
+def _list_files(source: Source, context: SourceContext) -> ListingJson | None:
+    assert source.path is not None
+    files, known = matching_files(source.path), context.known_files
+    listing = list_local(files, find_formatter(source).columns, known)
+    if not _is_large(listing, context.settings.num_streams):
+        return None  # a few row groups are converted, checked, and read in any order
+    hashes = known.hashes(files, HASHED_AT_START_BYTES)
+    described = (replace(file, content=content) for file, content in zip(listing.files, hashes, strict=True))
+    return Listing(listing.origin, tuple(described)).to_json()
 
 
 def _require_same(source: Source, known: Listing, context: SourceContext, manifest: Path) -> None:
@@ -104,7 +106,12 @@ def _require_same(source: Source, known: Listing, context: SourceContext, manife
     except Unreachable as error:
         logger.warning(f"{title(source)}: {error}; whether its files are still the same is seen later")
         return
-    changed = [new.name for old, new in zip(known.files, found.files, strict=True) if old != new]
+    changed = [
+        new.name
+        for old, new in zip(known.files, found.files, strict=True)
+        if replace(old, content="") != replace(new, content="")
+        or not same_content(old.known_content, new.known_content)
+    ]
     if changed:
         raise ConfigError(
             f"{changed[0]}{' and others' * (len(changed) > 1)} at {source.path} changed "
@@ -114,14 +121,17 @@ def _require_same(source: Source, known: Listing, context: SourceContext, manife
 
 
 def _open_row_groups(source: Source, listing: Listing, context: SourceContext) -> RowGroupDocuments:
-    for file in listing.files:
-        if not is_address(file.location) and (
-            not os.path.isfile(file.location) or os.path.getsize(file.location) != file.size
-        ):
-            raise ConfigError(f"{file.location}: is not the file that rank 0 found; give all machines the same files")
+    local = [file for file in listing.files if not is_address(file.location)]
+    for file in local:
+        if not os.path.isfile(file.location) or os.path.getsize(file.location) != file.size:
+            raise ConfigError(f"{file.location}: {_NOT_THAT_OF_RANK_0}")
+    own = context.known_files.hashes([file.location for file in local], HASHED_AT_START_BYTES)
+    for file, content in zip(local, own, strict=True):
+        if not same_content(file.content, content):
+            raise ConfigError(f"{file.location}: {_NOT_THAT_OF_RANK_0}")
     large = _is_large(listing, context.settings.num_streams)
     documents = RowGroupDocuments(
-        listing, find_formatter(source), reader_pool(context), title(source), by_row_group=large
+        listing, find_formatter(source), reader_pool(context), title(source), context.known_files, by_row_group=large
     )
     if len(documents):
         documents.check()
@@ -134,13 +144,12 @@ def _is_large(listing: Listing, num_streams: int) -> bool:
 
 def _download(source: Source, context: SourceContext) -> Documents:
     """A dataset downloaded whole; like all that comes over a network it is tried again."""
-    where, cache_dir = title(source), context.settings.data.cache_dir
     assert source.dataset is not None
     if os.path.isdir(source.dataset) or _is_offline():
-        return downloaded_dataset(source, where, cache_dir)
+        return downloaded_dataset(source, context)
     pool = reader_pool(context)
     attempts = Attempts(f"dataset {source.dataset}: download", pool.patience, pool.patience.start_seconds)
-    return persist(lambda: attempt(lambda: downloaded_dataset(source, where, cache_dir)), attempts, pool.stop)
+    return persist(lambda: attempt(lambda: downloaded_dataset(source, context)), attempts, pool.stop)
 
 
 def _is_offline() -> bool:

@@ -4,16 +4,19 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.compute
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
-from titan_pt.data.sources.formatters import find_formatter
+from titan_pt.data.sources.formatters import Formatter, find_formatter
+from titan_pt.data.sources.identity import Contents, KnownFiles, file_state
 from titan_pt.data.sources.local import checked_text, matching_files, place_of, quiet_datasets, read_texts
 from titan_pt.data.sources.registry import ListingJson, SourceContext, title
 
@@ -21,14 +24,14 @@ logger = logging.getLogger("titan_pt")
 
 # Part of a converted file's name in the cache: raise it when `local.py` cuts or reads differently.
 _CONVERSION = 3
-# Of a local file its name, its size and this much of its end are its identity: checksums and footers are there.
+# So much of a file's end is in the fingerprint of its source.
 _TAIL_BYTES = 1 << 16
 
 
 def open_documents(source: Source, context: SourceContext, _listing: ListingJson | None) -> "ArrowColumn":
     """The texts of a source's local files."""
     assert source.path is not None
-    return local_files(source, matching_files(source.path), title(source), context.settings.data.cache_dir)
+    return local_files(source, matching_files(source.path), title(source), context)
 
 
 class ArrowColumn:
@@ -39,7 +42,13 @@ class ArrowColumn:
     """
 
     def __init__(
-        self, dataset: Any, column: str, where: str, fingerprint: str, find: Callable[[int], str] | None = None
+        self,
+        dataset: Any,
+        column: str,
+        where: str,
+        fingerprint: str,
+        contents: Sequence[tuple[str, str]] = (),
+        find: Callable[[int], str] | None = None,
     ) -> None:
         if column not in dataset.column_names:
             raise ConfigError(f"no column {column!r}; it has {one_of(dataset.column_names)}; set text_field")
@@ -47,14 +56,17 @@ class ArrowColumn:
         if kind not in ("string", "large_string"):
             raise ConfigError(f"column {column!r} holds {kind or 'nested values'}, not text; set text_field")
         self._rows, self._column = dataset.select_columns([column]), column
-        self.fingerprint, self._find = fingerprint, find
+        self.fingerprint, self.contents, self._find = fingerprint, contents, find
         self._check_rows(where)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> str:
-        return self._rows[index][self._column]
+        try:
+            return self._rows[index][self._column]
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.place(index)}: {self._column!r} is not UTF-8: {error}; repair it") from None
 
     def place(self, number: int) -> str:
         """Where a document is, for messages."""
@@ -74,37 +86,70 @@ class ArrowColumn:
             logger.warning(f"{where}: {num_empty:,} of {num_rows:,} documents are empty and are passed over")
 
 
-def local_files(source: Source, files: list[str], where: str, cache_dir: str | None) -> ArrowColumn:
+def local_files(source: Source, files: list[str], where: str, context: SourceContext) -> ArrowColumn:
     """Texts of local files, converted to Arrow once.
 
     Raises:
         ConfigError: a file or a row of it is not what its kind promises.
     """
-    formatter = find_formatter(source)
-    identities = [file_identity(path) for path in files]
-    library = quiet_datasets()
-    dataset = library.Dataset.from_generator(
-        read_texts,
-        features=library.Features(text=library.Value("large_string")),
-        cache_dir=cache_dir,
-        writer_batch_size=256,  # documents held in memory; one may be a whole book
-        gen_kwargs={  # no lists: the library would make a call of each of their items
+    formatter, known = find_formatter(source), context.known_files
+    before, hashes = [file_state(path) for path in files], known.hashes(files)
+    dataset = converted(
+        {
             "files": tuple(files),
             "formatter": formatter.name,
             "column": source.text_field or "text",
             # From here on only to convert again when a file or the conversion has changed.
-            "fingerprint": formatter.fingerprint,
-            "identities": tuple(identities),
-            "changed": tuple(os.stat(path).st_mtime_ns for path in files),
+            "contents": tuple(hashes),
+            "fingerprint": formatter.key,
             "version": _CONVERSION,
         },
+        read_texts,
+        context,
     )
+    if [file_state(path) for path in files] != before and known.hashes(files) != hashes:
+        shutil.rmtree(Path(dataset.cache_files[0]["filename"]).parent)
+        raise ConfigError("its files were written to while they were read; start again when they are whole")
     find = functools.partial(place_of, files, formatter.columns)
-    return ArrowColumn(dataset, "text", where, digest([formatter.fingerprint, *identities]), find)
+    fingerprint = digest([formatter.fingerprint, *known.facts(files, "tail", file_identity)])
+    contents = [*zip(files, hashes, strict=True), *texts_of_formatter(dataset, formatter, known)]
+    return ArrowColumn(dataset, "text", where, fingerprint, contents, find)
+
+
+def converted(arguments: dict[str, Any], generate: Callable[..., Iterator[Any]], context: SourceContext) -> Any:
+    """The Arrow dataset of the texts that a generator gives for these arguments, made once: they are its key."""
+    library = quiet_datasets()
+    return library.Dataset.from_generator(
+        generate,
+        features=library.Features(text=library.Value("large_string")),
+        cache_dir=context.settings.data.cache_dir,
+        writer_batch_size=256,  # documents held in memory; one may be a whole book
+        gen_kwargs=arguments,  # no lists: the library would make a call of each of their items
+    )
+
+
+def texts_of_formatter(dataset: Any, formatter: Formatter, known: KnownFiles) -> Contents:
+    """Hash of the texts that a formatter made: those of edited code may be the same."""
+    if formatter.name == "text":
+        return []
+    files = [file["filename"] for file in dataset.cache_files]
+    hashed = known.facts(files, "texts", _texts_hash)
+    return [(f"formatter {formatter.name!r}", digest(hashed))]
+
+
+def _texts_hash(path: str) -> str:
+    """Hash of all texts of an Arrow file, however they are cut into batches."""
+    found = hashlib.sha256()
+    with pyarrow.memory_map(path) as file:
+        for batch in pyarrow.ipc.open_stream(file):
+            for text in batch.column(0).to_pylist():
+                content = text.encode("utf-8", "surrogatepass")
+                found.update(len(content).to_bytes(8, "little") + content)
+    return found.hexdigest()[:32]
 
 
 def file_identity(path: str) -> str:
-    """Name, size and a hash of a file's end: changes when the file does, not with its folder."""
+    """Name, size and a hash of a file's end: what the fingerprints of runs hold of a file."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from titan_pt.data.sources.identity import Contents
 from titan_pt.protocols.registry import import_attribute
 
 
@@ -19,11 +20,19 @@ class Documents(Protocol):
     """A fixed, ordered set of texts with random access."""
 
     fingerprint: str
-    """Hash that changes when the documents do."""
+    """Hash of names, sizes and parts of the files, on which the held-out split of row groups depends too.
+
+    `contents_of` gives what the documents hold.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> str: ...
+
+
+def contents_of(documents: Any) -> Contents:
+    """Hashes of the contents of the files of some documents; none where they are not of files."""
+    return list(getattr(documents, "contents", ()))
 
 
 class TokenDocuments(ABC):
@@ -43,6 +52,10 @@ class TokenDocuments(ABC):
     @abstractmethod
     def tokens(self, index: int) -> np.ndarray:
         """Tokens of one document, its end included."""
+
+    @abstractmethod
+    def require_ids_below(self, vocab_size: int) -> None:
+        """Raise a ConfigError if a token is none of a vocabulary of that size."""
 
     @abstractmethod
     def num_bytes(self, index: int) -> int:
@@ -118,6 +131,14 @@ class StreamedDocuments(ABC):
     @abstractmethod
     def wait_for_ever(self) -> None:
         """Lift the limit on waiting that a start has: from here on the loader's own holds."""
+
+    @abstractmethod
+    def hash_later(self, wanted: Contents) -> None:
+        """Hash files that were too large for the start beside the training; `wanted` are the contents to be found."""
+
+    @abstractmethod
+    def raise_if_changed(self) -> None:
+        """Raise a ConfigError where that found a file that is not the one that the run goes on from."""
 
     @abstractmethod
     def interrupt(self) -> None:

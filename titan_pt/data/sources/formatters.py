@@ -1,5 +1,6 @@
 """How a row of a dataset becomes one text. A user's own formatter comes through `experimental.custom_import`."""
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ class Formatter:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the function's source, or of its byte code where there is none: changes when the texts may."""
+        """Hash of the function's source, or of its byte code where there is none, as checkpoints hold it."""
         if self.name == "text":
             return f"text:{self.columns[0]}"
         try:
@@ -36,6 +37,15 @@ class Formatter:
         except (OSError, TypeError):
             body = getattr(getattr(self.source or self.format, "__code__", None), "co_code", b"")
         return f"{self.name}:{','.join(self.columns)}:{hashlib.sha256(body).hexdigest()[:12]}"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of all code that the texts depend on, as far as it can be known: part of the key of kept texts."""
+        if self.name == "text":
+            return self.fingerprint
+        from titan_pt.data.sources.formatter_sources import sources_hash
+
+        return f"{self.fingerprint}:{sources_hash(self.source or self.format)}"
 
 
 RECORDS = "sft:"

@@ -5,6 +5,7 @@ import glob
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,10 @@ def place_of(files: Sequence[str], columns: Columns, number: int) -> str:
 def quiet_datasets() -> Any:
     """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
     import datasets
+    import tqdm
 
+    # Its bars, hidden ones too, make a lock between processes: a killed worker's is told of as leaked at the end.
+    tqdm.tqdm.set_lock(threading.RLock())
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     return datasets

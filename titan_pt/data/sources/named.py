@@ -1,7 +1,7 @@
 """Sources that a name alone stands for: built-in and registered ones, whose items are checked as they are read."""
 
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.sources.documents import Documents
+from titan_pt.data.sources.documents import Documents, contents_of
 from titan_pt.data.sources.formatters import Formatter, find_formatter
 from titan_pt.data.sources.local import checked_text, format_row
 from titan_pt.data.sources.registry import ListingJson, SourceContext, SourceItems, naming, source_factory, title
@@ -20,6 +20,7 @@ class CheckedDocuments:
     def __init__(self, items: SourceItems, where: str, formatter: Formatter | None) -> None:
         self._items, self._where, self._formatter = items, where, formatter
         self.fingerprint = items.fingerprint + (f"-{formatter.fingerprint}" if formatter else "")
+        self.contents = contents_of(items)
 
     def __len__(self) -> int:
         return len(self._items)

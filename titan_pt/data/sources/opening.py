@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.data.sources.documents import Documents, StreamedDocuments
+from titan_pt.data.sources.documents import Documents, StreamedDocuments, contents_of
+from titan_pt.data.sources.identity import Contents, same_content
 from titan_pt.data.sources.registry import DataSettings, ListingJson, SourceContext, list_source, open_source
 from titan_pt.run.signals import until_stopped
 
@@ -43,6 +44,16 @@ class MixtureSource:
         if isinstance(self.documents, StreamedDocuments):
             self.documents.wait_for_ever()
 
+    def hash_later(self, wanted: Contents) -> None:
+        """Hash files that were too large for the start beside the training."""
+        if isinstance(self.documents, StreamedDocuments):
+            self.documents.hash_later(wanted)
+
+    def raise_if_changed(self) -> None:
+        """Raise a ConfigError where a file that was hashed later is not the one that the run goes on from."""
+        if isinstance(self.documents, StreamedDocuments):
+            self.documents.raise_if_changed()
+
     def interrupt(self) -> None:
         """End all waiting for the source's documents."""
         if isinstance(self.documents, StreamedDocuments):
@@ -61,16 +72,22 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: "World") -
     open_every = functools.partial(open_all, sources, listings, context)
     first = world.together(lambda: open_every() if world.is_main else [])
     opened = world.together(lambda: first if world.is_main else open_every())
-    found = world.gather({source.name: source.documents.fingerprint for source in opened})
+    found = world.gather({s.name: (s.documents.fingerprint, contents_of(s.documents)) for s in opened})
     differing = {
         f"data source {name!r}: rank {rank} finds other documents than rank 0; give all machines the same files"
-        for rank, fingerprints in enumerate(found)
-        for name in fingerprints
-        if fingerprints[name] != found[0][name]
+        for rank, identities in enumerate(found)
+        for name in identities
+        if not _same_documents(*identities[name], *found[0][name])
     }
     if differing:
         raise ConfigError(*sorted(differing))
     return opened
+
+
+def _same_documents(own_print: str, own: Contents, its_print: str, its: Contents) -> bool:
+    return own_print == its_print and all(
+        same_content(one, other) for (_, one), (_, other) in zip(own, its, strict=True)
+    )
 
 
 def open_alone(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:

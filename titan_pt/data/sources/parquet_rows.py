@@ -1,7 +1,7 @@
 """Parquet files as rows, and the check of a table's columns."""
 
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow.parquet
 
@@ -13,10 +13,11 @@ def read(path: str, columns: Columns) -> Located:
     """The rows of a file."""
     file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
     check_columns(file.schema_arrow.names, columns, path)
-    numbers = itertools.count()
+    first = 0
     for batch in file.iter_batches(batch_size=256, columns=list(columns) or None):
-        for row in batch.to_pylist():
-            yield f"row {next(numbers)}", row
+        for row in to_rows(batch, f"{path}, ", first):
+            yield f"row {first}", row
+            first += 1
 
 
 def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
@@ -24,3 +25,29 @@ def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
     for column in columns:
         if column not in names:
             raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
+
+
+def to_rows(table: Any, where: str = "", first: int = 0) -> list[dict[str, Any]]:
+    """The rows of a table or batch.
+
+    Args:
+        where: begins the place of a row in a message.
+        first: number of the first row.
+
+    Raises:
+        ConfigError: a text is not UTF-8, which some writers do not check.
+    """
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(table.num_rows):
+            for name in table.column_names:
+                try:
+                    table.column(name)[number].as_py()
+                except UnicodeDecodeError as error:
+                    byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+                    raise ConfigError(
+                        f"{where}row {first + number}: {name!r} is not UTF-8: {byte}; repair or remove it"
+                    ) from None
+        raise
+    return rows

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import Data, Source
 from titan_pt.data.sources.documents import Documents, Stopped
+from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.local import is_prepared, matching_files, quiet_datasets
 from titan_pt.protocols.registry import Registry
 from titan_pt.run.exit_codes import Preempted
@@ -39,6 +41,11 @@ class SourceContext:
     settings: DataSettings
     reader_pool: Any = None
     """The ReaderPool of `data/remote`, made by the first source that needs it."""
+
+    @functools.cached_property
+    def known_files(self) -> KnownFiles:
+        """What is remembered of files' contents."""
+        return KnownFiles(self.settings.data.cache_dir)
 
 
 ListingJson = dict[str, Any]

@@ -24,6 +24,7 @@ from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.order import BLOCK_ROWS
 from titan_pt.data.stream.prefetch import End, TimedPrefetcher, with_errors
 from titan_pt.data.stream.row import padding_row
+from titan_pt.data.stream.same_sources import differences, known_contents, same_limits, settings_of
 from titan_pt.data.stream.state import Json, ResumePoint, token_hash
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
@@ -57,6 +58,8 @@ class DataLoader:
         self._committed = {s: ResumePoint(stream.state(), None) for s, stream in self._streams.items()}
         self.also_identity: dict[str, str] = {}
         """Further values of the trainer's own that must be equal for a resume, beside the documents."""
+        self._makes_last_row_again = True
+        self._wanted_contents: Json = {}
         self._prefetcher: TimedPrefetcher[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -135,6 +138,8 @@ class DataLoader:
         """
         self.close()
         points = {s: ResumePoint.from_json(streams[str(s)]) for s in self._streams}
+        if not self._makes_last_row_again:
+            points = {s: ResumePoint(point.state, None) for s, point in points.items()}
         for s, stream in self._streams.items():
             stream.resume(points[s])
         self._committed = points
@@ -152,12 +157,23 @@ class DataLoader:
             "encoding": mixture.encoder.fingerprint(mixture.tokenizer),
             "block_rows": BLOCK_ROWS,
             "order": [source.name for source in mixture.sources],
-            "sources": {
-                source.name: [source.documents.fingerprint, source.weight, source.max_epochs]
-                for source in mixture.sources
-            },
+            "sources": settings_of(mixture.sources),
             **self.also_identity,
         }
+
+    def contents(self) -> Json:
+        """JSON: the content of each source's files, which a resume compares where both sides know it."""
+        return known_contents(self.mixture.sources)
+
+    def source_differences(self, saved: Json) -> list[str]:
+        """Each difference between the sources and those of a checkpoint's data.json; call it before loading its state.
+
+        Where a max_epochs differs the last rows are not made again: they may have been short for the old one.
+        """
+        found = differences(saved, self.mixture.sources)
+        self._wanted_contents = saved.get("contents", {})
+        self._makes_last_row_again = bool(found) or same_limits(saved, self.mixture.sources)
+        return found
 
     def digest(self, state: Json) -> str:
         """The rolling hash of all tokens that all streams gave, from their gathered states."""
@@ -181,6 +197,8 @@ class DataLoader:
         self._stop.clear()
         for source in self.mixture.sources:
             source.wait_for_ever()
+            if self._world.is_main:  # the others' files are those of rank 0
+                source.hash_later(self._wanted_contents.get(source.name, []))
         batches = with_errors(self._batches())
         atexit.register(self.close)
         if self._config.data.prefetch_steps == 0:
@@ -218,6 +236,8 @@ class DataLoader:
         pin = self._world.device.type == "cuda"
         padded = False
         for step in self._steps(numbers):
+            for source in self.mixture.sources:
+                source.raise_if_changed()
             rows = [row or padding for row in step.rows]
             batch = collate_step(rows, step.points, training.local_batch_size, pin)
             if batch.num_tokens and not padded and None in step.rows:

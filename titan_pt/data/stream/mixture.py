@@ -94,7 +94,8 @@ class TokenizedMixture:
         name = self.sources[d].name
         if name not in self.spent:
             self.spent.add(name)
-            logger.info(f"data source {name!r} is spent in a stream: its weight goes to the others there")
+            weight = ": its weight goes to the others there" if len(self.sources) > 1 else ""
+            logger.info(f"data source {name!r} is spent in a stream{weight}")
 
     def require_documents(self, source: MixtureSource) -> None:
         """Raise a ConfigError if a source has no document on this side; as a rule that takes one look."""
@@ -134,6 +135,8 @@ def tokenize_mixture(
                 f"data source {source.name!r}: its token shards were made by another tokenizer "
                 f"({source.documents.tokenizer}) than [tokenizer] has ({tokenizer.fingerprint}); prepare them anew"
             )
+        if isinstance(source.documents, TokenDocuments):
+            source.documents.require_ids_below(tokenizer.vocab_size)
         if isinstance(source.documents, TokenDocuments) and not isinstance(encoder, PlainText):
             raise ConfigError(
                 f"data source {source.name!r}: token shards are plain text without records; give the files themselves"
