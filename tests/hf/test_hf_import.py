@@ -239,7 +239,9 @@ def damage_prefix(folder: Path) -> None:
 
 
 def damage_twice(folder: Path) -> None:
-    rewrite(folder, lambda tensors: {**tensors, f"module.{NORM}": tensors[NORM].clone()} if NORM in tensors else tensors)
+    rewrite(
+        folder, lambda tensors: {**tensors, f"module.{NORM}": tensors[NORM].clone()} if NORM in tensors else tensors
+    )
 
 
 def damage_nan(folder: Path) -> None:

@@ -13,7 +13,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import APART, Tokenizer, encode_named
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 from titan_pt.hf.tokenizer_files import chat_template
@@ -21,9 +21,8 @@ from titan_pt.hf.tokenizer_files import chat_template
 Message = Mapping[str, Any]
 """One turn: role ("system", "user", "assistant") and content; an assistant's turn of `weight` 0 is not trained on."""
 
-# Characters that no text holds. The first splits text that has the form of a special token; the others mark where the
-# content of an assistant's turn begins and ends.
-_APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
+# Characters that no text holds. They mark where the content of an assistant's turn begins and ends.
+_BEGIN, _END = "\ufdd1", "\ufdd2"
 _MARKS = str.maketrans("", "", _BEGIN + _END)
 
 PROMPTS, TALKS = "prompts", "conversations"
@@ -112,12 +111,21 @@ def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
     except ConfigError:  # reported when the template is used
         return []
     before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
-    found = [name for name in tokenizer.special_ids if before and behind.lstrip().startswith(name)]
-    return [tokenizer.special_ids[max(found, key=len)]] if found else []
+    names = control_ids(tokenizer)
+    found = [name for name in names if before and behind.lstrip().startswith(name)]
+    return [names[max(found, key=len)]] if found else []
+
+
+def control_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids by name of tokens that no message may name: the special ones, and others that the template writes."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.special_ids
+    template = tokenizer.chat_template or ""
+    return {name: i for name, i in tokenizer.added_ids.items() if name in tokenizer.special_ids or name in template}
 
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    return [name for name, token_id in tokenizer.special_ids.items() if token_id in ids]
+    return [name for name, token_id in control_ids(tokenizer).items() if token_id in ids]
 
 
 def joined_parts(content: Any, where: str) -> Any:
@@ -155,16 +163,7 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool 
     Args:
         begins: no token comes before the text.
     """
-    names = tokenizer.special_ids
-    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    ids: list[int] = []
-    for part in re.split(f"({pattern})", text) if names else [text]:
-        if part in names:
-            ids.append(names[part])
-        elif part:
-            bare = part.replace(_APART, "")
-            ids += tokenizer.encode(bare) if begins and not ids else encode_behind(tokenizer, bare)
-    return ids
+    return encode_named(tokenizer, text, behind=not begins)
 
 
 def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -274,8 +273,8 @@ def _safe(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
 
 def _apart(content: str, tokenizer: Tokenizer) -> str:
     content = content.translate(_MARKS)
-    for name in tokenizer.special_ids:
-        content = content.replace(name, name[0] + _APART + name[1:])
+    for name in control_ids(tokenizer):
+        content = content.replace(name, name[0] + APART + name[1:])
     return content
 
 
