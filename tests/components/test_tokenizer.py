@@ -154,6 +154,7 @@ def test_configs_name_the_end_of_document(tmp_path: Path) -> None:
         assert "tokenizer_config.json: eos_token is" in problem(folder)
     config.write_text("[]")
     assert "tokenizer_config.json: is []; want a JSON object" in problem(folder)
+    config.unlink()
     assert "no end-of-document token <none>" in problem(folder, "<none>")
     for broken in (b"{", b'{"eos_token": "\xff"}'):
         config.write_bytes(broken)

@@ -55,6 +55,8 @@ class GrpoTask(Section):
     """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
     prompt_template: Name | None = None
     """Text with {question} in it. Unset: the task's own."""
+    special_tokens: bool = False
+    """Read the names of special tokens in its problems as these tokens, as in prompt_template. Off: they are text."""
     stop: list[Name] = []
     """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
