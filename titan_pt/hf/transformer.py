@@ -195,7 +195,7 @@ def _unlike_this_model(config: Mapping[str, Any], family: Family) -> Iterator[st
             yield f"{key} = {shown(value)}: {why}; supported is {meant}"
     kinds, count = config.get("layer_types"), config.get("num_hidden_layers")
     if kinds is not None and kinds != ["full_attention"] * (count if isinstance(count, int) else 0):
-        yield "layer_types: supported is full_attention for each layer; here it reaches every earlier token"
+        yield "layer_types: supported is full_attention for each of num_hidden_layers: it reaches all earlier tokens"
     known = {*KEYS.values(), *_ONLY, *_INERT, *(_SLIDING if family.qk_norm else ())}
     for key in sorted(config.keys() - known):
         value = config[key]
