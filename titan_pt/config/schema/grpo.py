@@ -54,7 +54,7 @@ class GrpoTask(Section):
     holdout_fraction: Fraction = 0.1
     """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
     prompt_template: Name | None = None
-    """Text with {question} in it. Unset: the task's own."""
+    """Text with {question} in it. Unset: the task's own. Names of special tokens in it stand for these tokens."""
     special_tokens: bool = False
     """Read the names of special tokens in its problems as these tokens, as in prompt_template. Off: they are text."""
     stop: list[Name] = []
