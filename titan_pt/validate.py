@@ -12,7 +12,7 @@ from torch import nn
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.sources.documents import SkipOptions
-from titan_pt.data.sources.opening import MixtureSource, open_mixture
+from titan_pt.data.sources.opening import open_mixture
 from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.row import PackedRow, padding_row
@@ -112,7 +112,7 @@ def validation_rows(context: TrainContext) -> list[PackedRow]:
     else:
         sources = list(context.dataloader.mixture.sources)
         fraction, held_out = config.validation.holdout_fraction, True
-    once = [MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in sources]
+    once = [replace(s, max_epochs=min(1.0, s.max_epochs or 1.0), listing=None) for s in sources]
     train: TokenizedMixture = context.dataloader.mixture
     known = {source.name for source in once}  # that they end is what they are for
     mixture = replace(

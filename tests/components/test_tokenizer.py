@@ -146,9 +146,15 @@ def test_configs_name_the_end_of_document(tmp_path: Path) -> None:
         assert build(folder).eos_id == 1
     assert build(folder).fingerprint != first.fingerprint, "documents end otherwise"
     assert build(folder, "<mine>").eos_id == 2, "the run's config wins"
-    for nothing in ("{}", "[]", '{"eos_token": null}', '{"eos_token": 5}', '{"eos_token": {"content": []}}'):
+    for nothing in ("{}", '{"eos_token": null}'):
         config.write_text(nothing)
         assert build(folder).eos_id == 0
+    for wrong in ('{"eos_token": 5}', '{"eos_token": {"content": []}}'):
+        config.write_text(wrong)
+        assert "tokenizer_config.json: eos_token is" in problem(folder)
+    config.write_text("[]")
+    assert "tokenizer_config.json: is []; want a JSON object" in problem(folder)
+    config.unlink()
     assert "no end-of-document token <none>" in problem(folder, "<none>")
     for broken, reason in ((b"{", "cannot be read"), (b'{"eos_token": "\xff"}', "byte 0xff is not UTF-8")):
         config.write_bytes(broken)

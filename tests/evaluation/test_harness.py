@@ -76,7 +76,8 @@ def test_harness_tasks_run_on_our_models(
         right += scores.index(max(scores)) == 0
     assert found["own_choose"]["acc"] == pytest.approx(right / len(ROWS))
     assert found["own_write"]["exact_match"] == 0.0
-    nats = [_rolling(model, [source.tokenizer.eos_id, *encode(row["text"])]) for row in ROWS]
+    begin = source.tokenizer.special_ids["<|im_start|>"]  # as the harness: not the end of a document
+    nats = [_rolling(model, [begin, *encode(row["text"])]) for row in ROWS]
     num_bytes = sum(len(row["text"]) for row in ROWS)
     assert found["own_read"]["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / num_bytes, rel=1e-4)
     assert tool_here(main, *flags, "--tasks", "own_choose", "--apply_chat_template", "--json") == 0

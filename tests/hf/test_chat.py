@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 from hf_helpers import export_here, write_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tool_helpers import tool_here
 
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf import chat
+from titan_pt.hf import template as rendering
 from titan_pt.hf.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.hf.model_source import open_model_source
+from titan_pt.tools import generate
+from titan_pt.tools.export import main as export_main
 from titan_pt.trainers.sft.records import record_tokens
 
 TALK = [
@@ -208,6 +212,55 @@ def test_unusable_and_unsafe_templates_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             learnt_tokens(Templated(template), TALK)
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ("{% for i in range(1000000) %}{% endfor %}", "OverflowError: Range too big"),
+        (ENDLESS, "not done after 0.2 s"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "not done after",
+        ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'a' * 10 ** 10 }}", "a product is too long"),
+        ("{{ 2 ** 1000000 }}", "is too large"),
+        ("{{ '%0999999999d' % 1 }}", "a field is too wide"),
+        ("{{ messages[5].content }}", "no element 5"),
+        ("{{ lipsum(n=10 ** 9) }}", "'lipsum' is undefined"),
+        ("{% include 'other' %}", "TypeError: no loader"),
+    ],
+)
+def test_no_failure_of_a_template_escapes(
+    tmp_path: Path, broken: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat is refused in one line; what asks for no chat goes on as if there were no template."""
+    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    write_model(tmp_path, qwen=True, tied=True)
+    (tmp_path / "chat_template.jinja").write_text(broken + THINKING)
+    flags = ["--checkpoint", str(tmp_path), "--prompt", "Hi", "--max_new_tokens", "1"]
+    capsys.readouterr()
+    assert tool_here(generate.main, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("config error: chat template of the tokenizer: ") and problem in error
+    assert error.count("\n") == 1
+    with monkeypatch.context() as never:
+        never.setattr(chat, "render", None)
+        assert tool_here(generate.main, *flags, "--raw") == 0
+        assert tool_here(export_main, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == broken + THINKING
+    assert stop_ids(open_model_source(str(tmp_path)).tokenizer) == [258]
+
+
+def test_templates_that_count_the_tools_get_none() -> None:
+    counting = Templated("{% if tools | length > 0 %}TOOLS{% endif %}" + THINKING)
+    assert chat_tokens(counting, TALK[:2]) == chat_tokens(Templated(THINKING), TALK[:2])
+    assert chat_text(Templated("{{ tools is none }}"), TALK[:2]) == "True", "as in transformers"
 
 
 @pytest.mark.realdata

@@ -12,6 +12,7 @@ from hf_helpers import LLAMA3, export_here, load_reference, logit_difference, re
 from safetensors.torch import load_file, save_file
 
 from titan_pt.config import ConfigError
+from titan_pt.hf import tensor_readers
 from titan_pt.hf.model_source import open_model_source
 
 SCALED = {"rope_parameters": LLAMA3}
@@ -228,6 +229,33 @@ def damage_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
 
 
+def damage_foreign(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {**tensors, "score.weight": torch.ones(1, 64)} if NORM in tensors else tensors)
+
+
+def damage_prefix(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.write_bytes(file.read_bytes().replace(b"model.layers", b"mudel.layers"))
+
+
+def damage_twice(folder: Path) -> None:
+    rewrite(
+        folder, lambda tensors: {**tensors, f"module.{NORM}": tensors[NORM].clone()} if NORM in tensors else tensors
+    )
+
+
+def damage_nan(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {n: t * float("nan") if n == NORM else t for n, t in tensors.items()})
+
+
+def damage_infinite(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {n: t / 0 if n == NORM else t for n, t in tensors.items()})
+
+
+def damage_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
 def damage_index_path(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../model.safetensors"}}')
 
@@ -278,6 +306,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (damage_type, [".safetensors: model.norm.weight has type F8_E4M3; supported are F64, F32, F16, BF16"]),
         (damage_index, ["model.safetensors.index.json: cannot be read"]),
         (damage_index_path, ["model.safetensors.index.json: x: '../model.safetensors' is not the name of a file"]),
+        (damage_foreign, [".safetensors: score.weight: the model has no such tensor"]),
+        (
+            damage_prefix,
+            [": mudel.layers.0.mlp.up_proj.weight: the model has no such tensor", "q_proj.weight: missing"],
+        ),
+        (damage_twice, ["model.norm.weight: is the same tensor as", "remove one"]),
+        (damage_adapter, ["adapter_config.json: the folder holds an adapter, which is not read; merge it"]),
         (damage_no_weights, ["has neither model.safetensors nor model.safetensors.index.json"]),
         (damage_no_tokenizer, ["a folder without tokenizer.json"]),
         (damage_vocabulary, ["its tokenizer has 259 tokens and its config.json vocab_size = 200"]),
@@ -290,6 +325,18 @@ def test_damaged_folders_are_refused(
     damage(folder)
     text = problems(folder)
     assert all(word in text for word in words), text
+    assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", [damage_nan, damage_infinite])
+def test_values_that_are_not_finite_are_refused(
+    whole: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(ConfigError, match=r"model.norm.weight: 64 of 64 values are not finite"):
+        open_model_source(str(folder)).load("cpu", torch.float32)
     assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 2
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -313,6 +360,48 @@ def test_a_tied_layer_may_be_stored_twice(whole: Path, tmp_path: Path) -> None:
     assert "lm_head.weight" not in dict(open_model_source(str(folder)).load("cpu", torch.float32).named_parameters())
     assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 0
     assert "lm_head.weight" not in read_weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize("row", [0, 1, 63, 258, 259, 299])
+def test_every_row_of_a_tied_layer_is_compared(
+    whole: Path, tmp_path: Path, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of few rows, from two files: one value of one row tells a merged adapter or an added token."""
+    monkeypatch.setattr(tensor_readers, "_COMPARED_BYTES", 7 * 8 * 64)
+    folder = shutil.copytree(whole, tmp_path / "other")
+    other = read_weights(folder)["model.embed_tokens.weight"].clone()
+    rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": other} if NORM in tensors else tensors)
+    open_model_source(str(folder))
+    other[row, 17] += 0.5
+    rewrite(folder, lambda tensors: {**tensors, "lm_head.weight": other} if NORM in tensors else tensors)
+    assert "lm_head.weight: is not model.embed_tokens.weight" in problems(folder)
+
+
+def test_shards_beside_one_file_are_not_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one that transformers reads is read, and the log says so."""
+    folder = shutil.copytree(whole, tmp_path / "both")
+    weights = {name: tensor + 0.01 for name, tensor in read_weights(folder).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert "model.safetensors is read, as transformers does, and not the shards of" in capsys.readouterr().err
+    ours = open_model_source(str(folder)).load("cpu", torch.float32)
+    assert logit_difference(ours, load_reference(folder), 259) < 2e-5
+
+
+@pytest.mark.parametrize("change", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "base_model.model.{}", "deep"])
+def test_names_of_wrapped_models_are_read(
+    whole: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "wrapped")
+    weights = read_weights(folder)
+    deep = {name: name.replace("layers.0.", "layers.0._checkpoint_wrapped_module._orig_mod.") for name in weights}
+    renamed = {deep[name] if change == "deep" else change.format(name): t for name, t in weights.items()}
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    assert export_here(["--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert "names of a wrapped model" in capsys.readouterr().err
+    assert_equal_folders(whole, tmp_path / "out")
 
 
 def test_a_tied_layer_with_other_values_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The protocol of tokenizers, the tokenizer of bytes, and the choice by `[tokenizer]`; others are loaded by name."""
 
+import functools
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,8 @@ from titan_pt.protocols.registry import import_attribute
 logger = logging.getLogger("titan_pt")
 
 END_OF_TEXT = "<|endoftext|>"
+APART = "\ufdd0"
+"""A character that no text holds. It splits what has the form of a special token and is text."""
 
 
 class Tokenizer(Protocol):
@@ -55,6 +59,46 @@ class ByteTokenizer:
         names = {i: name.encode() for name, i in self.special_ids.items()}
         known = [i for i in ids if 0 <= i < self.vocab_size]
         return b"".join(names.get(i) or bytes([i]) for i in known).decode("utf-8", "replace")
+
+
+def encode_named(tokenizer: Tokenizer, text: str, *, behind: bool = False) -> list[int]:
+    """Encode a text in which names of special tokens stand for these tokens, unless APART splits them.
+
+    Args:
+        behind: the text follows other tokens; some tokenizers mark the beginning of a text.
+    """
+    own = getattr(tokenizer, "encode_named", None)
+    if own is not None:
+        ids: list[int] = own(text, behind=behind)
+        return ids
+    names = tokenizer.special_ids
+    ids = []
+    for part in _named_parts(tuple(names)).split(text) if names else [text]:
+        if part in names:
+            ids.append(names[part])
+        elif part:
+            ids += tokenizer.encode(part.replace(APART, ""))
+    return ids
+
+
+def name_in(tokenizer: Tokenizer, text: str) -> str | None:
+    """The first name of a special token in a text, or None."""
+    names = tuple(tokenizer.special_ids)
+    if not any(start in text for start in _beginnings(names)):
+        return None
+    found = _named_parts(names).search(text)
+    return found[0] if found else None
+
+
+@functools.cache
+def _named_parts(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})")
+
+
+@functools.cache
+def _beginnings(names: tuple[str, ...]) -> frozenset[str]:
+    """What the names begin with: few strings, found faster than the names."""
+    return frozenset(name[:2] for name in names)
 
 
 def build_tokenizer(section: TokenizerSection) -> Tokenizer:

@@ -21,6 +21,8 @@ class TaskRequest:
     """Difficulty of arithmetic."""
     num_fewshot: int = 0
     """Worked examples before each question."""
+    special_tokens: bool = False
+    """Whether names of special tokens in the problems stand for these tokens."""
 
 
 def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
@@ -33,7 +35,13 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
         ConfigError: an unknown task, problems that cannot be read, too few examples.
     """
     kind = GrpoTask if request.num_fewshot else EvaluationTask
-    row = kind(name=request.name, path=request.train_path, eval_path=request.path, level=request.level)
+    row = kind(
+        name=request.name,
+        path=request.train_path,
+        eval_path=request.path,
+        level=request.level,
+        special_tokens=request.special_tokens,
+    )
     try:
         task = open_task(row, seed)
     except ConfigError as error:
@@ -55,7 +63,6 @@ def with_examples(task: Task, count: int) -> Task:
     problems = [task.train.get(permute(i, size, b"few-shot examples"), 0) for i in range(min(count, size))]
     if len(problems) < count or not all(problem.solution for problem in problems):
         raise ConfigError(f"--num_fewshot = {count}: {task.name} has fewer problems with worked answers to train on")
-    examples = "".join(f"{task.worked(problem)}\n\n" for problem in problems)
     begin = task.template.partition("{question}")[0].strip()
 
     def first_answer(completion: str) -> str:
@@ -64,7 +71,7 @@ def with_examples(task: Task, count: int) -> Task:
     find_letter = task.find_letter
     return replace(
         task,
-        template=examples + task.template,
+        examples=tuple(problems),
         grade=lambda completion, problem, rule: task.grade(first_answer(completion), problem, rule),
         find_letter=(lambda completion: find_letter(first_answer(completion))) if find_letter else None,
     )

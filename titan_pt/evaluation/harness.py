@@ -11,7 +11,7 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.sampling import Sampling
-from titan_pt.hf.chat import chat_text, encode_with_special_tokens, prompt_tokens
+from titan_pt.hf.chat import bos_id, chat_text, encode_with_special_tokens, prompt_tokens
 from titan_pt.hf.tokenizer_files import chat_template as chat_template_of
 from titan_pt.models.transformer.model import Transformer
 
@@ -41,6 +41,13 @@ class HarnessModel(TemplateLM):
     def eot_token_id(self) -> int:
         return self._tokenizer.eos_id
 
+    @property
+    def prefix_token_id(self) -> int:
+        """Token before a rolling text and in place of an empty context: as the harness's own models have it, the
+        beginning of a text where the tokenizer has one."""
+        begin = bos_id(self._tokenizer)
+        return self._tokenizer.eos_id if begin is None else begin
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if self._chats:
             return encode_with_special_tokens(self._tokenizer, string)
@@ -69,8 +76,8 @@ class HarnessModel(TemplateLM):
         return [sum(next(found).logprob for _ in pairs) for pairs in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
-        longest, end = self._model.args.max_seq_len, self._tokenizer.eos_id
-        pairs = get_rolling_token_windows(self._tokenizer.encode(text), end, longest, 1)
+        longest = self._model.args.max_seq_len
+        pairs = get_rolling_token_windows(self._tokenizer.encode(text), self.prefix_token_id, longest, 1)
         # The harness gives the row that is read; a pair's last token is only predicted.
         return [([*read, predicted[-1]][: -len(predicted)], predicted) for read, predicted in pairs]
 
@@ -99,7 +106,7 @@ class HarnessModel(TemplateLM):
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """Tokens of a context; a too long one loses its beginning."""
         room = self._model.args.max_seq_len - new_tokens
-        return (self.tok_encode(context) or [self._tokenizer.eos_id])[-room:]
+        return (self.tok_encode(context) or [self.prefix_token_id])[-room:]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

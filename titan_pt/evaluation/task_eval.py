@@ -10,7 +10,7 @@ from titan_pt.evaluation.task_evaluator import TaskEvaluator, build_task_evaluat
 from titan_pt.generation.engine import GenerationStopped
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
-from titan_pt.hf.chat import encode_with_special_tokens, stop_ids
+from titan_pt.hf.chat import prompt_tokens, stop_ids
 from titan_pt.protocols.context import TrainContext, Validator
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.task import Task
@@ -95,9 +95,12 @@ def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
 
 
 def _open_tasks(context: TrainContext) -> list[Task]:
-    requests = (TaskRequest(row.name, path=row.path, level=row.level) for row in context.config.validation.tasks)
+    requests = (
+        TaskRequest(row.name, path=row.path, level=row.level, special_tokens=row.special_tokens)
+        for row in context.config.validation.tasks
+    )
     return [open_eval_task(request, 0, "validation.tasks") for request in requests]
 
 
 def _tokens(context: TrainContext, prompt: str) -> list[int]:
-    return encode_with_special_tokens(context.tokenizer, prompt)
+    return prompt_tokens(context.tokenizer, prompt, named=True)

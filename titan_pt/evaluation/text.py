@@ -1,6 +1,7 @@
 """Loss, perplexity and bits per byte of a text."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from pathlib import Path
 import torch
 
 from titan_pt.components.loss import ChunkedCrossEntropy
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.data.sources.local import checked_text, matching_files, read_rows
 from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.run.files import read_text
+
+logger = logging.getLogger("titan_pt")
 
 # Most tokens of one forward, padding included.
 _BATCH_TOKENS = 2**14
@@ -90,7 +93,12 @@ class _ByteCount:
 
 def _tokens(tokenizer: Tokenizer, texts: Iterable[str], count: _ByteCount) -> Iterator[int]:
     yield tokenizer.eos_id
+    told = False
     for text in texts:
+        name = None if told else name_in(tokenizer, text)
+        if name is not None:
+            told = True
+            logger.warning(f"--text: holds {name!r}, which is read as text, as in all data")
         count.num_bytes += len(text.encode("utf-8", "surrogatepass"))
         yield from tokenizer.encode(text)
         yield tokenizer.eos_id

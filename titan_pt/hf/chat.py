@@ -1,30 +1,21 @@
 """Conversations as tokens, by the tokenizer's Jinja chat template: prompts to continue, examples to train on."""
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import APART, Tokenizer, encode_named
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.hf.template import BEGIN, END, render, tags
 from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 from titan_pt.hf.tokenizer_files import chat_template
 
 Message = Mapping[str, Any]
 """One turn: role ("system", "user", "assistant") and content; an assistant's turn of `weight` 0 is not trained on."""
 
-# Characters that no text holds. The first splits text that has the form of a special token; the others mark where the
-# content of an assistant's turn begins and ends.
-_APART, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARKS = str.maketrans("", "", _BEGIN + _END)
+_MARKS = str.maketrans("", "", BEGIN + END)
 
 PROMPTS, TALKS = "prompts", "conversations"
 """Values of `records` in the data identity of fine-tuning: prompts with completions, or conversations."""
@@ -37,16 +28,20 @@ _Render = Callable[..., str]
 """Renders messages by the template: (messages, prompt=whether the next turn is begun) -> text."""
 
 
-def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False) -> list[int]:
     """Encode a conversation and the beginning of the assistant's next turn.
 
     Only the template's own special tokens become one token each: "<|im_end|>" in a message is text, so that no
     message can end its turn or begin another's.
 
+    Args:
+        named: names of special tokens in the messages stand for these tokens too, unless `as_text` has split them.
+
     Raises:
         ConfigError: the template cannot be read, or refuses the conversation.
     """
-    return encode_with_special_tokens(tokenizer, chat_text(tokenizer, messages))
+    text = _render(tokenizer, date.today(), _safe(tokenizer, messages, named=named), prompt=True)
+    return encode_named(tokenizer, text.translate(_MARKS))
 
 
 def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
@@ -58,12 +53,17 @@ def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool
     return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt).translate(_MARKS)
 
 
-def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+def learnt_tokens(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False
+) -> tuple[list[int], list[bool]]:
     """Encode a conversation and mark the tokens to train on; returns (ids, one flag for each id).
 
     Trained tokens are those that the assistant has to write: from the end of its prompt to the token that ends its
     turn, included. The conversation ends with the last of them. Text is split between speakers before it is encoded,
     as it is when the model answers. A template that writes the date gets a fixed one.
+
+    Args:
+        named: names of special tokens in the messages stand for these tokens.
 
     Raises:
         ConfigError: the template cannot be read, refuses the conversation, or does not show what the assistant says.
@@ -71,7 +71,7 @@ def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
     ids: list[int] = []
     learnt: list[bool] = []
     ends = stop_ids(tokenizer)
-    text, spans = _spans(tokenizer, _safe(tokenizer, messages), _names(tokenizer, ends))
+    text, spans = _spans(tokenizer, _safe(tokenizer, messages, named=named), _names(tokenizer, ends))
     wanted = [message.get("weight") != 0 for message in messages if message["role"] == "assistant"]
     at = 0
     for (start, end), is_wanted in zip(spans, wanted, strict=True):
@@ -86,10 +86,22 @@ def learnt_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
     return ids, learnt
 
 
-def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids of tokens that end an answer: end of document, end of turn, and those that generation_config.json adds."""
+def stop_ids(tokenizer: Tokenizer, *, chat: bool = True) -> list[int]:
+    """Ids of tokens that end an answer: end of document, end of turn, and those that generation_config.json adds.
+
+    Args:
+        chat: with the end of a turn, for which the chat template is rendered; one that cannot be has none.
+    """
     own = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
-    return list(dict.fromkeys([tokenizer.eos_id, *_end_of_turns(tokenizer), *own]))
+    turns = _end_of_turns(tokenizer) if chat else []
+    return list(dict.fromkeys([tokenizer.eos_id, *turns, *own]))
+
+
+def bos_id(tokenizer: Tokenizer) -> int | None:
+    """Id of the token that begins a text by the tokenizer's configs, whether or not it is added to every text."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return None
+    return tokenizer.rules.token_to_id(tokenizer.roles.get("bos_token", ""))
 
 
 def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any]) -> bool:
@@ -112,12 +124,21 @@ def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
     except ConfigError:  # reported when the template is used
         return []
     before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
-    found = [name for name in tokenizer.special_ids if before and behind.lstrip().startswith(name)]
-    return [tokenizer.special_ids[max(found, key=len)]] if found else []
+    names = control_ids(tokenizer)
+    found = [name for name in names if before and behind.lstrip().startswith(name)]
+    return [names[max(found, key=len)]] if found else []
+
+
+def control_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids by name of tokens that no message may name: the special ones, and others that the template writes."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.special_ids
+    template = tokenizer.chat_template or ""
+    return {name: i for name, i in tokenizer.added_ids.items() if name in tokenizer.special_ids or name in template}
 
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    return [name for name, token_id in tokenizer.special_ids.items() if token_id in ids]
+    return [name for name, token_id in control_ids(tokenizer).items() if token_id in ids]
 
 
 def joined_parts(content: Any, where: str) -> Any:
@@ -136,14 +157,26 @@ def joined_parts(content: Any, where: str) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encode a text to continue, after the tokens with which the model's tokenizer begins every text."""
+def prompt_tokens(tokenizer: Tokenizer, text: str, *, named: bool = False) -> list[int]:
+    """Encode a text to continue, after the tokens with which the model's tokenizer begins every text.
+
+    Args:
+        named: names of special tokens in the text stand for these tokens. It may then begin with those of every text
+            itself, which are not doubled.
+    """
     prefix = tokenizer.prefix_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
-    return [*prefix, *tokenizer.encode(text)]
+    ids = encode_named(tokenizer, text) if named else tokenizer.encode(text)
+    return ids if named and prefix and ids[: len(prefix)] == prefix else [*prefix, *ids]
 
 
-def encode_behind(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encode a text that follows other tokens."""
+def encode_behind(tokenizer: Tokenizer, text: str, *, named: bool = False) -> list[int]:
+    """Encode a text that follows other tokens.
+
+    Args:
+        named: names of special tokens in the text stand for these tokens.
+    """
+    if named:
+        return encode_named(tokenizer, text, behind=True)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.encode_behind(text)
     return tokenizer.encode(text)
@@ -155,16 +188,7 @@ def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool 
     Args:
         begins: no token comes before the text.
     """
-    names = tokenizer.special_ids
-    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    ids: list[int] = []
-    for part in re.split(f"({pattern})", text) if names else [text]:
-        if part in names:
-            ids.append(names[part])
-        elif part:
-            bare = part.replace(_APART, "")
-            ids += tokenizer.encode(bare) if begins and not ids else encode_behind(tokenizer, bare)
-    return ids
+    return encode_named(tokenizer, text, behind=not begins)
 
 
 def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -172,7 +196,7 @@ def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str
     render = functools.partial(_render, tokenizer, _DAY_OF_RECORDS)
     marked = render(messages, prompt=False)
     text = marked.translate(_MARKS)
-    if "generation" in _tags(chat_template(tokenizer)):
+    if "generation" in tags(chat_template(tokenizer)):
         found: list[tuple[int, int]] | None = list(_marked_spans(marked))
     else:
         found = _prefix_spans(render, messages, text, ends) or _content_spans(render, messages, text)
@@ -208,7 +232,7 @@ def _prefix_spans(
 def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
     """Find the assistant's content by marks around it; None if the marks change what the template renders."""
     tagged = [
-        {**message, "content": f"{_BEGIN}{message['content']}{_END}"} if message["role"] == "assistant" else message
+        {**message, "content": f"{BEGIN}{message['content']}{END}"} if message["role"] == "assistant" else message
         for message in messages
     ]
     marked = render(tagged, prompt=False)
@@ -221,10 +245,10 @@ def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> l
 def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:
     """Yield the (start, end) between marks, as offsets in the text without marks."""
     at, start = 0, 0
-    for part in re.split(f"([{_BEGIN}{_END}])", marked):
-        if part == _BEGIN:
+    for part in re.split(f"([{BEGIN}{END}])", marked):
+        if part == BEGIN:
             start = at
-        elif part == _END:
+        elif part == END:
             yield start, at
         else:
             at += len(part)
@@ -245,37 +269,28 @@ def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | No
 
 
 def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool) -> str:
-    try:
-        return _template(chat_template(tokenizer)).render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=prompt,
-            strftime_now=day.strftime,
-            **_named_tokens(tokenizer),
-        )
-    except TemplateError as error:
-        raise ConfigError(f"chat template of the tokenizer: {error}") from None
+    return render(
+        chat_template(tokenizer),
+        messages=messages,
+        documents=None,
+        add_generation_prompt=prompt,
+        strftime_now=lambda form: day.strftime(form),
+        **_named_tokens(tokenizer),
+    )
 
 
-@functools.cache
-def _template(text: str) -> Template:
-    return _environment().from_string(text)
+def _safe(tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False) -> list[Message]:
+    """Copy messages without the marks of this module, and unless they are `named` with names of tokens split."""
+    contents = [message["content"].translate(_MARKS) for message in messages]
+    if not named:
+        contents = [as_text(tokenizer, content) for content in contents]
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
 
 
-def _tags(template: str) -> set[str]:
-    return set(re.findall(r"\{%-?\s*(\w+)", template))
-
-
-def _safe(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
-    """Copy messages with the names of special tokens in them split, and without the marks of this module."""
-    return [{**message, "content": _apart(message["content"], tokenizer)} for message in messages]
-
-
-def _apart(content: str, tokenizer: Tokenizer) -> str:
-    content = content.translate(_MARKS)
-    for name in tokenizer.special_ids:
-        content = content.replace(name, name[0] + _APART + name[1:])
+def as_text(tokenizer: Tokenizer, content: str) -> str:
+    """Split the names of special tokens in a text, so that they stay text where it is encoded as `named`."""
+    for name in control_ids(tokenizer):
+        content = content.replace(name, name[0] + APART + name[1:])
     return content
 
 
@@ -284,32 +299,3 @@ def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
     roles = tokenizer.roles if isinstance(tokenizer, HuggingFaceTokenizer) else {}
     return {"bos_token": "", **roles, "eos_token": names.get(tokenizer.eos_id, "")}
-
-
-class _Generation(Extension):
-    """The Jinja block {% generation %}, known from transformers: it surrounds what the assistant writes."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Macro) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Build the sandbox that renders templates as transformers does; templates of a model are not trusted."""
-
-    def refuse(message: str) -> Any:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # jinja's own is for web pages
-    return environment

@@ -40,6 +40,8 @@ class Exported:
             Without them nothing can choose such a row; with them generation_config.json forbids it.
         knows_chat: it was trained on conversations. The chat template is written for any model, so config.json marks
             models that were not.
+        ends_turns: the tokens that end an answer are those of its chat template too, which its training has rendered;
+            of a Hugging Face folder they stay its own, and no template is rendered.
     """
 
     args: Any
@@ -49,6 +51,7 @@ class Exported:
     facts: Mapping[str, str]
     keep_padding: bool
     knows_chat: bool
+    ends_turns: bool = True
 
     @property
     def num_rows(self) -> int:
@@ -156,7 +159,7 @@ def _read_shard(
 
 def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
     args = source.args.model_copy(update={"vocab_size": source.num_rows, "num_tokens": None})
-    eos, stops = source.tokenizer.eos_id, stop_ids(source.tokenizer)
+    eos, stops = source.tokenizer.eos_id, stop_ids(source.tokenizer, chat=source.ends_turns)
     config = source.layout.write_config(args)
     # transformers 4 and most tools read torch_dtype; transformers 5 reads either and writes dtype.
     bos = getattr(source.tokenizer, "roles", {}).get("bos_token", "")

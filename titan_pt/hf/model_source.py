@@ -63,7 +63,16 @@ class ModelSource:
 
     def to_export(self) -> Exported:
         """The argument with which `hf.export.export` writes this model."""
-        return Exported(self.args, LAYOUT, self.tokenizer, self.tensors, self.facts, self.keep_padding, self.knows_chat)
+        return Exported(
+            self.args,
+            LAYOUT,
+            self.tokenizer,
+            self.tensors,
+            self.facts,
+            self.keep_padding,
+            self.knows_chat,
+            ends_turns=self.trainer is not None,
+        )
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name in the Transformer, whole tensor on the CPU), one at a time."""

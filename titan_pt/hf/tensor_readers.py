@@ -1,8 +1,10 @@
 """Readers of a model's weights on disk: one tensor at a time, by the names of the model's parameters."""
 
 import json
+import logging
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +20,16 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.model_spec import HuggingFaceLayout
 from titan_pt.run.files import read_text
 
+logger = logging.getLogger("titan_pt")
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_COMPARED_ROWS = 64
+ADAPTER = "adapter_config.json"
+# Most bytes of one tensor in memory while two are compared.
+_COMPARED_BYTES = 2**24
+# What wrappers of a model add to the names of its tensors: at any place, and at the beginning.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PREFIXES = ("module.", "base_model.model.")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -107,6 +116,7 @@ class SafetensorsFolder:
         self._files: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None
         infos: dict[str, TensorInfo] = {}
+        renamed: dict[str, str] = {}
         for file, expected in _files(folder).items():
             handle = self._handle(file)
             held = list(handle.keys())
@@ -114,12 +124,23 @@ class SafetensorsFolder:
             if missing:
                 raise ConfigError(f"{file}: has no {missing[0]}, which {INDEX} says it has")
             for there in held:
-                name = layout.from_name(there)
-                if name is not None:
-                    infos[name], self._files[name] = _info(file, handle, there), (file, there)
+                bare = unwrapped(there)
+                renamed |= {there: bare} if bare != there else {}
+                name = layout.from_name(bare)
+                if name is None:
+                    continue
+                if name in infos:
+                    first, also = self._files[name]
+                    raise ConfigError(f"{file}: {there}: is the same tensor as {also} in {first.name}; remove one")
+                infos[name], self._files[name] = _info(file, handle, there), (file, there)
+        if renamed:
+            there, bare = next(iter(renamed.items()))
+            logger.warning(
+                f"{folder}: {there} is read as {bare}, as are {len(renamed) - 1} more names of a wrapped model"
+            )
         for copy, original in (copies or {}).items():
             both = copy in infos and original in infos
-            if both and not (infos[copy].shape == infos[original].shape and self._look_equal(copy, original)):
+            if both and not (infos[copy].shape == infos[original].shape != () and self._are_equal(copy, original)):
                 raise ConfigError(
                     f"{self.place(copy)}: is not {layout.to_name(original)}, and config.json has tie_word_embeddings = "
                     "true; set it to false there if the model was trained with both"
@@ -127,23 +148,33 @@ class SafetensorsFolder:
             infos.pop(copy, None)
         self.infos = infos
 
-    def _look_equal(self, one: str, other: str) -> bool:
-        """Compare some rows of two tensors, so that neither is read whole."""
-        return all(torch.equal(*rows) for rows in zip(self._some_rows(one), self._some_rows(other), strict=True))
+    def _are_equal(self, one: str, other: str) -> bool:
+        """Compare two tensors of one shape, all rows of both, so that neither is in memory whole."""
+        pairs = zip(self._chunks(one), self._chunks(other), strict=True)
+        return all(bool(((a == b) | (a.isnan() & b.isnan())).all()) for a, b in pairs)
 
-    def _some_rows(self, name: str) -> list[torch.Tensor]:
+    def _chunks(self, name: str) -> Iterator[torch.Tensor]:
         file, there = self._files[name]
-        part = self._handle(file).get_slice(there)
-        count = part.get_shape()[0]
-        return [part[row : row + 1] for row in range(0, count, max(1, count // _COMPARED_ROWS))]
+        count, *rest = self._handle(file).get_slice(there).get_shape()
+        rows = max(1, _COMPARED_BYTES // (8 * max(1, torch.Size(rest).numel())))  # 8 bytes: the widest type
+        for start in range(0, count, rows):
+            yield self._handle(file).get_slice(there)[start : start + rows]
 
     def read(self, name: str) -> torch.Tensor:
-        """Read a tensor as a copy, so that the file's pages can be freed."""
+        """Read a tensor as a copy, so that the file's pages can be freed.
+
+        Raises:
+            ConfigError: it cannot be read, or a value is NaN or infinite.
+        """
         file, there = self._files[name]
         try:
-            return self._handle(file).get_tensor(there).clone()
+            tensor = self._handle(file).get_tensor(there).clone()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{self.place(name)}: cannot be read: {error}") from None
+        bad = (~tensor.isfinite()).sum().item()
+        if bad:
+            raise ConfigError(f"{self.place(name)}: {bad:,} of {tensor.numel():,} values are not finite")
+        return tensor
 
     def place(self, name: str) -> str:
         file, there = self._files.get(name, (self._folder, self._layout.to_name(name)))
@@ -160,6 +191,14 @@ class SafetensorsFolder:
             except (SafetensorError, OSError) as error:
                 raise ConfigError(f"{file}: not a whole safetensors file: {error}; download it again") from None
         return self._open[1]
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without what torch.compile, DDP, FSDP and PEFT put before it."""
+    bare = _WRAPPERS.sub("", name)
+    while prefix := next((prefix for prefix in _PREFIXES if bare.startswith(prefix)), ""):
+        bare = _WRAPPERS.sub("", bare.removeprefix(prefix))
+    return bare
 
 
 def check_fit(
@@ -190,10 +229,16 @@ def check_fit(
 
 def _files(folder: Path) -> dict[Path, set[str]]:
     """Find the safetensors files of a folder, each with the tensors that the index expects in it."""
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / SINGLE
+    if (folder / ADAPTER).is_file():
+        raise ConfigError(
+            f"{folder / ADAPTER}: the folder holds an adapter, which is not read; merge it and save again"
+        )
+    if single.is_file() and index.is_file():
+        logger.warning(f"{folder}: {SINGLE} is read, as transformers does, and not the shards of {INDEX}")
+    if single.is_file():
+        return {single: set()}
     if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return {folder / SINGLE: set()}
         raise ConfigError(f"{folder}: has neither {SINGLE} nor {INDEX}; weights in other files cannot be read")
     try:
         places = dict(json.loads(read_text(index))["weight_map"])

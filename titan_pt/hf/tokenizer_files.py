@@ -39,7 +39,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> Non
         TypeError: the tokenizer is of an unknown class, so its rules are not known.
     """
     rules = to_tokenizers(tokenizer)
-    eos = rules.id_to_token(tokenizer.eos_id)
+    added = rules.get_added_tokens_decoder()  # the library has normalized names of its own for them
+    eos = added[tokenizer.eos_id].content if tokenizer.eos_id in added else rules.id_to_token(tokenizer.eos_id)
     (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -4,7 +4,7 @@ With QK-norm it is Qwen3ForCausalLM, without LlamaForCausalLM. What those can ex
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Family:
 
 
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+# Sizes that transformers has a default for which no model is meant to have.
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 FAMILIES = {
     "qwen3": Family(
         "Qwen3ForCausalLM",
@@ -76,12 +78,31 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "use_sliding_window": (False, "attention reaches every earlier token here"),
     "partial_rotary_factor": (1.0, "all of a head is rotated here"),
     "quantization_config": (None, "quantized weights cannot be read; take the model's unquantized folder"),
+    "is_causal": (True, "a token sees none after it here"),
+    "attention_dropout": (0.0, "there is no dropout here"),
+    "hidden_dropout": (0.0, "there is no dropout here"),
 }
+# Keys that do not change what a model of a known architecture computes: about tokens, generation, training, storage and
+# the library. Those of a sliding window act with use_sliding_window alone.
+_INERT = frozenset(
+    """architectures model_type transformers_version torch_dtype dtype use_cache pretraining_tp name_or_path auto_map
+    attn_implementation bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens bad_words_ids tokenizer_class prefix
+    id2label label2id num_labels problem_type finetuning_task task_specific_params return_dict return_dict_in_generate
+    output_scores output_attentions output_hidden_states torchscript use_bfloat16 tf_legacy_loss is_decoder
+    chunk_size_feed_forward gradient_checkpointing max_length min_length do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
+    exponential_decay_length_penalty generation_config unsloth_fixed unsloth_version is_llama_config titan_pt
+    transformers.js_config layer_types rope_theta rope_scaling rope_parameters tie_encoder_decoder""".split()  # noqa: SIM905
+)
+_SLIDING = frozenset({"sliding_window", "max_window_layers"})
+_ROPE_KINDS = ("default", "llama3")
 
 
 def to_hf_name(name: str) -> str:
-    """Translate a parameter name of the Transformer to that of transformers."""
-    return next(there + name.removeprefix(here) for here, there in PREFIXES if name.startswith(here))
+    """Translate a parameter name of the Transformer to that of transformers; a name that is none stays."""
+    return next((there + name.removeprefix(here) for here, there in PREFIXES if name.startswith(here)), name)
 
 
 def from_hf_name(name: str) -> str | None:
@@ -100,14 +121,9 @@ def read_config(folder: Path) -> TransformerArgs:
     file = folder / "config.json"
     config = read_object(file)
     family = _family(file, config)
-    for key, (allowed, why) in _ONLY.items():
-        value = config.get(key)
-        if value is not None and value != allowed:
-            meant = "no such key" if allowed is None else json.dumps(allowed)
-            raise ConfigError(f"{file}: {key} = {shown(value)}: {why}; supported is {meant}")
-    kinds = config.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
-        raise ConfigError(f"{file}: layer_types: supported is full_attention; here it reaches every earlier token")
+    problems = list(_unlike_this_model(config, family))
+    if problems:
+        raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     values = {field: _value(config, key, family) for field, key in KEYS.items()}
     values |= {"qk_norm": family.qk_norm, **_read_rope(file, config)}
     try:
@@ -173,8 +189,33 @@ def _family(file: Path, config: Mapping[str, Any]) -> Family:
     return FAMILIES[kind]
 
 
+def _unlike_this_model(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Yield a problem for each key whose value would make another model than this, or that is not known."""
+    for key, (allowed, why) in _ONLY.items():
+        value = config.get(key)
+        if value is not None and value != allowed:
+            meant = "no such key" if allowed is None else json.dumps(allowed)
+            yield f"{key} = {shown(value)}: {why}; supported is {meant}"
+    kinds, count = config.get("layer_types"), config.get("num_hidden_layers")
+    if kinds is not None and kinds != ["full_attention"] * (count if isinstance(count, int) else 0):
+        yield "layer_types: supported is full_attention for each of num_hidden_layers: it reaches all earlier tokens"
+    known = {*KEYS.values(), *_ONLY, *_INERT, *(_SLIDING if family.qk_norm else ())}
+    for key in sorted(config.keys() - known):
+        value = config[key]
+        if not key.startswith("_") and value not in (None, False, "") and value not in ([], {}):
+            yield (
+                f"{key} = {shown(value)}: an unknown key, which may change what the model computes; remove it there if "
+                "it does not"
+            )
+    for key in _REQUIRED:
+        if config.get(key) is None:
+            yield f"{key}: missing"
+
+
 def _value(config: Mapping[str, Any], key: str, family: Family) -> Any:
-    value = config.get(key, family.defaults.get(key))
+    value = config.get(key)
+    if value is None and not (key in config and key in ("head_dim", "num_key_value_heads")):  # null there: computed
+        value = family.defaults.get(key)
     if value is not None:
         return value
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
@@ -193,11 +234,23 @@ def _read_rope(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{file}: {name} = {shown(rope)}: must be an object")
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ConfigError(f"{file}: {name}.rope_type = {shown(kind)}: unknown; supported are default, llama3")
+    if kind not in _ROPE_KINDS:
+        raise ConfigError(f"{file}: {name}.rope_type = {shown(kind)}: unknown; supported are {one_of(_ROPE_KINDS)}")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         value, (_, why) = rope["partial_rotary_factor"], _ONLY["partial_rotary_factor"]
         raise ConfigError(f"{file}: {name}.partial_rotary_factor = {shown(value)}: {why}; supported is 1.0")
+    known = {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "partial_rotary_factor",
+        *(ROPE_KEYS.values() if kind == "llama3" else ()),
+    }
+    unknown = sorted(key for key in rope.keys() - known if rope[key] is not None)
+    if unknown:
+        key, value = unknown[0], rope[unknown[0]]
+        nested = "; one for each type of layer is not supported" if isinstance(value, dict) else ""
+        raise ConfigError(f"{file}: {name}.{key} = {shown(value)}: unknown to rope_type {kind}{nested}")
     if kind == "default":
         return {"rope_theta": theta}
     missing = [key for key in ROPE_KEYS.values() if rope.get(key) is None]

@@ -1,5 +1,6 @@
 """Load weights into an existing model, from a checkpoint or a Hugging Face folder."""
 
+import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import nn
 
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.job_config import JobConfig, TokenizerSection
 from titan_pt.distributed.init import copy_full
 from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
+from titan_pt.hf.tokenizer_files import to_tokenizers
 from titan_pt.protocols.context import TrainContext
 
 logger = logging.getLogger("titan_pt")
@@ -23,6 +25,8 @@ logger = logging.getLogger("titan_pt")
 # distribution of initial weights.
 _FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
+# Parts of a tokenizer.json that do not decide which ids a text gets.
+_NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")
 
 
 def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
@@ -84,8 +88,25 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
     if not (folder / "tokenizer.json").is_file():
         return
     theirs = build_tokenizer(TokenizerSection(name=str(folder), eos_token=config.tokenizer.eos_token))
-    if theirs.encode(_PROBE) != tokenizer.encode(_PROBE):
+    text = _other_ids(tokenizer, theirs)
+    if text is not None:
         raise ConfigError(
-            f"{folder / 'tokenizer.json'}: gives other ids than tokenizer.name = {config.tokenizer.name!r}; "
-            f"set tokenizer.name = '{folder}'"
+            f"{folder / 'tokenizer.json'}: gives other ids than tokenizer.name = {config.tokenizer.name!r}, such as to "
+            f"{shown(text)}; set tokenizer.name = '{folder}'"
         )
+
+
+def _other_ids(one: Tokenizer, other: Tokenizer) -> str | None:
+    """A text to which two tokenizers give different ids, or None: they have the same rules, or agree on every token."""
+    if _rules(one) is not None and _rules(one) == _rules(other):
+        return None
+    texts = [_PROBE, *(other.decode([i]) for i in range(other.vocab_size) if i not in other.special_ids.values())]
+    return next((text for text in texts if one.encode(text) != other.encode(text)), None)
+
+
+def _rules(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    try:
+        rules: dict[str, Any] = json.loads(to_tokenizers(tokenizer).to_str())
+    except TypeError:  # of an unknown class
+        return None
+    return {key: value for key, value in rules.items() if key not in _NOT_IDS}

@@ -1,12 +1,15 @@
 """Prompts of problems as tokens, and the fixed prompts to evaluate on."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field, replace
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import permute
-from titan_pt.hf.chat import prompt_tokens
+from titan_pt.hf.chat import as_text, prompt_tokens
 from titan_pt.tasks.task import Problem, Task
+
+logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class PromptRules:
     """Most tokens of a prompt: training.seq_len without rollout.max_new_tokens."""
     overlong: str
     """Treatment of longer prompts: "error", "skip" or "truncate", see rollout.overlong_prompts."""
+    told: set[str] = field(default_factory=set)
+    """Tasks whose problems hold names of special tokens; each is logged once."""
 
     def encode(self, task: Task, problem: Problem) -> tuple[tuple[int, ...] | None, bool]:
         """(tokens of a problem's prompt, or None where it is left out; whether it is too long).
@@ -38,7 +43,8 @@ class PromptRules:
         Raises:
             ConfigError: the prompt is empty, or too long and rollout.overlong_prompts is "error".
         """
-        ids = prompt_tokens(self.tokenizer, task.prompt(problem))
+        asked = replace(task, examples=tuple(self.written(task, example) for example in task.examples))
+        ids = prompt_tokens(self.tokenizer, asked.prompt(self.written(task, problem)), named=True)
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:
@@ -50,6 +56,20 @@ class PromptRules:
                 'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
             )
         return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
+
+    def written(self, task: Task, problem: Problem) -> Problem:
+        """A problem as it stands in a prompt: the task's template may name special tokens, the problem's texts not."""
+        name = None if task.special_tokens else name_in(self.tokenizer, problem.question + problem.solution)
+        if name is None:
+            return problem
+        if task.name not in self.told:
+            self.told.add(task.name)
+            logger.warning(
+                f"task {task.name!r}: {problem.id} holds {name!r}, which is read as text; special_tokens = true in its "
+                "table reads names of special tokens in its problems as these tokens"
+            )
+        texts = {key: as_text(self.tokenizer, getattr(problem, key)) for key in ("question", "solution")}
+        return replace(problem, **texts)
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:

@@ -64,10 +64,18 @@ class Task:
     """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
     """Multiple choice: completion -> the letter that it answers, or None."""
+    examples: tuple[Problem, ...] = ()
+    """Problems that stand with their worked answers before each question."""
+    special_tokens: bool = False
+    """Whether names of special tokens in its problems stand for these tokens, as they do in its template."""
 
     def prompt(self, problem: Problem) -> str:
-        """The prompt of a problem, which the model continues."""
-        return worked_example(self.template, problem)[0]
+        """The prompt of a problem as plain text, which the model continues.
+
+        Each example is its prompt and its worked answer, then a blank line, as in lm-evaluation-harness.
+        """
+        examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
+        return examples + worked_example(self.template, problem)[0]
 
     def worked(self, problem: Problem) -> str:
         """The prompt of a problem with its worked answer, as an example or a document to train on."""
@@ -186,5 +194,6 @@ def _with_overrides(task: Task, row: GrpoTask) -> Task:
         task,
         template=row.prompt_template or task.template,
         stop=tuple(row.stop) or task.stop,
+        special_tokens=row.special_tokens,
         rewards=row.rewards if row.rewards != _DEFAULTS.rewards else task.rewards,
     )

@@ -38,6 +38,11 @@ def _parser() -> ToolParser:
         metavar="FILE",
         help="one prompt a line (.txt), or rows with `prompt` or `messages` (.jsonl, .parquet): one JSON object each",
     )
+    parser.add_argument(
+        "--special_tokens",
+        action="store_true",
+        help="read names of special tokens in --prompts_file as these tokens, as in --prompt; without it they are text",
+    )
     parser.add_argument("--output", metavar="FILE", help="where --prompts_file writes (default: the standard output)")
     parser.add_argument(
         "--max_new_tokens",
@@ -58,6 +63,8 @@ def _parser() -> ToolParser:
 def _generate(arguments: argparse.Namespace) -> None:
     if arguments.output is not None and not arguments.prompts_file:
         raise ConfigError("--output: is for --prompts_file; the text of --prompt goes to the standard output")
+    if arguments.special_tokens and not arguments.prompts_file:
+        raise ConfigError("--special_tokens: is for --prompts_file; names in --prompt are tokens, in a chat text")
     # Before anything is loaded.
     sampling(arguments, _DEFAULT_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens)
     records = read_prompts(arguments.prompts_file) if arguments.prompts_file is not None else []
@@ -76,12 +83,12 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _answer(opened: OpenModel, arguments: argparse.Namespace) -> None:
     """Print the texts for --prompt, separated by blank lines; a single one is printed while it grows."""
-    ids = _prompt_ids(opened, arguments.prompt, raw=arguments.raw)
+    ids = _prompt_ids(opened, arguments.prompt, raw=arguments.raw, named=True)
     chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["--prompt"]))
     if arguments.num_samples == 1:
-        _stream(opened, ids, chosen)
+        _stream(opened, ids, chosen, chat=not arguments.raw)
         return
-    engine = opened.engine(max_rows=arguments.max_rows)
+    engine = opened.engine(max_rows=arguments.max_rows, chat=not arguments.raw)
     completions = engine.generate([ids], chosen, arguments.num_samples)
     print("\n\n".join(_text(opened, completion) for completion in completions))
 
@@ -107,14 +114,14 @@ class TextStream:
             self._written = text
 
 
-def _stream(opened: OpenModel, ids: Sequence[int], chosen: "Sampling") -> str:
+def _stream(opened: OpenModel, ids: Sequence[int], chosen: "Sampling", *, chat: bool) -> str:
     """Generate one text, print it while it grows, and return it."""
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
 
-    stream = TextStream(opened.source.tokenizer, opened.source.stop_ids, write)
-    (completion,) = opened.engine(stride=1).generate([ids], chosen, 1, watch=stream)
+    stream = TextStream(opened.source.tokenizer, opened.stop_ids(chat=chat), write)
+    (completion,) = opened.engine(stride=1, chat=chat).generate([ids], chosen, 1, watch=stream)
     stream([completion.token_ids], final=True)
     print(flush=True)
     return _text(opened, completion)
@@ -172,10 +179,14 @@ def _is_message(value: object) -> bool:
 
 def _batch(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["str | list[Message]"]) -> None:
     """Write a line of JSON for each prompt, in order: {prompt or messages, completions, finish_reasons}."""
-    ids = [_prompt_ids(opened, prompt, raw=arguments.raw) for prompt in prompts]
+    _note_names(opened, arguments, prompts)
+    ids = [_prompt_ids(opened, prompt, raw=arguments.raw, named=arguments.special_tokens) for prompt in prompts]
     names = [f"{arguments.prompts_file}, prompt {number}" for number in range(1, len(ids) + 1)]
     chosen = sampling(arguments, _new_tokens(opened, arguments, ids, names))
-    engine, size = opened.engine(max_rows=arguments.max_rows), max(1, arguments.max_rows // arguments.num_samples)
+    engine, size = (
+        opened.engine(max_rows=arguments.max_rows, chat=not arguments.raw),
+        max(1, arguments.max_rows // arguments.num_samples),
+    )
     with _open_output(arguments.output) as output:
         for start in range(0, len(ids), size):
             some = range(start, min(start + size, len(ids)))
@@ -199,6 +210,24 @@ def _check_output(file: str | None) -> None:
         raise ConfigError(f"--output = {file!r}: {'is a folder' if path.is_dir() else 'is in no folder'}; name a file")
 
 
+def _note_names(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["str | Sequence[Message]"]) -> None:
+    """Log once how names of special tokens in --prompts_file are read."""
+    from titan_pt.components.tokenizer import name_in
+
+    if arguments.special_tokens:
+        logger.info("--special_tokens: names of special tokens in the prompts are these tokens")
+        return
+    for number, prompt in enumerate(prompts, 1):
+        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+        name = name_in(opened.source.tokenizer, text)
+        if name is not None:
+            logger.warning(
+                f"{arguments.prompts_file}, prompt {number}: holds {name!r}, which is read as text; --special_tokens "
+                "reads names of special tokens as these tokens"
+            )
+            return
+
+
 def _open_output(file: str | None) -> AbstractContextManager[IO[str]]:
     return flag_path("--output", file).open("w", encoding="utf-8") if file is not None else nullcontext(sys.stdout)
 
@@ -218,13 +247,13 @@ def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
         if not line.strip():
             continue
         if raw:
-            ids = _prompt_ids(opened, line, raw=True)
+            ids = _prompt_ids(opened, line, raw=True, named=True)
         else:
             messages = _fitting(opened, [*messages, {"role": "user", "content": line}], arguments.max_new_tokens or 1)
-            ids = _prompt_ids(opened, messages, raw=False)
+            ids = _prompt_ids(opened, messages, raw=False, named=False)
         chosen = sampling(arguments, _new_tokens(opened, arguments, [ids], ["what was said"]))
         try:
-            answer = _stream(opened, ids, chosen)
+            answer = _stream(opened, ids, chosen, chat=not arguments.raw)
         except KeyboardInterrupt:
             print(flush=True)
             answer = ""
@@ -259,16 +288,22 @@ def _fitting(opened: OpenModel, messages: "list[Message]", new_tokens: int) -> "
 # -- for all three ----------------------------------------------------------------------------------------------------
 
 
-def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool) -> list[int]:
-    """Encode a prompt to continue: a conversation, or a text, which is a first turn if the model knows chats."""
+def _prompt_ids(opened: OpenModel, prompt: "str | Sequence[Message]", *, raw: bool, named: bool) -> list[int]:
+    """Encode a prompt to continue: a conversation, or a text, which is a first turn if the model knows chats.
+
+    Args:
+        named: names of special tokens in it stand for these tokens.
+    """
     from titan_pt.hf.chat import chat_tokens, prompt_tokens
 
     tokenizer = opened.source.tokenizer
     if not isinstance(prompt, str):
-        return chat_tokens(tokenizer, prompt)
+        return chat_tokens(tokenizer, prompt, named=named)
     if opened.source.knows_chat and not raw:
-        return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
-    return prompt_tokens(tokenizer, prompt) or [tokenizer.eos_id]  # nothing to continue: a document from its beginning
+        return chat_tokens(tokenizer, [{"role": "user", "content": prompt}], named=named)
+    return prompt_tokens(tokenizer, prompt, named=named) or [
+        tokenizer.eos_id
+    ]  # nothing to continue: a document from its beginning
 
 
 def _new_tokens(

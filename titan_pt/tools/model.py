@@ -25,11 +25,21 @@ class OpenModel:
     model: "Transformer"
     device: "torch.device"
 
-    def engine(self, *, max_rows: int = 1024, stride: int = 16) -> "NativeEngine":
-        """Build a native engine that generates with this model."""
+    def engine(self, *, max_rows: int = 1024, stride: int = 16, chat: bool = True) -> "NativeEngine":
+        """Build a native engine that generates with this model.
+
+        Args:
+            chat: the end of a turn ends a text too; the chat template is rendered for it.
+        """
         from titan_pt.generation.native import NativeEngine
 
-        return NativeEngine(self.model, self.source.stop_ids, max_rows, stride=stride)
+        return NativeEngine(self.model, self.stop_ids(chat=chat), max_rows, stride=stride)
+
+    def stop_ids(self, *, chat: bool = True) -> list[int]:
+        """Ids of tokens that end a text, as of `engine`."""
+        from titan_pt.hf.chat import stop_ids
+
+        return stop_ids(self.source.tokenizer, chat=chat)
 
 
 def add_source_flags(parser: ToolParser) -> None:

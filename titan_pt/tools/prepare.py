@@ -3,14 +3,15 @@
 A `[[data.sources]]` table whose `path` is DIR then trains on the same documents, tokenised already.
 """
 
+import functools
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from titan_pt.components.tokenizer import build_tokenizer
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer, encode_named, name_in
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest
@@ -18,7 +19,7 @@ from titan_pt.data.remote.row_group_documents import RowGroupDocuments
 from titan_pt.data.sources.documents import Documents, contents_of
 from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.local import is_prepared
-from titan_pt.data.sources.opening import open_alone
+from titan_pt.data.sources.opening import MixtureSource, open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable
@@ -50,7 +51,10 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
     if isinstance(source.documents, PreparedDocuments):
         raise ConfigError(f"--source {name!r}: its path is a folder of token shards already")
     tokenizer = build_tokenizer(config.tokenizer)
-    about = {"source": name, "fingerprint": digest([source.documents.fingerprint, tokenizer.fingerprint])}
+    special = ["special_tokens"] if source.special_tokens else []
+    if special:
+        logger.info(f"Data {name}: special_tokens = true: names of special tokens in its texts are tokens")
+    about = {"source": name, "fingerprint": digest([source.documents.fingerprint, tokenizer.fingerprint, *special])}
     known = KnownFiles(config.data.cache_dir)
     about["of"] = _content_of(source.documents, known)
     make_writable(output, f"--output {str(output)!r}")
@@ -60,7 +64,7 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
         return
     started = time.perf_counter()
     texts = ((text, holdout_hash(text)) for text in _with_progress(iterate(source.documents), len(source.documents)))
-    written = write_prepared(output, texts, tokenizer, about)
+    written = write_prepared(output, texts, tokenizer, about, encode=_encoder(source, tokenizer))
     seconds = time.perf_counter() - started
     logger.info(
         f"{output}: {written['documents']:,} documents, {written['tokens']:,} tokens in {seconds:.1f} s, "
@@ -87,6 +91,26 @@ def _require_same(prepared: PreparedDocuments, documents: Documents, about: dict
             f"--output {str(output)!r}: holds the token shards of other documents or another tokenizer; "
             "name another folder, or remove it"
         )
+
+
+def _encoder(source: MixtureSource, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """Encode texts of a source, and log the first name of a special token that is text there."""
+    if source.special_tokens:
+        return functools.partial(encode_named, tokenizer)
+    told = False
+
+    def encode(text: str) -> list[int]:
+        nonlocal told
+        name = None if told else name_in(tokenizer, text)
+        if name is not None:
+            told = True
+            logger.warning(
+                f"data source {source.name!r}: holds {name!r}, which is read as text, as in all documents; "
+                "special_tokens = true in its table reads names of special tokens as these tokens"
+            )
+        return tokenizer.encode(text)
+
+    return encode
 
 
 def _with_progress(texts: Iterator[str], total: int) -> Iterator[str]:

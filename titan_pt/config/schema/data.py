@@ -31,6 +31,9 @@ class Source(Section):
     formatter: Name | None = None
     """How a row becomes a text: "text" (the column text_field), "medqa", "gsm8k", or a registered name; in sft how it
     becomes a record: "chat", "medqa", "gsm8k", or a registered name. Unset: that of a built-in name, else the first."""
+    special_tokens: bool = False
+    """Read the names of special tokens in its texts, such as "<|im_end|>", as these tokens. Off: they are text, as in
+    all data; the log warns of the first."""
     weight: Positive = 1.0
     """Share of the training tokens (tokens, not documents), relative to the other sources' weights."""
     max_epochs: Positive | None = None

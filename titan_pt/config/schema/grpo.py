@@ -64,7 +64,9 @@ class GrpoTask(Section):
     holdout_fraction: Fraction = 0.1
     """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
     prompt_template: Name | None = None
-    """Text with {question} in it. Unset: the task's own."""
+    """Text with {question} in it. Unset: the task's own. Names of special tokens in it stand for these tokens."""
+    special_tokens: bool = False
+    """Read the names of special tokens in its problems as these tokens, as in prompt_template. Off: they are text."""
     stop: list[Name] = []
     """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}

@@ -13,6 +13,8 @@ class ValidationTask(Section):
     """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
     level: PositiveInt | None = None
     """Difficulty of arithmetic: 1 is the easiest."""
+    special_tokens: bool = False
+    """Read the names of special tokens in its problems as these tokens. Off: they are text."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
     max_new_tokens: PositiveInt = 256

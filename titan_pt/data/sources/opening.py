@@ -1,6 +1,7 @@
 """Opens the sources of a mixture on all ranks; rank 0 lists their files, once for a run."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from titan_pt.data.sources.documents import Documents, StreamedDocuments, conten
 from titan_pt.data.sources.identity import Contents, same_content
 from titan_pt.data.sources.registry import DataSettings, ListingJson, SourceContext, list_source, open_source
 from titan_pt.run.signals import until_stopped
+
+logger = logging.getLogger("titan_pt")
 
 if TYPE_CHECKING:  # worker processes do not need torch
     from titan_pt.distributed.world import World
@@ -28,6 +31,8 @@ class MixtureSource:
     max_epochs: float | None = None
     listing: ListingJson | None = None
     """Files of the source, for other processes that open it."""
+    special_tokens: bool = False
+    """Whether names of special tokens in its texts stand for these tokens."""
 
     @property
     def by_row_group(self) -> bool:
@@ -67,6 +72,9 @@ def open_mixture(sources: Sequence[Source], config: JobConfig, world: "World") -
         ConfigError: on every rank, with every rank's reasons; also where a rank finds other documents than rank 0.
         Preempted: on every rank, when one was asked to stop.
     """
+    for source in sources:
+        if source.special_tokens:
+            logger.info(f"Data {source.name}: special_tokens = true: names of special tokens in its texts are tokens")
     context = SourceContext(data_settings(config, plan_run_size(config, world.size).num_streams))
     listings = world.on_main(lambda: list_all(sources, context))
     open_every = functools.partial(open_all, sources, listings, context)
@@ -144,7 +152,9 @@ def open_all(sources: Sequence[Source], listings: Listings, context: SourceConte
         listing = listings.found[source.name]
         try:
             documents = open_source(source, context, listing)
-            opened.append(MixtureSource(source.name, documents, source.weight, source.max_epochs, listing))
+            opened.append(
+                MixtureSource(source.name, documents, source.weight, source.max_epochs, listing, source.special_tokens)
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,21 +138,27 @@ class PreparedDocuments(TokenDocuments):
 
 
 def write_prepared(
-    folder: Path, documents: Iterator[tuple[str, int]], tokenizer: Tokenizer, about: dict[str, Any]
+    folder: Path,
+    documents: Iterator[tuple[str, int]],
+    tokenizer: Tokenizer,
+    about: dict[str, Any],
+    encode: Callable[[str], list[int]] | None = None,
 ) -> dict[str, Any]:
     """Write texts, each with its holdout hash, as token shards; `prepared.json` comes last and makes them whole.
 
     Args:
         folder: without a `prepared.json`: a run may be reading it.
         about: what else to remember; its `fingerprint` is that of the documents.
+        encode: makes the tokens of a text, where it is not the tokenizer's plain encoding.
     """
+    encode = encode or tokenizer.encode
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     ends, sizes, hashes = array("q"), array("I"), array("Q")  # of a hundred million documents
     total = 0
     contents: dict[str, str] = {}
     with SummingFile(folder / SHARD_TOKENS) as file:
         for text, holdout in documents:
-            ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_id] if text else [], dtype=dtype)
+            ids = np.asarray([*encode(text), tokenizer.eos_id] if text else [], dtype=dtype)
             file.write(ids.tobytes())
             total += len(ids)
             ends.append(total)

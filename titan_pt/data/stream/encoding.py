@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, encode_named
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class Encoded:
 class Encoder(Protocol):
     """Interface that makes tokens of texts. Worker processes get a copy of it."""
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+    def encode(self, text: str, tokenizer: Tokenizer, *, named: bool = False) -> Encoded:
         """The tokens of a text that is not empty.
+
+        Args:
+            named: names of special tokens in the text stand for these tokens.
 
         Raises:
             ValueError: the text is not what it has to be; says what is wrong.
@@ -48,8 +51,8 @@ class Encoder(Protocol):
 class PlainText:
     """Encoder of plain text: its tokens and the end-of-document token, all with a loss."""
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        ids = tokenizer.encode(text)
+    def encode(self, text: str, tokenizer: Tokenizer, *, named: bool = False) -> Encoded:
+        ids = encode_named(tokenizer, text) if named else tokenizer.encode(text)
         tokens = np.empty(len(ids) + 1, dtype=np.int32)  # not a list: a document may be a whole library
         tokens[:-1], tokens[-1] = ids, tokenizer.eos_id
         return Encoded(tokens, None, len(text.encode("utf-8", "surrogatepass")))

@@ -154,7 +154,7 @@ class DataLoader:
             "tokenizer": mixture.tokenizer.fingerprint,
             "holdout_fraction": mixture.holdout_fraction,
             "packing": mixture.packing,
-            "encoding": mixture.encoder.fingerprint(mixture.tokenizer),
+            "encoding": mixture.encoding,
             "block_rows": BLOCK_ROWS,
             "order": [source.name for source in mixture.sources],
             "sources": settings_of(mixture.sources),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.sources.documents import (
@@ -46,6 +46,16 @@ class TokenizedMixture:
     encoder: Encoder = PLAIN_TEXT
     spent: set[str] = field(default_factory=set)
     """Sources that are spent in a stream; each is logged once."""
+    named: set[str] = field(default_factory=set)
+    """Sources whose texts hold names of special tokens, which are text there; each is logged once."""
+
+    @property
+    def encoding(self) -> str:
+        """Text that changes when the tokens of a text may; the tokenizer has its own."""
+        special = sorted(source.name for source in self.sources if source.special_tokens)
+        return self.encoder.fingerprint(self.tokenizer) + (
+            f"/special_tokens of {', '.join(special)}" if special else ""
+        )
 
     def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
         """Stream `index`'s way through a source."""
@@ -84,10 +94,23 @@ class TokenizedMixture:
         Raises:
             ConfigError: the encoder refuses the text.
         """
+        if not source.special_tokens and source.name not in self.named:
+            self._note_names(source, number, text)
         try:
+            if source.special_tokens:
+                return self.encoder.encode(text, self.tokenizer, named=True)
             return self.encoder.encode(text, self.tokenizer)
         except ValueError as error:
             raise ConfigError(f"data source {source.name!r}, {source.describe(number)}: {error}") from error
+
+    def _note_names(self, source: MixtureSource, number: int, text: str) -> None:
+        name = name_in(self.tokenizer, text)
+        if name is not None:
+            self.named.add(source.name)
+            logger.warning(
+                f"data source {source.name!r}, {source.describe(number)}: holds {name!r}, which is read as text, as in "
+                "all documents; special_tokens = true in its table reads names of special tokens as these tokens"
+            )
 
     def note_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
@@ -140,6 +163,11 @@ def tokenize_mixture(
         if isinstance(source.documents, TokenDocuments) and not isinstance(encoder, PlainText):
             raise ConfigError(
                 f"data source {source.name!r}: token shards are plain text without records; give the files themselves"
+            )
+        if isinstance(source.documents, TokenDocuments) and source.special_tokens:
+            raise ConfigError(
+                f"data source {source.name!r}: special_tokens has no effect on token shards; leave it out, and set it "
+                "for the source that they are prepared from"
             )
     data = settings.data
     substitute_after = data.substitute_after_seconds if data.stall_policy == "substitute" else None

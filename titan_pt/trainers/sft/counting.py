@@ -55,10 +55,10 @@ class _Lengths:
     inner: Encoder
     known: dict[bytes, int] = field(default_factory=dict)
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
-        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def encode(self, text: str, tokenizer: Tokenizer, *, named: bool = False) -> Encoded:
+        key = bytes([named]) + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if key not in self.known:
-            self.known[key] = len(self.inner.encode(text, tokenizer).tokens)
+            self.known[key] = len(self.inner.encode(text, tokenizer, named=named).tokens)
         return Encoded(np.zeros(self.known[key], dtype=np.int32), None, 0)
 
     def fingerprint(self, tokenizer: Tokenizer) -> str:

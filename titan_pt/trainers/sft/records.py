@@ -80,10 +80,10 @@ class Conversations:
     on_bad_record: Literal["error", "skip"]
     overlong: Literal["error", "skip", "truncate"]
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Encoded:
+    def encode(self, text: str, tokenizer: Tokenizer, *, named: bool = False) -> Encoded:
         """Encode one record: token ids, which of them are learnt, and the UTF-8 bytes of the learnt text."""
         try:
-            ids, learnt, answer = record_tokens(json.loads(text), tokenizer)
+            ids, learnt, answer = record_tokens(json.loads(text), tokenizer, named=named)
         except ValueError as error:
             if self.on_bad_record == "skip":
                 return _left_out(str(error))
@@ -107,8 +107,13 @@ class Conversations:
         return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
 
 
-def record_tokens(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list[int], list[bool], str]:
+def record_tokens(
+    record: Mapping[str, Any], tokenizer: Tokenizer, *, named: bool = False
+) -> tuple[list[int], list[bool], str]:
     """(the tokens, whether each is learnt, the text that is).
+
+    Args:
+        named: names of special tokens in its texts stand for these tokens.
 
     Raises:
         ValueError: what is wrong with the record.
@@ -117,10 +122,11 @@ def record_tokens(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[list
         raise ValueError(record["bad"])
     if "messages" in record:
         messages = check_messages(record["messages"])
-        ids, learnt = learnt_tokens(tokenizer, messages)
+        ids, learnt = learnt_tokens(tokenizer, messages, named=named)
         return ids, learnt, "".join(message["content"] for message in messages if _is_learnt(message))
     prompt, completion = (_text(record, name, f"{name!r}") for name in ("prompt", "completion"))
-    asked, answered = prompt_tokens(tokenizer, prompt), [*encode_behind(tokenizer, completion), tokenizer.eos_id]
+    asked = prompt_tokens(tokenizer, prompt, named=named)
+    answered = [*encode_behind(tokenizer, completion, named=named), tokenizer.eos_id]
     return asked + answered, [False] * len(asked) + [True] * len(answered), completion
 
 
