@@ -90,6 +90,8 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
+        if self._checkpointer and not context.config.checkpoint.load_only:
+            context.optimizer_state.check()
         self._plan.begin(resumed.deadline if resumed else None)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
@@ -175,6 +177,8 @@ class Trainer:
         self._export(last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
+            if self._checkpointer and not config.checkpoint.load_only:
+                self.context.optimizer_state.document()  # refuses now what it could not save in hours
             protect_progress()
             self._plan.keep_start()
             tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)

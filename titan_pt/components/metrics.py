@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.files import write_atomic
@@ -231,6 +232,7 @@ class MetricRows:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": metrics.lr,
+            **group_rates(self._context.optimizer, metrics.lr),
             "tokens_seen": state.tokens_seen,
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),

@@ -25,6 +25,7 @@ from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 
 logger = logging.getLogger("titan_pt")
@@ -268,7 +269,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for notice in resolved.notices:
         print(notice, file=sys.stderr)
-    print(explain(resolved) if want_origins else dump_toml(resolved.config), end="\n" if want_origins else "")
+    if not want_origins:
+        print(dump_toml(resolved.config), end="")
+        return 0
+    explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
+    print(explain(resolved), *explain_optimizer(resolved.config), sep="\n")
     return 0
 
 

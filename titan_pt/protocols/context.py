@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -64,6 +65,33 @@ class BaseDataLoader(Protocol):
         ...
 
 
+class OptimizerState(Protocol):
+    """What a checkpoint holds of an optimizer; a resumed one goes on to the bit."""
+
+    resets: bool
+    """Whether `reset` can be called."""
+
+    def check(self) -> None:
+        """Before the first step: raise a ConfigError where the state will not be savable. A collective."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of the state by name, sharded as they are."""
+        ...
+
+    def document(self) -> Any:
+        """Return the rest of the state as JSON, None where there is nothing. A collective."""
+
+    def targets(self, document: Any, folder: Path) -> dict[str, torch.Tensor]:
+        """Return the tensors to load a checkpoint of this folder into; raises ConfigError where it does not fit."""
+        ...
+
+    def load(self, document: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the state: the document of a checkpoint, and its targets, which are filled now."""
+
+    def reset(self) -> None:
+        """Let the state be as before the first step."""
+
+
 Config = TypeVar("Config", bound="JobConfig", covariant=True)
 
 
@@ -82,6 +110,7 @@ class TrainContext(Generic[Config]):
     args: Any
     """Arguments that `model` was built from, an instance of `model_spec.args_type`."""
     optimizer: torch.optim.Optimizer
+    optimizer_state: OptimizerState
     schedule: "PlannedSchedule"
     """Learning rate of a step, by its number from 1."""
     dataloader: Any

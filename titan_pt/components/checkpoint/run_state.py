@@ -13,7 +13,6 @@ from torch import nn
 from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, load_documents, load_tensors
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
 from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
-from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
@@ -38,8 +37,7 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
     if optimizer:
-        state = optimizer_tensors(context.model, context.optimizer)
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        tensors |= _of_optimizer(context.optimizer_state.tensors())
     if isinstance(step, StatefulStep):
         tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
@@ -79,6 +77,7 @@ def run_documents(
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
+        **({} if (optimizer := context.optimizer_state.document()) is None else {"optimizer": optimizer}),
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
@@ -101,7 +100,14 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
             folder,
             fix='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
         )
-    load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
+    tensors = run_tensors(context, step, optimizer=False)
+    moments: dict[str, torch.Tensor] = {}
+    document = documents.train.get("optimizer")
+    if "optimizer" not in excluded:
+        moments = context.optimizer_state.targets(document, folder)
+    load_tensors(folder, tensors | _of_optimizer(moments), world)
+    if "optimizer" not in excluded:
+        context.optimizer_state.load(document, moments)
     if "data" not in excluded:
         streams = documents.data["streams"]
         if context.dataloader.digest(streams) != documents.data["token_hash"]:
@@ -165,6 +171,10 @@ def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: M
     if done:
         logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
     return [name for name in options.exclude_from_loading if name not in done]
+
+
+def _of_optimizer(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:
