@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.run.exit_codes import ExitCode
+from titan_pt.run.exit_codes import ExitCode, GaveUp
 from titan_pt.run.log import init_logging, quiet_libraries
 
 
@@ -17,6 +17,9 @@ def run_tool(action: Callable[[], None]) -> int:
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
+    except GaveUp as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return ExitCode.FAILED
     except (OSError, MemoryError) as error:
         print(f"failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return ExitCode.FAILED

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.tools.command import run_tool
-from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
 
 if TYPE_CHECKING:
     from titan_pt.distributed.world import World
     from titan_pt.evaluation.eval_tasks import TaskRequest
 
 _DEFAULT_NEW_TOKENS = 384
-_COUNTS = ("limit", "max_new_tokens", "max_rows", "seq_len", "level")
+_COUNTS = ("limit", "seq_len", "level")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,17 +85,14 @@ def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
         for name in _COUNTS
         if (value := getattr(arguments, name)) is not None and value < 1
     ]
-    problems += [
-        f"--{name} = {getattr(arguments, name)}: must be 0 or more"
-        for name in ("samples", "num_fewshot")
-        if getattr(arguments, name) < 0
-    ]
+    problems += sampling_problems(arguments)
+    if arguments.num_fewshot < 0:
+        problems.append(f"--num_fewshot = {arguments.num_fewshot}: must be 0 or more")
     if arguments.samples > 0 and arguments.temperature == 0:
         problems.append("--temperature = 0: all --samples would be the greedy answer; it is evaluated anyway")
     ks = _ks(arguments, problems)
     if problems:
         raise ConfigError(*problems)
-    sampling(arguments, 1)
     return ks
 
 

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.log import logger
 from titan_pt.tools.command import run_tool
-from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
 
 if TYPE_CHECKING:
     from titan_pt.components.tokenizer import Tokenizer
@@ -54,13 +54,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    for name in ("num_samples", "max_rows"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} = {getattr(arguments, name)}: must be at least 1")
+    if problems := sampling_problems(arguments):  # before anything is loaded
+        raise ConfigError(*problems)
     if arguments.output and not arguments.prompts_file:
         raise ConfigError("--output: is for --prompts_file; the text of --prompt goes to the standard output")
-    # Before anything is loaded.
-    sampling(arguments, _DEFAULT_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens)
     records = read_prompts(arguments.prompts_file) if arguments.prompts_file else []
     opened = open_model(arguments)
     if arguments.prompts_file:

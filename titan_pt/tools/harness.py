@@ -9,7 +9,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.tools.command import run_tool
-from titan_pt.tools.model import add_model_flags, open_model
+from titan_pt.tools.model import add_model_flags, open_model, sampling_problems
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,10 +41,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for name in ("limit", "max_rows"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} = {value}: must be at least 1")
+    problems = sampling_problems(arguments)
+    if arguments.limit is not None and arguments.limit < 1:
+        problems.append(f"--limit = {arguments.limit}: must be at least 1")
+    if problems:
+        raise ConfigError(*problems)
     folder = arguments.include_path
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"--include_path = {folder!r}: no such folder")

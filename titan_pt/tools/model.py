@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.sampling import SAMPLING_RANGES
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,13 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
     return OpenModel(source, model, device)
 
 
+def sampling_problems(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the numbers of sampling among the flags, each as a line."""
+    given = {name: value for name in SAMPLING_RANGES if (value := getattr(arguments, name, None)) is not None}
+    problems = {name: SAMPLING_RANGES[name].problem(value) for name, value in given.items()}
+    return [f"--{name} = {given[name]}: {problem}" for name, problem in problems.items() if problem]
+
+
 def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
     """Build the sampling settings from the flags of `add_sampling_flags`.
 
@@ -97,13 +105,12 @@ def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
     """
     from titan_pt.generation.sampling import Sampling
 
-    try:
-        return Sampling(
-            max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            top_k=arguments.top_k,
-            seed=arguments.seed,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error).replace("rollout.", "--")) from None
+    if problems := sampling_problems(arguments):
+        raise ConfigError(*problems)
+    return Sampling(
+        max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+    )
