@@ -316,3 +316,27 @@ def test_the_file_overrides_grpos_defaults(tmp_path: Path) -> None:
     config = load_config(["--job.config_file", str(write(tmp_path))])
     assert config.optimizer.lr == 1e-3 and config.optimizer.weight_decay == 0.0
     assert config.validation.enable and config.metrics.log_freq == 1
+
+
+def test_a_refused_resume_names_the_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text("".join(json.dumps({"question": f"{i} + 1", "answer": f"#### {i + 1}"}) + "\n" for i in range(40)))
+    tasks = [{"name": "gsm8k", "path": str(sums), "holdout_fraction": 0.3}, {"name": "coin"}]
+    config = write(tmp_path, grpo={"tasks": tasks, "max_idle_steps": 99}, training={"steps": 1})
+    assert train_here(config) == 0
+    wanted = {
+        ("--grpo.kl_coef", "0.1"): "grpo.kl_coef is 0 there and 0.1 here",
+        ("--rollout.max_new_tokens", "9"): "rollout.max_new_tokens is 8 there and 9 here",
+        ("--rollout.overlong_prompts", "skip"): "rollout.overlong_prompts is 'error' there and 'skip' here",
+        ("--debug.seed", "7"): "debug.seed is 42 there and 7 here",
+    }
+    for flags, words in wanted.items():
+        capsys.readouterr()
+        assert train_here(config, *flags) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert words in error and " in exclude" not in error and "hash" not in error, error
+    config.write_text(config.read_text().replace("holdout_fraction = 0.3", "holdout_fraction = 0.4"))
+    assert train_here(config) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "grpo.tasks[0].holdout_fraction ('gsm8k') is 0.3 there and 0.4 here; set the config back" in error
+    assert 'exclude_from_loading = ["data"]' in error

@@ -49,7 +49,10 @@ class BaseDataLoader(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must share so that a state of one means the same data in the other, as JSON."""
+        """Return what two runs must share so that a state of one means the same data in the other, as JSON.
+
+        A loader may have `identity_keys`, {key of the identity: keys or tables of the TOML}, for messages.
+        """
         ...
 
     def progress(self) -> dict[str, list[float]]:
@@ -165,7 +168,11 @@ A validator with an attribute `texts` has them shown by name each time.
 
 @runtime_checkable
 class StatefulStep(Protocol):
-    """A step function with state of its own, which every checkpoint holds beside model, optimizer and data."""
+    """A step function with state of its own, which every checkpoint holds beside model, optimizer and data.
+
+    It may have a method `check_state(state, folder)`, called before a checkpoint is loaded, that raises a ConfigError
+    where its state does not fit.
+    """
 
     def __call__(self, state: TrainState) -> StepMetrics | None: ...
 

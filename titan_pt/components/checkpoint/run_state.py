@@ -28,6 +28,10 @@ class Resumed:
     state: TrainState
     deadline: dict[str, Any] | None
     """State of the step plan of a run with training.max_hours."""
+    rate: float | None
+    """Main learning rate of its last step; None in steps of versions that did not save it."""
+    config_toml: str
+    """The saved config."""
     unwritten_row: dict[str, Any] | None
     """Log row that earlier releases kept in a checkpoint when a signal ended its validation."""
 
@@ -73,6 +77,7 @@ def run_documents(
     train = {
         "state": asdict(state),
         "deadline": deadline,
+        "rate": context.schedule(state.step),
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
@@ -92,14 +97,20 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     """
     world, documents = context.world, load_documents(folder)
     excluded = _excluded(context, documents, identity)
-    check_compatible(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
+    saved, current = _without(documents.train["identity"], excluded), _without(identity, excluded)
+    check_compatible(saved, current, folder, context.config, documents.config)
     if "data" not in excluded:
         check_compatible(
             {"data": documents.data["identity"]},
             {"data": context.dataloader.identity()},
             folder,
-            fix='set the config back, or start the data anew with checkpoint.exclude_from_loading = ["data"]',
+            context.config,
+            documents.config,
+            fix="set the config back",
+            keys={f"data.{name}": keys for name, keys in getattr(context.dataloader, "identity_keys", {}).items()},
         )
+    if isinstance(step, StatefulStep) and hasattr(step, "check_state"):
+        step.check_state(documents.train["step"], folder)
     tensors = run_tensors(context, step, optimizer=False)
     moments: dict[str, torch.Tensor] = {}
     document = documents.train.get("optimizer")
@@ -119,7 +130,8 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
-    return Resumed(TrainState(**train["state"]), train.get("deadline"), train.get("owed_row"))
+    state = TrainState(**train["state"])
+    return Resumed(state, train.get("deadline"), train.get("rate"), documents.config, train.get("owed_row"))
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -132,7 +144,8 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
         load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context, folder))
         return
-    check_model_compatible(load_documents(folder).train["identity"], identity, folder)
+    documents = load_documents(folder)
+    check_model_compatible(documents.train["identity"], identity, folder, context.config, documents.config)
     load_tensors(folder, run_tensors(context, optimizer=False), context.world)
 
 

@@ -31,7 +31,7 @@ SAMPLING_RANGES = {
     "top_p": SamplingRange(1e-6, 1.0),
     "max_new_tokens": SamplingRange(1, 2**24),
     "seed": SamplingRange(-(2**63), 2**63 - 1),
-    "step": SamplingRange(0, 2**63 - 1),
+    "step": SamplingRange(-(2**63), 2**63 - 1),  # -1 for evaluations
     "num_samples": SamplingRange(1, 2**16),
     "samples": SamplingRange(1, 2**16, "greedy answers only"),
     "max_rows": SamplingRange(1, 2**16),
