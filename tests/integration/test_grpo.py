@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,18 @@ def test_a_refused_resume_names_the_keys(tmp_path: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err.splitlines()[-1]
     assert "grpo.tasks[0].holdout_fraction ('gsm8k') is 0.3 there and 0.4 here; set the config back" in error
     assert 'exclude_from_loading = ["data"]' in error
+
+
+@pytest.mark.parametrize("reward", ["fails", "leaves"])
+@pytest.mark.parametrize("probe", ["stop", "warn"])
+def test_a_reward_that_always_fails_is_named_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, probe: str
+) -> None:
+    grpo = {"tasks": [{"name": "coin", "rewards": {reward: 1.0}}], "probe": probe, "max_gen_batches": 1}
+    assert train_here(write(tmp_path, grpo=grpo, validation={"enable": False}, training={"steps": 1})) == 70
+    end = capsys.readouterr().err.splitlines()[-1]
+    count = 16 if probe == "stop" else 24
+    said = f"reward '{reward}' failed on {count} of {count} completions, the first time on coin/[0-9]+: error: "
+    error = "KeyError: 'no such thing'" if reward == "fails" else "(GeneratorExit|KeyboardInterrupt|BaseException)"
+    assert re.search(rf"{said}{error} \(rl_plugin.py:[0-9]+\)", end), end
+    assert "fine-tuning" not in end and "easier" not in end

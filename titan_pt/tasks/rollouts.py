@@ -95,6 +95,20 @@ class Timing:
     """Tokens sampled, over all ranks."""
     faults: Counter[str] = field(default_factory=Counter)
     """Failed reward functions by kind, over all ranks."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """The same by name."""
+    first_failures: dict[str, str] = field(default_factory=dict)
+    """The first failure of each, in words."""
+    completions: int = 0
+    """Completions graded, over all ranks."""
+
+    def broken_rewards(self) -> str:
+        """Functions that failed on half of the completions or more, in words; empty where there are none."""
+        return "; ".join(
+            f"reward {name!r} failed on {count} of {self.completions} completions, the first time {why}: repair it"
+            for name, why in self.first_failures.items()
+            if 2 * (count := self.failures[name]) >= self.completions
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,7 @@ class RolloutSampler:
         self._note_faults([fault for share in shares for fault in share.faults])
         rounds = itertools.zip_longest(*(share.groups for share in shares))
         groups = [group for by_rank in rounds for group in by_rank if group is not None]
+        self.timing.completions += n * len(groups)
         self.timing.tokens += sum(len(each.token_ids) for group in groups for each in group.completions)
         return groups
 
@@ -210,6 +225,9 @@ class RolloutSampler:
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
         for fault in faults:
             self.timing.faults[fault.kind] += 1
+            self.timing.failures[fault.reward] += 1
+            why = f"on {fault.problem_id}: {fault.kind}: {fault.message}"
+            self.timing.first_failures.setdefault(fault.reward, why)
         if not faults:
             return
         first = faults[0]

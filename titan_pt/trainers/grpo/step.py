@@ -155,7 +155,8 @@ class GrpoStep:
         found = readiness(collected.groups)
         raise GaveUpTogether(
             f"step {step}: none of {len(collected.groups)} groups has different rewards, {idle_steps} steps in a "
-            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
+            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
+            f"{self.sampler.timing.broken_rewards() or found.advice}"
         )
 
     def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[TrainSample]]:
