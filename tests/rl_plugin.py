@@ -64,6 +64,11 @@ def fails(_sample: Sample, _task: Task) -> float:
     raise KeyError("no such thing")
 
 
+def leaves(sample: Sample, _task: Task) -> float:
+    """Raise what is no Exception."""
+    raise (GeneratorExit, KeyboardInterrupt, BaseException)[int(sample.problem.gold) % 3]
+
+
 def hangs(sample: Sample, _task: Task) -> float:
     if int(sample.problem.gold) % 2:
         time.sleep(60)
@@ -104,6 +109,7 @@ register_task("letters", chosen)
 register_task("unsure", functools.partial(make, grade=unsure))
 register_reward("fails", fails)
 register_reward("hangs", hangs)
+register_reward("leaves", leaves)
 register_reward("nan", lambda sample, task: float("nan"))
 register_reward("stops", stops)
 register_engine("stopping", Stopping)

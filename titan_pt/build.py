@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from titan_pt.components.lr_scheduler import PlannedSchedule
+from titan_pt.components.optimizer import keep_own_rates, keep_state
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.run_size import RunSize
@@ -47,6 +48,8 @@ def build_context(
     if reads_data and spec.adjust_run_size:
         run_size = spec.adjust_run_size(config, world, run_size, dataloader)
     model_spec = get_model_spec(config.model.name)
+    optimizer = spec.build_optimizers(model, config)
+    keep_own_rates(optimizer, config.optimizer.lr)
     return TrainContext(
         config=config,
         world=world,
@@ -55,7 +58,8 @@ def build_context(
         model=model,
         model_spec=model_spec,
         args=model_args(config, model_spec, tokenizer.vocab_size),
-        optimizer=spec.build_optimizers(model, config),
+        optimizer=optimizer,
+        optimizer_state=keep_state(model, optimizer, world),
         schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), run_size.steps),
         dataloader=dataloader,
         raise_if_preempted=raise_if_preempted,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,12 @@ from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
 
 logger = logging.getLogger("titan_pt")
+
+_OF_THE_RATE = (
+    *("optimizer.lr", "lr_scheduler", "training.steps", "training.tokens", "training.max_hours", "sft.epochs"),
+    *("training.global_batch_size", "training.global_batch_tokens", "training.local_batch_size", "training.seq_len"),
+)
+"""Keys that decide the learning rate of a step."""
 
 
 class Trainer:
@@ -90,12 +97,35 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
+        if self._checkpointer and not context.config.checkpoint.load_only:
+            context.optimizer_state.check()
         self._plan.begin(resumed.deadline if resumed else None)
+        if resumed:
+            self._warn_of_another_rate(resumed)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
         else:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
+
+    def _warn_of_another_rate(self, resumed: Resumed) -> None:
+        """Warn where the schedule leaves the rate that the last step had, with the keys that made it so."""
+        state, context, rate = self.state, self.context, resumed.rate
+        if rate is None or state.step >= self._plan.total_steps or not context.world.is_main:
+            return
+        now, after = context.schedule(state.step), context.schedule(state.step + 1)
+        if math.isclose(now, rate, rel_tol=1e-9):
+            return
+        from titan_pt.components.checkpoint.mismatch import changed_keys
+
+        changed = changed_keys(resumed.config_toml, context.config, _OF_THE_RATE)
+        if resumed.deadline and not changed:  # the end of the decay moves with the clock
+            return
+        why = "; ".join(changed) or "the schedule is another one"
+        logger.warning(
+            f"The learning rate {'rises' if after > rate else 'falls'} from {rate:.4g} at step {state.step:,} to "
+            f"{after:.4g} at step {state.step + 1:,}: {why}"
+        )
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -175,6 +205,8 @@ class Trainer:
         self._export(last)
         if not self._warm:  # the first step compiles and connects
             self._warm = True
+            if self._checkpointer and not config.checkpoint.load_only:
+                self.context.optimizer_state.document()  # refuses now what it could not save in hours
             protect_progress()
             self._plan.keep_start()
             tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -208,12 +209,18 @@ def test_training_continues_after_a_failed_save(
         (["--model.tie_embeddings", "false"], "model.tie_embeddings"),
         (["--model.rope_theta", "5e5"], "model.rope_theta is 10000.0 there and 500000.0 here"),
         (["--model.norm_eps", "1e-5"], "model.norm_eps"),
-        (["--tokenizer.name", "TOKENIZER"], "tokenizer.fingerprint"),
-        (["--debug.seed", "7"], "data.seed is 42 there and 7 here"),
-        (["--training.seq_len", "64"], "data.seq_len"),
-        (["--data.num_streams", "4"], "data.num_streams"),
-        (['--data.sources=[{name="arithmetic"}, {name="python_stdlib"}]'], "data.sources.python_stdlib"),
-        (['--data.sources=[{name="arithmetic", weight=2.0}]'], "data.sources.arithmetic"),
+        (["--tokenizer.name", "TOKENIZER"], "tokenizer.name is 'byte' there and"),
+        (["--debug.seed", "7"], "debug.seed is 42 there and 7 here"),
+        (["--training.seq_len", "64"], "training.seq_len is 128 there and 64 here"),
+        (["--data.num_streams", "4"], "data.num_streams is"),
+        (
+            ['--data.sources=[{name="arithmetic"}, {name="python_stdlib"}]'],
+            "data.sources[1].name is 'python_stdlib' here alone",
+        ),
+        (
+            ['--data.sources=[{name="arithmetic", weight=2.0}]'],
+            "data.sources[0].weight ('arithmetic') is 1.0 there and 2.0 here",
+        ),
         (["--checkpoint.load_step", "5"], "no step-5; it has 2, 4, 6"),
     ],
 )
@@ -229,6 +236,38 @@ def test_a_resume_of_another_run_is_refused(
     assert error.strip().splitlines()[-1].startswith("config error: ")
     assert (copy / "run" / "config.toml").read_text() == saved, "a refused run leaves the folder as it was"
     assert steps(copy) == [6, 4, 2] and len(read_rows(copy / "run")) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "warning"),
+    [
+        (
+            ["--training.steps", "12"],
+            "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12",
+        ),
+        (
+            ["--checkpoint.load_step", "4", "--optimizer.lr", "1e-5"],
+            "falls from .* optimizer.lr is 0.0008 there and 1e-05",
+        ),
+        (
+            ["--checkpoint.load_step", "4", "--lr_scheduler.warmup_steps", "5"],
+            "lr_scheduler.warmup_steps is 3 there and 5",
+        ),
+        (
+            ["--checkpoint.load_step", "4", "--lr_scheduler.decay_type", "cosine"],
+            "decay_type is 'linear' there and 'cos",
+        ),
+        (["--checkpoint.load_step", "4"], ""),
+        (["--training.steps", "6", "--optimizer.lr", "1e-5"], ""),
+    ],
+)
+def test_a_resume_tells_where_the_learning_rate_jumps(
+    copy: Path, capsys: pytest.CaptureFixture[str], flags: list[str], warning: str
+) -> None:
+    assert train_here(copy / "run.toml", *flags) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "The learning rate" in line]
+    assert len(lines) == bool(warning)
+    assert not warning or re.search(warning, lines[0]), lines
 
 
 def write_rank_file(path: Path) -> None:

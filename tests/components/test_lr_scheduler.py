@@ -63,5 +63,15 @@ def test_a_warmup_longer_than_the_run_is_shortened_with_a_warning(caplog: pytest
     assert schedule(19) == pytest.approx(8e-4) and schedule(20) == 0.0
 
 
+def test_a_warmup_longer_than_total_steps_is_shortened_too(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("titan_pt").propagate = True
+    with caplog.at_level(logging.WARNING, logger="titan_pt"):
+        config = load_config([SOURCE, "--lr_scheduler.warmup_steps", "200", "--lr_scheduler.total_steps", "5"])
+        warn_of_short_warmup(config, 100)
+    assert "warmup_steps = 200: not below the 5 steps of lr_scheduler.total_steps; shortened to 4" in caplog.text
+    schedule = build_lr_schedulers(config, 100)
+    assert [schedule(step) for step in (4, 5, 100)] == pytest.approx([8e-4, 0.0, 0.0])
+
+
 def test_a_run_of_one_step_has_a_schedule() -> None:
     assert build_lr_schedulers(load_config([SOURCE]), 1)(1) == 0.0

@@ -14,6 +14,7 @@ from titan_pt.components.checkpoint.manifest import file_entry
 from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, keep_rows_up_to
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
+from titan_pt.run.files import write_atomic
 from titan_pt.trainers import pretrain
 
 KEYS = [
@@ -125,6 +126,25 @@ def test_a_full_disk_at_a_completion_costs_the_values(
     with caplog.at_level("ERROR", logger="titan_pt"):
         writer.complete(1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10)
     assert "the row of step 1 could not be completed" in caplog.text
+    writer.write({**ROW, "step": 2}, 10)
+    writer.close()
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
+
+
+def test_a_crash_at_a_completion_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept rows and the completed one come by one rename: there is no moment without the row."""
+    writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
+    writer.write(ROW, 10)
+    seen: list[list[dict[str, Any]]] = []
+
+    def replace(path: Path, text: str) -> None:
+        seen.append(read_rows(tmp_path))
+        write_atomic(path, text)
+        seen.append(read_rows(tmp_path))
+
+    monkeypatch.setattr("titan_pt.components.metrics.write_atomic", replace)
+    writer.complete(1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10)
+    assert [["val_loss" in row for row in rows] for rows in seen] == [[False], [True]]
     writer.write({**ROW, "step": 2}, 10)
     writer.close()
     assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from titan_pt.components.optimizer import build_optimizers, guarded_update, optimizer_tensors, reset, split_parameters
+from titan_pt.components.optimizer import (
+    MomentState,
+    build_optimizers,
+    describe_groups,
+    group_rates,
+    guarded_update,
+    keep_own_rates,
+    optimizer_tensors,
+    set_rate,
+    split_parameters,
+)
 from titan_pt.config import load_config
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.optimizers.adamw8bit import block_size
@@ -107,6 +117,41 @@ def test_state_is_made_on_demand_and_starts_at_zero() -> None:
     assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
 
 
+def test_the_schedule_is_a_factor_on_each_groups_own_rate() -> None:
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    groups = [{"params": [a], "name": "fast", "lr": 0.3}, {"params": [b], "lr": torch.tensor(8e-4)}, {"params": [c]}]
+    optimizer = torch.optim.SGD(groups, lr=8e-4, weight_decay=0.5)
+    assert describe_groups(optimizer)[0] == "group fast: 1 tensors, 2 parameters, lr 0.3, weight_decay 0.5"
+    keep_own_rates(optimizer, 8e-4)
+    set_rate(optimizer, 2e-4)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates[0] == pytest.approx(0.3 / 4, rel=1e-15)
+    assert torch.equal(rates[1], torch.tensor(2e-4)), "to the bit, in its own type"
+    assert rates[2] == 2e-4
+    assert group_rates(optimizer, 2e-4) == {"lr/fast": pytest.approx(0.3 / 4)}
+    set_rate(optimizer, 0.0)
+    assert not any(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def test_a_flag_of_a_bad_step_goes_only_to_kernels_that_read_it() -> None:
+    """An optimizer with an option of its own that is named fused does not look at it."""
+
+    class Fused(torch.optim.Optimizer):
+        def __init__(self, params: object) -> None:
+            super().__init__(params, {"lr": 0.1, "fused": True})  # type: ignore[arg-type]
+
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data -= group["lr"] * parameter.grad
+
+    model = nn.Linear(2, 2, bias=False)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.full((2, 2), float("nan"))
+    _, skipped = guarded_update(model, Fused(model.parameters()), 0.1, 1.0, torch.tensor(1.0))
+    assert skipped.item() == 1.0 and torch.equal(before, model.weight)
+
+
 @pytest.fixture
 def eager() -> Iterator[None]:
     """torchao compiles its update; the same runs uncompiled, without the seconds that takes."""
@@ -188,5 +233,5 @@ def test_eight_bit_moments_skip_reset_and_load(eager: None) -> None:
     other.weight.grad = torch.full_like(other.weight, -0.5)
     guarded_update(other, loaded, 1e-2, max_norm=1.0, loss=torch.tensor(1.0))
     assert torch.equal(other.weight, model.weight), "the state was loaded in place"
-    reset(loaded)
+    MomentState(other, loaded).reset()
     assert not any(float(tensor.float().abs().sum()) for tensor in optimizer_tensors(other, loaded).values())

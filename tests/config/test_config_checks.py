@@ -37,10 +37,6 @@ BROKEN_RULES = [
         f"[training]\nglobal_batch_size = 16\n[data]\nnum_streams = 5\n{SOURCE}",
         "data.num_streams = 5: must divide the global batch of 16 rows; allowed are 1, 2, 4, 8, 16",
     ),
-    (
-        "[lr_scheduler]\ntotal_steps = 5\nwarmup_steps = 5",
-        "lr_scheduler.total_steps = 5: must be above warmup_steps = 5",
-    ),
     ("[data]\nsources = []", "data.sources: empty"),
     (f"{SOURCE}{SOURCE}", "data.sources: two sources are named 'python_stdlib'; names must differ"),
     (

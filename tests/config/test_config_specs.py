@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from config_helpers import SOURCE, config_of, problem_of, problems_of, resolve_text, write
+from helpers import train_here, write_toml
 
 from titan_pt.config import ConfigError, JobConfig, Section
 from titan_pt.config.manager import dump_toml, explain
@@ -138,10 +139,14 @@ def test_a_section_of_another_trainer_says_whose_it_is(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
-        ("def f(:", "SyntaxError"),
+        ("\nimport no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("from json import no_such_name", "ImportError: cannot import name 'no_such_name' from 'json'"),
+        ("\n\nf(:", "SyntaxError: invalid syntax"),
         ("raise SystemExit('bye')", "SystemExit: bye"),
+        ("raise GeneratorExit", "GeneratorExit"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("\nx = no_such_name", "NameError: name 'no_such_name' is not defined"),
+        ("\nimport json\njson.loads('')", "JSONDecodeError"),
     ],
 )
 def test_an_import_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str) -> None:
@@ -150,6 +155,30 @@ def test_an_import_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     problem = problem_of(tmp_path, '[experimental]\ncustom_import = "broken_module"')
     assert problem.startswith("experimental.custom_import = 'broken_module': cannot be imported: ")
     assert reason in problem
+    lines = enumerate(body.split("\n"), 1)
+    line = next(i for i, text in lines if text and not text.startswith(("def f()", "    ", "import json")))
+    assert problem.endswith(f"(broken_module.py:{line})"), problem
+
+
+@pytest.mark.parametrize("where", ["build_optimizers", "build_model", "build_step"])
+def test_a_name_that_a_plugin_lacks_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """Not at its import but when the run calls it; of any other error there is a traceback, and the line."""
+    body = (
+        "import dataclasses\nfrom titan_pt.protocols.trainer_spec import register_trainer_spec\n"
+        "from titan_pt.trainers import pretrain\ndef build(*arguments):\n    return {}\n"
+        f"register_trainer_spec(dataclasses.replace(pretrain.SPEC, name={{!r}}, {where}=build))"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for kind, expression, code in (("lacks", "no_such_name", 2), ("fails", "1 / 0", 1)):
+        name = f"{kind}_{where}"
+        write(tmp_path, body.format(expression, name), f"{name}.py")
+        config = write_toml(tmp_path, job={"trainer": name}, experimental={"custom_import": name})
+        assert train_here(config) == code
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].endswith(f"({tmp_path / name}.py:5)")
+        assert ("Traceback" in error) == (code == 1)
 
 
 def test_a_module_that_is_not_there(tmp_path: Path) -> None:

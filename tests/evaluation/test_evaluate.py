@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.evaluation.text import text_loss
-from titan_pt.hf.model_source import open_model_source
+from titan_pt.generation.native import NativeEngine
+from titan_pt.hf.model_source import ModelSource, open_model_source
 from titan_pt.tools.evaluate import main
 
 PROBLEMS = [
@@ -143,6 +145,8 @@ def test_wilson_intervals_equal_those_of_statsmodels() -> None:
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
     assert wilson(0.5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-6)
     assert wilson(1.0, 100) == pytest.approx((0.9630065, 1.0), abs=1e-6)
+    for total in range(1, 500):
+        assert wilson(0.0, total)[0] == 0.0 and wilson(1.0, total)[1] == 1.0, "exactly"
     for share, total in ((-0.1, 5), (1.1, 5), (0.5, 0)):
         with pytest.raises(ValueError, match="want 0 to 1"):
             wilson(share, total)
@@ -164,7 +168,7 @@ def test_wilson_intervals_equal_those_of_statsmodels() -> None:
         (["--tasks", "arithmetic", "--samples", 4, "--k", "1,8"], "want numbers from 1 to --samples = 4"),
         (["--tasks", "arithmetic", "--samples", 4, "--k", "a"], "--k = 'a': want numbers"),
         (["--tasks", "arithmetic", "--samples", 4, "--temperature", 0], "--temperature = 0: all --samples"),
-        (["--tasks", "arithmetic", "--samples", -1], "--samples = -1: must be 0 or more"),
+        (["--tasks", "arithmetic", "--samples", -1], "--samples = -1: must be 0 (greedy answers only) or from 1"),
         (
             ["--tasks", "arithmetic", "--max_new_tokens", 256],
             "max_new_tokens = 256: must be below what the",
@@ -178,6 +182,29 @@ def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], flags: li
     assert tool_here(main, "--checkpoint", folder, *flags) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+@pytest.mark.parametrize("flags", [["--tasks", "arithmetic", "--limit", 2], ["--text", "text.txt"]])
+def test_a_broken_model_has_no_accuracy(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("A text of some words.")
+    load = ModelSource.load
+
+    def broken(self: ModelSource, *arguments: Any) -> Any:
+        model = load(self, *arguments)
+        model.norm.weight.data[0] = float("inf")
+        return model
+
+    monkeypatch.setattr(ModelSource, "load", broken)
+    assert tool_here(main, "--checkpoint", folder, "--max_new_tokens", 4, *flags) == 1
+    printed = capsys.readouterr()
+    assert "failed: logits are not finite: " in printed.err and "Traceback" not in printed.err and not printed.out
 
 
 # -- during training --------------------------------------------------------------------------------------------------
@@ -212,6 +239,22 @@ def test_validation_tasks_leave_the_training_unchanged(tmp_path: Path, capsys: p
     rows = {row["step"]: row for row in read_rows(tmp_path / "with/run")}
     assert [step for step, row in rows.items() if "eval/arithmetic/accuracy" in row] == [1, 3, 6]
     assert {"eval/arithmetic/accuracy_lenient", "eval/medqa/accuracy_loglikelihood", "val_loss"} < rows[6].keys()
+
+
+@pytest.mark.parametrize("kept", ["tasks", "sample_prompts"])
+def test_a_broken_model_ends_the_run_with_70(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = NativeEngine.sync_weights
+
+    def poisoned(self: NativeEngine, model: torch.nn.Module) -> None:
+        sync(self, model)
+        self._model.norm.weight.data[0] = float("nan")
+
+    monkeypatch.setattr(NativeEngine, "sync_weights", poisoned)
+    validation = {key: value for key, value in TASKS.items() if key not in {"tasks", "sample_prompts"} - {kept}}
+    assert train_here(write_toml(tmp_path, validation=validation)) == 70
+    assert "gave up: logits are not finite: prompt 1, token 1" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

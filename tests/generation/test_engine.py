@@ -1,6 +1,9 @@
 """Generation with a cache against forwards without one, and what must not change a sample."""
 
+import argparse
 import itertools
+import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,21 +14,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from engine_helpers import ARGS, PROMPTS, STOP, generate, make_model, tokens_of
+from pydantic import ValidationError
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import config_class
+from titan_pt.config.schema.grpo import Rollout
 from titan_pt.distributed.world import World
+from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation import engine as engines
 from titan_pt.generation import native
 from titan_pt.generation.decode import Decoder
-from titan_pt.generation.engine import Completion, GenerationStopped, build_engine, register_engine
+from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits, build_engine, register_engine
 from titan_pt.generation.native import STRIDE, NativeEngine
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.protocols import model_spec as model_specs
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.tools.model import sampling_problems
 from titan_pt.trainers.grpo.logprobs import logprob_head
 
 
@@ -220,8 +227,54 @@ def test_empty_and_too_long_prompts_are_refused(model: Transformer) -> None:
         ValueError, match=r"prompt 0: 32760 tokens and rollout.max_new_tokens = 9 are more than .* 32768"
     ):
         engine.generate([[1] * 32760], Sampling(9), 1)
-    with pytest.raises(ValueError, match=r"rollout.top_p = 0.0: must be above 0"):
-        Sampling(4, top_p=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (1e-40, 9e-4, 101.0, math.inf, -1.0, math.nan)),
+        *(("top_p", value) for value in (0.0, 1e-40, 1.001, math.nan, -math.inf)),
+        *(("top_k", value) for value in (-1, 2**31)),
+        *(("max_new_tokens", value) for value in (0, 10**9)),
+        ("seed", 2**63),
+    ],
+)
+def test_every_number_of_sampling_has_two_bounds(name: str, value: float) -> None:
+    """The same ones for the engine, the config and the flags of the tools."""
+    with pytest.raises(ValueError, match=rf"rollout.{name} = .*: must be (0 \(.*\) or )?from .* to "):
+        Sampling(**{"max_new_tokens": 4, name: value})
+    tool = sampling_problems(argparse.Namespace(**{name: value}))
+    assert len(tool) == 1 and tool[0].startswith(f"--{name} = ") and "must be" in tool[0]
+    if name in Rollout.model_fields:
+        with pytest.raises(ValidationError, match=r"must be .*from .* to "):
+            Rollout(**{name: value})
+
+
+# -- weights that give no distribution -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 0.5}])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_the_generation(options: dict[str, Any], bad: float) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.norm.weight[3] = bad
+    seen: list[list[list[int]]] = []
+    with pytest.raises(NonFiniteLogits, match="logits are not finite: prompt 1, token 1 of its completion") as error:
+        NativeEngine(model, [STOP], stride=1).generate(PROMPTS, Sampling(8, **options), 2, watch=seen.append)
+    assert not any(map(any, seen)), "nothing is shown as text"
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value), "for the other ranks"
+    with pytest.raises(NonFiniteLogits, match="scored text 1"):
+        likelihoods(model, [([1, 2], [3])])
+
+
+def test_logits_that_become_not_finite_end_the_generation() -> None:
+    """From some position on, after tokens that were right."""
+    model = make_model()
+    with torch.no_grad():
+        model.rope_cos[len(PROMPTS[0]) + 3] = math.nan
+    with pytest.raises(NonFiniteLogits, match=r"prompt 1, token [2-9]"):
+        NativeEngine(model, [STOP]).generate(PROMPTS[:1], Sampling(3 * STRIDE, temperature=0.0), 1)
 
 
 SMALL = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 64}

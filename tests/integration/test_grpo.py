@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,42 @@ def test_the_file_overrides_grpos_defaults(tmp_path: Path) -> None:
     config = load_config(["--job.config_file", str(write(tmp_path))])
     assert config.optimizer.lr == 1e-3 and config.optimizer.weight_decay == 0.0
     assert config.validation.enable and config.metrics.log_freq == 1
+
+
+def test_a_refused_resume_names_the_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text("".join(json.dumps({"question": f"{i} + 1", "answer": f"#### {i + 1}"}) + "\n" for i in range(40)))
+    tasks = [{"name": "gsm8k", "path": str(sums), "holdout_fraction": 0.3}, {"name": "coin"}]
+    config = write(tmp_path, grpo={"tasks": tasks, "max_idle_steps": 99}, training={"steps": 1})
+    assert train_here(config) == 0
+    wanted = {
+        ("--grpo.kl_coef", "0.1"): "grpo.kl_coef is 0 there and 0.1 here",
+        ("--rollout.max_new_tokens", "9"): "rollout.max_new_tokens is 8 there and 9 here",
+        ("--rollout.overlong_prompts", "skip"): "rollout.overlong_prompts is 'error' there and 'skip' here",
+        ("--debug.seed", "7"): "debug.seed is 42 there and 7 here",
+    }
+    for flags, words in wanted.items():
+        capsys.readouterr()
+        assert train_here(config, *flags) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert words in error and " in exclude" not in error and "hash" not in error, error
+    config.write_text(config.read_text().replace("holdout_fraction = 0.3", "holdout_fraction = 0.4"))
+    assert train_here(config) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "grpo.tasks[0].holdout_fraction ('gsm8k') is 0.3 there and 0.4 here; set the config back" in error
+    assert 'exclude_from_loading = ["data"]' in error
+
+
+@pytest.mark.parametrize("reward", ["fails", "leaves"])
+@pytest.mark.parametrize("probe", ["stop", "warn"])
+def test_a_reward_that_always_fails_is_named_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, probe: str
+) -> None:
+    grpo = {"tasks": [{"name": "coin", "rewards": {reward: 1.0}}], "probe": probe, "max_gen_batches": 1}
+    assert train_here(write(tmp_path, grpo=grpo, validation={"enable": False}, training={"steps": 1})) == 70
+    end = capsys.readouterr().err.splitlines()[-1]
+    count = 16 if probe == "stop" else 24
+    said = f"reward '{reward}' failed on {count} of {count} completions, the first time on coin/[0-9]+: error: "
+    error = "KeyError: 'no such thing'" if reward == "fails" else "(GeneratorExit|KeyboardInterrupt|BaseException)"
+    assert re.search(rf"{said}{error} \(rl_plugin.py:[0-9]+\)", end), end
+    assert "fine-tuning" not in end and "easier" not in end

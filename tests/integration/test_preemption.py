@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ def values(folder: Path) -> list[tuple[int, float, float | None]]:
 def assert_same_end(one: Path, other: Path) -> None:
     assert values(one) == values(other)
     assert_same_step(one / "run" / "checkpoint" / "step-6", other / "run" / "checkpoint" / "step-6")
+
+
+@pytest.fixture(autouse=True)
+def _terminal() -> Iterator[None]:
+    """Under nohup SIGHUP is ignored, and a run leaves it so; these tests are of one that has a terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.quantize import quantize_weights, weight_bytes
 from titan_pt.generation.sampling import Sampling
 from titan_pt.hf.chat import chat_tokens
-from titan_pt.hf.model_source import open_model_source
+from titan_pt.hf.model_source import ModelSource, open_model_source
 from titan_pt.tools.generate import TextStream, main, read_prompts
 
 ASK, ANSWER = "Question: What is 3 + 4?\nAnswer:", " 3 + 4 = 7\n#### 7"
@@ -162,14 +163,17 @@ def test_int8_weights_are_small_and_close(run: Path) -> None:
     ("flags", "message"),
     [
         (["--checkpoint", "missing"], "--checkpoint = 'missing': no such folder"),
-        (["--prompt", "x", "--max_new_tokens", 0], "--max_new_tokens = 0: must be at least 1"),
+        (["--prompt", "x", "--max_new_tokens", 0], "--max_new_tokens = 0: must be from 1 to 16777216"),
         (["--prompt", "x", "--max_new_tokens", 40000], "lower --max_new_tokens to 32767 or less"),
         (["--prompt", "x" * 40000], "are more than the model reads, 32768; shorten it"),
-        (["--prompt", "x", "--temperature", -1], "--temperature = -1.0: must be 0 or more"),
-        (["--prompt", "x", "--temperature", "nan"], "--temperature = nan: must be 0 or more"),
-        (["--prompt", "x", "--top_p", 1.5], "--top_p = 1.5: must be above 0 and at most 1"),
-        (["--prompt", "x", "--top_k", -2], "--top_k = -2: must be 0 (all) or more"),
-        (["--prompt", "x", "--num_samples", 0], "--num_samples = 0: must be at least 1"),
+        (
+            ["--prompt", "x", "--temperature", -1],
+            "must be 0 (the likeliest token) or from 0.001 to 100",
+        ),
+        (["--prompt", "x", "--temperature", "nan"], "--temperature = nan: must be 0 (the"),
+        (["--prompt", "x", "--top_p", 1.5], "--top_p = 1.5: must be from 1e-06 to 1"),
+        (["--prompt", "x", "--top_k", -2], "--top_k = -2: must be 0 (all) or from 1 to"),
+        (["--prompt", "x", "--num_samples", 0], "--num_samples = 0: must be from 1 to 65536"),
         (["--prompt", "x", "--output", "out"], "--output: is for --prompts_file"),
         (["--prompt", "x", "--prompts_file", "y"], "not allowed with argument --prompt"),
         (["--prompt", "x", "--quantize", "int4"], "--quantize int4: its kernels need CUDA"),
@@ -186,6 +190,26 @@ def test_wrong_flags_are_usage_errors(
     assert tool_here(main, *checkpoint, *flags) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+@pytest.mark.parametrize("flags", [["--prompt", "W"], ["--prompt", "W", "--num_samples", 2], []])
+def test_a_broken_model_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str], flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text, several, and a chat: no token is made up, the code is 1."""
+    load = ModelSource.load
+
+    def broken(self: ModelSource, *arguments: Any) -> Any:
+        model = load(self, *arguments)
+        model.norm.weight.data[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(ModelSource, "load", broken)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert tool_here(main, "--checkpoint", run, "--max_new_tokens", 4, *flags) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("failed: logits are not finite: prompt 1, token 1 of its completion")
+    assert "Traceback" not in printed.err and not printed.out.strip()
 
 
 def test_text_parts_are_joined(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def warn_of_short_warmup(config: JobConfig, steps: int) -> None:
     if warmup < section.warmup_steps:
         logger.warning(
             f"lr_scheduler.warmup_steps = {section.warmup_steps}: not below the {section.total_steps or steps} steps "
-            f"of the run; shortened to {warmup}"
+            f"of {'lr_scheduler.total_steps' if section.total_steps else 'the run'}; shortened to {warmup}"
         )
 
 

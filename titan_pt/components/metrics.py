@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.files import write_atomic
@@ -78,10 +79,10 @@ class MetricsWriter:
         """Add values to the row of a step, the last one that was written; without such a row they make one."""
         row = {**(self.last_row(step) or {"step": step}), **values, "time": time.time()}
         try:
-            keep_rows_up_to(self._path, step - 1)
+            # In one replacement: a crash leaves the old row or the completed one, never none.
+            write_atomic(self._path, f"{rows_up_to(self._path, step - 1)}{_line_of(row)}")
             replaced, self._file = self._file, self._path.open("a", encoding="utf-8")
             replaced.close()
-            self._append(row)
             self._plot({"step": step, **values})
         except OSError as error:
             logger.error(f"the row of step {step} could not be completed: {error}; training goes on")
@@ -109,7 +110,7 @@ class MetricsWriter:
                 logger.error(f"the last rows could not be written: {error}")
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n")
+        self._file.write(_line_of(row))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -231,6 +232,7 @@ class MetricRows:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": metrics.lr,
+            **group_rates(self._context.optimizer, metrics.lr),
             "tokens_seen": state.tokens_seen,
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),
@@ -274,10 +276,18 @@ class MetricRows:
 
 def keep_rows_up_to(path: Path, step: int) -> None:
     """Drop the rows of later steps, and a last line that was cut off, from a metrics file."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text("utf-8", "replace").splitlines() if _step_of(line) <= step]
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
+    if path.exists():
+        write_atomic(path, rows_up_to(path, step))
+
+
+def rows_up_to(path: Path, step: int) -> str:
+    """The whole rows up to a step of a metrics file; none where there is no file."""
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    return "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
+
+
+def _line_of(row: Mapping[str, Any]) -> str:
+    return json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n"
 
 
 def _step_of(line: str) -> float:

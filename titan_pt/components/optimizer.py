@@ -1,6 +1,9 @@
-"""AdamW with weight decay on matrices only, its moments in 32 or 8 bits."""
+"""AdamW with weight decay on matrices only, its moments in 32 or 8 bits; rates, updates and state of any optimizer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from titan_pt.config.schema.job_config import Compile, JobConfig
 from titan_pt.distributed.init import parameter_name
+from titan_pt.distributed.world import World
+from titan_pt.protocols.context import OptimizerState
 from titan_pt.protocols.registry import import_attribute
+
+_EIGHT_BIT = "titan_pt.optimizers.adamw8bit"
 
 
 def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimizer:
@@ -27,7 +34,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     if options.name == "AdamW8bit":
         from titan_pt.distributed.compile import check_compiler
 
-        sharded_adamw_8bit = import_attribute("titan_pt.optimizers.adamw8bit:ShardedAdamW8bit")
+        sharded_adamw_8bit = import_attribute(f"{_EIGHT_BIT}:ShardedAdamW8bit")
         device = next(model.parameters()).device
         check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
         optimizer: torch.optim.Optimizer = sharded_adamw_8bit(
@@ -65,7 +72,7 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Tensors of the optimizer's state by "parameter.key"; creates the state where no step was taken yet."""
     if not optimizer.state:
-        _initialize(optimizer)
+        _initialize(model, optimizer)
     return {
         f"{parameter_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -73,20 +80,93 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
+def keep_own_rates(optimizer: torch.optim.Optimizer, main_rate: float) -> None:
+    """Note each group's own rate as a ratio to the main one, before `set_rate` sets it by the schedule."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):  # compiled in: another object would be compiled again
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        own = group.get("lr")
+        if isinstance(own, torch.Tensor):  # rounded to its type, in which 1.0 has to stay 1.0
+            group["lr_ratio"] = float(own) / float(torch.tensor(main_rate, dtype=own.dtype))
+        elif own is not None:
+            group["lr_ratio"] = own / main_rate
 
 
-def reset(optimizer: torch.optim.Optimizer) -> None:
-    """Set the moments and step counts of all parameters to zero, in place."""
-    for parameter in optimizer.state:
-        for _, value in _state_tensors(optimizer, parameter):
-            value.zero_()
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the main learning rate; each group's follows by its ratio to it."""
+    for group in optimizer.param_groups:
+        _set(group, rate * group.get("lr_ratio", 1.0))
+
+
+def _set(group: dict[str, Any], rate: float) -> None:
+    own = group.get("lr")
+    if isinstance(own, torch.Tensor):  # compiled in: another object would be compiled again
+        own.fill_(rate)
+    elif own is not None:
+        group["lr"] = rate
+
+
+def group_rates(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
+    """Rates of the groups whose own is not the main one, as "lr/<name or number of the group>"."""
+    named = {str(group.get("name", number)): group for number, group in enumerate(optimizer.param_groups, 1)}
+    ratios = {name: group.get("lr_ratio", 1.0) for name, group in named.items()}
+    return {f"lr/{name}": rate * ratio for name, ratio in ratios.items() if ratio != 1.0}
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
+    """A line for each parameter group: name, size, peak rate and weight decay."""
+    lines = []
+    for number, group in enumerate(optimizer.param_groups, 1):
+        rate, decay = group.get("lr"), group.get("weight_decay")
+        size = sum(parameter.numel() for parameter in group["params"])
+        told = {"lr": rate, "weight_decay": decay}
+        values = ", ".join(f"{key} {float(value):.6g}" for key, value in told.items() if value is not None)
+        lines.append(
+            f"group {group.get('name', number)}: {len(group['params'])} tensors, {size:,} parameters, {values}"
+        )
+    return lines
+
+
+@dataclass(frozen=True)
+class MomentState:
+    """The `OptimizerState` of AdamW: moments and step counts, which begin at zero."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    resets = True
+
+    def check(self) -> None:
+        """Do nothing: it can be saved."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return optimizer_tensors(self.model, self.optimizer)
+
+    def document(self) -> None:
+        """There is nothing else."""
+
+    def targets(self, _document: Any, _folder: Path) -> dict[str, torch.Tensor]:
+        return self.tensors()
+
+    def load(self, document: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Do nothing: the targets are the state itself."""
+
+    def reset(self) -> None:
+        for parameter in self.optimizer.state:
+            for _, value in _state_tensors(self.optimizer, parameter):
+                value.zero_()
+
+
+def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> OptimizerState:
+    """What checkpoints hold of an optimizer that took no step yet.
+
+    Raises:
+        ConfigError: its step needs what no training step gives.
+    """
+    moments = MomentState(model, optimizer)
+    if type(optimizer) is torch.optim.AdamW or type(optimizer).__module__ == _EIGHT_BIT:
+        return moments
+    earlier = moments if isinstance(optimizer, torch.optim.AdamW) else None
+    keep = import_attribute("titan_pt.optimizers.state:AnyOptimizerState")
+    state: OptimizerState = keep(model, optimizer, world, earlier)
+    return state
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,22 +175,23 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return
-    state_tensors = import_attribute("titan_pt.optimizers.adamw8bit:state_tensors")
+    state_tensors = import_attribute(f"{_EIGHT_BIT}:state_tensors")
     for key, value in values.items():
         yield from state_tensors(parameter, key, value)
 
 
 @torch.no_grad()
-def _initialize(optimizer: torch.optim.Optimizer) -> None:
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Create the optimizer's state by a step with zero gradients, then set its step count back."""
-    rate = float(optimizer.param_groups[0]["lr"])
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     set_rate(optimizer, 0.0)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
-    set_rate(optimizer, rate)
-    reset(optimizer)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        _set(group, rate)
+    MomentState(model, optimizer).reset()
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -128,7 +209,7 @@ def guarded_update(
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
     skipped = 1.0 - finite.to(torch.float32)
     set_rate(optimizer, lr)
-    if optimizer.defaults.get("fused"):
+    if getattr(optimizer, "defaults", {}).get("fused") and getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
         optimizer.step()
     elif bool(finite):  # reads the device: the price of the other implementations

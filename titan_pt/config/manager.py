@@ -5,9 +5,7 @@ checked once and all problems are reported together.
 """
 
 import functools
-import importlib
 import logging
-import os
 import sys
 from collections.abc import Set
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
+from titan_pt.protocols.registry import import_attribute, import_plugin
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.log import open_console
 from titan_pt.run.paths import expand_path
@@ -167,16 +166,10 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
 
 def _import_custom(module: str, problems: list[str]) -> None:
     """Raises at once where it fails: what else the config may hold is then unknown."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything; the reason is theirs to read
-        problem = (
-            f"experimental.custom_import = {module!r}: cannot be imported: {type(error).__name__}: {error}; "
-            "give a module name such as my_pkg.my_trainer that is importable from the working folder"
-        )
-        raise ConfigError(*problems, problem) from error
+        import_plugin(module, "experimental.custom_import")
+    except ConfigError as error:
+        raise ConfigError(*problems, *error.problems) from error
 
 
 def _validate(config_type: type[JobConfig], merged: Merged, problems: list[str]) -> tuple[JobConfig | None, set[str]]:
@@ -274,7 +267,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for notice in resolved.notices:
         print(notice, file=sys.stderr)
-    print(explain(resolved) if want_origins else dump_toml(resolved.config), end="\n" if want_origins else "")
+    if not want_origins:
+        print(dump_toml(resolved.config), end="")
+        return 0
+    explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
+    print(explain(resolved), *explain_optimizer(resolved.config), sep="\n")
     return 0
 
 

@@ -8,6 +8,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
 from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.sampling import Sampling
@@ -95,13 +96,16 @@ class HarnessModel(TemplateLM):
 
     def _sampling(self, options: Any) -> Sampling:
         longest = self._model.args.max_seq_len - 1
-        return Sampling(
-            min(options["max_gen_toks"], longest),
-            temperature=float(options["temperature"]) if options["do_sample"] else 0.0,
-            top_p=float(options.get("top_p", 1.0)),
-            top_k=int(options.get("top_k", 0)),
-            seed=self._seed,
-        )
+        try:
+            return Sampling(
+                min(options["max_gen_toks"], longest),
+                temperature=float(options["temperature"]) if options["do_sample"] else 0.0,
+                top_p=float(options.get("top_p", 1.0)),
+                top_k=int(options.get("top_k", 0)),
+                seed=self._seed,
+            )
+        except ValueError as error:
+            raise ConfigError(f"--tasks: {str(error).replace('rollout.', 'generation_kwargs.')}") from None
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """Tokens of a context; a too long one loses its beginning."""

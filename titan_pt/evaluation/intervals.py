@@ -24,4 +24,6 @@ def wilson(share: float, total: int) -> tuple[float, float]:
     spread = _Z * _Z / total
     centre = (share + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the formula gives 0 and 1 themselves, which rounding misses.
+    low = max(0.0, centre - half) if share > 0.0 else 0.0
+    return low, min(1.0, centre + half) if share < 1.0 else 1.0

@@ -3,12 +3,14 @@
 Legend: B rows, L tokens, D model dim, V vocabulary, T scored tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from titan_pt.generation.decode import OutputLayer
+from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
 
 # Most tokens of one forward, padding included; a longer row goes alone.
@@ -42,6 +44,7 @@ def likelihoods(model: Transformer, pairs: Sequence[tuple[Sequence[int], Sequenc
 
     Raises:
         ValueError: an empty context or continuation, or a continuation longer than the model reads.
+        NonFiniteLogits: the model gives no distribution.
     """
     rows: dict[tuple[int, ...], list[_Wanted]] = {}
     for number, (context, continuation) in enumerate(pairs):
@@ -89,6 +92,8 @@ def _read(
     found, at = {}, 0
     for want in (want for wants in wanted for want in wants):
         span = slice(at, at + len(want.tokens))
+        if any(map(math.isnan, logprobs[span])):
+            raise NonFiniteLogits(f"scored text {want.number + 1}")
         found[want.number] = Likelihood(sum(logprobs[span]), all(greedy[span]))
         at = span.stop
     return found

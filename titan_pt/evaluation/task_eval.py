@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
 from titan_pt.evaluation.task_evaluator import TaskEvaluator, build_task_evaluator
-from titan_pt.generation.engine import GenerationStopped
+from titan_pt.generation.engine import GenerationStopped, NonFiniteLogits
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
 from titan_pt.hf.chat import prompt_tokens, stop_ids
@@ -40,15 +40,25 @@ class TaskEval:
         for t, row in enumerate(options.tasks):
             result = self.evaluator(t, row.limit, row.max_new_tokens)
             values |= {f"eval/{row.name}/{name}": value for name, value in result.values.items()}
-        if self.context.world.is_main and options.sample_prompts:
+        if options.sample_prompts:
             self._sample(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
         return values
 
     def _sample(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        """On rank 0: continue the prompts; on all: raise NonFiniteLogits where it cannot."""
+        world, problem = self.context.world, None
         try:
-            completions = self.engine.generate([_tokens(self.context, prompt) for prompt in prompts], sampling, 1)
+            if world.is_main:
+                self._continue(prompts, sampling)
         except GenerationStopped:  # the next step tells all ranks
-            return
+            pass
+        except NonFiniteLogits as error:
+            problem = error
+        if problem := world.broadcast(problem):
+            raise problem
+
+    def _continue(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        completions = self.engine.generate([_tokens(self.context, prompt) for prompt in prompts], sampling, 1)
         decode = self.context.tokenizer.decode
         shown = (f"{p}\n--> {decode(c.token_ids)}" for p, c in zip(prompts, completions, strict=True))
         self.texts["validation_samples"] = "\n\n".join(shown)

@@ -10,7 +10,7 @@ from titan_pt.distributed.world import World
 from titan_pt.evaluation.accuracy import PromptAnswer, accuracies, likeliest_letters, pass_rates
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
-from titan_pt.generation.engine import RolloutEngine
+from titan_pt.generation.engine import NonFiniteLogits, RolloutEngine
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
@@ -127,8 +127,16 @@ def build_task_evaluator(
         return prompts
 
     def score(pairs: Sequence[PromptAnswer]) -> list[float]:
-        mine = [found.logprob for found in likelihoods(model, pairs[world.rank :: world.size])]
-        by_rank = world.gather(mine)
+        mine: list[float] | NonFiniteLogits
+        try:
+            mine = [found.logprob for found in likelihoods(model, pairs[world.rank :: world.size])]
+        except NonFiniteLogits as error:
+            mine = error
+        by_rank: list[list[float]] = []
+        for logprobs in world.gather(mine):
+            if isinstance(logprobs, NonFiniteLogits):
+                raise logprobs
+            by_rank.append(logprobs)
         return [by_rank[i % world.size][i // world.size] for i in range(len(pairs))]
 
     return TaskEvaluator(tasks, sampler, held_out, tokenizer, longest, score)

@@ -14,6 +14,7 @@ from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.data.sources.local import checked_text, matching_files, read_rows
 from titan_pt.data.stream.batch import IGNORED
+from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.run.files import read_text
 
@@ -52,6 +53,7 @@ def text_loss(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], se
 
     Raises:
         ConfigError: there is no text.
+        NonFiniteLogits: the loss is not finite.
     """
     count = _ByteCount()
     stream = _tokens(tokenizer, texts, count)
@@ -67,6 +69,8 @@ def text_loss(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], se
         num_tokens += sum(len(row) - 1 for row in batch)
     if not count.num_bytes:
         raise ConfigError("--text: holds no text")
+    if not math.isfinite(loss_sum):
+        raise NonFiniteLogits("the loss of --text")
     return TextLoss(loss_sum / num_tokens, num_tokens, count.num_bytes)
 
 

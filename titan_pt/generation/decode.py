@@ -169,8 +169,10 @@ class Decoder:
         parts = zip(self.output(hidden_RD), noise_R.split(self.output.rows), strict=True)
         drawn = [sample(logits_RV, noise_R, sampling) for logits_RV, noise_R in parts]
         rows.token_R.copy_(torch.cat([token for token, _ in drawn]))
+        logprob_R = torch.cat([logprob for _, logprob in drawn])
+        rows.alive_R.logical_and_(logprob_R.isfinite())  # a row that ends without a stop token: the engine tells
         rows.tokens_CT[rows.place_R, rows.drawn_1] = torch.where(rows.alive_R, rows.token_R, -1)
-        rows.logprobs_CT[rows.place_R, rows.drawn_1] = torch.cat([logprob for _, logprob in drawn])
+        rows.logprobs_CT[rows.place_R, rows.drawn_1] = logprob_R
         rows.alive_R.logical_and_((rows.token_R[:, None] != self._stop_S).all(dim=-1))
         rows.drawn_1.add_(1)
 

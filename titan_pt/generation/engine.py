@@ -11,8 +11,19 @@ from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.registry import Registry
+from titan_pt.run.exit_codes import GaveUp
 
 FinishReason = Literal["stop", "length"]
+
+
+class NonFiniteLogits(GaveUp):
+    """The model gives no distribution to draw from; the text says where. In training it ends the run with 70."""
+
+    def __str__(self) -> str:
+        return (
+            f"logits are not finite: {self.args[0]}; the weights hold NaN or infinity, or overflow in this type: look "
+            "at the training that made them, or compute in another type"
+        )
 
 
 class GenerationStopped(Exception):
@@ -46,6 +57,7 @@ class RolloutEngine(Protocol):
 
         Raises:
             GenerationStopped: on this rank alone; the caller tells the others.
+            NonFiniteLogits: also on this rank alone.
         """
         ...
 

@@ -19,7 +19,7 @@ from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
-from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped
+from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits
 from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache
 from titan_pt.models.transformer.model import Transformer
@@ -115,6 +115,7 @@ class NativeEngine:
         Raises:
             ValueError: an empty prompt, or one that leaves no room for max_new_tokens in model.max_seq_len.
             GenerationStopped: `stop_requested` returned True.
+            NonFiniteLogits: there is no distribution to draw from.
         """
         self._check(prompts, sampling)
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
@@ -178,7 +179,7 @@ class NativeEngine:
             for _ in range(steps):
                 self._decoder.step(rows, sampling)
             row_steps += steps * size
-        completions = self._completions(requests, room)
+        completions = self._completions(requests, room, sampling.max_new_tokens)
         self.stats.row_steps += row_steps
         self.stats.dead_row_steps += row_steps - sum(len(completion.token_ids) - 1 for completion in completions)
         return completions
@@ -221,12 +222,14 @@ class NativeEngine:
         self.stats.prefill_tokens += tokens_PL.numel()
         return hidden_PLD[prompt_R, last_P[prompt_R]]
 
-    def _completions(self, requests: Sequence[_Request], rows: DecodeRows) -> list[Completion]:
+    def _completions(self, requests: Sequence[_Request], rows: DecodeRows, most: int) -> list[Completion]:
         count = len(requests)
         output = zip(requests, _drawn(rows, count), rows.logprobs_CT[:count].tolist(), strict=True)
         completions = []
         for request, tokens, logprobs in output:
-            reason: FinishReason = "stop" if tokens[-1] in self._stop_ids else "length"
+            reason: FinishReason = "stop" if tokens and tokens[-1] in self._stop_ids else "length"
+            if reason == "length" and len(tokens) < most:
+                raise NonFiniteLogits(f"prompt {request.prompt + 1}, token {len(tokens) + 1} of its completion")
             completions.append(Completion(request.prompt, tokens, logprobs[: len(tokens)], reason))
         return completions
 

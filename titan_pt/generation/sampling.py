@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from titan_pt.config.schema.grpo import RolloutConfig
+from titan_pt.config.schema.sampling import SAMPLING_RANGES
 
 _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
@@ -34,15 +35,9 @@ class Sampling:
     """Training step; the same prompt gets other noise at another step."""
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0.0, "0 or more"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise ValueError(f"rollout.{name} = {getattr(self, name)}: must be {allowed}")
+        for name, value in vars(self).items():
+            if problem := SAMPLING_RANGES[name].problem(value):
+                raise ValueError(f"rollout.{name} = {value}: {problem}")
 
 
 def rollout_sampling(config: RolloutConfig, step: int) -> Sampling:
@@ -81,7 +76,8 @@ def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -
     """Draw (token_R, logprob_R) by inverting the cumulative distribution, in the order of token ids, at `noise_R`.
 
     The log-probability is under the distribution that was drawn from: after temperature, top-k and top-p. Greedy
-    decoding gives that of the model itself. Logits of NaN give token 0 and a log-probability of NaN.
+    decoding gives that of the model itself. Logits that are not finite give a log-probability of NaN, which the engine
+    takes for an error; -inf alone leaves a token out.
     """
     if sampling.temperature == 0.0:
         logprobs_RV = torch.log_softmax(logits_RV, dim=-1)

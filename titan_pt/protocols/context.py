@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -48,7 +49,10 @@ class BaseDataLoader(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must share so that a state of one means the same data in the other, as JSON."""
+        """Return what two runs must share so that a state of one means the same data in the other, as JSON.
+
+        A loader may have `identity_keys`, {key of the identity: keys or tables of the TOML}, for messages.
+        """
         ...
 
     def progress(self) -> dict[str, list[float]]:
@@ -62,6 +66,33 @@ class BaseDataLoader(Protocol):
     def close(self) -> None:
         """End the threads and processes that prepare data ahead."""
         ...
+
+
+class OptimizerState(Protocol):
+    """What a checkpoint holds of an optimizer; a resumed one goes on to the bit."""
+
+    resets: bool
+    """Whether `reset` can be called."""
+
+    def check(self) -> None:
+        """Before the first step: raise a ConfigError where the state will not be savable. A collective."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of the state by name, sharded as they are."""
+        ...
+
+    def document(self) -> Any:
+        """Return the rest of the state as JSON, None where there is nothing. A collective."""
+
+    def targets(self, document: Any, folder: Path) -> dict[str, torch.Tensor]:
+        """Return the tensors to load a checkpoint of this folder into; raises ConfigError where it does not fit."""
+        ...
+
+    def load(self, document: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the state: the document of a checkpoint, and its targets, which are filled now."""
+
+    def reset(self) -> None:
+        """Let the state be as before the first step."""
 
 
 Config = TypeVar("Config", bound="JobConfig", covariant=True)
@@ -82,6 +113,7 @@ class TrainContext(Generic[Config]):
     args: Any
     """Arguments that `model` was built from, an instance of `model_spec.args_type`."""
     optimizer: torch.optim.Optimizer
+    optimizer_state: OptimizerState
     schedule: "PlannedSchedule"
     """Learning rate of a step, by its number from 1."""
     dataloader: Any
@@ -136,7 +168,11 @@ A validator with an attribute `texts` has them shown by name each time.
 
 @runtime_checkable
 class StatefulStep(Protocol):
-    """A step function with state of its own, which every checkpoint holds beside model, optimizer and data."""
+    """A step function with state of its own, which every checkpoint holds beside model, optimizer and data.
+
+    It may have a method `check_state(state, folder)`, called before a checkpoint is loaded, that raises a ConfigError
+    where its state does not fit.
+    """
 
     def __call__(self, state: TrainState) -> StepMetrics | None: ...
 

@@ -32,9 +32,15 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
     except Exception as error:
-        code = ExitCode.FAILED
-        traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)  # one line
+        from titan_pt.protocols.registry import users_line
+
+        told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
+        if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
+            code, reason = ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
+        else:
+            code = ExitCode.FAILED
+            traceback.print_exc()
+            print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     ignore_signals()
     recorded = record_exit_code(code, reason)
     if reason and not recorded:

@@ -3,6 +3,7 @@
 import functools
 import math
 import reprlib
+import signal
 import traceback
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -127,7 +128,9 @@ class _Guard:
             self.note(name, "timeout", f"took longer than {limit.seconds:g} s")
         except _NotFinite as error:
             self.note(name, "nan", str(error))
-        except (Exception, SystemExit) as error:  # exit() in a reward must not end the run as if it were finished
+        except BaseException as error:  # exit() or GeneratorExit in a reward must not end the run either
+            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                raise  # the user's; where signals only set a flag it is the reward's own
             self.note(name, "error", _described(error))
         return None
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Literal
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.distributed.world import World
-from titan_pt.generation.engine import Completion, GenerationStopped, RolloutEngine
+from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits, RolloutEngine
 from titan_pt.generation.sampling import Sampling
 from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.tasks import rewards
@@ -94,6 +95,20 @@ class Timing:
     """Tokens sampled, over all ranks."""
     faults: Counter[str] = field(default_factory=Counter)
     """Failed reward functions by kind, over all ranks."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """The same by name."""
+    first_failures: dict[str, str] = field(default_factory=dict)
+    """The first failure of each, in words."""
+    completions: int = 0
+    """Completions graded, over all ranks."""
+
+    def broken_rewards(self) -> str:
+        """Functions that failed on half of the completions or more, in words; empty where there are none."""
+        return "; ".join(
+            f"reward {name!r} failed on {count} of {self.completions} completions, the first time {why}: repair it"
+            for name, why in self.first_failures.items()
+            if 2 * (count := self.failures[name]) >= self.completions
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,7 @@ class _Share:
     stopped: bool
     groups: list[Group]
     faults: list[rewards.RewardProblem]
+    broken: NonFiniteLogits | None = None
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
 
@@ -140,6 +156,7 @@ class RolloutSampler:
 
         Raises:
             Preempted: on all ranks.
+            NonFiniteLogits: the policy gives no distribution to draw from; on all ranks.
             GaveUpTogether: a reward function failed and grpo.on_reward_error is "stop"; on all ranks.
         """
         mine = range(self._world.rank, len(prompts), self._world.size)
@@ -147,12 +164,16 @@ class RolloutSampler:
         shares = self._world.gather(self._share([prompts[i] for i in mine], [first + i for i in mine], sampling, n))
         if any(share.stopped for share in shares):
             self._raise_if_preempted()
+        for share in shares:
+            if share.broken:
+                raise share.broken
         # The slowest rank is what all waited for.
         self.timing.rollout_seconds += max(share.rollout_seconds for share in shares)
         self.timing.reward_seconds += max(share.reward_seconds for share in shares)
         self._note_faults([fault for share in shares for fault in share.faults])
         rounds = itertools.zip_longest(*(share.groups for share in shares))
         groups = [group for by_rank in rounds for group in by_rank if group is not None]
+        self.timing.completions += n * len(groups)
         self.timing.tokens += sum(len(each.token_ids) for group in groups for each in group.completions)
         return groups
 
@@ -162,16 +183,18 @@ class RolloutSampler:
         faults: list[rewards.RewardProblem] = []
         try:
             completions = self._engine.generate([p.token_ids for p in prompts], sampling, n, numbers) if prompts else []
+            _check_engine(completions, len(prompts), n)
         except GenerationStopped:
             return _Share(True, [], [])
-        _check_engine(completions, len(prompts), n)
+        except NonFiniteLogits as error:
+            return _Share(False, [], [], error)
         sampled = time.perf_counter()
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
             graded = (self._grade(prompt, each, sampling, faults) for each in completions[i * n : (i + 1) * n])
             groups.append(Group(prompt, tuple(graded)))
-        return _Share(False, groups, faults, sampled - start, time.perf_counter() - sampled)
+        return _Share(False, groups, faults, None, sampled - start, time.perf_counter() - sampled)
 
     def _grade(
         self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
@@ -202,6 +225,9 @@ class RolloutSampler:
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:
         for fault in faults:
             self.timing.faults[fault.kind] += 1
+            self.timing.failures[fault.reward] += 1
+            why = f"on {fault.problem_id}: {fault.kind}: {fault.message}"
+            self.timing.first_failures.setdefault(fault.reward, why)
         if not faults:
             return
         first = faults[0]
@@ -239,3 +265,5 @@ def _check_engine(completions: Sequence[Completion], prompts: int, n: int) -> No
     for completion in completions:
         if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
             raise RuntimeError("rollout.engine gave a completion without tokens, or without a logprob for each token")
+        if any(map(math.isnan, completion.logprobs)):
+            raise NonFiniteLogits(f"rollout.engine, prompt {completion.prompt + 1}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.run.exit_codes import ExitCode, Stalled
+from titan_pt.run.exit_codes import ExitCode, GaveUp, Stalled
 from titan_pt.run.log import init_logging, open_console, quiet_libraries
 
 LARGEST = 2**63 - 1
@@ -41,6 +41,10 @@ def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+INTEGER = whole(-LARGEST - 1)
+"""The `type` of a flag whose range is checked with others."""
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -82,6 +86,8 @@ def run_tool(action: Callable[[], None]) -> int:
         return _end(ExitCode.USAGE, error.report())
     except KeyboardInterrupt:
         return _end(ExitCode.TERMINATED, "Stopped by Ctrl-C")
+    except GaveUp as error:
+        return _end(ExitCode.FAILED, f"failed: {error}")
     except (OSError, MemoryError, Stalled) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return ExitCode.DONE

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.run.paths import flag_path
-from titan_pt.tools.command import ToolParser, run_tool, whole
-from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
 
 if TYPE_CHECKING:
     from titan_pt.distributed.world import World
@@ -41,12 +41,12 @@ def _parser() -> ToolParser:
     parser.add_argument("--limit", type=whole(1), help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
         "--max_new_tokens",
-        type=whole(1),
+        type=INTEGER,
         help=f"most tokens of an answer (default: {_DEFAULT_NEW_TOKENS}, or half of what the model reads)",
     )
     parser.add_argument(
         "--samples",
-        type=whole(0, 1_000_000),
+        type=INTEGER,
         default=0,
         help="sampled answers to each problem, for pass@k (default: 0)",
     )
@@ -55,7 +55,7 @@ def _parser() -> ToolParser:
     parser.add_argument("--text", metavar="FILES", help="loss and bits per byte of these texts: a glob of local files")
     parser.add_argument("--seq_len", type=whole(1), help="tokens of a row of --text (default: as in training, or 2048)")
     parser.add_argument(
-        "--max_rows", type=whole(1), default=256, help="most answers generated together (default: %(default)s)"
+        "--max_rows", type=INTEGER, default=256, help="most answers generated together (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -84,13 +84,12 @@ def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
     Raises:
         ConfigError: names every number that is out of range.
     """
-    problems: list[str] = []
+    problems = sampling_problems(arguments)
     if arguments.samples > 0 and arguments.temperature == 0:
         problems.append("--temperature = 0: all --samples would be the greedy answer; it is evaluated anyway")
     ks = _ks(arguments, problems)
     if problems:
         raise ConfigError(*problems)
-    sampling(arguments, 1)
     return ks
 
 

@@ -11,8 +11,8 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.run.files import read_lines
 from titan_pt.run.log import logger
 from titan_pt.run.paths import flag_path
-from titan_pt.tools.command import ToolParser, run_tool, whole
-from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling
+from titan_pt.tools.command import INTEGER, ToolParser, run_tool
+from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
 
 if TYPE_CHECKING:
     from titan_pt.components.tokenizer import Tokenizer
@@ -46,27 +46,25 @@ def _parser() -> ToolParser:
     parser.add_argument("--output", metavar="FILE", help="where --prompts_file writes (default: the standard output)")
     parser.add_argument(
         "--max_new_tokens",
-        type=whole(1),
+        type=INTEGER,
         help=f"most tokens of one text (default: {_DEFAULT_NEW_TOKENS}, or what the model has room for)",
     )
     add_sampling_flags(parser, temperature=0.8)
+    parser.add_argument("--num_samples", type=INTEGER, default=1, help="texts for each prompt (default: %(default)s)")
     parser.add_argument(
-        "--num_samples", type=whole(1, 1_000_000), default=1, help="texts for each prompt (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max_rows", type=whole(1), default=256, help="most texts generated together (default: %(default)s)"
+        "--max_rows", type=INTEGER, default=256, help="most texts generated together (default: %(default)s)"
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     return parser
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    if problems := sampling_problems(arguments):  # before anything is loaded
+        raise ConfigError(*problems)
     if arguments.output is not None and not arguments.prompts_file:
         raise ConfigError("--output: is for --prompts_file; the text of --prompt goes to the standard output")
     if arguments.special_tokens and not arguments.prompts_file:
         raise ConfigError("--special_tokens: is for --prompts_file; names in --prompt are tokens, in a chat text")
-    # Before anything is loaded.
-    sampling(arguments, _DEFAULT_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens)
     records = read_prompts(arguments.prompts_file) if arguments.prompts_file is not None else []
     _check_output(arguments.output)
     opened = open_model(arguments)

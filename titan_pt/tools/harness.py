@@ -9,8 +9,8 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.paths import flag_path
-from titan_pt.tools.command import LARGEST, ToolParser, run_tool, whole
-from titan_pt.tools.model import add_model_flags, open_model
+from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
+from titan_pt.tools.model import add_model_flags, open_model, sampling_problems
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,16 +35,16 @@ def _parser() -> ToolParser:
     )
     parser.add_argument("--limit", type=whole(1), help="most questions of a task (default: all)")
     parser.add_argument(
-        "--max_rows", type=whole(1), default=256, help="most texts generated together (default: %(default)s)"
+        "--max_rows", type=INTEGER, default=256, help="most texts generated together (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seed", type=whole(-LARGEST - 1), default=42, help="of sampled answers (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=INTEGER, default=42, help="of sampled answers (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if problems := sampling_problems(arguments):
+        raise ConfigError(*problems)
     given = arguments.include_path
     folder = None if given is None else str(flag_path("--include_path", given))
     if folder is not None and not os.path.isdir(folder):

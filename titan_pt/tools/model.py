@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.sampling import SAMPLING_RANGES
 from titan_pt.run.paths import flag_path
-from titan_pt.tools.command import LARGEST, ToolParser, whole
+from titan_pt.tools.command import INTEGER, ToolParser
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +77,9 @@ def add_sampling_flags(parser: ToolParser, *, temperature: float) -> None:
     parser.add_argument(
         "--top_p", type=float, default=1.0, help="sample from the likeliest tokens that reach this probability"
     )
-    parser.add_argument("--top_k", type=whole(-LARGEST - 1), default=0, help="sample from the k likeliest; 0: all")
+    parser.add_argument("--top_k", type=INTEGER, default=0, help="sample from the k likeliest; 0: all")
     parser.add_argument(
-        "--seed", type=whole(-LARGEST - 1), default=42, help="the same seed gives the same text (default: %(default)s)"
+        "--seed", type=INTEGER, default=42, help="the same seed gives the same text (default: %(default)s)"
     )
 
 
@@ -103,6 +104,13 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
     return OpenModel(source, model, device)
 
 
+def sampling_problems(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the numbers of sampling among the flags, each as a line."""
+    given = {name: value for name in SAMPLING_RANGES if (value := getattr(arguments, name, None)) is not None}
+    problems = {name: SAMPLING_RANGES[name].problem(value) for name, value in given.items()}
+    return [f"--{name} = {given[name]}: {problem}" for name, problem in problems.items() if problem]
+
+
 def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
     """Build the sampling settings from the flags of `add_sampling_flags`.
 
@@ -111,13 +119,12 @@ def sampling(arguments: argparse.Namespace, max_new_tokens: int) -> "Sampling":
     """
     from titan_pt.generation.sampling import Sampling
 
-    try:
-        return Sampling(
-            max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            top_k=arguments.top_k,
-            seed=arguments.seed,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error).replace("rollout.", "--")) from None
+    if problems := sampling_problems(arguments):
+        raise ConfigError(*problems)
+    return Sampling(
+        max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+    )

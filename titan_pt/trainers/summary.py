@@ -9,6 +9,7 @@ import titan_pt
 from titan_pt.components.flops import FORMULA
 from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
 from titan_pt.components.metrics import format_seconds
+from titan_pt.components.optimizer import describe_groups
 from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.log import Color
@@ -45,6 +46,7 @@ def describe_start(context: TrainContext[Any], peak: float | None, color: Color)
         f"{total - embedding:,} without the embedding{color.reset}"
     )
     logger.info(f"Tokenizer {config.tokenizer.name}: {context.tokenizer.vocab_size:,} tokens")
+    logger.info(f"Optimizer {type(context.optimizer).__name__}: {'; '.join(describe_groups(context.optimizer))}")
     warn_of_short_warmup(config, context.run_size.steps)
 
 

@@ -1,5 +1,6 @@
 """Checks that a checkpoint is of the run that loads it: equal trainer, model, tokenizer, optimizer and data."""
 
+import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,41 +36,59 @@ def check_compatible(
     saved: Mapping[str, Any],
     current: Mapping[str, Any],
     folder: Path,
+    config: JobConfig,
+    config_toml: str,
     *,
     allowed: Collection[str] = (_LONGEST_INPUT,),
     others: Sequence[str] = (),
     fix: str = _FIX,
+    keys: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Raise a ConfigError that names every difference between a checkpoint's identity and the run's.
 
     Args:
+        config_toml: the config that was saved with the checkpoint, for the keys of the TOML that made a difference.
         allowed: keys that may differ; a warning names them.
         others: differences found elsewhere; they come first.
         fix: what the user can do; ends the message.
+        keys: further keys, or whole tables, that decide a part of the identity.
     """
     differences = dict(_differences(saved, current, ""))
     differences.pop(_INITIAL_ONLY, None)
     for name in sorted(differences.keys() & set(allowed)):
-        logger.warning(f"{folder}: {differences.pop(name)}; the weights fit, but results may change")
+        there, here = differences.pop(name)
+        both = f"{name} is {there!r} there and {here!r} here"
+        logger.warning(f"{folder}: {both}; the weights fit, but results may change")
     if others or differences:
-        raise ConfigError(f"{folder} is of another run: {'; '.join([*others, *differences.values()])}; {fix}")
+        from titan_pt.components.checkpoint.mismatch import describe
+
+        parts = [part for part in ("optimizer", "data") if any(name.split(".")[0] == part for name in differences)]
+        if others and "data" not in parts:
+            parts.append("data")
+        anew = f", or start {parts[0]} anew with checkpoint.exclude_from_loading = {json.dumps(parts)}" if parts else ""
+        told = [*others, *describe(differences, config_toml, config, keys)]
+        raise ConfigError(f"{folder} is of another run: {'; '.join(told)}; {fix}{anew}")
 
 
-def check_model_compatible(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+def check_model_compatible(
+    saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path, config: JobConfig, config_toml: str
+) -> None:
     """Raise a ConfigError unless starting weights fit the run, by the model's arguments and the tokenizer."""
     check_compatible(
         {key: saved[key] for key in ("model", "tokenizer")},
         {key: current[key] for key in ("model", "tokenizer")},
         folder,
+        config,
+        config_toml,
         allowed=(_LONGEST_INPUT, *_ARITHMETIC),
         fix="set [model] and [tokenizer] to those of checkpoint.initial_load_path",
     )
 
 
-def _differences(saved: Any, current: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, text for the user) for every value that differs."""
+def _differences(saved: Any, current: Any, name: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield (dotted name, both values) of every value that differs."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in sorted({*saved, *current}):
             yield from _differences(saved.get(key), current.get(key), f"{name}.{key}" if name else str(key))
     elif saved != current:
-        yield name, f"{name} is {saved!r} there and {current!r} here"
+        yield name, (saved, current)

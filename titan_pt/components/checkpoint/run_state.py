@@ -13,7 +13,6 @@ from torch import nn
 from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, load_documents, load_tensors
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
 from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
-from titan_pt.components.optimizer import optimizer_tensors
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
@@ -29,6 +28,10 @@ class Resumed:
     state: TrainState
     deadline: dict[str, Any] | None
     """State of the step plan of a run with training.max_hours."""
+    rate: float | None
+    """Main learning rate of its last step; None in steps of versions that did not save it."""
+    config_toml: str
+    """The saved config."""
     unwritten_row: dict[str, Any] | None
     """Log row that earlier releases kept in a checkpoint when a signal ended its validation."""
 
@@ -38,8 +41,7 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
     if optimizer:
-        state = optimizer_tensors(context.model, context.optimizer)
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        tensors |= _of_optimizer(context.optimizer_state.tensors())
     if isinstance(step, StatefulStep):
         tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
@@ -75,10 +77,12 @@ def run_documents(
     train = {
         "state": asdict(state),
         "deadline": deadline,
+        "rate": context.schedule(state.step),
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
+        **({} if (optimizer := context.optimizer_state.document()) is None else {"optimizer": optimizer}),
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
@@ -95,10 +99,20 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     """
     world, documents = context.world, load_documents(folder)
     excluded = _excluded(context, documents, identity)
-    check_compatible(_without(documents.train["identity"], excluded), _without(identity, excluded), folder)
+    saved, current = _without(documents.train["identity"], excluded), _without(identity, excluded)
+    check_compatible(saved, current, folder, context.config, documents.config)
     if "data" not in excluded:
-        _check_data(documents.data, context.dataloader, folder)
-    load_tensors(folder, run_tensors(context, step, optimizer="optimizer" not in excluded), world)
+        _check_data(context, documents, folder)
+    if isinstance(step, StatefulStep) and hasattr(step, "check_state"):
+        step.check_state(documents.train["step"], folder)
+    tensors = run_tensors(context, step, optimizer=False)
+    moments: dict[str, torch.Tensor] = {}
+    document = documents.train.get("optimizer")
+    if "optimizer" not in excluded:
+        moments = context.optimizer_state.targets(document, folder)
+    load_tensors(folder, tensors | _of_optimizer(moments), world)
+    if "optimizer" not in excluded:
+        context.optimizer_state.load(document, moments)
     if "data" not in excluded:
         streams = documents.data["streams"]
         if context.dataloader.digest(streams) != documents.data["token_hash"]:
@@ -110,20 +124,28 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
-    return Resumed(TrainState(**train["state"]), train.get("deadline"), train.get("owed_row"))
+    state = TrainState(**train["state"])
+    return Resumed(state, train.get("deadline"), train.get("rate"), documents.config, train.get("owed_row"))
 
 
-def _check_data(saved: Mapping[str, Any], loader: Any, folder: Path) -> None:
+def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: Path) -> None:
     """Raise a ConfigError unless a checkpoint's data are the run's, by settings and by what the files hold."""
-    before, now = saved["identity"], loader.identity()
+    loader = context.dataloader
+    before, now = documents.data["identity"], loader.identity()
     others: list[str] = []
     if hasattr(loader, "source_differences"):
-        others = loader.source_differences(saved)
+        others = loader.source_differences(documents.data)
         before, now = ({k: v for k, v in part.items() if k != "sources"} for part in (before, now))
-    fix = (
-        'set the config back, restore the files, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
+    check_compatible(
+        {"data": before},
+        {"data": now},
+        folder,
+        context.config,
+        documents.config,
+        others=others,
+        fix="set the config back, restore the files",
+        keys={f"data.{name}": keys for name, keys in getattr(loader, "identity_keys", {}).items()},
     )
-    check_compatible({"data": before}, {"data": now}, folder, others=others, fix=fix)
 
 
 def _contents(loader: Any) -> dict[str, Any]:
@@ -142,7 +164,8 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
         load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context, folder))
         return
-    check_model_compatible(load_documents(folder).train["identity"], identity, folder)
+    documents = load_documents(folder)
+    check_model_compatible(documents.train["identity"], identity, folder, context.config, documents.config)
     load_tensors(folder, run_tensors(context, optimizer=False), context.world)
 
 
@@ -183,6 +206,10 @@ def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: M
     if done:
         logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
     return [name for name in options.exclude_from_loading if name not in done]
+
+
+def _of_optimizer(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:

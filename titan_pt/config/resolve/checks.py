@@ -93,11 +93,6 @@ def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str
             f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
             "moves; leave one of them out",
         )
-    if schedule.total_steps and schedule.warmup_steps >= schedule.total_steps:
-        yield (
-            ["lr_scheduler.total_steps", "lr_scheduler.warmup_steps"],
-            f"lr_scheduler.total_steps = {schedule.total_steps}: must be above warmup_steps = {schedule.warmup_steps}",
-        )
 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:

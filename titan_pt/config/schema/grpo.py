@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.sampling import EvalSamples, GroupSize, MaxRows, NewTokens, TopK, TopP, TrainedTemperature
 from titan_pt.config.schema.section import (
     Count,
     Fraction,
@@ -27,20 +28,20 @@ class Rollout(Section):
 
     engine: Name = "native"
     """Rollout engine: "native" (the training model's own modules) or one registered by experimental.custom_import."""
-    num_samples: Annotated[int, Field(ge=2)] = 16
+    num_samples: GroupSize = 16
     """Completions of each prompt, a group."""
-    temperature: Positive = 1.0
-    """Logits are divided by it, in sampling and in training alike. Evaluation is greedy besides."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    temperature: TrainedTemperature = 1.0
+    """Logits are divided by it, in sampling and in training alike; from 0.001 to 100. Evaluation is greedy besides."""
+    top_p: TopP = 1.0
     """Sample from the likeliest tokens that reach this probability; below 1 the trainer scores another distribution."""
-    top_k: Count = 0
+    top_k: TopK = 0
     """Sample from the k likeliest tokens; 0 is all. Above 0 the trainer scores another distribution."""
-    max_new_tokens: TokenCount = 384
+    max_new_tokens: NewTokens = 384
     """Most tokens of a completion, the end-of-text token included."""
     overlong_prompts: Literal["error", "skip", "truncate"] = "error"
     """A prompt that leaves no room for max_new_tokens in training.seq_len: stop at start, leave it out, or cut its
     beginning off. Both are counted in the log."""
-    max_rows: PositiveInt = 1024
+    max_rows: MaxRows = 1024
     """Most completions decoded together on one rank; more are done in turns."""
     compile: bool = False
     """torch.compile the decoding step; on CUDA its kernels are replayed as graphs."""
@@ -145,7 +146,7 @@ class Grpo(Section):
     """Steps in a row without any group of different rewards before the run ends; without dynamic sampling."""
     eval_prompts: PositiveInt = 256
     """Most held-out problems of a task in one evaluation, the same each time."""
-    eval_samples: Count = 8
+    eval_samples: EvalSamples = 8
     """Sampled completions of each, for pass@1 and pass@this; 0: greedy only."""
     probe: Literal["stop", "warn", "off"] = "stop"
     """Before step 1: sample probe_prompts groups and stop, or only warn, where there is too little to learn from."""

@@ -1,6 +1,7 @@
 """The table [validation] with its [[validation.tasks]]."""
 
 from titan_pt.config.schema.data import Source
+from titan_pt.config.schema.sampling import NewTokens
 from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PathName, PositiveInt, Section
 
 
@@ -17,7 +18,7 @@ class ValidationTask(Section):
     """Read the names of special tokens in its problems as these tokens. Off: they are text."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: NewTokens = 256
     """Most tokens of an answer."""
 
 
@@ -40,5 +41,5 @@ class Validation(Section):
     """Accuracy on tasks, by greedy answers: a TOML array of tables. Takes an unsharded copy of the weights."""
     sample_prompts: list[Name] = []
     """Texts that the model continues in the log and in TensorBoard. Names of special tokens stand for these tokens."""
-    sample_tokens: PositiveInt = 64
+    sample_tokens: NewTokens = 64
     """Most tokens of a continuation."""

@@ -9,7 +9,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
@@ -47,6 +47,19 @@ class DataLoader:
     Finite sources end in one stream earlier than in another. A stream without documents then gives rows without
     targets, until the last stream of the last rank has none left.
     """
+
+    identity_keys: Mapping[str, Sequence[str]] = {
+        "num_streams": ("data.num_streams", "training.global_batch_size", "training.global_batch_tokens"),
+        "seq_len": ("training.seq_len",),
+        "seed": ("data.seed", "debug.seed"),
+        "tokenizer": ("tokenizer",),
+        "holdout_fraction": ("validation.holdout_fraction", "validation.enable", "validation.sources"),
+        "packing": ("data.packing",),
+        "encoding": ("sft", "tokenizer.name"),
+        "order": ("data.sources",),
+        "sources": ("data.sources", "data.seed", "debug.seed"),
+    }
+    """The keys that decide each part of `identity`."""
 
     def __init__(self, mixture: TokenizedMixture, run_size: RunSize, world: World, config: JobConfig) -> None:
         self._run_size, self._world, self._config, self.mixture = run_size, world, config, mixture

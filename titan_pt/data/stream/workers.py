@@ -1,6 +1,5 @@
 """Rows made ahead by other processes, with data.num_workers > 0: the rows of `steps.py`, in the same order."""
 
-import importlib
 import logging
 import multiprocessing
 import pickle
@@ -21,6 +20,7 @@ from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.state import ResumePoint
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
+from titan_pt.protocols.registry import import_plugin
 from titan_pt.run.log import init_logging
 from titan_pt.run.signals import die_with_parent, ignore_signals
 
@@ -200,7 +200,7 @@ def _sendable(error: Exception) -> Exception:
 
 def _open_streams(job: WorkerJob) -> dict[int, Stream]:
     if job.custom_import:
-        importlib.import_module(job.custom_import)
+        import_plugin(job.custom_import, "experimental.custom_import")
     sources = open_all(job.settings.data.sources, job.listings, SourceContext(job.settings))
     mixture = tokenize_mixture(sources, job.settings, build_tokenizer(job.tokenizer), job.writer, job.encoder)
     if {source.name: source.documents.fingerprint for source in sources} != job.fingerprints:

@@ -153,7 +153,7 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
         return None
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
     allocate(model, context.config, context.world)
-    return Reference(model, context.model, context.optimizer, options)
+    return Reference(model, context.model, context.optimizer_state, options)
 
 
 def _bytes(rows: DecodeRows) -> int:

@@ -10,7 +10,7 @@ from titan_pt.evaluation.task_evaluator import TaskEvaluator
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.exit_codes import GaveUp
-from titan_pt.tasks.rollouts import Group
+from titan_pt.tasks.rollouts import Group, Timing
 from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.rollout_log import RolloutLog
 
@@ -80,6 +80,7 @@ def probe(
     prompts: PromptLoader = context.dataloader
     if options.probe == "off":
         return
+    evaluator.sampler.timing = Timing()
     groups = evaluator.sampler.sample(prompts.take(options.probe_prompts), sampling, rollout.num_samples)
     prompts.rewind()
     rollout_log.write(0, groups, {})
@@ -94,7 +95,7 @@ def probe(
         problems.append(
             f"{found.signal:.2%} of the groups have different rewards, less than grpo.probe_min_signal = "
             f"{options.probe_min_signal:.2%} (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
-            + found.advice
+            + (evaluator.sampler.timing.broken_rewards() or found.advice)
         )
     problems += _guessed_letters(evaluator, options.eval_prompts)
     for problem in problems:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from titan_pt.components.tokenizer import Tokenizer
@@ -33,6 +33,16 @@ class PromptLoader:
         weights: weights of the tasks, in any unit.
         speaks: whether this rank reports the progress, which is the same on all.
     """
+
+    identity_keys: Mapping[str, Sequence[str]] = {
+        "seed": ("data.seed", "debug.seed"),
+        "tokenizer": ("tokenizer",),
+        "longest_prompt": ("training.seq_len", "rollout.max_new_tokens"),
+        "overlong_prompts": ("rollout.overlong_prompts",),
+        "order": ("grpo.tasks",),
+        "tasks": ("grpo.tasks", "data.seed", "debug.seed"),
+    }
+    """The keys that decide each part of `identity`."""
 
     def __init__(
         self, tasks: Sequence[Task], weights: Sequence[float], rules: PromptRules, seed: int, *, speaks: bool = True

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from titan_pt.components.checkpoint.run_state import model_tensors
-from titan_pt.components.optimizer import reset
 from titan_pt.config.schema.grpo import Grpo
+from titan_pt.protocols.context import OptimizerState
 
 logger = logging.getLogger("titan_pt")
 
@@ -23,7 +23,7 @@ class Reference:
         model: sharded like the policy; frozen here.
     """
 
-    def __init__(self, model: nn.Module, policy: nn.Module, optimizer: torch.optim.Optimizer, options: Grpo) -> None:
+    def __init__(self, model: nn.Module, policy: nn.Module, optimizer: OptimizerState, options: Grpo) -> None:
         self.model = model.requires_grad_(False)
         self._policy, self._optimizer, self._options = policy, optimizer, options
         self._best, self._without_better = -1.0, 0  # below every accuracy
@@ -70,7 +70,7 @@ class Reference:
         self._without_better = 0
         self.copy_policy()
         if options.reset_optimizer:
-            reset(self._optimizer)
+            self._optimizer.reset()
         logger.info(
             f"step {finished_steps + 1}: the reference is now the policy of step {finished_steps}"
             + ("; the optimizer starts anew" if options.reset_optimizer else "")

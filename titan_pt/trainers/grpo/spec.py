@@ -93,14 +93,23 @@ def grading_options(grpo: Grpo) -> GradingOptions:
 
 
 def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
-    """The reference, sharded like the policy; None without a KL penalty."""
+    """The reference, sharded like the policy; None without a KL penalty.
+
+    Raises:
+        ConfigError: grpo.reset_optimizer, and the optimizer cannot be set anew.
+    """
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
+    if options.reset_optimizer and not context.optimizer_state.resets:
+        raise ConfigError(
+            f"grpo.reset_optimizer = true: {type(context.optimizer).__name__} makes state when it is built, or "
+            "saves it by functions of its own, so that it cannot be set anew; set it to false"
+        )
     config = for_rollouts(context.config)
     model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
     materialize(model, context.config, context.world)
-    return Reference(model, context.model, context.optimizer, options)
+    return Reference(model, context.model, context.optimizer_state, options)
 
 
 def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:

@@ -3,10 +3,12 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import rollout_sampling
@@ -112,6 +114,19 @@ class GrpoStep:
         """The count of idle steps and the reference's state, as JSON."""
         return {"idle_steps": self._idle_steps, "reference": self.reference.state_dict() if self.reference else None}
 
+    def check_state(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Check that a checkpoint holds a reference where this run needs one.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if self.reference and not state.get("reference"):
+            raise ConfigError(
+                f"{folder}: grpo.kl_coef is 0 there and {self._grpo.kl_coef:g} here, so that it holds no reference "
+                "model; set grpo.kl_coef = 0, or start another run, with another job.dump_folder, from these weights: "
+                f'checkpoint.initial_load_path = "{folder}"'
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state that `state_dict` gave."""
         self._idle_steps = state["idle_steps"]
@@ -140,7 +155,8 @@ class GrpoStep:
         found = readiness(collected.groups)
         raise GaveUpTogether(
             f"step {step}: none of {len(collected.groups)} groups has different rewards, {idle_steps} steps in a "
-            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); {found.advice}"
+            f"row (pass rate {found.pass_rate:.2%}, cut off {found.truncated:.2%}); "
+            f"{self.sampler.timing.broken_rewards() or found.advice}"
         )
 
     def _minibatches(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[TrainSample]]:

@@ -1,0 +1,116 @@
+"""Differences between a checkpoint and a run in a user's words: keys of the TOML, both values.
+
+Imported where there is a difference.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import tomllib
+
+from titan_pt.config.errors import shown
+from titan_pt.config.schema.job_config import JobConfig
+
+# Parts of an identity that are made of content, which no key changes.
+_CONTENT = re.compile(r"data\.(tasks|sources)\.(.*)")
+
+# The keys, or whole tables, that decide a part of an identity, by the beginning of its name.
+_KEYS: Mapping[str, Collection[str]] = {
+    "trainer": ["job.trainer"],
+    "optimizer": ["optimizer.name"],
+    "tokenizer": ["tokenizer"],
+    "model": ["model.name", "model.flavor", "model.from_hf"],
+    "model.vocab_size": ["tokenizer"],
+    "model.num_tokens": ["tokenizer"],
+}
+
+
+def describe(
+    differences: Mapping[str, tuple[Any, Any]],
+    config_toml: str,
+    config: JobConfig,
+    keys: Mapping[str, Collection[str]] | None,
+) -> list[str]:
+    """Texts of differences, by the keys that made them where there are such.
+
+    Args:
+        differences: values (there, here) by their dotted names in the identity.
+        config_toml: the saved config; empty in steps of versions that did not save it.
+        keys: further keys that decide a part of the identity.
+    """
+    known, told = {**_KEYS, **(keys or {})}, []
+    for name, values in differences.items():
+        names = next((known[part] for part in _upwards(name) if part in known), ())
+        found = changed_keys(config_toml, config, names)
+        is_key = name.startswith("model.") and name not in ("model.num_tokens", "model.name")
+        told += [*([_plainly(name, *values)] if is_key or not found else []), *found]
+    return list(dict.fromkeys(told))
+
+
+def changed_keys(config_toml: str, config: JobConfig, names: Collection[str]) -> list[str]:
+    """A text with both values for each of these keys, or keys of tables, that changed since a config was saved."""
+    if not config_toml:
+        return []
+    there, here = tomllib.loads(config_toml), config.dump()
+    changes: dict[str, str] = {}
+    for name in names:
+        table, _, key = name.partition(".")
+        before, now = there.get(table, {}), here.get(table, {})
+        for each in [key] if key else sorted({*before, *now}):
+            if before.get(each) != now.get(each) and not (each not in before and _is_default(config, table, each)):
+                changes |= _changes(f"{table}.{each}", before.get(each), now.get(each))
+    return [f"{name} is {values}" for name, values in changes.items()]
+
+
+def _is_default(config: JobConfig, table: str, key: str) -> bool:
+    """Whether a key has its default, which an older config.toml does not tell."""
+    section: Any = getattr(config, table, None)
+    info = type(section).model_fields.get(key) if section is not None else None
+    return info is not None and getattr(section, key) == info.get_default(call_default_factory=True)
+
+
+def _plainly(name: str, there: Any, here: Any) -> str:
+    content = _CONTENT.fullmatch(name)
+    if content and isinstance(there, list) and isinstance(here, list):
+        kind = {"tasks": "problems of task", "sources": "documents of data source"}[content[1]]
+        return f"the {kind} {content[2]!r}, or what makes texts of them, are others now ({there} there and {here} here)"
+    if name == "tokenizer.fingerprint":
+        return f"the tokenizer's files are others now (hash {there} there and {here} here)"
+    return f"{name} is {there!r} there and {here!r} here"
+
+
+def _changes(name: str, before: Any, now: Any) -> dict[str, str]:
+    """Texts with both values by the keys that differ; rows of an array of tables are met by their names."""
+    if not (_is_rows(before) and _is_rows(now)):
+        return {name: f"{_told(before)} there and {_told(now)} here"}
+    changes: dict[str, str] = {}
+    rows = {row["name"]: row for row in before}
+    for i, row in enumerate(now):
+        old = rows.pop(row["name"], None)
+        where = f"{name}[{i}]"
+        if old is None:
+            changes[f"{where}.name"] = f"{row['name']!r} here alone"
+            continue
+        for key in sorted({*old, *row}):
+            if old.get(key) != row.get(key):
+                changes[f"{where}.{key} ({row['name']!r})"] = (
+                    f"{_told(old.get(key))} there and {_told(row.get(key))} here"
+                )
+    changes |= {f"{name} {alone!r}": "there alone" for alone in rows}
+    return changes or {name: "in another order"}
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) and "name" in row for row in value)
+
+
+def _told(value: Any) -> str:
+    return "unset" if value is None else shown(value)
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """The dotted name, and those of what it is in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]

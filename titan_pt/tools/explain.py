@@ -1,0 +1,28 @@
+"""What `python -m titan_pt.config.manager --explain` tells beside the values: the groups of the optimizer."""
+
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from titan_pt.components.optimizer import describe_groups
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.resolve.checks import tokenizer_size
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.protocols.trainer_spec import get_trainer_spec
+
+
+def explain_optimizer(config: JobConfig) -> list[str]:
+    """Lines of comments: each parameter group with its peak rate and weight decay, from tensors without numbers."""
+    spec = get_trainer_spec(config.job.trainer)
+    try:
+        try:
+            tokenizer: Any = SizedTokenizer(tokenizer_size(config))
+        except ConfigError:  # to be counted it has to be opened
+            tokenizer = spec.build_tokenizer(config)
+        model = spec.build_model(config, tokenizer)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            optimizer = spec.build_optimizers(model.to_empty(device="cpu"), config)
+    except Exception as error:  # of a plugin's own code too: the values were told
+        return [f"# optimizer: its groups cannot be told here: {type(error).__name__}: {' '.join(str(error).split())}"]
+    return [f"# optimizer {type(optimizer).__name__}, {line}" for line in describe_groups(optimizer)]
