@@ -134,7 +134,11 @@ def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: P
     before, now = documents.data["identity"], loader.identity()
     others: list[str] = []
     if hasattr(loader, "source_differences"):
-        others = loader.source_differences(documents.data)
+        others, settings = loader.source_differences(documents.data)
+        if settings:
+            from titan_pt.components.checkpoint.mismatch import changed_keys
+
+            others += changed_keys(documents.config, context.config, ["data.sources"]) or settings
         before, now = ({k: v for k, v in part.items() if k != "sources"} for part in (before, now))
     check_compatible(
         {"data": before},

@@ -178,14 +178,14 @@ class DataLoader:
         """JSON: the content of each source's files, which a resume compares where both sides know it."""
         return known_contents(self.mixture.sources)
 
-    def source_differences(self, saved: Json) -> list[str]:
-        """Each difference between the sources and those of a checkpoint's data.json; call it before loading its state.
+    def source_differences(self, saved: Json) -> tuple[list[str], list[str]]:
+        """(files that are others now, all else that differs) of the sources in a data.json; call it before loading.
 
         Where a max_epochs differs the last rows are not made again: they may have been short for the old one.
         """
         found = differences(saved, self.mixture.sources)
         self._wanted_contents = saved.get("contents", {})
-        self._makes_last_row_again = bool(found) or same_limits(saved, self.mixture.sources)
+        self._makes_last_row_again = any(found) or same_limits(saved, self.mixture.sources)
         return found
 
     def digest(self, state: Json) -> str:

@@ -24,14 +24,15 @@ def known_contents(sources: Sequence[MixtureSource]) -> Json:
     return {name: [[Path(file).name, content] for file, content in files] for name, files in found.items() if files}
 
 
-def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> list[str]:
-    """Each difference between the sources of a checkpoint's data.json and these, with its source and file.
+def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> tuple[list[str], list[str]]:
+    """(files that are others now, all else that differs) of the sources of a checkpoint's data.json and these.
 
     Another max_epochs is none: the order of the documents does not depend on it. A checkpoint of an earlier release
     knows files by name, size and end alone.
     """
     before, contents = saved["identity"]["sources"], saved.get("contents", {})
     now = {source.name for source in sources}
+    corrected: list[str] = []
     found = [f"data.sources.{name} is there alone" for name in before if name not in now]
     for source in sources:
         where = f"data source {source.name!r}"
@@ -44,13 +45,13 @@ def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> l
         files = _changed_files(contents.get(source.name, []), contents_of(source.documents))
         if files:
             others = f" and {len(files) - 1:,} others are" if len(files) > 1 else " is"
-            found.append(f"{where}: {files[0]}{others} not what the checkpoint was trained on")
+            corrected.append(f"{where}: {files[0]}{others} not what the checkpoint was trained on")
         elif fingerprint != source.documents.fingerprint:
             found.append(
                 f"{where}: its documents are not those of the checkpoint (files, text_field, formatter, split): "
                 f"fingerprint {source.documents.fingerprint}, in the checkpoint {fingerprint}"
             )
-    return found
+    return corrected, found
 
 
 def same_limits(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> bool:
