@@ -26,7 +26,7 @@ from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
-from titan_pt.run.log import open_console
+from titan_pt.run.log import nobody_reads, open_console
 from titan_pt.run.paths import expand_path
 
 logger = logging.getLogger("titan_pt")
@@ -274,7 +274,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for notice in resolved.notices:
         print(notice, file=sys.stderr)
-    print(explain(resolved) if want_origins else dump_toml(resolved.config), end="\n" if want_origins else "")
+    try:
+        print(explain(resolved) if want_origins else dump_toml(resolved.config).rstrip("\n"), flush=True)
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
     return 0
 
 
