@@ -8,6 +8,7 @@ from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.config.resolve.checks import model_args, tokenizer_size
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import dry_run_size
+from titan_pt.distributed.world import world_size
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.run.log import logger
@@ -20,6 +21,7 @@ def dry_run(config: JobConfig) -> None:
         ConfigError: the run could not start, or has a trainer that cannot be tried.
         Preempted: the process was asked to stop.
     """
+    world_size()  # raises where what another job left over would make this one silent
     if os.environ.get("RANK", "0") != "0":  # plain torchrun started several processes: one plays all ranks
         return
     ranks = dry_run_size()

@@ -186,7 +186,7 @@ def count_nodes(nnodes: str) -> int:
         ConfigError: it is not a number of nodes.
     """
     text = nnodes.rpartition(":")[2]
-    if not (text.isascii() and text.isdigit() and int(text)):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise ConfigError(f"--nnodes = {nnodes!r}: must be a positive integer, or two as least:most")
     return int(text)
 

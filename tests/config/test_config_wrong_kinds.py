@@ -31,6 +31,8 @@ KINDS: dict[str, Any] = {
     "NUL": "a\0b",
     "any script": "größe 日本 \u2028 \ufeff",
     "number as text": "12",
+    "huge number as text": "9" * 5000,
+    "digits of another script": "١٢",
     "size": "1e9B",
     "time": datetime.time(1),
     "date": datetime.date(2026, 11, 1),

@@ -85,6 +85,8 @@ def test_wrong_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch, text: str) -> N
 def test_under_plain_torchrun_one_process_plays_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert dry_run_size() == 4
     dry_run(load_config(["--comm.mode=fake_backend", '--data.sources=[{name="arithmetic"}]']))
     assert not torch.distributed.is_initialized()

@@ -32,7 +32,22 @@ NEEDED = {
 """Flags that a tool cannot do without."""
 CONFIG_TOOLS = ("await_start", "data", "plan", "prepare")
 RUN = ["--data.sources=[{name='arithmetic'}]"]
-VALUES = ["-1", "0", "-99999999999999999999", "9" * 400, "", " ", "1.5", "abc", "nan", "inf", "1e400", "$UNSET", "a\0b"]
+VALUES = [
+    "-1",
+    "0",
+    "-99999999999999999999",
+    "9" * 400,
+    "9" * 5000,
+    "",
+    " ",
+    "1.5",
+    "abc",
+    "nan",
+    "inf",
+    "1e400",
+    "$UNSET",
+    "a\0b",
+]
 
 
 def flags_of(tool: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -64,7 +79,9 @@ def test_no_value_of_a_flag_ends_in_a_traceback(
     assert not list(tmp_path.glob("*$*")) and not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("words", [["--no_such_flag", "1"], ["stray"], ["--seed"], ["--limit", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--no_such_flag", "1"], ["--k", "a\udce9"], ["stray"], ["--seed"], ["--limit", "x"]]
+)
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     main = importlib.import_module("titan_pt.tools.evaluate").main
     assert tool_here(main, "--checkpoint", "none", "--tasks", "gsm8k", *words) == ExitCode.USAGE

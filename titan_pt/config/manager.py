@@ -25,7 +25,7 @@ from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Mode
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.registry import import_attribute, import_plugin
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
-from titan_pt.run.log import open_console
+from titan_pt.run.log import nobody_reads, open_console
 from titan_pt.run.paths import expand_path
 
 logger = logging.getLogger("titan_pt")
@@ -267,11 +267,19 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for notice in resolved.notices:
         print(notice, file=sys.stderr)
+<<<<<<< HEAD
     if not want_origins:
         print(dump_toml(resolved.config), end="")
         return 0
     explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
     print(explain(resolved), *explain_optimizer(resolved.config), sep="\n")
+=======
+    try:
+        print(explain(resolved) if want_origins else dump_toml(resolved.config).rstrip("\n"), flush=True)
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+>>>>>>> edges
     return 0
 
 

@@ -3,17 +3,20 @@
 import argparse
 import contextlib
 import math
-import os
 import re
-import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from titan_pt.config.errors import ConfigError, shown
+<<<<<<< HEAD
 from titan_pt.run.exit_codes import ExitCode, GaveUp, Stalled
 from titan_pt.run.log import init_logging, open_console, quiet_libraries
+=======
+from titan_pt.run.exit_codes import ExitCode, Stalled
+from titan_pt.run.log import init_logging, nobody_reads, open_console, quiet_libraries
+>>>>>>> edges
 
 LARGEST = 2**63 - 1
 """Largest number of a flag that names no other limit."""
@@ -21,6 +24,14 @@ LARGEST = 2**63 - 1
 
 class ToolParser(argparse.ArgumentParser):
     """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{argument!a} on the command line: is not UTF-8") from None
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument ([^:]+): (= )?", lambda m: f"{m[1]} = " if m[2] else f"{m[1]}: ", message)
@@ -89,7 +100,7 @@ def run_tool(action: Callable[[], None]) -> int:
     except GaveUp as error:
         return _end(ExitCode.FAILED, f"failed: {error}")
     except (OSError, MemoryError, Stalled) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and nobody_reads():
             return ExitCode.DONE
         return _end(ExitCode.FAILED, f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
     return ExitCode.DONE
@@ -99,17 +110,3 @@ def _end(code: ExitCode, reason: str) -> ExitCode:
     with contextlib.suppress(OSError):  # whoever read it is gone
         print(reason, file=sys.stderr, flush=True)
     return code
-
-
-def _nobody_reads() -> bool:
-    """Whether the reader of the standard output is gone; what is still to be flushed at the exit then goes nowhere."""
-    try:
-        output = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return False
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.run.paths import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
@@ -97,9 +97,11 @@ def _ks(arguments: argparse.Namespace, problems: list[str]) -> tuple[int, ...]:
     if arguments.k is None:
         return tuple(sorted({1, arguments.samples})) if arguments.samples > 0 else ()
     words = [word.strip() for word in arguments.k.split(",")]
-    ks = tuple(sorted({int(word) for word in words if word.isascii() and word.isdigit()}))
+    ks = tuple(sorted({int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 10}))
     if len(ks) != len(set(words)) or not all(1 <= k <= arguments.samples for k in ks):
-        problems.append(f"--k = {arguments.k!r}: want numbers from 1 to --samples = {arguments.samples}, such as 1,8")
+        problems.append(
+            f"--k = {shown(arguments.k)}: want numbers from 1 to --samples = {arguments.samples}, such as 1,8"
+        )
     return ks
 
 

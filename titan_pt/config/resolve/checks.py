@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.run_size import batch_problems, global_rows
 from titan_pt.config.schema.job_config import JobConfig, Source
 
@@ -167,11 +167,11 @@ def _validation_tasks(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[
 
 def _memory(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     option = config.activation_checkpoint.selective_ac_option
-    valid = option == "op" or (option.isascii() and option.isdigit() and int(option) > 0)
+    valid = option == "op" or (option.isascii() and option.isdigit() and len(option) < 10 and int(option) > 0)
     if config.activation_checkpoint.mode == "selective" and not valid:
         yield (
             ["activation_checkpoint.selective_ac_option"],
-            f'activation_checkpoint.selective_ac_option = {option!r}: must be "op" or a positive integer',
+            f'activation_checkpoint.selective_ac_option = {shown(option)}: must be "op" or a positive integer',
         )
 
 
