@@ -241,7 +241,7 @@ def _files(folder: Path) -> dict[Path, set[str]]:
         raise ConfigError(f"{folder}: has neither {SINGLE} nor {INDEX}; weights in other files cannot be read")
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{index}: cannot be read: {type(error).__name__}: {error}") from None
     files: dict[Path, set[str]] = {}
     for name, file in places.items():
