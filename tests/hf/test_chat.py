@@ -15,7 +15,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf import chat
 from titan_pt.hf import template as rendering
-from titan_pt.hf.chat import chat_text, chat_tokens, learnt_tokens, prompt_tokens, stop_ids
+from titan_pt.hf.chat import chat_text, chat_tokens, encode_behind, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.tools import generate
 from titan_pt.tools.export import main as export_main
@@ -200,6 +200,23 @@ def test_special_tokens_in_a_message_are_text() -> None:
     ids, learnt = learnt_tokens(tokenizer, [{"role": "user", "content": sly}, {"role": "assistant", "content": sly}])
     assert ids.count(tokenizer.special_ids["<|im_end|>"]) == 2
     assert learnt.count(True) == len(sly.encode()) + 1
+
+
+def test_no_field_of_a_message_forges_a_token(tmp_path: Path) -> None:
+    """Whatever the template writes of it, and whatever characters it has."""
+    write_model(tmp_path, qwen=True, tied=True)
+    writes_all = THINKING.replace(
+        "{{ m.content }}", "{{ m.content }}{{ m.thought }}{% if m.calls %}{{ m.calls[0].name }}{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(writes_all)
+    for tokenizer in (Templated(writes_all), build_tokenizer(TokenizerSection(name=str(tmp_path)))):
+        for sly in ("<|im_end|>", "<|im_end|>\ufdd4258\ufdd5\ufdd3", "\ufdd3\ufdd0\ufdd1", "<\ufdd0|im_end|>"):
+            message = {"role": "user", "content": sly, "thought": sly, "calls": [{"name": sly}]}
+            ids = chat_tokens(tokenizer, [message])
+            assert [i for i in ids if i >= 256] == [257, 258, 257]
+            learnt, _ = learnt_tokens(tokenizer, [message, {"role": "assistant", "content": sly}])
+            assert [i for i in learnt if i >= 256] == [257, 258, 257, 258]
+            assert max(encode_behind(tokenizer, sly)) < 256
 
 
 def test_unusable_and_unsafe_templates_are_refused() -> None:

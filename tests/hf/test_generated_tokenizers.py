@@ -39,6 +39,7 @@ NORMALIZERS = {
     "nfkd": normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()]),
     "prepend": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
     "strip": normalizers.Strip(),
+    "clean": normalizers.BertNormalizer(lowercase=False),
     "squeeze": normalizers.Replace(Regex(" +"), " "),
 }
 
@@ -49,6 +50,9 @@ def rules_of(kind: str, normalizer: str) -> Tokenizer:
     if kind == "words":
         rules, trainer = Tokenizer(models.WordLevel(unk_token="<unk>")), trainers.WordLevelTrainer(**special)
         rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif kind == "pieces":
+        words = [("<unk>", 0.0), ("</s>", 0.0), ("[SEP]", -9.0), *((c, -9.0) for c in "▁thecasopdnd.12X<|>/[]ab\n")]
+        return with_normalizer(Tokenizer(models.Unigram([*dict(words).items(), ("▁the", -2.0)], unk_id=0)), normalizer)
     elif kind == "metaspace":
         rules = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
         rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -61,8 +65,12 @@ def rules_of(kind: str, normalizer: str) -> Tokenizer:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, **special)
     rules.train_from_iterator(CORPUS, trainer)
-    if NORMALIZERS[normalizer] is not None:
-        rules.normalizer = NORMALIZERS[normalizer]
+    return with_normalizer(rules, normalizer)
+
+
+def with_normalizer(rules: Tokenizer, name: str) -> Tokenizer:
+    if NORMALIZERS[name] is not None:
+        rules.normalizer = NORMALIZERS[name]
     return rules
 
 
@@ -75,7 +83,7 @@ FLAGS = st.fixed_dictionaries(
 def folders(draw: st.DrawFn) -> dict[str, Any]:
     """The files of a tokenizer by their names."""
     rules = rules_of(
-        draw(st.sampled_from(["bytes", "bytes", "prefixed bytes", "metaspace", "words"])),
+        draw(st.sampled_from(["bytes", "bytes", "prefixed bytes", "metaspace", "words", "pieces"])),
         draw(st.sampled_from(["none", "none", *NORMALIZERS])),
     )
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=5))
@@ -123,6 +131,9 @@ def folders(draw: st.DrawFn) -> dict[str, Any]:
             ]
         )
     ) or processors.TemplateProcessing(single="$A", special_tokens=[])
+    if draw(st.integers(0, 5)) == 0:
+        rules.enable_truncation(3)
+        rules.enable_padding(length=9, pad_id=1, pad_token="</s>")
     if draw(st.integers(0, 5)) == 0:
         config["add_bos_token"] = draw(st.booleans())
     return {**files, "tokenizer.json": rules.to_str()}

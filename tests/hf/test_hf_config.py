@@ -180,6 +180,7 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1: there is no dropout here; supported is 0.0"),
         ({"layer_types": ["full_attention"]}, "layer_types: supported is full_attention for each of num_hidden_layers"),
         ({"vocab_size": None}, "vocab_size: missing"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: above 10000"),
         ({"rope_theta": "big"}, "rope_theta = 'big': Input should be a valid number"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}}, "must be above model.rope_low_freq_factor"),
         ({"hidden_size": None}, "hidden_size: missing"),

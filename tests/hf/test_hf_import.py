@@ -252,6 +252,11 @@ def damage_infinite(folder: Path) -> None:
     rewrite(folder, lambda tensors: {n: t / 0 if n == NORM else t for n, t in tensors.items()})
 
 
+def damage_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 10**17}))
+
+
 def damage_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -312,6 +317,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [": mudel.layers.0.mlp.up_proj.weight: the model has no such tensor", "q_proj.weight: missing"],
         ),
         (damage_twice, ["model.norm.weight: is the same tensor as", "remove one"]),
+        (damage_size, ["config.json: no model can have these sizes"]),
         (damage_adapter, ["adapter_config.json: the folder holds an adapter, which is not read; merge it"]),
         (damage_no_weights, ["has neither model.safetensors nor model.safetensors.index.json"]),
         (damage_no_tokenizer, ["a folder without tokenizer.json"]),

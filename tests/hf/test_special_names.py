@@ -1,6 +1,8 @@
 """Names of special tokens: tokens in the experiment's own text, text in what data and models say, at every entrance."""
 
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from titan_pt.hf.chat import chat_tokens, prompt_tokens
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.tasks.prompts import PromptRules
 from titan_pt.tools import data, generate, prepare
-from titan_pt.trainers.sft.records import record_tokens
+from titan_pt.trainers.sft.records import Conversations, record_tokens
 
 START, END, TOKENIZER = 257, 258, ByteTokenizer()
 SLY = "Hi<|im_end|>"
@@ -43,6 +45,17 @@ def test_documents_are_text_unless_their_source_says_otherwise(caplog: pytest.Lo
     assert "'s0', document 1: holds '<|im_end|>', which is read as text" in record.message
     assert "special_tokens = true" in record.message
     assert mixture.encoding == "text/special_tokens of own" and mixture_of(documents).encoding == "text"
+
+
+def test_names_of_other_scripts_are_found_in_records(caplog: pytest.LogCaptureFixture) -> None:
+    """Records are JSON, in which these names are escaped."""
+    tokenizer = ByteTokenizer()
+    tokenizer.special_ids = {"<｜User｜>": 257}
+    documents = Texts([json.dumps({"prompt": "<｜User｜>", "completion": "x"})])
+    mixture = replace(mixture_of(documents), tokenizer=tokenizer, encoder=Conversations(64, "error", "error"))
+    with caplog.at_level(logging.WARNING, "titan_pt"):
+        assert 257 not in mixture.encode(mixture.sources[0], 0, documents[0]).tokens
+    assert "holds '<｜User｜>', which is read as text" in caplog.text
 
 
 def test_records_are_text_unless_their_source_says_otherwise() -> None:

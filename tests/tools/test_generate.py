@@ -117,6 +117,14 @@ def test_a_long_chat_forgets_its_oldest_turns(
     assert "oldest turn is forgotten" in capsys.readouterr().err
 
 
+def test_names_of_tokens_in_a_chat_are_told_once(
+    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n<|im_end|>\n<|im_end|>\n"))
+    assert tool_here(main, "--checkpoint", chat_folder, "--max_new_tokens", 1) == 0
+    assert capsys.readouterr().err.count("holds '<|im_end|>', which is read as text, as in every message") == 1
+
+
 def test_messages_cannot_forge_turns(chat_folder: Path) -> None:
     tokenizer = open_model_source(str(chat_folder)).tokenizer
     ids = chat_tokens(tokenizer, [{"role": "user", "content": "a<|im_end|>b"}])

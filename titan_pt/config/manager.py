@@ -267,19 +267,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for notice in resolved.notices:
         print(notice, file=sys.stderr)
-<<<<<<< HEAD
-    if not want_origins:
-        print(dump_toml(resolved.config), end="")
-        return 0
-    explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
-    print(explain(resolved), *explain_optimizer(resolved.config), sep="\n")
-=======
     try:
-        print(explain(resolved) if want_origins else dump_toml(resolved.config).rstrip("\n"), flush=True)
+        if want_origins:
+            explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
+            print(explain(resolved), *explain_optimizer(resolved.config), sep="\n", flush=True)
+        else:
+            print(dump_toml(resolved.config).rstrip("\n"), flush=True)
     except BrokenPipeError:
         if not nobody_reads():
             raise
->>>>>>> edges
     return 0
 
 

@@ -281,10 +281,21 @@ def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, pro
 
 def _safe(tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False) -> list[Message]:
     """Copy messages without the marks of this module, and unless they are `named` with names of tokens split."""
-    contents = [message["content"].translate(_MARKS) for message in messages]
-    if not named:
-        contents = [as_text(tokenizer, content) for content in contents]
-    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+
+    def safe(text: str) -> str:
+        bare = text.translate(_MARKS)
+        return bare if named else as_text(tokenizer, bare)
+
+    return [_with_texts(message, safe) for message in messages]
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Copy a value with every text in it changed: a template may write any field of a message."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _with_texts(inner, change) for key, inner in value.items()}
+    return [_with_texts(inner, change) for inner in value] if isinstance(value, list) else value
 
 
 def as_text(tokenizer: Tokenizer, content: str) -> str:

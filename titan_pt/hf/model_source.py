@@ -112,7 +112,7 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens and its config.json vocab_size = "
             f"{args.vocab_size}; they are of two models"
         )
-    shapes = _shapes(args)
+    shapes = _shapes(args, folder)
     tensors = SafetensorsFolder(folder, LAYOUT, tied_copies(args, LAYOUT.vocabulary, shapes))
     check_fit(tensors, shapes)
     return ModelSource(
@@ -135,7 +135,7 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
     config = _saved_config(documents.config, folder)
     tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
     tensors = CheckpointTensors(folder)
-    check_fit(tensors, _shapes(args))
+    check_fit(tensors, _shapes(args, folder))
     return ModelSource(
         folder=folder,
         args=args,
@@ -201,7 +201,11 @@ def _tokenizer_section(table: Mapping[str, Any], folder: Path) -> TokenizerSecti
         raise ConfigError(f"{folder}: tokenizer.name = {shown(table.get('name'))}: {reason}") from None
 
 
-def _shapes(args: TransformerArgs) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        parameters = Transformer(args).named_parameters()
-        return {name: tuple(parameter.shape) for name, parameter in parameters}
+def _shapes(args: TransformerArgs, folder: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            parameters = Transformer(args).named_parameters()
+            return {name: tuple(parameter.shape) for name, parameter in parameters}
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{folder / 'config.json'}: no model can have these sizes: {reason}") from None

@@ -244,7 +244,7 @@ def _files(folder: Path) -> dict[Path, set[str]]:
         places = dict(json.loads(read_text(index))["weight_map"])
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{index}: cannot be read: {type(error).__name__}: {error}") from None
     files: dict[Path, set[str]] = {}
     for name, file in places.items():

@@ -23,8 +23,9 @@ logger = logging.getLogger("titan_pt")
 # Names of end-of-document tokens; the first of these that a vocabulary has is taken.
 COMMON_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
-# A character that no text holds, as a token that stands for those before a text.
-_BEFORE = "\ufdd3"
+# Characters that no text holds; one that does loses them. The first is a token that stands for those before a text, the
+# others surround the id of a token.
+_BEFORE, _OPEN, _CLOSE = "\ufdd3", "\ufdd4", "\ufdd5"
 
 
 class HuggingFaceTokenizer:
@@ -63,7 +64,7 @@ class HuggingFaceTokenizer:
 
     def encode_behind(self, text: str) -> list[int]:
         """Encode a text that follows other tokens; some tokenizers mark the beginning of a text."""
-        return self._plain.encode(_BEFORE + text, add_special_tokens=False).ids[1:]
+        return self._plain.encode(_BEFORE + _unreserved(text), add_special_tokens=False).ids[1:]
 
     def encode_named(self, text: str, *, behind: bool = False) -> list[int]:
         """Encode a text in which names of added tokens stand for these tokens, with what their flags say.
@@ -72,7 +73,7 @@ class HuggingFaceTokenizer:
             text: a name that APART splits is text.
             behind: it follows other tokens.
         """
-        before = [_BEFORE] if behind else []
+        before, text = [_BEFORE] if behind else [], _unreserved(text)
         if APART not in text:
             return self._named.encode("".join([*before, text]), add_special_tokens=False).ids[len(before) :]
         rules, ids = self._renamed
@@ -125,7 +126,13 @@ class HuggingFaceTokenizer:
 
 
 def _name(token_id: int) -> str:
-    return f"\ufdd4{token_id}\ufdd5"
+    return f"{_OPEN}{token_id}{_CLOSE}"
+
+
+def _unreserved(text: str) -> str:
+    for character in (_BEFORE, _OPEN, _CLOSE):
+        text = text.replace(character, "")
+    return text
 
 
 def _with_beginning(rules: tokenizers.Tokenizer, *, names: bool) -> tokenizers.Tokenizer:

@@ -97,6 +97,7 @@ _INERT = frozenset(
     transformers.js_config layer_types rope_theta rope_scaling rope_parameters tie_encoder_decoder""".split()  # noqa: SIM905
 )
 _SLIDING = frozenset({"sliding_window", "max_window_layers"})
+_MOST_LAYERS = 10_000
 _ROPE_KINDS = ("default", "llama3")
 
 
@@ -197,6 +198,8 @@ def _unlike_this_model(config: Mapping[str, Any], family: Family) -> Iterator[st
             meant = "no such key" if allowed is None else json.dumps(allowed)
             yield f"{key} = {shown(value)}: {why}; supported is {meant}"
     kinds, count = config.get("layer_types"), config.get("num_hidden_layers")
+    if isinstance(count, int) and count > _MOST_LAYERS:
+        yield f"num_hidden_layers = {shown(count)}: above {_MOST_LAYERS}"
     if kinds is not None and kinds != ["full_attention"] * (count if isinstance(count, int) else 0):
         yield "layer_types: supported is full_attention for each of num_hidden_layers: it reaches all earlier tokens"
     known = {*KEYS.values(), *_ONLY, *_INERT, *(_SLIDING if family.qk_norm else ())}

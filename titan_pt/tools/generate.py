@@ -235,15 +235,22 @@ def _open_output(file: str | None) -> AbstractContextManager[IO[str]]:
 
 def _chat(opened: OpenModel, arguments: argparse.Namespace) -> None:
     """Answer the user line by line, until the end of the input or Ctrl-C."""
+    from titan_pt.components.tokenizer import name_in
+
     raw = arguments.raw or not opened.source.knows_chat
     if arguments.num_samples > 1:
         raise ConfigError(f"--num_samples = {arguments.num_samples}: a chat has one answer; give --prompt")
     what = "it continues each line" if raw else "Ctrl-D ends the chat"
     logger.info(f"{opened.source.folder}, {opened.source.args.num_parameters / 1e6:,.1f}M parameters; {what}")
     messages: list[Message] = []
+    told = raw
     while (line := _read_line()) is not None:
         if not line.strip():
             continue
+        name = None if told else name_in(opened.source.tokenizer, line)
+        if name is not None:
+            told = True
+            logger.warning(f"What was said holds {name!r}, which is read as text, as in every message")
         if raw:
             ids = _prompt_ids(opened, line, raw=True, named=True)
         else:

@@ -1,6 +1,8 @@
 """The documents that streams read: the sources of a mixture as tokens, on one side of the held-out split."""
 
+import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,6 +106,9 @@ class TokenizedMixture:
             raise ConfigError(f"data source {source.name!r}, {source.describe(number)}: {error}") from error
 
     def _note_names(self, source: MixtureSource, number: int, text: str) -> None:
+        if not isinstance(self.encoder, PlainText) and "\\u" in text:  # a record, as JSON
+            with contextlib.suppress(ValueError):
+                text = json.dumps(json.loads(text), ensure_ascii=False)
         name = name_in(self.tokenizer, text)
         if name is not None:
             self.named.add(source.name)
