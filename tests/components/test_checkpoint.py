@@ -238,6 +238,15 @@ def test_a_resume_of_another_run_is_refused(
     assert steps(copy) == [6, 4, 2] and len(read_rows(copy / "run")) == 6
 
 
+def test_a_resume_keeps_the_streams_of_its_checkpoint(tmp_path: Path) -> None:
+    """Such as those that an earlier release chose; a key that is set says otherwise."""
+    config = write_toml(tmp_path)
+    assert train_here(config, "--data.num_streams", "4", "--training.steps", "2") == 0
+    assert train_here(config, "--training.steps", "3") == 0
+    assert read_json(tmp_path / "run" / "checkpoint" / "step-3", "data")["identity"]["num_streams"] == 4
+    assert train_here(config, "--data.num_streams", "8") == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "warning"),
     [

@@ -8,7 +8,7 @@ from config_helpers import SOURCE, config_of, problem_of, problems_of
 
 from titan_pt.config import ConfigError, JobConfig, load_config
 from titan_pt.config.resolve.checks import model_args, padded_size
-from titan_pt.config.run_size import divisors, plan_run_size
+from titan_pt.config.run_size import divisors, plan_run_size, with_saved_streams
 from titan_pt.models.transformer import FLAVORS
 from titan_pt.protocols.model_spec import get_model_spec
 
@@ -119,6 +119,27 @@ def test_the_budget_of_a_run() -> None:
     assert run_size.tokens_per_step == 96 * 128
     assert run_size.steps == 82, "1,000,000 tokens rounded up to whole steps of 12,288"
     assert plan_run_size(training(local_batch_size=4), 2).rows == 8, "-1 is one micro-batch on each rank"
+
+
+@pytest.mark.parametrize("local", [8, 16, 24, 64, 128, 2, 1])
+def test_the_streams_of_a_batch_that_follows_from_the_ranks_do_not(local: int) -> None:
+    config = training(local_batch_size=local)
+    sizes = {ranks: plan_run_size(config, ranks) for ranks in (1, 2, 4, 8)}
+    alike = {size.num_streams for ranks, size in sizes.items() if local % ranks == 0}
+    assert alike == {min(local, 64)}
+    for ranks, size in sizes.items():
+        assert size.rows == local * ranks and size.rows % size.num_streams == 0 == size.num_streams % ranks
+
+
+def test_the_streams_of_a_checkpoint_are_kept_where_they_fit() -> None:
+    """Also those that earlier releases chose: of 2 ranks with 8 rows each 16 streams."""
+    config = training(local_batch_size=8)
+    two, one = plan_run_size(config, 2), plan_run_size(config, 1)
+    assert with_saved_streams(config, two, 2, 16).num_streams == 16
+    assert with_saved_streams(config, one, 1, 16) == one, "they do not divide the batch of one rank"
+    assert with_saved_streams(config, two, 2, None) == two
+    asked = training(local_batch_size=8, num_streams=4)
+    assert with_saved_streams(asked, plan_run_size(asked, 2), 2, 16).num_streams == 4
 
 
 @pytest.mark.parametrize(

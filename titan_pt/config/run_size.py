@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
@@ -48,7 +48,7 @@ def plan_run_size(config: JobConfig, world_size: int) -> RunSize:
         rows=rows,
         rows_per_rank=rows // world_size,
         accumulation_steps=rows // (config.training.local_batch_size * world_size),
-        num_streams=_streams(config, rows),
+        num_streams=_streams(config, world_size),
         tokens_per_step=tokens_per_step,
         steps=-(-tokens // tokens_per_step) if tokens else config.training.steps,
     )
@@ -57,7 +57,7 @@ def plan_run_size(config: JobConfig, world_size: int) -> RunSize:
 def batch_problems(config: JobConfig, num_ranks: int) -> Iterator[tuple[list[str], str]]:
     """(fields, what is wrong) of a batch and its streams on that many ranks. What is wrong on one is so on any."""
     local, rows = config.training.local_batch_size, _rows(config, num_ranks)
-    streams = _streams(config, rows)
+    streams = _streams(config, num_ranks)
     batch = ["training.global_batch_size", "training.global_batch_tokens"]
     if rows % local:
         yield (
@@ -92,7 +92,7 @@ def batch_problems(config: JobConfig, num_ranks: int) -> Iterator[tuple[list[str
 
 def _fits(config: JobConfig, num_ranks: int) -> bool:
     rows = _rows(config, num_ranks)
-    streams = _streams(config, rows)
+    streams = _streams(config, num_ranks)
     return not (rows % (config.training.local_batch_size * num_ranks) or rows % streams or streams % num_ranks)
 
 
@@ -110,8 +110,24 @@ def _rows(config: JobConfig, num_ranks: int) -> int:
     return global_rows(config) or config.training.local_batch_size * num_ranks
 
 
-def _streams(config: JobConfig, rows: int) -> int:
-    return config.data.num_streams or max(count for count in divisors(rows) if count <= MAX_STREAMS)
+def _streams(config: JobConfig, num_ranks: int) -> int:
+    """The streams; where the batch follows from the ranks they do not, as long as the ranks can share them.
+
+    So a run of 1 rank goes on with 2, 4 or 8, and the other way round, where they divide training.local_batch_size.
+    """
+    if config.data.num_streams:
+        return config.data.num_streams
+    local = max(count for count in divisors(config.training.local_batch_size) if count <= MAX_STREAMS)
+    if global_rows(config) is None and local % num_ranks == 0:
+        return local
+    return max(count for count in divisors(_rows(config, num_ranks)) if count <= MAX_STREAMS)
+
+
+def with_saved_streams(config: JobConfig, run_size: RunSize, num_ranks: int, saved: int | None) -> RunSize:
+    """The run size with the streams of the checkpoint to go on from, where no key sets them and they fit."""
+    if saved is None or config.data.num_streams or run_size.rows % saved or saved % num_ranks:
+        return run_size
+    return replace(run_size, num_streams=saved)
 
 
 def global_rows(config: JobConfig) -> int | None:

@@ -75,6 +75,11 @@ def _plainly(name: str, there: Any, here: Any) -> str:
     if content and isinstance(there, list) and isinstance(here, list):
         kind = {"tasks": "problems of task", "sources": "documents of data source"}[content[1]]
         return f"the {kind} {content[2]!r}, or what makes texts of them, are others now ({there} there and {here} here)"
+    if name == "data.num_streams":
+        return (
+            f"{name} is {there} there and {here} here: set data.num_streams = {there} and a training.global_batch_size "
+            f"that it divides, on a number of ranks that divides {there}"
+        )
     if name == "tokenizer.fingerprint":
         return f"the tokenizer's files are others now (hash {there} there and {here} here)"
     return f"{name} is {there!r} there and {here!r} here"

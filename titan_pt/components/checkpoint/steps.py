@@ -34,6 +34,17 @@ def has_steps(config: JobConfig) -> bool:
     return options.enable and any(iter_steps(run_folder(config) / options.folder))
 
 
+def saved_streams(config: JobConfig) -> int | None:
+    """The number of data streams of the step that a start would resume; None without one, or for other data."""
+    options = config.checkpoint
+    steps = dict(iter_steps(run_folder(config) / options.folder)) if options.enable else {}
+    path = steps.get(options.load_step) or next(iter(steps.values()), None)
+    if path is None or "data" in options.exclude_from_loading:
+        return None
+    saved = _read_json(path / "data.json").get("identity", {}).get("num_streams")
+    return saved if isinstance(saved, int) and saved > 0 else None
+
+
 def find_step(folder: Path, step: int = -1) -> Path | None:
     """Find the newest whole step of a checkpoint folder, or step `step`; None where the folder holds no steps.
 

@@ -46,7 +46,8 @@ class Data(Section):
     sources: list[Source] = []
     """The training mixture: a TOML array of tables."""
     num_streams: PositiveInt | None = None
-    """Logical streams; divides the global batch in rows, the data ranks divide it. Unset: its largest divisor <= 64."""
+    """Logical streams; divides the global batch in rows, the data ranks divide it. Unset: those of the checkpoint if
+    they fit, else the largest divisor <= 64 of the batch, or where that follows from the ranks, of local_batch_size."""
     seed: int | None = None
     """Seed of the document order. Unset: debug.seed."""
     packing: Literal["concat", "best_fit"] = "concat"
