@@ -120,6 +120,40 @@ def test_text_loss_equals_full_logits(folder: Path, tmp_path: Path, capsys: pyte
     assert text_loss(model, tokenizer, [texts[0]], 256).tokens == len(tokenizer.encode(texts[0])) + 1
 
 
+WORDS = [{"text": f"word {i} " * (3 + 7 * i % 23)} for i in range(40)]
+ANSWERS = [{"prompt": f"How much is {i} and {i}?", "completion": f" {2 * i}" * (1 + i % 3)} for i in range(40)]
+
+
+@pytest.mark.parametrize("trainer", ["pretrain", "sft"])
+def test_text_loss_of_a_run_equals_its_own_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str
+) -> None:
+    """By default the rows, the mask and the precision are those of the logged val_loss, also of a copy elsewhere."""
+    rows = ANSWERS if trainer == "sft" else WORDS
+    path = write_rows(tmp_path / "held_out.jsonl", rows)
+    config = write_toml(
+        tmp_path,
+        job={"trainer": trainer, "dump_folder": str(tmp_path / "run")},
+        training={"steps": 2, "seq_len": 96, "document_mask": True, "mixed_precision_param": "bfloat16"},
+        optimizer={"lr": 0.01},
+        data={"sources": [{"name": "t", "path": write_rows(tmp_path / "t.jsonl", rows)}], "cache_dir": str(tmp_path)},
+        validation={"enable": True, "freq": 2, "sources": [{"name": "mine", "path": path}]},
+    )
+    assert train_here(config) == 0
+    logged = read_rows(tmp_path / "run")[-1]
+    flags = ["--checkpoint", tmp_path / "run", "--text"]
+    capsys.readouterr()
+    found = evaluate(capsys, *flags, path)["text"]
+    assert (found["document_mask"], found["precision"]) == (True, "bfloat16")
+    assert found["loss"] == pytest.approx(logged["val_loss"], abs=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(logged["val_bpb"], abs=1e-6)
+    for changed in (["--document_mask", "false"], ["--precision", "float32"], ["--dtype", "float32"]):
+        assert evaluate(capsys, *flags, path, *changed)["text"]["loss"] != pytest.approx(found["loss"], abs=1e-7)
+    if trainer == "pretrain":
+        copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", rows)
+        assert evaluate(capsys, *flags, copy)["text"]["loss"] == found["loss"]
+
+
 def test_likelihoods_equal_full_logits(folder: Path) -> None:
     source = open_model_source(str(folder))
     model = source.load("cpu", torch.float32)
