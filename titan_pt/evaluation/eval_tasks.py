@@ -1,6 +1,7 @@
 """Tasks opened for evaluation alone, with or without worked examples before each question."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
@@ -19,6 +20,8 @@ class TaskRequest:
     """File of the problems that examples are taken from; None: the hub's."""
     level: int | None = None
     """Difficulty of arithmetic."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Treatment of rows that cannot be read, or whose worked answers are graded wrong."""
     num_fewshot: int = 0
     """Worked examples before each question."""
 
@@ -33,7 +36,13 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
         ConfigError: an unknown task, problems that cannot be read, too few examples.
     """
     kind = GrpoTask if request.num_fewshot else EvaluationTask
-    row = kind(name=request.name, path=request.train_path, eval_path=request.path, level=request.level)
+    row = kind(
+        name=request.name,
+        path=request.train_path,
+        eval_path=request.path,
+        level=request.level,
+        on_bad_row=request.on_bad_row,
+    )
     try:
         task = open_task(row, seed)
     except ConfigError as error:

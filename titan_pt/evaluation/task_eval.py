@@ -95,7 +95,10 @@ def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
 
 
 def _open_tasks(context: TrainContext) -> list[Task]:
-    requests = (TaskRequest(row.name, path=row.path, level=row.level) for row in context.config.validation.tasks)
+    requests = (
+        TaskRequest(row.name, path=row.path, level=row.level, on_bad_row=row.on_bad_row)
+        for row in context.config.validation.tasks
+    )
     return [open_eval_task(request, 0, "validation.tasks") for request in requests]
 
 

@@ -1,6 +1,8 @@
 """Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -8,6 +10,9 @@ from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
+from titan_pt.tasks.self_check import accepted_nonsense, unproved
+
+logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class Task:
     """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
     """Multiple choice: completion -> the letter that it answers, or None."""
+    open_ended: bool = False
+    """Whether a reply such as "?" may be right, as where only a form or a length counts. Else the task is refused where
+    its grading takes such a reply for right."""
 
     def prompt(self, problem: Problem) -> str:
         """The prompt of a problem, which the model continues."""
@@ -118,12 +126,14 @@ def open_task(row: GrpoTask, seed: int) -> Task:
 
     Raises:
         ConfigError: an unknown name or reward; a template without {question}; a setting that has no effect on this
-            task; missing, unreadable or too few problems.
+            task; missing, unreadable or too few problems; a worked answer that is graded wrong, unless
+            row.on_bad_row is "skip"; a grading that takes nonsense for right.
     """
     factory = _factory(row.name)
     problems = list(_mistakes(row))
     try:
         task = _with_overrides(factory(row, seed), row)
+        task = _proved(task, skips=row.on_bad_row == "skip")
         problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
     except ConfigError as error:
         problems += error.problems
@@ -179,6 +189,46 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
         if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
+
+
+class _Chosen:
+    """Some of the problems of a set, in their order; a `Problems`."""
+
+    def __init__(self, problems: Problems, left: Sequence[int]) -> None:
+        self._problems, self._left = problems, left
+        self.fingerprint = hashlib.sha256(f"{problems.fingerprint}/{list(left)}".encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def get(self, index: int, visit: int) -> Problem:
+        return self._problems.get(self._left[index], visit)
+
+
+def _proved(task: Task, *, skips: bool) -> Task:
+    """The task without problems whose worked answers are graded wrong.
+
+    Raises:
+        ConfigError: there are such problems and they are not to be skipped, or nonsense is graded right.
+    """
+    sets: list[Problems] = [task.train, task.evaluation]
+    for part, problems in enumerate(sets):
+        every = [problems.get(index, 0) for index in range(len(problems))]
+        bad, read = unproved(every, task.grade)
+        if read < len(every):
+            logger.warning(f"Task {task.name}: the worked answers of {read:,} of {len(every):,} problems were graded")
+        if bad and not skips:
+            raise ConfigError(f'{bad[0].message} ({len(bad):,} such problems); on_bad_row = "skip" leaves them out')
+        if bad:
+            logger.warning(f"Task {task.name}: {len(bad):,} of {len(every):,} problems are left out: {bad[0].message}")
+            wrong = {one.index for one in bad}
+            sets[part] = _Chosen(problems, [index for index in range(len(every)) if index not in wrong])
+    task = replace(task, train=sets[0], evaluation=sets[1])
+    some = [problems.get(index, 0) for problems in sets for index in range(len(problems))]
+    nonsense = None if task.open_ended else accepted_nonsense(some, task.grade, task.find_answer)
+    if nonsense:
+        raise ConfigError(f"{nonsense}; rewards would teach it: choose another task, or mend its grading")
+    return task
 
 
 def _with_overrides(task: Task, row: GrpoTask) -> Task:

@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         "--train_data", metavar="TASK=FILE", action="append", default=[], help="problems that --num_fewshot takes"
     )
     parser.add_argument("--num_fewshot", type=int, default=0, help="worked examples before a question (default: 0)")
+    parser.add_argument(
+        "--on_bad_row",
+        choices=["error", "skip"],
+        default="error",
+        help="a row whose own worked answer is graded wrong: stop, or leave it out (default: %(default)s)",
+    )
     parser.add_argument("--level", type=int, help="difficulty of arithmetic (default: 1)")
     parser.add_argument("--limit", type=int, help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
@@ -149,6 +155,7 @@ def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
             train_path=train_data.get(name),
             level=arguments.level if name == "arithmetic" else None,
             num_fewshot=arguments.num_fewshot,
+            on_bad_row=arguments.on_bad_row,
         )
         for name in names
     ]

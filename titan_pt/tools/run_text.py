@@ -14,7 +14,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.local import matching_files
 from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
-from titan_pt.data.stream.encoding import PLAIN_TEXT
+from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.stream import Stream
@@ -99,7 +99,7 @@ def _rows(
     config = _config(source, cache)
     own, name = _own_source(source.config, files)
     text = own or Source(name=name, path=pattern, formatter="text")
-    encoder = PLAIN_TEXT
+    encoder: Encoder = PLAIN_TEXT
     if own and isinstance(config, SftConfig):
         data = config.data.model_copy(update={"sources": [own]})
         (text,) = with_records(config.model_copy(update={"data": data})).data.sources

@@ -63,6 +63,9 @@ class GrpoTask(Section):
     """Difficulty of arithmetic: 1 is the easiest."""
     shuffle_options: bool = True
     """medqa: another order of the options at each visit of a question."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, or whose own worked answer is graded wrong: stop, or leave it out and count it in the
+    log."""
     options: dict[Name, bool | int | float | str] = {}
     """Options of a reasoning_gym or registered task, passed on."""
 

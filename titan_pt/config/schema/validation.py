@@ -1,5 +1,7 @@
 """The table [validation] with its [[validation.tasks]]."""
 
+from typing import Literal
+
 from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PositiveInt, Section
 
@@ -13,6 +15,9 @@ class ValidationTask(Section):
     """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
     level: PositiveInt | None = None
     """Difficulty of arithmetic: 1 is the easiest."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, or whose own worked answer is graded wrong: stop, or leave it out and count it in the
+    log."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
     max_new_tokens: PositiveInt = 256
