@@ -24,12 +24,17 @@ class TaskRequest:
     """Treatment of rows that cannot be read, or whose worked answers are graded wrong."""
     num_fewshot: int = 0
     """Worked examples before each question."""
+    chat: Literal["auto"] | bool = "auto"
+    """Whether to ask through the chat template; "auto": where the model knows it."""
+    system_prompt: str | None = None
+    """Text of the first turn, or before a plain prompt."""
 
 
-def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
+def open_eval_task(request: TaskRequest, seed: int, where: str, *, knows_chat: bool = False) -> Task:
     """The requested task; its prompts begin with the examples.
 
     Args:
+        knows_chat: whether the model was trained on conversations.
         where: setting that names the task, for error messages.
 
     Raises:
@@ -42,9 +47,11 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
         eval_path=request.path,
         level=request.level,
         on_bad_row=request.on_bad_row,
+        chat=request.chat,
+        system_prompt=request.system_prompt,
     )
     try:
-        task = open_task(row, seed)
+        task = open_task(row, seed, knows_chat=knows_chat)
     except ConfigError as error:
         raise ConfigError(*(problem.replace("grpo.tasks", where, 1) for problem in error.problems)) from None
     return with_examples(task, request.num_fewshot) if request.num_fewshot else task
@@ -53,9 +60,9 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
 def with_examples(task: Task, count: int) -> Task:
     """A task with `count` worked problems before each question.
 
-    The prompt is lm-evaluation-harness's: each example is the task's prompt and its worked answer, then a blank line.
-    The choice of the examples depends on the training problems alone. A completion ends where it begins another
-    question.
+    The prompt is lm-evaluation-harness's: examples are turns of a conversation, or the task's prompt and its worked
+    answer, then a blank line. The choice of the examples depends on the training problems alone. A completion ends
+    where it begins another question.
 
     Raises:
         ConfigError: the task has fewer problems with worked answers.
@@ -64,7 +71,6 @@ def with_examples(task: Task, count: int) -> Task:
     problems = [task.train.get(permute(i, size, b"few-shot examples"), 0) for i in range(min(count, size))]
     if len(problems) < count or not all(problem.solution for problem in problems):
         raise ConfigError(f"--num_fewshot = {count}: {task.name} has fewer problems with worked answers to train on")
-    examples = "".join(f"{task.worked(problem)}\n\n" for problem in problems)
     begin = task.template.partition("{question}")[0].strip()
 
     def first_answer(completion: str) -> str:
@@ -73,7 +79,7 @@ def with_examples(task: Task, count: int) -> Task:
     find_letter = task.find_letter
     return replace(
         task,
-        template=examples + task.template,
+        examples=tuple(problems),
         grade=lambda completion, problem, rule: task.grade(first_answer(completion), problem, rule),
         find_letter=(lambda completion: find_letter(first_answer(completion))) if find_letter else None,
     )

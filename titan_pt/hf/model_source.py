@@ -97,6 +97,23 @@ def open_model_source(path: str, tokenizer: str | None = None, key: str = "--che
     return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer)
 
 
+def talks_at(path: str, tokenizer: Tokenizer) -> bool:
+    """Whether the model at a path was trained on conversations; False where there is none, which its loading reports.
+
+    Args:
+        path: as of `open_model_source`.
+        tokenizer: the model's.
+    """
+    try:
+        folder = find_initial(path)
+    except ConfigError:
+        return False
+    if is_hf_folder(folder):
+        return not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {})
+    documents = load_documents(folder)
+    return knows_chat(documents.train["identity"]["trainer"], tokenizer, documents.data.get("identity", {}))
+
+
 def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
     args = LAYOUT.read_config(folder)
     tokenizer = build_tokenizer(TokenizerSection(name=tokenizer_name or str(folder)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import permute
-from titan_pt.hf.chat import prompt_tokens
+from titan_pt.hf.chat import chat_text, chat_tokens, prompt_tokens
 from titan_pt.tasks.task import Problem, Task
 
 
@@ -38,7 +38,10 @@ class PromptRules:
         Raises:
             ConfigError: the prompt is empty, or too long and rollout.overlong_prompts is "error".
         """
-        ids = prompt_tokens(self.tokenizer, task.prompt(problem))
+        if task.chat:
+            ids = chat_tokens(self.tokenizer, task.messages(problem))
+        else:
+            ids = prompt_tokens(self.tokenizer, task.prompt(problem))
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:
@@ -50,6 +53,11 @@ class PromptRules:
                 'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
             )
         return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
+
+
+def prompt_text(tokenizer: Tokenizer, task: Task, problem: Problem) -> str:
+    """The text of a problem's prompt, by the chat template where the task is asked through it."""
+    return chat_text(tokenizer, task.messages(problem)) if task.chat else task.prompt(problem)
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
@@ -72,7 +80,7 @@ def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tupl
         ids, too_long = rules.encode(task, problem)
         num_too_long += too_long
         if ids is not None:
-            prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
+            prompts.append(Prompt(t, index, problem, prompt_text(rules.tokenizer, task, problem), ids))
     if not prompts:
         raise ConfigError(
             f"grpo.tasks ({task.name!r}): all {size} problems to evaluate on are longer than {rules.longest} tokens"

@@ -69,17 +69,46 @@ class Task:
     """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
     """Multiple choice: completion -> the letter that it answers, or None."""
+    system_prompt: str = ""
+    """Text before everything: the turn "system" of a conversation, or the beginning of a plain text."""
+    examples: tuple[Problem, ...] = ()
+    """Problems that stand with their worked answers before each question."""
+    chat: bool = False
+    """Whether the model is asked through its chat template: examples and question as turns."""
     open_ended: bool = False
     """Whether a reply such as "?" may be right, as where only a form or a length counts. Else the task is refused where
     its grading takes such a reply for right."""
 
     def prompt(self, problem: Problem) -> str:
-        """The prompt of a problem, which the model continues."""
-        return worked_example(self.template, problem)[0]
+        """The prompt of a problem as plain text, which the model continues.
+
+        Each example is its prompt and its worked answer, then a blank line, as in lm-evaluation-harness.
+        """
+        examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
+        return self.system_prompt + examples + worked_example(self.template, problem)[0]
+
+    def messages(self, problem: Problem, end: str = "") -> list[dict[str, str]]:
+        """The prompt of a problem as a conversation, whose next turn is the model's.
+
+        The turns are those of lm-evaluation-harness with `--apply_chat_template` (and its `--fewshot_as_multiturn`).
+
+        Args:
+            end: text behind the question.
+        """
+        turns = [("system", self.system_prompt)] if self.system_prompt else []
+        for example in self.examples:
+            turns += [("user", worked_example(self.template, example)[0]), ("assistant", example.solution)]
+        turns.append(("user", worked_example(self.template, problem)[0] + end))
+        return [{"role": role, "content": content} for role, content in turns]
 
     def worked(self, problem: Problem) -> str:
         """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
+
+
+def how_asked(task: Task) -> str:
+    """How a task is asked, for logs."""
+    return "asked through the chat template" if task.chat else "asked in plain text"
 
 
 def worked_example(template: str, problem: Problem) -> tuple[str, str]:
@@ -121,8 +150,11 @@ def check_task(row: GrpoTask) -> None:
         raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
 
 
-def open_task(row: GrpoTask, seed: int) -> Task:
+def open_task(row: GrpoTask, seed: int, *, knows_chat: bool = False) -> Task:
     """The task of one row of [[grpo.tasks]], with the row's template, stops and rewards.
+
+    Args:
+        knows_chat: whether the model is asked through its chat template where row.chat is "auto".
 
     Raises:
         ConfigError: an unknown name or reward; a template without {question}; a setting that has no effect on this
@@ -132,7 +164,7 @@ def open_task(row: GrpoTask, seed: int) -> Task:
     factory = _factory(row.name)
     problems = list(_mistakes(row))
     try:
-        task = _with_overrides(factory(row, seed), row)
+        task = _with_overrides(factory(row, seed), row, knows_chat)
         task = _proved(task, skips=row.on_bad_row == "skip")
         problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
     except ConfigError as error:
@@ -231,10 +263,12 @@ def _proved(task: Task, *, skips: bool) -> Task:
     return task
 
 
-def _with_overrides(task: Task, row: GrpoTask) -> Task:
+def _with_overrides(task: Task, row: GrpoTask, knows_chat: bool) -> Task:
     return replace(
         task,
         template=row.prompt_template or task.template,
         stop=tuple(row.stop) or task.stop,
+        system_prompt=row.system_prompt or task.system_prompt,
+        chat=knows_chat if row.chat == "auto" else row.chat,
         rewards=row.rewards if row.rewards != _DEFAULTS.rewards else task.rewards,
     )

@@ -43,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="a row whose own worked answer is graded wrong: stop, or leave it out (default: %(default)s)",
     )
+    parser.add_argument(
+        "--chat",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="ask through the chat template, examples as turns (default: where the model was trained on conversations)",
+    )
+    parser.add_argument("--system_prompt", metavar="TEXT", help="the first turn, or what a plain prompt begins with")
     parser.add_argument("--level", type=int, help="difficulty of arithmetic (default: 1)")
     parser.add_argument("--limit", type=int, help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
@@ -156,6 +163,8 @@ def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
             level=arguments.level if name == "arithmetic" else None,
             num_fewshot=arguments.num_fewshot,
             on_bad_row=arguments.on_bad_row,
+            chat="auto" if arguments.chat == "auto" else arguments.chat == "true",
+            system_prompt=arguments.system_prompt,
         )
         for name in names
     ]
@@ -190,7 +199,8 @@ def _measure_tasks(
 
     tokenizer, longest = opened.source.tokenizer, opened.source.args.max_seq_len
     new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, longest // 2)
-    tasks = [open_eval_task(request, arguments.seed, "--tasks") for request in requests]
+    talks = opened.source.knows_chat
+    tasks = [open_eval_task(request, arguments.seed, "--tasks", knows_chat=talks) for request in requests]
     engine = opened.engine(max_rows=arguments.max_rows)
     evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
     pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
@@ -202,6 +212,7 @@ def _measure_tasks(
         results[task.name] = {
             "problems": result.problems,
             "num_fewshot": arguments.num_fewshot,
+            "chat": task.chat,
             **result.values,
             "intervals": {name: list(interval) for name, interval in result.intervals.items()},
             "seconds": round(time.perf_counter() - start, 3),
@@ -243,7 +254,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""
-        lines.append(f"{name}: {task['problems']:,} problems{shots}, {task['seconds']:.1f} s")
+        asked = "asked through the chat template" if task["chat"] else "asked in plain text"
+        lines.append(f"{name}: {task['problems']:,} problems{shots}, {asked}, {task['seconds']:.1f} s")
         for key, value in task.items():
             if key in task["intervals"]:
                 low, high = task["intervals"][key]

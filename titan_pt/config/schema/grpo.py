@@ -55,6 +55,11 @@ class GrpoTask(Section):
     """Share of the problems, by a hash of the question, to evaluate on where there is no set of its own."""
     prompt_template: Name | None = None
     """Text with {question} in it. Unset: the task's own."""
+    chat: Literal["auto"] | bool = "auto"
+    """Ask through the chat template, as lm-evaluation-harness does with --apply_chat_template. "auto": where the run
+    starts from a model of conversations: a Hugging Face folder with a template, or sft on messages."""
+    system_prompt: Name | None = None
+    """Text of the first turn, "system"; of a plain prompt its beginning."""
     stop: list[Name] = []
     """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}

@@ -18,6 +18,11 @@ class ValidationTask(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be read, or whose own worked answer is graded wrong: stop, or leave it out and count it in the
     log."""
+    chat: Literal["auto"] | bool = "auto"
+    """Ask through the chat template, as lm-evaluation-harness does with --apply_chat_template. "auto": where the run
+    trains on conversations."""
+    system_prompt: Name | None = None
+    """Text of the first turn, "system"; of a plain prompt its beginning."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
     max_new_tokens: PositiveInt = 256
