@@ -320,7 +320,7 @@ def test_lenient_reads_the_last_number(text: str, gold: str) -> None:
     """Whatever stands before it, and with dots, dollars or words behind it."""
     for behind in ("", ".", "...", "$$", " clips...", "}$$.", " dollars"):
         assert grade_gsm8k(f"{text} x {gold}{behind}", gold, "lenient"), behind
-        assert not grade_gsm8k(f"{text} x {gold}{behind}", f"{gold}1", "lenient")
+        assert not grade_gsm8k(f"{text} x {gold}{behind}", f"1{gold.lstrip('-').replace(',', '')}", "lenient")
 
 
 HOSTILE = [

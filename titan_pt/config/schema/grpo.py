@@ -91,9 +91,12 @@ class Grpo(Section):
     num_iterations: PositiveInt = 1
     """Passes over a step's groups."""
     loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce"] = "dapo"
-    """Policy loss, see trainers/grpo/losses.py."""
+    """Policy loss, see trainers/grpo/losses.py. The metric clip_fraction is the share of tokens whose term the clip
+    changed: with cispo those above cispo_cap, whatever the sign of their advantage; with gspo all tokens of a clipped
+    sequence. TRL reports cispo's for positive advantages alone, and gspo's as a share of sequences."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the deviation of their group, of all rewards, or not at all."""
+    """Advantages are divided by the deviation of their group, of all rewards, or not at all: by Bessel's deviation
+    + 1e-6, where TRL adds 1e-4."""
     clip_low: Fraction = 0.2
     """Ratios below 1 - clip_low get no gradient where the advantage is negative."""
     clip_high: NonNegative = 0.28
@@ -128,7 +131,8 @@ class Grpo(Section):
     """Rounds of sampling in one step. A step without any group of different rewards after them ends the run."""
     overlong: Literal["zero", "mask", "penalty"] = "zero"
     """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or, beside its reward, DAPO's penalty
-    that grows over the last overlong_buffer tokens."""
+    that grows over the last overlong_buffer tokens. With "mask" the losses that are means over sequences divide by the
+    sequences that train; TRL's mask_truncated_completions divides by all."""
     overlong_buffer: TokenCount = 64
     """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
     overlong_penalty: NonNegative = 1.0
