@@ -201,14 +201,18 @@ def test_text_loss_of_a_run_equals_its_own_validation(
 ) -> None:
     """By default the rows, the mask and the precision are those of the logged val_loss, also of a copy elsewhere."""
     rows = ANSWERS if trainer == "sft" else WORDS
-    path = write_rows(tmp_path / "held_out.jsonl", rows)
+    path = write_rows(tmp_path / "held_out.jsonl", rows[:30])
+    sources = [{"name": "mine", "path": path}]
+    if trainer == "sft":  # two sources: their files together are the validation's
+        sources.append({"name": "other", "path": write_rows(tmp_path / "held_out_2.jsonl", rows[30:]), "weight": 2.0})
+        path = str(tmp_path / "held_out*.jsonl")
     config = write_toml(
         tmp_path,
         job={"trainer": trainer, "dump_folder": str(tmp_path / "run")},
         training={"steps": 2, "seq_len": 96, "document_mask": True, "mixed_precision_param": "bfloat16"},
         optimizer={"lr": 0.01},
         data={"sources": [{"name": "t", "path": write_rows(tmp_path / "t.jsonl", rows)}], "cache_dir": str(tmp_path)},
-        validation={"enable": True, "freq": 2, "sources": [{"name": "mine", "path": path}]},
+        validation={"enable": True, "freq": 2, "sources": sources},
     )
     assert train_here(config) == 0
     logged = read_rows(tmp_path / "run")[-1]
@@ -221,7 +225,7 @@ def test_text_loss_of_a_run_equals_its_own_validation(
     for changed in (["--document_mask", "false"], ["--precision", "float32"], ["--dtype", "float32"]):
         assert evaluate(capsys, *flags, path, *changed)["text"]["loss"] != pytest.approx(found["loss"], abs=1e-7)
     if trainer == "pretrain":
-        copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", rows)
+        copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", rows[:30])
         assert evaluate(capsys, *flags, copy)["text"]["loss"] == found["loss"]
 
 

@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--chat",
+        nargs="?",
+        const="true",
         choices=["auto", "true", "false"],
         default="auto",
         help="ask through the chat template, examples as turns (default: where the model was trained on conversations)",
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--document_mask",
+        nargs="?",
+        const="true",
         choices=["true", "false"],
         help="whether documents of --text that share a row see each other (default: as in training)",
     )

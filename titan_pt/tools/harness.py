@@ -62,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise ConfigError(_missing(error)) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=folder)
+    with _naming(f"--include_path = {folder!r}"):
+        manager = TaskManager(include_path=folder)
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown or not names:
@@ -72,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
     model = HarnessModel(opened.model, engine, opened.source.tokenizer, arguments.seed, chats=chats)
     values: dict[str, dict[str, float]] = {}
     for name in names:  # one by one, so that a failure names its task
-        with _naming(name, arguments.num_fewshot):
+        with _naming(f"--tasks: {name!r}", arguments.num_fewshot):
             results = lm_eval.simple_evaluate(
                 model=model,
                 tasks=[name],
@@ -87,16 +88,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _naming(task: str, num_fewshot: int | None) -> Iterator[None]:
-    """Turn whatever the harness raises on a task into a ConfigError that names it."""
+def _naming(what: str, num_fewshot: int | None = None) -> Iterator[None]:
+    """Name what the harness was at in whatever it raises: a ConfigError, or an error of the system, such as a hub's."""
     try:
         yield
-    except (ConfigError, GaveUp, OSError, MemoryError):
+    except (ConfigError, GaveUp, MemoryError):
         raise
+    except OSError as error:
+        raise OSError(f"{what}: lm-evaluation-harness failed: {type(error).__name__}: {error}") from error
     except Exception as error:  # a task's files, data sets and metrics can fail in any way
         text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
         few = f" (--num_fewshot = {num_fewshot}: the task may have fewer examples; lower it)" if num_fewshot else ""
-        raise ConfigError(f"--tasks: {task!r}: lm-evaluation-harness failed: {text}{few}") from error
+        raise ConfigError(f"{what}: lm-evaluation-harness failed: {text}{few}") from error
 
 
 def _missing(error: ImportError) -> str:

@@ -97,18 +97,18 @@ def _rows(
     source: ModelSource, pattern: str, files: Sequence[str], seq_len: int, cache: str
 ) -> tuple[JobConfig, Iterator[PackedRow]]:
     config = _config(source, cache)
-    own, name = _own_source(source.config, files)
-    text = own or Source(name=name, path=pattern, formatter="text")
+    sources = _own_sources(source.config, files) or [_foreign(source.config, pattern)]
     encoder: Encoder = PLAIN_TEXT
-    if own and isinstance(config, SftConfig):
-        data = config.data.model_copy(update={"sources": [own]})
-        (text,) = with_records(config.model_copy(update={"data": data})).data.sources
+    if isinstance(config, SftConfig) and sources[0].formatter != "text":
+        data = config.data.model_copy(update={"sources": sources})
+        sources = with_records(config.model_copy(update={"data": data})).data.sources
         encoder = record_encoder(config)
-    (opened,) = open_alone([text], config)
-    once = MixtureSource(opened.name, opened.documents, 1.0, min(1.0, opened.max_epochs or 1.0))
+    once = [
+        MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in open_alone(sources, config)
+    ]
     settings = replace(data_settings(config, 1), holdout_fraction=0.0)
-    mixture = replace(tokenize_mixture([once], settings, source.tokenizer, encoder=encoder), spent={once.name})
-    return config, iter(Stream(mixture, 0, 1, seq_len))
+    mixture = tokenize_mixture(once, settings, source.tokenizer, encoder=encoder)
+    return config, iter(Stream(replace(mixture, spent={one.name for one in once}), 0, 1, seq_len))
 
 
 def _config(source: ModelSource, cache: str) -> JobConfig:
@@ -126,17 +126,25 @@ def _config(source: ModelSource, cache: str) -> JobConfig:
     return JobConfig.model_validate(tables)
 
 
-def _own_source(tables: Any, files: Sequence[str]) -> tuple[Source | None, str]:
-    """(the run's source of these files, or None; the name for them)."""
+def _own_sources(tables: Any, files: Sequence[str]) -> list[Source]:
+    """The run's source of these files, or all of its validation where these are its files; else none."""
+    wanted = {os.path.realpath(file) for file in files}
     validation = tables.get("validation", {}).get("sources", [])
     for table in [*validation, *tables.get("data", {}).get("sources", [])]:
-        if table.get("path") and _real(table["path"]) == {os.path.realpath(file) for file in files}:
-            return Source.model_validate(table), table["name"]
-    return None, validation[0]["name"] if len(validation) == 1 else "text"
+        if _real(table.get("path")) == wanted:
+            return [Source.model_validate(table)]
+    found = [_real(table.get("path")) for table in validation]
+    return [Source.model_validate(table) for table in validation] if found and set().union(*found) == wanted else []
 
 
-def _real(pattern: str) -> set[str]:
+def _foreign(tables: Any, pattern: str) -> Source:
+    """Files that the run did not name, under the name of its only source of validation, which decides their order."""
+    validation = tables.get("validation", {}).get("sources", [])
+    return Source(name=validation[0]["name"] if len(validation) == 1 else "text", path=pattern, formatter="text")
+
+
+def _real(pattern: str | None) -> set[str]:
     try:
-        return {os.path.realpath(file) for file in matching_files(pattern)}
+        return {os.path.realpath(file) for file in matching_files(pattern)} if pattern else set()
     except ConfigError:
         return set()
