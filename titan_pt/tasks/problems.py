@@ -157,7 +157,8 @@ def _local(row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], parse
     for file in files:
         entries += _parsed(row, read_rows(file), file, labels[file], parse)
     if not entries:
-        raise ConfigError(f"{files[0]}: holds no problems")
+        left_out = " beside the rows that are left out" if row.on_bad_row == "skip" else ""
+        raise ConfigError(f"{files[0]}: holds no problems{left_out}")
     return entries
 
 

@@ -22,6 +22,8 @@ _REWARDED = ("strict", "official")  # a lenient verdict is no reward and no accu
 _FORMS = ("{}", "Answer: {}", "#### {}")
 # Problems that are asked for nonsense; a scorer that accepts it mostly does so for every problem.
 _PROBLEMS = 40
+# Worked answers that are graded at opening: a registered set may be endless. Rows of files are graded as they are read.
+_MOST = 20_000
 # A grading that runs programs may take long: the check ends then, and says how far it came.
 _ALL_SECONDS = 60.0
 
@@ -42,12 +44,11 @@ class Asked(Protocol):
     def solution(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Unproved:
-    """A problem whose worked answer is not right."""
+class Problems(Protocol):
+    """A set of problems, as far as it is checked."""
 
-    index: int
-    message: str
+    def __len__(self) -> int: ...
+    def get(self, index: int, visit: int) -> Asked: ...
 
 
 def proved(solution: str, gold: str, grade: Callable[[str, str, str], bool]) -> str:
@@ -65,31 +66,39 @@ def proved(solution: str, gold: str, grade: Callable[[str, str, str], bool]) -> 
     return solution
 
 
-def unproved(problems: Sequence[Asked], grade: Grade) -> tuple[list[Unproved], int]:
-    """(the problems whose worked answers are not right by every rule, number of problems that were read).
+@dataclass(frozen=True)
+class Proof:
+    """What a check of worked answers found."""
 
-    A problem without a worked answer is read and not checked. Reading ends after a minute.
-    """
-    found: list[Unproved] = []
-    read = 0
+    wrong: dict[int, str]
+    """Problems whose worked answers are not right by every rule: number -> what is wrong."""
+    read: int
+    """Problems that were read, from the first on."""
+    checked: int
+    """Problems that have a worked answer, among them."""
+
+
+def prove(problems: Problems, grade: Grade) -> Proof:
+    """Grade the worked answers of the first problems by every rule, for a minute at most."""
+    wrong: dict[int, str] = {}
+    read = checked = 0
 
     def check() -> None:
-        nonlocal read
-        for index, problem in enumerate(problems):
+        nonlocal read, checked
+        for index in range(min(len(problems), _MOST)):
+            problem = problems.get(index, 0)
             rules = RULES if problem.solution else ()
-            wrong = [rule for rule in rules if not _verdict(problem.solution, problem, rule, grade)]
-            if wrong:
-                found.append(Unproved(index, f"{problem.id}: {_unproved(problem.solution, wrong)}"))
-            read = index + 1
+            broken = [rule for rule in rules if not _verdict(problem.solution, problem, rule, grade)]
+            if broken:
+                wrong[index] = f"{problem.id}: {_unproved(problem.solution, broken)}"
+            read, checked = index + 1, checked + bool(rules)
 
     with contextlib.suppress(TimeLimitExpired), TimeLimit(_ALL_SECONDS) as limit:
         limit.run(check)  # one limit for all: one for each would take longer than the grading
-    return found, read
+    return Proof(wrong, read, checked)
 
 
-def accepted_nonsense(
-    problems: Sequence[Asked], grade: Grade, find_answer: Callable[[str], str | None] | None
-) -> str | None:
+def accepted_nonsense(problems: Problems, grade: Grade, find_answer: Callable[[str], str | None] | None) -> str | None:
     """What is wrong with a grading that takes nonsense for right, with the reply that it took; None: nothing is.
 
     Each problem gets replies that answer nothing, the answer to another problem, its own question and, where the
@@ -99,7 +108,8 @@ def accepted_nonsense(
     Args:
         find_answer: as of `Task`; where it finds an answer, nonsense is also given in the strict form.
     """
-    some = problems[:: max(1, len(problems) // _PROBLEMS)][:_PROBLEMS]
+    chosen = range(0, len(problems), max(1, len(problems) // _PROBLEMS))[:_PROBLEMS]
+    some = [problems.get(index, 0) for index in chosen]
     taken: dict[str, list[str]] = {}
     asked = 0
 

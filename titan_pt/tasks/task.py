@@ -10,7 +10,7 @@ from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
-from titan_pt.tasks.self_check import accepted_nonsense, unproved
+from titan_pt.tasks.self_check import accepted_nonsense, prove
 
 logger = logging.getLogger("titan_pt")
 
@@ -245,21 +245,21 @@ def _proved(task: Task, *, skips: bool) -> Task:
     """
     sets: list[Problems] = [task.train, task.evaluation]
     for part, problems in enumerate(sets):
-        every = [problems.get(index, 0) for index in range(len(problems))]
-        bad, read = unproved(every, task.grade)
-        if read < len(every):
-            logger.warning(f"Task {task.name}: the worked answers of {read:,} of {len(every):,} problems were graded")
-        if bad and not skips:
-            raise ConfigError(f'{bad[0].message} ({len(bad):,} such problems); on_bad_row = "skip" leaves them out')
-        if bad:
-            logger.warning(f"Task {task.name}: {len(bad):,} of {len(every):,} problems are left out: {bad[0].message}")
-            wrong = {one.index for one in bad}
-            sets[part] = _Chosen(problems, [index for index in range(len(every)) if index not in wrong])
+        proof, size = prove(problems, task.grade), len(problems)
+        if proof.checked and proof.read < size:
+            logger.warning(f"Task {task.name}: the worked answers of {proof.read:,} of {size:,} problems were graded")
+        if not proof.wrong:
+            continue
+        first, count = next(iter(proof.wrong.values())), len(proof.wrong)
+        if not skips:
+            raise ConfigError(f'{first} ({count:,} such problems); on_bad_row = "skip" leaves them out')
+        logger.warning(f"Task {task.name}: {count:,} of {size:,} problems are left out: {first}")
+        sets[part] = _Chosen(problems, [index for index in range(size) if index not in proof.wrong])
     task = replace(task, train=sets[0], evaluation=sets[1])
-    some = [problems.get(index, 0) for problems in sets for index in range(len(problems))]
-    nonsense = None if task.open_ended else accepted_nonsense(some, task.grade, task.find_answer)
-    if nonsense:
-        raise ConfigError(f"{nonsense}; rewards would teach it: choose another task, or mend its grading")
+    for problems in () if task.open_ended else sets:
+        nonsense = accepted_nonsense(problems, task.grade, task.find_answer)
+        if nonsense:
+            raise ConfigError(f"{nonsense}; rewards would teach it: choose another task, or mend its grading")
     return task
 
 
