@@ -45,6 +45,7 @@ def make(row: GrpoTask, _seed: int, grade: object = even) -> Task:
         train=Numbers(row.name, 0, size),
         evaluation=Numbers(row.name, 1000, 12),
         grade=grade,  # type: ignore[arg-type]
+        open_ended=True,
     )
 
 

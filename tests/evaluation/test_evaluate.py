@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from hf_helpers import write_model
 from task_helpers import CASES, SUMS, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tool_helpers import tool_here, train_known
+from transformers import AutoTokenizer
 
 from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
 from titan_pt.evaluation.intervals import wilson
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.evaluation.text import text_loss
 from titan_pt.generation.native import NativeEngine
+from titan_pt.hf.chat import chat_tokens
 from titan_pt.hf.model_source import ModelSource, open_model_source
+from titan_pt.tasks.prompts import PromptRules, held_out_prompts
 from titan_pt.tools.evaluate import main
 
 PROBLEMS = [
@@ -63,7 +68,7 @@ def test_accuracy_and_pass_at_k_of_a_file(run: Path, tmp_path: Path, capsys: pyt
 def test_letter_accuracy_equals_full_logits(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "test.jsonl", CASES[:12])
     flags = ["--checkpoint", folder, "--tasks", "medqa", "--data", f"medqa={data}", "--max_new_tokens", 4]
-    found = evaluate(capsys, *flags)["tasks"]["medqa"]
+    found = evaluate(capsys, *flags, "--chat", "false")["tasks"]["medqa"]
     source = open_model_source(str(folder))
     model, right = source.load("cpu", torch.float32), 0
     task = open_eval_task(TaskRequest("medqa", path=data), 0, "--tasks")
@@ -94,6 +99,72 @@ def test_examples_come_from_the_training_problems(tmp_path: Path) -> None:
     assert letters.find_letter is not None and letters.find_letter("Answer: B\n\nQuestion: x\nAnswer: C") == "B"
 
 
+CHAT_ML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chat") / "folder"
+    shutil.copytree(folder, path)
+    (path / "chat_template.jinja").write_text(CHAT_ML)
+    return path
+
+
+def test_prompts_of_a_chat_are_those_of_the_harness(chat_folder: Path, tmp_path: Path) -> None:
+    """The turns of lm-evaluation-harness's --apply_chat_template, as the template of transformers writes them."""
+    train_path = write_rows(tmp_path / "train.jsonl", [{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}])
+    request = TaskRequest(
+        "gsm8k",
+        path=write_rows(tmp_path / "test.jsonl", PROBLEMS),
+        train_path=train_path,
+        num_fewshot=1,
+        system_prompt="Be brief.",
+    )
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Question: What is 1 + 1?\nAnswer:"},
+        {"role": "assistant", "content": "1 + 1 = 2\n#### 2"},
+        {"role": "user", "content": "Question: What is 3 + 4?\nAnswer:"},
+    ]
+    theirs = AutoTokenizer.from_pretrained(chat_folder)
+    tokenizer = open_model_source(str(chat_folder)).tokenizer
+    task = open_eval_task(request, 0, "--tasks", knows_chat=True)
+    (prompt, *_), _ = held_out_prompts(task, 0, PromptRules(tokenizer, 400, "error"), 4)
+    expected = theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)["input_ids"]
+    assert list(prompt.token_ids) == expected
+    assert prompt.text == theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    plain = open_eval_task(replace(request, chat=False), 0, "--tasks", knows_chat=True)
+    text = "Be brief." + "\n\n".join(f"{q['content']} {a['content']}" for q, a in [turns[1:3]])
+    assert plain.prompt(plain.evaluation.get(0, 0)) == f"{text}\n\n{turns[3]['content']}"
+
+
+def test_models_of_conversations_are_asked_through_their_template(
+    run: Path, chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "test.jsonl", CASES[:6])
+    flags = ["--tasks", "medqa", "--data", f"medqa={data}", "--max_new_tokens", 4]
+    found = evaluate(capsys, "--checkpoint", chat_folder, *flags)["tasks"]["medqa"]
+    assert found["chat"] is True
+    source = open_model_source(str(chat_folder))
+    model, right = source.load("cpu", torch.float32), 0
+    task = open_eval_task(TaskRequest("medqa", path=data), 0, "--tasks")
+    for i in range(6):
+        problem = task.evaluation.get(i, 0)
+        content = f"{task.prompt(problem)}Answer:"
+        ids = chat_tokens(source.tokenizer, [{"role": "user", "content": content}])
+        logits = model(torch.tensor([ids]))[0, -1]
+        best = max("ABCD", key=lambda letter: float(logits[source.tokenizer.encode(letter)[0]]))
+        right += best == problem.gold
+    assert found["accuracy_loglikelihood"] == right / 6
+    assert evaluate(capsys, "--checkpoint", chat_folder, *flags, "--chat", "false")["tasks"]["medqa"]["chat"] is False
+    assert evaluate(capsys, "--checkpoint", run, *flags)["tasks"]["medqa"]["chat"] is False, "a base model"
+    assert tool_here(main, "--checkpoint", chat_folder, *flags) == 0
+    assert "medqa: 6 problems, asked through the chat template" in capsys.readouterr().out
+
+
 def test_num_fewshot_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", run, "--tasks", "arithmetic", "--limit", 3, "--max_new_tokens", 4]
     assert evaluate(capsys, *flags, "--num_fewshot", 2)["tasks"]["arithmetic"]["num_fewshot"] == 2
@@ -120,6 +191,44 @@ def test_text_loss_equals_full_logits(folder: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "one.txt").write_text(texts[0])
     assert evaluate(capsys, "--checkpoint", folder, "--text", tmp_path / "one.txt")["text"]["seq_len"] == 256
     assert text_loss(model, tokenizer, [texts[0]], 256).tokens == len(tokenizer.encode(texts[0])) + 1
+
+
+WORDS = [{"text": f"word {i} " * (3 + 7 * i % 23)} for i in range(40)]
+ANSWERS = [{"prompt": f"How much is {i} and {i}?", "completion": f" {2 * i}" * (1 + i % 3)} for i in range(40)]
+
+
+@pytest.mark.parametrize("trainer", ["pretrain", "sft"])
+def test_text_loss_of_a_run_equals_its_own_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str
+) -> None:
+    """By default the rows, the mask and the precision are those of the logged val_loss, also of a copy elsewhere."""
+    rows = ANSWERS if trainer == "sft" else WORDS
+    path = write_rows(tmp_path / "held_out.jsonl", rows[:30])
+    sources = [{"name": "mine", "path": path}]
+    if trainer == "sft":  # two sources: their files together are the validation's
+        sources.append({"name": "other", "path": write_rows(tmp_path / "held_out_2.jsonl", rows[30:]), "weight": 2.0})
+        path = str(tmp_path / "held_out*.jsonl")
+    config = write_toml(
+        tmp_path,
+        job={"trainer": trainer, "dump_folder": str(tmp_path / "run")},
+        training={"steps": 2, "seq_len": 96, "document_mask": True, "mixed_precision_param": "bfloat16"},
+        optimizer={"lr": 0.01},
+        data={"sources": [{"name": "t", "path": write_rows(tmp_path / "t.jsonl", rows)}], "cache_dir": str(tmp_path)},
+        validation={"enable": True, "freq": 2, "sources": sources},
+    )
+    assert train_here(config) == 0
+    logged = read_rows(tmp_path / "run")[-1]
+    flags = ["--checkpoint", tmp_path / "run", "--text"]
+    capsys.readouterr()
+    found = evaluate(capsys, *flags, path)["text"]
+    assert (found["document_mask"], found["precision"]) == (True, "bfloat16")
+    assert found["loss"] == pytest.approx(logged["val_loss"], abs=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(logged["val_bpb"], abs=1e-6)
+    for changed in (["--document_mask", "false"], ["--precision", "float32"], ["--dtype", "float32"]):
+        assert evaluate(capsys, *flags, path, *changed)["text"]["loss"] != pytest.approx(found["loss"], abs=1e-7)
+    if trainer == "pretrain":
+        copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", rows[:30])
+        assert evaluate(capsys, *flags, copy)["text"]["loss"] == found["loss"]
 
 
 def test_likelihoods_equal_full_logits(folder: Path) -> None:

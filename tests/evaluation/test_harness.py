@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tool_helpers import tool_here
 
 from titan_pt.hf.chat import chat_tokens
 from titan_pt.hf.model_source import open_model_source
+from titan_pt.tools import harness
 from titan_pt.tools.harness import main
 
 ROWS = [
@@ -36,12 +38,23 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "missing': no such folder" in capsys.readouterr().err
     assert tool_here(main, "--checkpoint", "x", "--tasks", "y", "--limit", 0) == 2
     assert "--limit = 0: must be at least 1" in capsys.readouterr().err
+    assert tool_here(main, "--checkpoint", "x", "--tasks", "y", "--num_fewshot", -1) == 2
+    assert "--num_fewshot = -1: must be 0 or more" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    monkeypatch.setattr(harness, "version", absent)
     assert tool_here(main, "--checkpoint", "x", "--tasks", "y") == 2
     assert "pip install 'titan-pt[eval]'" in capsys.readouterr().err
+    monkeypatch.setattr(harness, "version", lambda name: "0.4.9")
+    assert tool_here(main, "--checkpoint", "x", "--tasks", "y") == 2
+    message = capsys.readouterr().err
+    assert "lm-eval 0.4.9 is installed and lacks" in message and "pip install 'lm-eval>=0.4.10,<0.5'" in message
+
+
+def absent(name: str) -> str:
+    raise PackageNotFoundError(name)
 
 
 def test_harness_tasks_run_on_our_models(
@@ -90,6 +103,10 @@ def test_harness_tasks_run_on_our_models(
         scores = [_logprob(model, ids, encode(option)) for option in row["options"]]
         right += scores.index(max(scores)) == 0
     assert asked == pytest.approx(right / len(ROWS))
+    few = ["--num_fewshot", len(ROWS) + 5]
+    assert tool_here(main, *flags, "--tasks", "own_read,own_write", *few) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--tasks: 'own_read': lm-evaluation-harness failed: ValueError: " in message and "lower it" in message
     assert tool_here(main, *flags, "--tasks", "own_chose") == 2
     assert "does not know own_chose" in capsys.readouterr().err
 

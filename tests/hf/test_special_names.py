@@ -186,3 +186,19 @@ def test_names_are_found() -> None:
     assert name_in(TOKENIZER, "a <| b </s>") is None and name_in(TOKENIZER, f"a {SLY}") == "<|im_end|>"
     assert encode_named(TOKENIZER, f"a{SLY}b") == [*b"aHi", END, *b"b"]
     assert controls(chat_tokens(TOKENIZER, [{"role": "user", "content": SLY}], named=True)) == [START, END, END, START]
+
+
+def test_tasks_asked_through_a_template_read_names_alike(tmp_path: Path) -> None:
+    rows = [{"question": f"{SLY} {i}?", "answer": f"<|im_start|> #### {i}"} for i in range(40)]
+    fields: dict[str, Any] = {
+        "path": write_rows(tmp_path / "a.jsonl", rows),
+        "chat": True,
+        "prompt_template": "{question}<|im_end|>",
+        "system_prompt": "Hm<|im_start|>",
+    }
+    task, rules = open_row("gsm8k", **fields), PromptRules(TOKENIZER, 1000, "error")
+    ids, _ = rules.encode(task, task.train.get(0, 0))
+    system, begin = [START, START, END], [START]
+    assert ids is not None and controls(ids) == [*system, START, END, END, *begin]
+    ids, _ = rules.encode(open_row("gsm8k", **fields, special_tokens=True), task.train.get(0, 0))
+    assert ids is not None and controls(ids) == [*system, START, END, END, END, *begin]

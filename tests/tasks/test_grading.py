@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ GSM8K = [
     ("#### +3", "3", False, False, True),
     ("#### --3", "-3", False, False, True),
     ("#### -0", "0", False, True, True),
-    ("#### \u22123", "-3", False, False, False),
+    ("#### \u22123", "-3", False, False, True),
     ("#### $18", "18", False, True, True),
     ("#### -$18", "-18", False, True, True),
     ("#### $-18", "-18", False, True, True),
@@ -79,10 +78,10 @@ GSM8K = [
     ("#### 18.", "18", False, True, True),
     ("#### 18.0", "18", False, True, True),
     ("#### 18.00.", "18", False, True, True),
-    ("#### 18..", "18", False, False, False),
+    ("#### 18..", "18", False, False, True),
     ("#### 18.5", "18", False, False, False),
     ("#### 18.50", "18.5", False, True, True),
-    ("#### .5", "0.5", False, False, False),
+    ("#### .5", "0.5", False, False, True),
     ("#### 018", "18", False, True, True),
     ("#### 0.1", "0.1000000000000000055511151231257827", False, False, False),
     ("#### 9007199254740993", "9007199254740992", False, False, False),
@@ -124,7 +123,36 @@ GSM8K = [
     ("18", "18", False, False, True),
     ("8", "8", False, False, True),
     ("eighteen", "18", False, False, False),
-    ("18 ... or so, maybe...", "18", False, False, False),
+    ("18 ... or so, maybe...", "18", False, False, True),
+    # Dots and dollars behind the last number, as in prose and LaTeX.
+    ("She sold 72 clips...", "72", False, False, True),
+    ("It is $72... I think...", "72", False, False, True),
+    ("so...72", "72", False, False, True),
+    ("See No.72", "72", False, False, True),
+    ("$$\\boxed{18}$$", "18", False, False, True),
+    ("\\[\\boxed{1,018}\\].", "1018", False, False, True),
+    ("\\boxed{\\$18.00}$.", "18", False, False, True),
+    # Other minuses; behind a digit they are a range.
+    ("It is \u22127", "7", False, False, False),
+    ("It is \u22127", "-7", False, False, True),
+    ("It is \u2212$7.", "-7", False, False, True),
+    ("It is \u20137", "-7", False, False, True),
+    ("It is \uff0d7", "7", False, False, False),
+    ("pages 3\u20137", "7", False, False, True),
+    # A part of a number is not the number.
+    ("It is 3/4", "4", False, False, False),
+    ("It is 3/4", "3", False, False, False),
+    ("It is 3 / 4 of it", "4", False, False, False),
+    ("It is 3\u20444", "4", False, False, False),
+    ("It is $\\frac{3}{4}$", "4", False, False, False),
+    ("It is \\dfrac{x + 3}{4}.", "4", False, False, False),
+    ("It is 3\u00bd", "3", False, False, False),
+    ("It is 2^4", "4", False, False, False),
+    ("It is 2^{4}", "4", False, False, False),
+    ("It is 3e4", "4", False, False, False),
+    ("3/4 of 72 are 54", "54", False, False, True),
+    ("It is $18/hour", "18", False, False, True),
+    ("It is version 1.2.3", "3", False, False, False),
     # Empty.
     ("", "18", False, False, False),
     ("   \n\n", "18", False, False, False),
@@ -273,22 +301,26 @@ def test_strictly_right_is_leniently_right(text: str, gold: str) -> None:
 @settings(max_examples=400, deadline=None)
 @given(texts, numbers)
 @example("18.0 18", "18")
-def test_lenient_accepts_what_the_harness_accepts(text: str, gold: str) -> None:
+@example("$$\\boxed{18}$$", "18")
+@example("72 clips...", "72")
+def test_flexible_extract_is_the_harness_s(text: str, gold: str) -> None:
     """lm-evaluation-harness: RegexFilter(group_select=-1), then exact_match with its regexes_to_ignore."""
     for completion in (text, f"{text} {gold}", f"{gold}, {text}"):
         found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", completion)
-        taken = next(group for group in found[-1] if group) if found else "[invalid]"
+        taken = next(group for group in found[-1] if group).strip() if found else "[invalid]"
         reference = gold
         for ignored in (",", r"\$", r"(?s).*#### ", r"\.$"):
             taken, reference = re.sub(ignored, "", taken), re.sub(ignored, "", reference)
-        try:  # Written with dots alone, or with two: no number. "1." keeps a dot after the harness took one: neither.
-            same = (
-                Decimal(taken) == Decimal(reference) and not taken.endswith(".") and not taken.startswith((".", "-."))
-            )
-        except InvalidOperation:
-            same = False
-        assert grade_gsm8k(completion, gold, "lenient") == same
-        assert same or taken != reference
+        assert grade_gsm8k(completion, gold, "flexible_extract") == (taken.lower() == reference.lower())
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, numbers)
+def test_lenient_reads_the_last_number(text: str, gold: str) -> None:
+    """Whatever stands before it, and with dots, dollars or words behind it."""
+    for behind in ("", ".", "...", "$$", " clips...", "}$$.", " dollars"):
+        assert grade_gsm8k(f"{text} x {gold}{behind}", gold, "lenient"), behind
+        assert not grade_gsm8k(f"{text} x {gold}{behind}", f"1{gold.lstrip('-').replace(',', '')}", "lenient")
 
 
 HOSTILE = [

@@ -220,7 +220,7 @@ def test_fingerprints_change_with_the_problems(tmp_path: Path) -> None:
     assert fingerprint(SUMS) == fingerprint(SUMS, file="y.jsonl")
     changes = [SUMS[::-1], SUMS[1:], [*SUMS[:-1], {**SUMS[-1], "answer": "79"}]]
     assert len({fingerprint(rows) for rows in (SUMS, *changes)}) == 4
-    other = [{**row, "options": {**row["options"], "D": "another"}} for row in CASES]
+    other = [{**row, "answer": None, "options": {**row["options"], "D": "another"}} for row in CASES]
     prints = [
         fingerprint(CASES, "medqa"),
         fingerprint(CASES, "medqa", seed=2),

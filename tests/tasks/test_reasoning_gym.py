@@ -38,20 +38,20 @@ class Unordered(Sums):
         random.shuffle(words)
         return {"question": f"{index} " + " ".join(words), "answer": None, "metadata": {}}
 
-def helper(answer):
-    return eval(answer)
-
-class Evaluating(Sums):
+class Credulous(Sums):
     def score_answer(self, answer, entry):
-        return [float(self.read(part)) for part in answer][0]
-    def read(self, answer):
-        return helper(answer)
+        return min(1.0, 2.0 ** -abs(float(answer.split()[0]) - entry["metadata"]["sum"]))
+
+class Changed(Sums):
+    def score_answer(self, answer, entry):
+        return 1.0 if answer == "0" + entry["answer"] else 0.0
 
 class Failing(Sums):
     def __getitem__(self, index):
         raise ValueError("no such puzzle")
 
-DATASETS = {kind.__name__.lower(): (kind, Settings) for kind in (Sums, Unordered, Evaluating, Failing)}
+NAMES = {"chain_sum": Sums, "maze": Unordered, "gcd": Credulous, "lcm": Changed, "sudoku": Failing, "new": Sums}
+DATASETS = {name: (kind, Settings) for name, kind in {**NAMES, "n_queens": Sums}.items()}
 """
 STUB_PACKAGE = """
 from .factory import DATASETS
@@ -81,7 +81,7 @@ def gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("gym")
 def test_reasoning_gym_asks_and_grades() -> None:
-    opened = open_row("reasoning_gym:sums", options={"size": 200, "most": 9}, holdout_fraction=0.3)
+    opened = open_row("reasoning_gym:chain_sum", options={"size": 200, "most": 9}, holdout_fraction=0.3)
     train, evaluation = asked(opened.train), asked(opened.evaluation)
     assert not questions(opened.train) & questions(opened.evaluation)
     assert len({problem.question for problem in (*train, *evaluation)}) == len(train) + len(evaluation) <= 81
@@ -96,7 +96,7 @@ def test_reasoning_gym_asks_and_grades() -> None:
     assert opened.grade(f"#### {grid.gold}", grid, "lenient")
     assert opened.find_answer is not None
     assert (opened.find_answer(partly), opened.find_answer("Answer: ")) == (grid.gold.splitlines()[0], None)
-    other = open_row("reasoning_gym:sums", seed=1000, options={"size": 200, "most": 9}, holdout_fraction=0.3)
+    other = open_row("reasoning_gym:chain_sum", seed=1000, options={"size": 200, "most": 9}, holdout_fraction=0.3)
     assert other.train.fingerprint != opened.train.fingerprint
     assert not questions(other.train) & questions(opened.evaluation), "nor across seeds"
 
@@ -104,33 +104,44 @@ def test_reasoning_gym_asks_and_grades() -> None:
 @pytest.mark.usefixtures("gym")
 def test_every_process_generates_the_same_problems() -> None:
     """Though the set goes through a Python set and the global random numbers."""
-    first, second = (open_row("reasoning_gym:unordered", options={"size": 30}, holdout_fraction=0.5) for _ in range(2))
+    first, second = (open_row("reasoning_gym:maze", options={"size": 30}, holdout_fraction=0.5) for _ in range(2))
     assert asked(first.train) == asked(second.train) and first.train.fingerprint == second.train.fingerprint
     assert first.train.get(0, 0).gold == ""
 
 
 @pytest.mark.usefixtures("gym")
 def test_wrong_settings_are_named() -> None:
-    assert "reasoning_gym has no 'sum'; did you mean sums?; it has 4, such as" in problem_of("reasoning_gym:sum")
+    assert "has no 'chain_sums'; did you mean chain_sum?; choose one of the 5" in problem_of("reasoning_gym:chain_sums")
     assert problem_of("reasoning_gym").startswith("name: reasoning_gym has no ''")
-    assert "evaluates text as code; choose another" in problem_of("reasoning_gym:evaluating")
-    assert "cannot be generated: ValueError: no such puzzle" in problem_of("reasoning_gym:failing")
-    assert "level = 2 has no effect on reasoning_gym:sums" in problem_of("reasoning_gym:sums", level=2)
+    assert "has 'n_queens', but its scorer evaluates text as code; " in problem_of("reasoning_gym:n_queens")
+    assert "has 'new', but its scorer was not checked; choose" in problem_of("reasoning_gym:new")
+    assert "cannot be generated: ValueError: no such puzzle" in problem_of("reasoning_gym:sudoku")
+    assert "level = 2 has no effect on reasoning_gym:chain_sum" in problem_of("reasoning_gym:chain_sum", level=2)
+
+
+@pytest.mark.usefixtures("gym")
+def test_scorers_that_cannot_be_trusted_are_refused() -> None:
+    """Though their names are on the list: options or another version may change what they take."""
+    assert "its grading takes 'nan' for right 40 of 40 times, as of reasoning_gym:gcd/" in problem_of(
+        "reasoning_gym:gcd", options={"size": 60}
+    )
+    message = problem_of("reasoning_gym:lcm", options={"size": 60})
+    assert "its own worked answer 'Answer: " in message and "is wrong by the rule official, strict, lenient" in message
 
 
 @pytest.mark.usefixtures("gym")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mots": 3}, "options.mots: unknown; did you mean most?; sums has seed, size, most"),
-        ({"most": 0}, "options: sums refuses them: AssertionError: most must be positive"),
+        ({"mots": 3}, "options.mots: unknown; did you mean most?; chain_sum has seed, size, most"),
+        ({"most": 0}, "options: chain_sum refuses them: AssertionError: most must be positive"),
         ({"size": 0}, "options.size = 0: want a number of problems from 1 on"),
         ({"size": True}, "options.size = true: want a number of problems from 1 on"),
         ({"size": "7"}, "options.size = '7': want a number of problems from 1 on"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
-    assert problem_of("reasoning_gym:sums", options=options) == message
+    assert problem_of("reasoning_gym:chain_sum", options=options) == message
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +152,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_package_works() -> None:
     factory = pytest.importorskip("reasoning_gym.factory")
-    evaluates_text = importlib.import_module("titan_pt.tasks.reasoning_gym").evaluates_text
-    refused = {name for name, (kind, _) in factory.DATASETS.items() if evaluates_text(kind)}
-    assert refused >= {"countdown", "n_queens", "puzzle24", "simple_integration", "spiral_matrix", "string_insertion"}
-    assert len(refused) < len(factory.DATASETS) / 5
+    sets = importlib.import_module("titan_pt.tasks.reasoning_gym").SETS
+    assert not sets - factory.DATASETS.keys() and len(sets) == 89
     for name in ("chain_sum", "mini_sudoku"):
         opened = open_row(f"reasoning_gym:{name}", options={"size": 50})
         assert not questions(opened.train) & questions(opened.evaluation)

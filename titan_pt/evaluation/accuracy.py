@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.tasks.prompts import Prompt
+from titan_pt.hf.chat import chat_tokens, encode_behind
+from titan_pt.tasks.prompts import Prompt, as_asked
 from titan_pt.tasks.rollouts import Group
 from titan_pt.tasks.task import Task
 
@@ -51,15 +52,21 @@ def likeliest_letters(
 ) -> float:
     """Share of problems whose right letter is the likeliest after `task.letter_prefix`, as in lm-evaluation-harness.
 
+    Through a chat template the prefix ends the question, and the letter begins the answer without a blank.
+
     Args:
         longest: most tokens of a question with its answer; a longer question loses its beginning.
         score: log-likelihoods of answers.
     """
     samples = []
     for prompt in prompts:
-        question = (*prompt.token_ids, *tokenizer.encode(task.letter_prefix))
+        if task.chat:
+            asked, written = as_asked(tokenizer, task, prompt.problem)
+            question = tuple(chat_tokens(tokenizer, asked.messages(written, task.letter_prefix), named=True))
+        else:
+            question = (*prompt.token_ids, *tokenizer.encode(task.letter_prefix))
         for letter in task.letters:
-            answer = tuple(tokenizer.encode(f" {letter}"))
+            answer = tuple(encode_behind(tokenizer, letter) if task.chat else tokenizer.encode(f" {letter}"))
             samples.append((question[-(longest - len(answer)) :], answer))
     scores = score(samples)
     size = len(task.letters)

@@ -1,6 +1,7 @@
 """Tasks opened for evaluation alone, with or without worked examples before each question."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
@@ -19,16 +20,23 @@ class TaskRequest:
     """File of the problems that examples are taken from; None: the hub's."""
     level: int | None = None
     """Difficulty of arithmetic."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Treatment of rows that cannot be read, or whose worked answers are graded wrong."""
     num_fewshot: int = 0
     """Worked examples before each question."""
     special_tokens: bool = False
     """Whether names of special tokens in the problems stand for these tokens."""
+    chat: Literal["auto"] | bool = "auto"
+    """Whether to ask through the chat template; "auto": where the model knows it."""
+    system_prompt: str | None = None
+    """Text of the first turn, or before a plain prompt."""
 
 
-def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
+def open_eval_task(request: TaskRequest, seed: int, where: str, *, knows_chat: bool = False) -> Task:
     """The requested task; its prompts begin with the examples.
 
     Args:
+        knows_chat: whether the model was trained on conversations.
         where: setting that names the task, for error messages.
 
     Raises:
@@ -41,9 +49,12 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
         eval_path=request.path,
         level=request.level,
         special_tokens=request.special_tokens,
+        on_bad_row=request.on_bad_row,
+        chat=request.chat,
+        system_prompt=request.system_prompt,
     )
     try:
-        task = open_task(row, seed)
+        task = open_task(row, seed, knows_chat=knows_chat)
     except ConfigError as error:
         raise ConfigError(*(problem.replace("grpo.tasks", where, 1) for problem in error.problems)) from None
     return with_examples(task, request.num_fewshot) if request.num_fewshot else task
@@ -52,9 +63,9 @@ def open_eval_task(request: TaskRequest, seed: int, where: str) -> Task:
 def with_examples(task: Task, count: int) -> Task:
     """A task with `count` worked problems before each question.
 
-    The prompt is lm-evaluation-harness's: each example is the task's prompt and its worked answer, then a blank line.
-    The choice of the examples depends on the training problems alone. A completion ends where it begins another
-    question.
+    The prompt is lm-evaluation-harness's: examples are turns of a conversation, or the task's prompt and its worked
+    answer, then a blank line. The choice of the examples depends on the training problems alone. A completion ends
+    where it begins another question.
 
     Raises:
         ConfigError: the task has fewer problems with worked answers.

@@ -10,10 +10,10 @@ from titan_pt.evaluation.task_evaluator import TaskEvaluator, build_task_evaluat
 from titan_pt.generation.engine import GenerationStopped, NonFiniteLogits
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
-from titan_pt.hf.chat import prompt_tokens, stop_ids
+from titan_pt.hf.chat import knows_chat, prompt_tokens, stop_ids
 from titan_pt.protocols.context import TrainContext, Validator
 from titan_pt.run.signals import stop_requested
-from titan_pt.tasks.task import Task
+from titan_pt.tasks.task import Task, how_asked
 
 logger = logging.getLogger("titan_pt")
 
@@ -100,16 +100,28 @@ def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
         raise_if_preempted=context.raise_if_preempted,
     )
     for row, task in zip(options.tasks, tasks, strict=True):
-        logger.info(f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, answered greedily")
+        logger.info(
+            f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, {how_asked(task)}, "
+            "answered greedily"
+        )
     return TaskEval(inner, context, engine, evaluator)
 
 
 def _open_tasks(context: TrainContext) -> list[Task]:
     requests = (
-        TaskRequest(row.name, path=row.path, level=row.level, special_tokens=row.special_tokens)
+        TaskRequest(
+            row.name,
+            path=row.path,
+            level=row.level,
+            on_bad_row=row.on_bad_row,
+            chat=row.chat,
+            system_prompt=row.system_prompt,
+            special_tokens=row.special_tokens,
+        )
         for row in context.config.validation.tasks
     )
-    return [open_eval_task(request, 0, "validation.tasks") for request in requests]
+    talks = knows_chat(context.config.job.trainer, context.tokenizer, context.dataloader.identity())
+    return [open_eval_task(request, 0, "validation.tasks", knows_chat=talks) for request in requests]
 
 
 def _tokens(context: TrainContext, prompt: str) -> list[int]:

@@ -113,6 +113,8 @@ def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any
     """
     if trainer == "sft":
         return data.get("records") != PROMPTS
+    if trainer == "grpo":  # without the key: its tasks were asked in plain text
+        return bool(data.get("chat"))
     return trainer != "pretrain" and tokenizer.chat_template is not None
 
 

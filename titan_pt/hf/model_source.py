@@ -44,8 +44,8 @@ class ModelSource:
     """Facts of its training for the model card, by label."""
     trainer: str | None
     """Kind of training of a checkpoint; None for a Hugging Face folder."""
-    seq_len: int | None
-    """Sequence length of its training; None where that is not known."""
+    config: Mapping[str, Any]
+    """Resolved config of its training by table; empty for a Hugging Face folder."""
     keep_padding: bool
     """Whether an export keeps the padding rows of its vocabulary, because they came with the model."""
     knows_chat: bool
@@ -80,9 +80,12 @@ class ModelSource:
             yield name, self.tensors.read(name)
 
     def load(self, device: torch.device | str, dtype: torch.dtype, *, sdpa_backend: str = "auto") -> Transformer:
-        """Load the model for generation and evaluation: no gradients, parameters in `dtype`."""
+        """Load the model for generation and evaluation: no gradients, parameters in `dtype`.
+
+        A forward that is given positions keeps packed documents apart.
+        """
         with torch.device("meta"):
-            model = Transformer(self.args, sdpa_backend=sdpa_backend).to(dtype)
+            model = Transformer(self.args, sdpa_backend=sdpa_backend, document_mask=True).to(dtype)
         model.to_empty(device=device)
         model.init_buffers()
         fill(model, self.tensors)
@@ -104,6 +107,23 @@ def open_model_source(path: str, tokenizer: str | None = None, key: str = "--che
     return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer)
 
 
+def talks_at(path: str, tokenizer: Tokenizer) -> bool:
+    """Whether the model at a path was trained on conversations; False where there is none, which its loading reports.
+
+    Args:
+        path: as of `open_model_source`.
+        tokenizer: the model's.
+    """
+    try:
+        folder = find_initial(path)
+    except ConfigError:
+        return False
+    if is_hf_folder(folder):
+        return not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {})
+    documents = load_documents(folder)
+    return knows_chat(documents.train["identity"]["trainer"], tokenizer, documents.data.get("identity", {}))
+
+
 def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
     args = LAYOUT.read_config(folder)
     tokenizer = build_tokenizer(_tokenizer_section({"name": tokenizer_name or escape_path(str(folder))}, folder))
@@ -122,7 +142,7 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
         tensors=tensors,
         facts={"Weights": f"unchanged from {folder.resolve().name}"},
         trainer=None,
-        seq_len=None,
+        config={},
         keep_padding=True,
         knows_chat=not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {}),
     )
@@ -143,7 +163,7 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
         tensors=tensors,
         facts=run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"]),
         trainer=identity["trainer"],
-        seq_len=config.get("training", {}).get("seq_len"),
+        config=config,
         keep_padding=bool(config.get("model", {}).get("from_hf")),
         knows_chat=knows_chat(identity["trainer"], tokenizer, documents.data.get("identity", {})),
     )

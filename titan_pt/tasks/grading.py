@@ -1,9 +1,10 @@
-"""Grading of completions by three rules for each benchmark, in linear time and without evaluating text as code.
+"""Grading of completions by several rules for each benchmark, in linear time and without evaluating text as code.
 
 - `official` is the published rule, for accuracies that are reported.
 - `strict` is the reward: one answer, in one form, in one place.
 - `lenient` finds an answer wherever it stands; only its distance to `strict` is of interest. A rising lenient accuracy
   beside a flat strict one is a problem of format. What is strictly right is leniently right too.
+- `flexible_extract`, of numbers, is lm-evaluation-harness's own lenient rule.
 
 A completion is the text before the end-of-turn token: left in, that token stands after the number and makes it wrong.
 Only ASCII digits, signs and letters count, in every rule.
@@ -15,17 +16,28 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 
-RULES = ("official", "strict", "lenient")
+from titan_pt.tasks.self_check import RULES as RULES
 
 # openai/grade-school-math, grade_school_math/dataset.py, ANS_RE.
 _OFFICIAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 # EleutherAI/lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml (version 3.0), filter "flexible-extract".
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+# Its regexes_to_ignore.
+_IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
 _MARKER = "####"
 _ANSWER = "Answer:"
 # Commas only between groups of three, the dollar before or after the sign, one dot of a sentence's end.
 _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?\.?")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+# Dashes that are written for a minus. Behind a digit they are an operator or a range; "-" counts as in the harness.
+_DASHES = "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"
+_NUMBER_LIKE = re.compile(rf"(?:-|(?<![0-9])[{_DASHES}])?[$0-9.,]+")
+# What makes a number a part of another one: the denominator or the exponent.
+_PART_BEFORE = re.compile(
+    r"(?:[0-9)}]\s{0,2}[/\u2044^]\s{0,2}[({]?|[0-9.][eE][+-]?|\\[dt]?frac\s?\{[^{}]{0,40}\}\s?\{)$"
+)
+_PART_BEHIND = re.compile(r"\s{0,2}[/\u2044^]\s{0,2}[({]?-?[0-9]|[eE][+-]?[0-9]|[\u00bc-\u00be\u2150-\u215e]")
+_NEAR = 64
 
 # A letter that is a whole word: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
@@ -44,13 +56,16 @@ def grade_gsm8k(completion: str, gold: str, rule: str = "official") -> bool:
     - `strict`: exactly one `####`, on the last line that is not blank, and after it nothing but a number: an optional
       sign and `$`, commas only between thousands, decimals, one trailing dot. Equal as decimals, so 18.00 = 18. What
       stands before the marker on its line is free, and so are blanks around the number.
-    - `lenient`: the last match of lm-evaluation-harness's flexible-extract, without `,`, `$` and a trailing dot, equal
-      as a decimal. The harness compares strings: all it accepts is accepted here, and also 18.00 for 18.
+    - `lenient`: the last number in the text, without `,`, `$` and dots behind it, equal as a decimal, so 18.00 = 18.
+      A Unicode minus is one. A fraction, a power and 1e3 are no number: "3/4" is neither 3 nor 4.
+    - `flexible_extract`: that of lm-evaluation-harness, to compare with its numbers: the last match of its expression,
+      equal as a string without `,`, `$` and a last dot. It finds nothing in "72 clips..." and in "$$\\boxed{18}$$", and
+      takes U+2212 7 for 7 and "3/4" for 4, which `lenient` does not.
 
     Args:
         completion: what the model wrote.
         gold: the bare answer ("18", "1,000", "-3") or a text ending in "#### 18".
-        rule: "official", "strict" or "lenient".
+        rule: "official", "strict", "lenient" or "flexible_extract".
 
     Raises:
         ValueError: an unknown rule, or a gold answer that is no number.
@@ -59,6 +74,8 @@ def grade_gsm8k(completion: str, gold: str, rule: str = "official") -> bool:
     answer, right = extract(completion), gold_number(gold)
     if answer is None:
         return False
+    if rule == "flexible_extract":
+        return answer == _without_ignored(gold)
     if rule == "official":
         return answer == right
     # Decimals are exact, so no two different answers are equal, however long they are.
@@ -138,8 +155,38 @@ def _official_number(completion: str) -> str | None:
 
 
 def _lenient_number(completion: str) -> str | None:
-    number = _digits(_last(_FLEXIBLE, completion) or "")
-    return number if _PLAIN_NUMBER.fullmatch(number) else None
+    with_digits = (match for match in _NUMBER_LIKE.finditer(completion) if any(map(str.isdigit, match[0])))
+    found = deque(with_digits, maxlen=1)
+    if not found:
+        return None
+    start, end = found[0].span()
+    is_part = _PART_BEFORE.search(completion[max(0, start - _NEAR) : start])
+    if is_part or _PART_BEHIND.match(completion[end : end + _NEAR]):
+        return None
+    number = found[0][0].replace(",", "").replace("$", "").rstrip(".").translate(_TO_MINUS)
+    sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
+    if digits.startswith(".."):
+        digits = digits.lstrip(".")  # an ellipsis
+    elif digits.startswith("."):
+        digits = (
+            digits[1:] if completion[max(0, start - 1) : start].isalpha() else f"0{digits}"
+        )  # the dot of "No.5", and .5
+    return sign + digits if _PLAIN_NUMBER.fullmatch(sign + digits) else None
+
+
+_TO_MINUS = str.maketrans(dict.fromkeys(_DASHES, "-"))
+
+
+def _flexible_number(completion: str) -> str | None:
+    match = _last(_FLEXIBLE, completion)
+    return _without_ignored(match) if match else None
+
+
+def _without_ignored(text: str) -> str:
+    """A text as the harness's exact_match compares it."""
+    for ignored in _IGNORED:
+        text = ignored.sub("", text)
+    return text.lower()
 
 
 def _lenient_letter(completion: str) -> str | None:
@@ -163,14 +210,19 @@ def _last(pattern: re.Pattern[str], text: str, group: int = 0) -> str | None:
     return matches[0][group] if matches else None
 
 
-_GSM8K = {"official": _official_number, "strict": find_number, "lenient": _lenient_number}
+_GSM8K = {
+    "official": _official_number,
+    "strict": find_number,
+    "lenient": _lenient_number,
+    "flexible_extract": _flexible_number,
+}
 _MEDQA = {"official": find_letter, "strict": find_letter, "lenient": _lenient_letter}
 _TEXT = {"official": _strict_text, "strict": _strict_text, "lenient": _lenient_text}
 
 
 def _choose(extractors: Mapping[str, Callable[[str], str | None]], rule: str) -> Callable[[str], str | None]:
     if rule not in extractors:
-        raise ValueError(f"rule = {rule!r}: allowed are {', '.join(RULES)}")
+        raise ValueError(f"rule = {rule!r}: allowed are {', '.join(extractors)}")
     return extractors[rule]
 
 
@@ -179,7 +231,7 @@ def _bare(gold: str) -> str:
 
 
 def _digits(number: str) -> str:
-    """A number for Decimal: without commas, dollars and one trailing dot, as the harness's `regexes_to_ignore`."""
+    """A number for Decimal: without commas, dollars and one trailing dot."""
     return number.replace(",", "").replace("$", "").removesuffix(".")
 
 

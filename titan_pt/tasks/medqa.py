@@ -6,6 +6,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.grpo import GrpoTask
+from titan_pt.data.builtin.questions import normalised
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.tasks.grading import find_letter, grade_medqa
 from titan_pt.tasks.problems import Entry, HubSet, ProblemSet, field_of, read_problems, text_field
@@ -98,8 +99,30 @@ def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:
         gold = field_of(row, "answer_idx")
         if gold not in list(_LETTERS[: len(texts)]):
             raise ValueError(f"'answer_idx' is {shown(gold)}; want one of {one_of(_LETTERS[: len(texts)])}")
+        _check_answer(row.get("answer"), texts, gold)
+    _check_different(texts, gold)
     # One line each, so that the letters stand at the beginnings of lines.
     return Entry(entry_id, question, gold, tuple(" ".join(text.split()) for text in texts))
+
+
+def _check_answer(answer: Any, texts: Sequence[str], gold: str) -> None:
+    """Raise a ValueError unless the text of the answer, where the row has one, is the option of its letter."""
+    text = texts[_LETTERS.index(gold)]
+    if answer is not None and answer != gold and (not isinstance(answer, str) or _same(answer) != _same(text)):
+        raise ValueError(f"'answer' is {shown(answer)}, and the option of answer_idx {gold} is {shown(text)}")
+
+
+def _check_different(texts: Sequence[str], gold: str) -> None:
+    """Raise a ValueError where the right option stands under another letter too."""
+    right = _same(texts[_LETTERS.index(gold)])
+    letters = [letter for letter, text in zip(_LETTERS, texts, strict=False) if _same(text) == right]
+    if len(letters) > 1:
+        raise ValueError(f"the options {' and '.join(letters)} are the same text, and only {gold} would be right")
+
+
+def _same(text: str) -> str:
+    """The text of an option without what does not make it another one: blanks, capitals, a last dot."""
+    return normalised(text).removesuffix(".")
 
 
 def _numbered_options(row: Mapping[str, Any]) -> list[str]:

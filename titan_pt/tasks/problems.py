@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,18 +155,30 @@ def _evaluation(
 def _local(row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], parse: ParseRow) -> list[Entry]:
     entries: list[Entry] = []
     for file in files:
-        entries += _parsed(read_rows(file), file, f"{row.name}/{labels[file]}", parse)
+        entries += _parsed(row, read_rows(file), file, labels[file], parse)
     if not entries:
-        raise ConfigError(f"{files[0]}: holds no problems")
+        left_out = " beside the rows that are left out" if row.on_bad_row == "skip" else ""
+        raise ConfigError(f"{files[0]}: holds no problems{left_out}")
     return entries
 
 
-def _parsed(rows: Iterable[tuple[str, Mapping[str, Any]]], where: str, name: str, parse: ParseRow) -> Iterator[Entry]:
+def _parsed(
+    task: GrpoTask, rows: Iterable[tuple[str, Mapping[str, Any]]], where: str, label: str, parse: ParseRow
+) -> list[Entry]:
+    """The problems of a file or split; a bad row is an error, or counted in the log, as task.on_bad_row says."""
+    entries: list[Entry] = []
+    bad: list[str] = []
     for place, fields in rows:
         try:
-            yield parse(fields, f"{name}:{place.removeprefix('line ')}")
+            entries.append(parse(fields, f"{task.name}/{label}:{place.removeprefix('line ')}"))
         except ValueError as error:
-            raise ConfigError(f"{where}, {place}: {error}") from None
+            bad.append(f"{where}, {place}: {error}")
+            if task.on_bad_row == "error":
+                raise ConfigError(f'{bad[0]}; repair or remove the row, or set on_bad_row = "skip"') from None
+    if bad:
+        total = len(bad) + len(entries)
+        logger.warning(f"Task {task.name}: {len(bad):,} of {total:,} rows are left out, the first: {bad[0]}")
+    return entries
 
 
 def _labels(files: Iterable[str]) -> dict[str, str]:
@@ -189,4 +201,4 @@ def _from_hub(row: GrpoTask, hub: HubSet, split: str, parse: ParseRow) -> list[E
             'without network give local files, such as path = "train.jsonl" and eval_path = "test.jsonl"'
         ) from error
     located = ((f"row {number}", fields) for number, fields in enumerate(rows))
-    return list(_parsed(located, where, f"{row.name}/{split}", parse))
+    return _parsed(row, located, where, split, parse)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import permute
-from titan_pt.hf.chat import as_text, prompt_tokens
+from titan_pt.hf.chat import as_text, chat_text, chat_tokens, prompt_tokens
 from titan_pt.tasks.task import Problem, Task
 
 logger = logging.getLogger("titan_pt")
@@ -43,8 +43,12 @@ class PromptRules:
         Raises:
             ConfigError: the prompt is empty, or too long and rollout.overlong_prompts is "error".
         """
-        asked = replace(task, examples=tuple(self.written(task, example) for example in task.examples))
-        ids = prompt_tokens(self.tokenizer, asked.prompt(self.written(task, problem)), named=True)
+        self._note_names(task, problem)
+        asked, written = as_asked(self.tokenizer, task, problem)
+        if task.chat:
+            ids = chat_tokens(self.tokenizer, asked.messages(written), named=True)
+        else:
+            ids = prompt_tokens(self.tokenizer, asked.prompt(written), named=True)
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:
@@ -57,19 +61,30 @@ class PromptRules:
             )
         return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
 
-    def written(self, task: Task, problem: Problem) -> Problem:
-        """A problem as it stands in a prompt: the task's template may name special tokens, the problem's texts not."""
-        name = None if task.special_tokens else name_in(self.tokenizer, problem.question + problem.solution)
-        if name is None:
-            return problem
-        if task.name not in self.told:
+    def _note_names(self, task: Task, problem: Problem) -> None:
+        name = None if task.special_tokens else name_in(self.tokenizer, problem.question)
+        if name is not None and task.name not in self.told:
             self.told.add(task.name)
             logger.warning(
                 f"task {task.name!r}: {problem.id} holds {name!r}, which is read as text; special_tokens = true in its "
                 "table reads names of special tokens in its problems as these tokens"
             )
-        texts = {key: as_text(self.tokenizer, getattr(problem, key)) for key in ("question", "solution")}
-        return replace(problem, **texts)
+
+
+def as_asked(tokenizer: Tokenizer, task: Task, problem: Problem) -> tuple[Task, Problem]:
+    """A task and a problem for prompts in which the task's own texts may name special tokens, and its problems' not."""
+    if task.special_tokens:
+        return task, problem
+
+    def written(one: Problem) -> Problem:
+        return replace(one, question=as_text(tokenizer, one.question), solution=as_text(tokenizer, one.solution))
+
+    return replace(task, examples=tuple(map(written, task.examples))), written(problem)
+
+
+def prompt_text(tokenizer: Tokenizer, task: Task, problem: Problem) -> str:
+    """The text of a problem's prompt, by the chat template where the task is asked through it."""
+    return chat_text(tokenizer, task.messages(problem)) if task.chat else task.prompt(problem)
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:
@@ -92,7 +107,7 @@ def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tupl
         ids, too_long = rules.encode(task, problem)
         num_too_long += too_long
         if ids is not None:
-            prompts.append(Prompt(t, index, problem, task.prompt(problem), ids))
+            prompts.append(Prompt(t, index, problem, prompt_text(rules.tokenizer, task, problem), ids))
     if not prompts:
         raise ConfigError(
             f"grpo.tasks ({task.name!r}): all {size} problems to evaluate on are longer than {rules.longest} tokens"

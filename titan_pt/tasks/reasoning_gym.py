@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -10,8 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,35 @@ from titan_pt.tasks.task import Problem, Task, refuse_unused
 logger = logging.getLogger("titan_pt")
 
 _NUM_PROBLEMS = 1000
-_EVALUATORS = {"eval", "exec", "parse_expr", "sympify"}
-"""Names of functions that evaluate text as code; sympy's parser calls `eval`."""
+_CHECKED = """
+ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation boxnet
+caesar_cipher calendar_arithmetic chain_sum circuit_logic codeio color_cube_rotation count_bits count_primes
+course_schedule cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships figlet_font
+fraction_simplification futoshiki game_of_life gcd graph_color group_anagrams isomorphic_strings jugs kakurasu
+knight_swap knights_knaves largest_island lcm leg_counting letter_counting letter_jumble list_functions mahjong_puzzle
+manipulate_matrix maze mini_sudoku modulo_grid needle_haystack number_filtering number_format number_sequence
+palindrome_generation palindrome_partitioning path_star polynomial_equations pool_matrix prime_factorization products
+propositional_logic quantum_lock ransom_note rearc rectangle_count rotate_matrix rotten_oranges rubiks_cube rush_hour
+self_reference sentence_reordering shortest_path simple_equations simple_geometry sokoban spell_backward
+string_manipulation string_splitting string_synthesis sudoku survo syllogism time_intervals tower_of_hanoi tsumego
+word_ladder word_sequence_reversal word_sorting zebra_puzzles
+"""
+SETS = frozenset(_CHECKED.split())
+"""Sets of reasoning-gym 0.1.25 whose scorers were read and tried: they evaluate no answer as code, take no nonsense
+(`self_check`) and no wrong number for right, and take their own answers for right."""
+
+_EVALUATING = (
+    "binary_matrix bitwise_arithmetic countdown intermediate_integration n_queens number_sorting "
+    "polynomial_multiplication puzzle24 simple_integration spiral_matrix string_insertion"
+)
+_REFUSED = {
+    **dict.fromkeys(_EVALUATING.split(), "its scorer evaluates text as code"),
+    "complex_arithmetic": "its scorer takes 'nan' for right",
+    "game_of_life_halting": "its scorer takes any text for right where the answer is False",
+    "coin_flip": "its scorer takes the beginning of a number for right, such as 0 for 0.125",
+    "gsm_symbolic": "its scorer takes -18 for 18",
+    "power_function": "its scorer takes 0.4 for 1e-6",
+}
 
 
 def build(row: GrpoTask, seed: int) -> Task:
@@ -36,7 +61,7 @@ def build(row: GrpoTask, seed: int) -> Task:
     "Answer:", up to the end, as many answers are grids (`grading.find_text`).
 
     Raises:
-        ConfigError: an unknown set or option, a missing package, or a scorer that evaluates answers as code.
+        ConfigError: an unknown set or option, a missing package, or a set whose scorer cannot be trusted.
     """
     refuse_unused(row, "holdout_fraction", "options")
     name = row.name.partition(":")[2]
@@ -47,7 +72,10 @@ def build(row: GrpoTask, seed: int) -> Task:
 
     def grade(completion: str, problem: Problem, rule: str) -> bool:
         answer = find_text(completion, rule)
-        return answer is not None and bool(dataset.score_answer(answer, items[problem.id]) >= 1.0)
+        try:
+            return answer is not None and bool(dataset.score_answer(answer, items[problem.id]) >= 1.0)
+        except Exception:  # some scorers raise where an answer has another form; right answers are checked at opening
+            return False
 
     return Task(
         name=row.name,
@@ -64,14 +92,17 @@ def _open_dataset(name: str, options: Mapping[str, Any]) -> Any:
         known = importlib.import_module("reasoning_gym.factory").DATASETS
     except ImportError as error:
         raise ConfigError(f"{error}; pip install 'titan-pt[reasoning]' brings the package reasoning_gym") from None
-    if name not in known:
+    if name not in SETS or name not in known:
+        what = f"has no {shown(name)}"
+        if name in known:
+            what = f"has {shown(name)}, but {_REFUSED.get(name, 'its scorer was not checked')}"
+        choices = SETS & set(known)
         raise ConfigError(
-            f"name: reasoning_gym has no {shown(name)}{nearest(name, known)}; it has {len(known)}, such as "
-            'reasoning_gym:chain_sum; python -c "import reasoning_gym.factory as f; print(*f.DATASETS)" lists them'
+            f"name: reasoning_gym {what}{nearest(name, choices)}; choose one of the {len(choices)} whose scorers were "
+            'checked, such as reasoning_gym:chain_sum; python -c "from titan_pt.tasks.reasoning_gym import SETS; '
+            'print(*sorted(SETS))" lists them'
         )
-    kind, settings = known[name]
-    if evaluates_text(kind):
-        raise ConfigError(f"name: the scorer of {shown(name)} evaluates text as code; choose another")
+    settings = known[name][1]
     size = options["size"]
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(f"options.size = {shown(size)}: want a number of problems from 1 on")
@@ -85,45 +116,12 @@ def _open_dataset(name: str, options: Mapping[str, Any]) -> Any:
         raise ConfigError(f"options: {name} refuses them: {type(error).__name__}: {error}") from error
 
 
-def evaluates_text(kind: type) -> bool:
-    """Whether the `score_answer` of a class, or a function of its package that it calls, evaluates text as code."""
-    seen: set[FunctionType] = set()
-    pending = [function for function in [getattr(kind, "score_answer", None)] if inspect.isfunction(function)]
-    while pending:
-        function = pending.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        for name in _names(function.__code__):
-            known = _package_functions(name, kind, function)
-            if name in _EVALUATORS and not known:
-                return True
-            pending += known
-    return False
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _package_functions(name: str, kind: type, function: FunctionType) -> list[FunctionType]:
-    """Functions of the same package that a name in a function's code may refer to."""
-    package = function.__module__.partition(".")[0]
-    named = [function.__globals__.get(part) for part in _names(function.__code__)]
-    holders = [*kind.__mro__, *(holder for holder in named if isinstance(holder, type | ModuleType))]
-    found = [function.__globals__.get(name), *(inspect.getattr_static(holder, name, None) for holder in holders)]
-    plain = (getattr(candidate, "__func__", candidate) for candidate in found)
-    return [one for one in plain if inspect.isfunction(one) and one.__module__.partition(".")[0] == package]
-
-
 def _entries(items: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for entry_id, item in items.items():
         # Where there are many right answers there may be none to show.
-        entry = Entry(entry_id, item["question"].strip(), str(item["answer"] or ""))
+        gold = str(item["answer"] or "")
+        entry = Entry(entry_id, item["question"].strip(), gold, solution=gold and f"Answer: {gold}")
         entries.setdefault(normalised(entry.question), entry)
     return list(entries.values())
 

@@ -1,6 +1,8 @@
 """Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -8,6 +10,9 @@ from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
+from titan_pt.tasks.self_check import accepted_nonsense, prove
+
+logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,15 @@ class Task:
     """Multiple choice: text between the prompt and the answers " A", " B", ... whose likelihoods are compared."""
     find_letter: Callable[[str], str | None] | None = None
     """Multiple choice: completion -> the letter that it answers, or None."""
+    system_prompt: str = ""
+    """Text before everything: the turn "system" of a conversation, or the beginning of a plain text."""
     examples: tuple[Problem, ...] = ()
     """Problems that stand with their worked answers before each question."""
+    chat: bool = False
+    """Whether the model is asked through its chat template: examples and question as turns."""
+    open_ended: bool = False
+    """Whether a reply such as "?" may be right, as where only a form or a length counts. Else the task is refused where
+    its grading takes such a reply for right."""
     special_tokens: bool = False
     """Whether names of special tokens in its problems stand for these tokens, as they do in its template."""
 
@@ -75,11 +87,30 @@ class Task:
         Each example is its prompt and its worked answer, then a blank line, as in lm-evaluation-harness.
         """
         examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
-        return examples + worked_example(self.template, problem)[0]
+        return self.system_prompt + examples + worked_example(self.template, problem)[0]
+
+    def messages(self, problem: Problem, end: str = "") -> list[dict[str, str]]:
+        """The prompt of a problem as a conversation, whose next turn is the model's.
+
+        The turns are those of lm-evaluation-harness with `--apply_chat_template` (and its `--fewshot_as_multiturn`).
+
+        Args:
+            end: text behind the question.
+        """
+        turns = [("system", self.system_prompt)] if self.system_prompt else []
+        for example in self.examples:
+            turns += [("user", worked_example(self.template, example)[0]), ("assistant", example.solution)]
+        turns.append(("user", worked_example(self.template, problem)[0] + end))
+        return [{"role": role, "content": content} for role, content in turns]
 
     def worked(self, problem: Problem) -> str:
         """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
+
+
+def how_asked(task: Task) -> str:
+    """How a task is asked, for logs."""
+    return "asked through the chat template" if task.chat else "asked in plain text"
 
 
 def worked_example(template: str, problem: Problem) -> tuple[str, str]:
@@ -121,17 +152,22 @@ def check_task(row: GrpoTask) -> None:
         raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
 
 
-def open_task(row: GrpoTask, seed: int) -> Task:
+def open_task(row: GrpoTask, seed: int, *, knows_chat: bool = False) -> Task:
     """The task of one row of [[grpo.tasks]], with the row's template, stops and rewards.
+
+    Args:
+        knows_chat: whether the model is asked through its chat template where row.chat is "auto".
 
     Raises:
         ConfigError: an unknown name or reward; a template without {question}; a setting that has no effect on this
-            task; missing, unreadable or too few problems.
+            task; missing, unreadable or too few problems; a worked answer that is graded wrong, unless
+            row.on_bad_row is "skip"; a grading that takes nonsense for right.
     """
     factory = _factory(row.name)
     problems = list(_mistakes(row))
     try:
-        task = _with_overrides(factory(row, seed), row)
+        task = _with_overrides(factory(row, seed), row, knows_chat)
+        task = _proved(task, skips=row.on_bad_row == "skip")
         problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
     except ConfigError as error:
         problems += error.problems
@@ -189,11 +225,53 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
             yield f"there are no problems to {purpose} on"
 
 
-def _with_overrides(task: Task, row: GrpoTask) -> Task:
+class _Chosen:
+    """Some of the problems of a set, in their order; a `Problems`."""
+
+    def __init__(self, problems: Problems, left: Sequence[int]) -> None:
+        self._problems, self._left = problems, left
+        self.fingerprint = hashlib.sha256(f"{problems.fingerprint}/{list(left)}".encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def get(self, index: int, visit: int) -> Problem:
+        return self._problems.get(self._left[index], visit)
+
+
+def _proved(task: Task, *, skips: bool) -> Task:
+    """The task without problems whose worked answers are graded wrong.
+
+    Raises:
+        ConfigError: there are such problems and they are not to be skipped, or nonsense is graded right.
+    """
+    sets: list[Problems] = [task.train, task.evaluation]
+    for part, problems in enumerate(sets):
+        proof, size = prove(problems, task.grade), len(problems)
+        if proof.checked and proof.read < size:
+            logger.warning(f"Task {task.name}: the worked answers of {proof.read:,} of {size:,} problems were graded")
+        if not proof.wrong:
+            continue
+        first, count = next(iter(proof.wrong.values())), len(proof.wrong)
+        if not skips:
+            raise ConfigError(f'{first} ({count:,} such problems); on_bad_row = "skip" leaves them out')
+        logger.warning(f"Task {task.name}: {count:,} of {size:,} problems are left out: {first}")
+        sets[part] = _Chosen(problems, [index for index in range(size) if index not in proof.wrong])
+    task = replace(task, train=sets[0], evaluation=sets[1])
+    for problems in () if task.open_ended else sets:
+        nonsense = accepted_nonsense(problems, task.grade, task.find_answer)
+        if nonsense:
+            raise ConfigError(f"{nonsense}; rewards would teach it: choose another task, or mend its grading")
+    return task
+
+
+def _with_overrides(task: Task, row: GrpoTask, knows_chat: bool) -> Task:
     return replace(
         task,
         template=row.prompt_template or task.template,
         stop=tuple(row.stop) or task.stop,
         special_tokens=row.special_tokens,
+        system_prompt=row.system_prompt or task.system_prompt,
+        chat=knows_chat if row.chat == "auto" else row.chat,
         rewards=row.rewards if row.rewards != _DEFAULTS.rewards else task.rewards,
     )

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.run.paths import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
-from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
+from titan_pt.tools.model import (
+    OpenModel,
+    add_model_flags,
+    add_sampling_flags,
+    load_model,
+    open_source,
+    sampling,
+    sampling_problems,
+)
 
 if TYPE_CHECKING:
     from titan_pt.distributed.world import World
     from titan_pt.evaluation.eval_tasks import TaskRequest
+    from titan_pt.hf.model_source import ModelSource
 
 _DEFAULT_NEW_TOKENS = 384
 
@@ -37,6 +46,21 @@ def _parser() -> ToolParser:
     parser.add_argument(
         "--num_fewshot", type=whole(0, 1000), default=0, help="worked examples before a question (default: 0)"
     )
+    parser.add_argument(
+        "--on_bad_row",
+        choices=["error", "skip"],
+        default="error",
+        help="a row whose own worked answer is graded wrong: stop, or leave it out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chat",
+        nargs="?",
+        const="true",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="ask through the chat template, examples as turns (default: where the model was trained on conversations)",
+    )
+    parser.add_argument("--system_prompt", metavar="TEXT", help="the first turn, or what a plain prompt begins with")
     parser.add_argument("--level", type=whole(1), help="difficulty of arithmetic (default: 1)")
     parser.add_argument("--limit", type=whole(1), help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
@@ -55,6 +79,18 @@ def _parser() -> ToolParser:
     parser.add_argument("--text", metavar="FILES", help="loss and bits per byte of these texts: a glob of local files")
     parser.add_argument("--seq_len", type=whole(1), help="tokens of a row of --text (default: as in training, or 2048)")
     parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        help="type to compute --text in (default: --dtype, or that of the run's validation)",
+    )
+    parser.add_argument(
+        "--document_mask",
+        nargs="?",
+        const="true",
+        choices=["true", "false"],
+        help="whether documents of --text that share a row see each other (default: as in training)",
+    )
+    parser.add_argument(
         "--max_rows", type=INTEGER, default=256, help="most answers generated together (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,13 +101,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from titan_pt.distributed.world import lone_world
 
     requests, ks = _tasks(arguments), _check(arguments)
-    opened = open_model(arguments)
-    result: dict[str, Any] = {"checkpoint": str(opened.source.folder), "facts": dict(opened.source.facts)}
+    source = open_source(arguments)
+    result: dict[str, Any] = {"checkpoint": str(source.folder), "facts": dict(source.facts)}
     if requests:
         with lone_world() as world:
+            opened = load_model(source, arguments)
             result["tasks"] = _measure_tasks(opened, arguments, requests, ks, world)
+            del opened
     if arguments.text:
-        result["text"] = _measure_text(opened, arguments)
+        result["text"] = _measure_text(source, arguments)
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else report(result))
 
 
@@ -131,6 +169,9 @@ def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
             train_path=train_data.get(name),
             level=arguments.level if name == "arithmetic" else None,
             num_fewshot=arguments.num_fewshot,
+            on_bad_row=arguments.on_bad_row,
+            chat="auto" if arguments.chat == "auto" else arguments.chat == "true",
+            system_prompt=arguments.system_prompt,
         )
         for name in names
     ]
@@ -166,7 +207,8 @@ def _measure_tasks(
 
     tokenizer, longest = opened.source.tokenizer, opened.source.args.max_seq_len
     new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, longest // 2)
-    tasks = [open_eval_task(request, arguments.seed, "--tasks") for request in requests]
+    talks = opened.source.knows_chat
+    tasks = [open_eval_task(request, arguments.seed, "--tasks", knows_chat=talks) for request in requests]
     engine = opened.engine(max_rows=arguments.max_rows)
     evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
     pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
@@ -178,6 +220,7 @@ def _measure_tasks(
         results[task.name] = {
             "problems": result.problems,
             "num_fewshot": arguments.num_fewshot,
+            "chat": task.chat,
             **result.values,
             "intervals": {name: list(interval) for name, interval in result.intervals.items()},
             "seconds": round(time.perf_counter() - start, 3),
@@ -185,21 +228,26 @@ def _measure_tasks(
     return results
 
 
-def _measure_text(opened: OpenModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    from titan_pt.evaluation.text import read_documents, text_loss
+def _measure_text(source: "ModelSource", arguments: argparse.Namespace) -> dict[str, Any]:
+    from titan_pt.tools.run_text import TextOptions, measure_text
 
-    longest = opened.source.args.max_seq_len
-    seq_len = arguments.seq_len or min(longest, opened.source.seq_len or 2048)
-    if seq_len > longest:
-        raise ConfigError(f"--seq_len = {seq_len}: the model reads at most {longest} tokens")
-    found = text_loss(
-        opened.model, opened.source.tokenizer, read_documents(str(flag_path("--text", arguments.text))), seq_len
+    found, options = measure_text(
+        source,
+        str(flag_path("--text", arguments.text)),
+        TextOptions.of_run(source).changed(
+            seq_len=arguments.seq_len,
+            document_mask=None if arguments.document_mask is None else arguments.document_mask == "true",
+            precision=arguments.precision or arguments.dtype,
+        ),
+        lambda precision: load_model(source, arguments, precision).model,
     )
     return {
         "files": arguments.text,
-        "seq_len": seq_len,
+        "seq_len": options.seq_len,
+        "document_mask": options.document_mask,
+        "precision": options.precision,
         "tokens": found.tokens,
-        "bytes": found.num_bytes,
+        "bytes": round(found.num_bytes),
         "loss": found.loss,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,
@@ -214,7 +262,8 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""
-        lines.append(f"{name}: {task['problems']:,} problems{shots}, {task['seconds']:.1f} s")
+        asked = "asked through the chat template" if task["chat"] else "asked in plain text"
+        lines.append(f"{name}: {task['problems']:,} problems{shots}, {asked}, {task['seconds']:.1f} s")
         for key, value in task.items():
             if key in task["intervals"]:
                 low, high = task["intervals"][key]
@@ -223,7 +272,11 @@ def report(result: Mapping[str, Any]) -> str:
                 lines.append(f"  {key:24} {value:7.2%}")
     if "text" in result:
         text = result["text"]
-        lines.append(f"{text['files']}: {text['tokens']:,} tokens, {text['bytes']:,} bytes, rows of {text['seq_len']}")
+        mask = "documents apart" if text["document_mask"] else "documents see each other"
+        lines.append(
+            f"{text['files']}: {text['tokens']:,} tokens, {text['bytes']:,} bytes, rows of {text['seq_len']}, {mask}, "
+            f"{text['precision']}"
+        )
         lines += [f"  {key:24} {text[key]:8.4f}" for key in ("loss", "perplexity", "bits_per_byte")]
     return "\n".join(lines)
 

@@ -1,13 +1,17 @@
 """`python -m titan_pt.tools.harness --checkpoint C --tasks hellaswag`: tasks of lm-evaluation-harness on any model."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.exit_codes import GaveUp
 from titan_pt.run.paths import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
 from titan_pt.tools.model import add_model_flags, open_model, sampling_problems
@@ -55,9 +59,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
         from titan_pt.evaluation.harness import HarnessModel
     except ImportError as error:
-        raise ConfigError(f"{error}; pip install 'titan-pt[eval]' brings lm-evaluation-harness") from None
+        raise ConfigError(_missing(error)) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=folder)
+    with _naming(f"--include_path = {folder!r}"):
+        manager = TaskManager(include_path=folder)
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown or not names:
@@ -65,16 +70,44 @@ def _run(arguments: argparse.Namespace) -> None:
     opened = open_model(arguments)
     engine, chats = opened.engine(max_rows=arguments.max_rows), arguments.apply_chat_template
     model = HarnessModel(opened.model, engine, opened.source.tokenizer, arguments.seed, chats=chats)
-    results = lm_eval.simple_evaluate(
-        model=model,
-        tasks=names,
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        apply_chat_template=chats,
-        task_manager=manager,
-    )
-    values = {name: _numbers(results["results"][name]) for name in results["results"]}
+    values: dict[str, dict[str, float]] = {}
+    for name in names:  # one by one, so that a failure names its task
+        with _naming(f"--tasks: {name!r}", arguments.num_fewshot):
+            results = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[name],
+                num_fewshot=arguments.num_fewshot,
+                limit=arguments.limit,
+                apply_chat_template=chats,
+                fewshot_as_multiturn=chats,
+                task_manager=manager,
+            )
+            values |= {part: _numbers(results["results"][part]) for part in results["results"]}
     print(json.dumps(values, indent=2) if arguments.json else _report(values))
+
+
+@contextlib.contextmanager
+def _naming(what: str, num_fewshot: int | None = None) -> Iterator[None]:
+    """Name what the harness was at in whatever it raises: a ConfigError, or an error of the system, such as a hub's."""
+    try:
+        yield
+    except (ConfigError, GaveUp, MemoryError):
+        raise
+    except OSError as error:
+        raise OSError(f"{what}: lm-evaluation-harness failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a task's files, data sets and metrics can fail in any way
+        text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+        few = f" (--num_fewshot = {num_fewshot}: the task may have fewer examples; lower it)" if num_fewshot else ""
+        raise ConfigError(f"{what}: lm-evaluation-harness failed: {text}{few}") from error
+
+
+def _missing(error: ImportError) -> str:
+    """What to install where an import of the harness failed."""
+    try:
+        installed = version("lm-eval")
+    except PackageNotFoundError:
+        return f"{error}; pip install 'titan-pt[eval]' brings lm-evaluation-harness"
+    return f"lm-eval {installed} is installed and lacks what is imported ({error}); pip install 'lm-eval>=0.4.10,<0.5'"
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:

@@ -89,15 +89,36 @@ def open_model(arguments: argparse.Namespace) -> OpenModel:
     Raises:
         ConfigError: there is no whole model, or it cannot be quantized so.
     """
+    return load_model(open_source(arguments), arguments)
+
+
+def open_source(arguments: argparse.Namespace) -> "ModelSource":
+    """Find the model that the flags of `add_source_flags` name.
+
+    Raises:
+        ConfigError: there is no whole model.
+    """
+    from titan_pt.hf.model_source import open_model_source
+
+    return open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
+
+
+def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str | None = None) -> OpenModel:
+    """Load the weights of a model as the flags of `add_model_flags` say.
+
+    Args:
+        dtype: type to compute in; None: --dtype or its default.
+
+    Raises:
+        ConfigError: the model cannot be quantized so.
+    """
     import torch
 
     from titan_pt.distributed.world import find_device
     from titan_pt.generation.quantize import quantize_weights
-    from titan_pt.hf.model_source import open_model_source
 
-    source = open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
     device = find_device()
-    name = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    name = dtype or arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     model = source.load(device, getattr(torch, name))
     if arguments.quantize:
         quantize_weights(model, arguments.quantize)

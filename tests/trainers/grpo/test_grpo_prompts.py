@@ -3,17 +3,22 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rl_plugin
+from hf_helpers import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments
+from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config import ConfigError
-from titan_pt.config.schema.grpo import GrpoTask
-from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader, PromptRules
+from titan_pt.config.schema.grpo import GrpoConfig, GrpoTask
+from titan_pt.config.schema.job_config import TokenizerSection
+from titan_pt.trainers.grpo import prompts
+from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader, PromptRules, build_prompts
 
 
 def loader(
@@ -106,3 +111,37 @@ def test_evaluation_prompts_are_fixed() -> None:
     changed = loader()
     changed.tasks[0] = replace(changed.tasks[0], template="{question}?")
     assert changed.identity() != prompts.identity()
+
+
+def test_a_run_asks_through_the_template_of_the_model_that_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on so; older checkpoints, of plain prompts, have the same identity as before."""
+    write_model(tmp_path / "hf", qwen=False, tied=False)
+    tokenizer = build_tokenizer(TokenizerSection(name=str(tmp_path / "hf")))
+
+    def built(initial: str | None, name: str = "run", **task: Any) -> dict[str, Any]:
+        config = GrpoConfig(
+            job={"trainer": "grpo", "dump_folder": str(tmp_path / name)},
+            checkpoint={"initial_load_path": initial},
+            rollout={"max_new_tokens": 8},
+            grpo={"tasks": [{"name": "arithmetic", **task}]},
+        )
+        return build_prompts(config, tokenizer, speaks=True).identity()
+
+    plain = built(None)
+    assert "chat" not in plain and "system_prompt" not in plain
+    assert built(str(tmp_path / "hf")) == {**plain, "chat": {"arithmetic": True}}
+    assert built(str(tmp_path / "hf"), chat=False) == plain == built(str(tmp_path / "missing"))
+    assert built(None, chat=True, system_prompt="Be brief.") == {
+        **plain,
+        "chat": {"arithmetic": True},
+        "system_prompt": {"arithmetic": "Be brief."},
+    }
+    monkeypatch.setattr(prompts, "has_steps", lambda config: True)
+    monkeypatch.setattr(prompts, "find_resume", lambda folder, load_step: folder / "step-1")
+    for identity in (plain, {**plain, "chat": {"arithmetic": True}}):
+        monkeypatch.setattr(
+            prompts, "load_documents", lambda step, saved=identity: CheckpointDocuments({}, {"identity": saved}, "")
+        )
+        assert built(str(tmp_path / "hf")) == identity, "a resume goes on as the run began"

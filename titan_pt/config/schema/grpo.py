@@ -68,6 +68,11 @@ class GrpoTask(Section):
     """Text with {question} in it. Unset: the task's own. Names of special tokens in it stand for these tokens."""
     special_tokens: bool = False
     """Read the names of special tokens in its problems as these tokens, as in prompt_template. Off: they are text."""
+    chat: Literal["auto"] | bool = "auto"
+    """Ask through the chat template, as lm-evaluation-harness does with --apply_chat_template. "auto": where the run
+    starts from a model of conversations: a Hugging Face folder with a template, or sft on messages."""
+    system_prompt: Name | None = None
+    """Text of the first turn, "system"; of a plain prompt its beginning."""
     stop: list[Name] = []
     """Texts of one token each that end a completion beside the end-of-text token; the same for all tasks."""
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
@@ -76,6 +81,9 @@ class GrpoTask(Section):
     """Difficulty of arithmetic: 1 is the easiest."""
     shuffle_options: bool = True
     """medqa: another order of the options at each visit of a question."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, or whose own worked answer is graded wrong: stop, or leave it out and count it in the
+    log."""
     options: dict[Name, bool | int | float | str] = {}
     """Options of a reasoning_gym or registered task, passed on."""
 
@@ -96,9 +104,12 @@ class Grpo(Section):
     num_iterations: PositiveInt = 1
     """Passes over a step's groups."""
     loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce"] = "dapo"
-    """Policy loss, see trainers/grpo/losses.py."""
+    """Policy loss, see trainers/grpo/losses.py. The metric clip_fraction is the share of tokens whose term the clip
+    changed: with cispo those above cispo_cap, whatever the sign of their advantage; with gspo all tokens of a clipped
+    sequence. TRL reports cispo's for positive advantages alone, and gspo's as a share of sequences."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the deviation of their group, of all rewards, or not at all."""
+    """Advantages are divided by the deviation of their group, of all rewards, or not at all: by Bessel's deviation
+    + 1e-6, where TRL adds 1e-4."""
     clip_low: Fraction = 0.2
     """Ratios below 1 - clip_low get no gradient where the advantage is negative."""
     clip_high: NonNegative = 0.28
@@ -133,7 +144,8 @@ class Grpo(Section):
     """Rounds of sampling in one step. A step without any group of different rewards after them ends the run."""
     overlong: Literal["zero", "mask", "penalty"] = "zero"
     """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or, beside its reward, DAPO's penalty
-    that grows over the last overlong_buffer tokens."""
+    that grows over the last overlong_buffer tokens. With "mask" the losses that are means over sequences divide by the
+    sequences that train; TRL's mask_truncated_completions divides by all."""
     overlong_buffer: TokenCount = 64
     """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
     overlong_penalty: NonNegative = 1.0

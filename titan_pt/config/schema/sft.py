@@ -14,8 +14,9 @@ class Sft(Section):
     """Passes over each source that has no max_epochs of its own. The run and its learning rate end with them, so give
     no training.steps or tokens beside it. The records are counted at the start."""
     on_bad_record: Literal["error", "skip"] = "error"
-    """A record without its fields, with an empty answer or with roles in a wrong order: stop, or leave it out. What is
-    left out is counted at the start and in metrics.jsonl."""
+    """A record without its fields, with an empty answer or with roles in a wrong order, or a row of gsm8k or medqa
+    whose own worked answer grpo would grade wrong: stop, or leave it out. What is left out is counted at the start and
+    in metrics.jsonl."""
     overlong: Literal["error", "skip", "truncate"] = "error"
     """A record that is longer than a row of training.seq_len: stop, leave it out, or cut its end off."""
 

@@ -1,5 +1,7 @@
 """The table [validation] with its [[validation.tasks]]."""
 
+from typing import Literal
+
 from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.sampling import NewTokens
 from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PathName, PositiveInt, Section
@@ -16,6 +18,14 @@ class ValidationTask(Section):
     """Difficulty of arithmetic: 1 is the easiest."""
     special_tokens: bool = False
     """Read the names of special tokens in its problems as these tokens. Off: they are text."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, or whose own worked answer is graded wrong: stop, or leave it out and count it in the
+    log."""
+    chat: Literal["auto"] | bool = "auto"
+    """Ask through the chat template, as lm-evaluation-harness does with --apply_chat_template. "auto": where the run
+    trains on conversations."""
+    system_prompt: Name | None = None
+    """Text of the first turn, "system"; of a plain prompt its beginning."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
     max_new_tokens: NewTokens = 256

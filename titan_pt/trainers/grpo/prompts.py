@@ -4,14 +4,18 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from titan_pt.components.checkpoint.checkpointer import load_documents
+from titan_pt.components.checkpoint.steps import find_resume, has_steps
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.data.permutation import permute
-from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
+from titan_pt.hf.model_source import talks_at
+from titan_pt.run.run_folder import run_folder
+from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts, prompt_text
 from titan_pt.tasks.task import Problem, Problems, Task, open_task
 
 logger = logging.getLogger("titan_pt")
@@ -103,6 +107,9 @@ class PromptLoader:
                 task.name: [task.train.fingerprint, weight, task.template]
                 for task, weight in zip(self.tasks, self._weights, strict=True)
             },
+            # Left out where there are none, as in older checkpoints.
+            **_present("chat", {task.name: True for task in self.tasks if task.chat}),
+            **_present("system_prompt", {task.name: task.system_prompt for task in self.tasks if task.system_prompt}),
         }
 
     def progress(self) -> dict[str, list[float]]:
@@ -172,7 +179,9 @@ class PromptLoader:
         problem = task.train.get(index, visit)
         ids, too_long = self._rules.encode(task, problem)
         self.too_long += too_long
-        return None if ids is None else Prompt(t, draw, problem, task.prompt(problem), ids)
+        if ids is None:
+            return None
+        return Prompt(t, draw, problem, prompt_text(self._rules.tokenizer, task, problem), ids)
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -196,9 +205,10 @@ def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> 
     seed = config.debug.seed if config.data.seed is None else config.data.seed
     tasks: list[Task] = []
     problems: list[str] = []
+    knows_chat = _knows_chat(config, tokenizer)
     for row in grpo.tasks:
         try:
-            tasks.append(open_task(row, seed))
+            tasks.append(open_task(row, seed, knows_chat=knows_chat(row.name)))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -207,6 +217,24 @@ def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> 
     loader = PromptLoader(tasks, [row.weight for row in grpo.tasks], rules, seed, speaks=speaks)
     loader.check()
     return loader
+
+
+def _knows_chat(config: GrpoConfig, tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """(name of a task) -> whether the model that the run starts from is asked it through its chat template.
+
+    A run that resumes goes on as it began.
+    """
+    options = config.checkpoint
+    if has_steps(config):
+        step = find_resume(run_folder(config) / options.folder, options.load_step)
+        identity = load_documents(step).data.get("identity", {}) if step else {}
+        return lambda name: bool(identity.get("chat", {}).get(name))
+    talks = options.initial_load_path is not None and talks_at(options.initial_load_path, tokenizer)
+    return lambda _name: talks
+
+
+def _present(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: dict(values)} if values else {}
 
 
 def _some(problems: Problems, limit: int) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from titan_pt.protocols.context import Step, TrainContext, Validator
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
-from titan_pt.tasks.task import Task
+from titan_pt.tasks.task import Task, how_asked
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.dry_run import build_dry_run
 from titan_pt.trainers.grpo.evaluate import GrpoValidator
@@ -157,7 +157,7 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
         count = options.prompts_per_step * context.run_size.steps * row.weight / total
         logger.info(
             f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
-            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out"
+            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out; {how_asked(task)}"
         )
     for text in config.settings_without_effect():
         logger.warning(text)
