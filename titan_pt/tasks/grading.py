@@ -31,7 +31,8 @@ _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 # Dashes that are written for a minus. Behind a digit they are an operator or a range; "-" counts as in the harness.
 _DASHES = "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"
-_NUMBER_LIKE = re.compile(rf"(?:-|(?<![0-9])[{_DASHES}])?[$0-9.,]+")
+_MINUS = re.compile(rf"(?:-|(?<![0-9])[{_DASHES}])$")
+_IN_NUMBERS = "$0123456789.,"
 # What makes a number a part of another one: the denominator or the exponent.
 _PART_BEFORE = re.compile(
     r"(?:[0-9)}]\s{0,2}[/\u2044^]\s{0,2}[({]?|[0-9.][eE][+-]?|\\[dt]?frac\s?\{[^{}]{0,40}\}\s?\{)$"
@@ -155,26 +156,24 @@ def _official_number(completion: str) -> str | None:
 
 
 def _lenient_number(completion: str) -> str | None:
-    with_digits = (match for match in _NUMBER_LIKE.finditer(completion) if any(map(str.isdigit, match[0])))
-    found = deque(with_digits, maxlen=1)
-    if not found:
+    last = max(map(completion.rfind, "0123456789"))
+    if last < 0:
         return None
-    start, end = found[0].span()
-    is_part = _PART_BEFORE.search(completion[max(0, start - _NEAR) : start])
-    if is_part or _PART_BEHIND.match(completion[end : end + _NEAR]):
+    start = len(completion[: last + 1].rstrip(_IN_NUMBERS))
+    end = last + 1 + len(completion[last + 1 :]) - len(completion[last + 1 :].lstrip(_IN_NUMBERS))
+    before = completion[max(0, start - _NEAR) : start]
+    negative = _MINUS.search(before)
+    if _PART_BEFORE.search(before.removesuffix(negative[0]) if negative else before):
         return None
-    number = found[0][0].replace(",", "").replace("$", "").rstrip(".").translate(_TO_MINUS)
-    sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
+    if _PART_BEHIND.match(completion[end : end + _NEAR]):
+        return None
+    digits = completion[start:end].replace(",", "").replace("$", "").rstrip(".")
     if digits.startswith(".."):
         digits = digits.lstrip(".")  # an ellipsis
     elif digits.startswith("."):
-        digits = (
-            digits[1:] if completion[max(0, start - 1) : start].isalpha() else f"0{digits}"
-        )  # the dot of "No.5", and .5
-    return sign + digits if _PLAIN_NUMBER.fullmatch(sign + digits) else None
-
-
-_TO_MINUS = str.maketrans(dict.fromkeys(_DASHES, "-"))
+        digits = digits[1:] if before[-1:].isalpha() else f"0{digits}"  # the dot of "No.5", and .5
+    number = f"-{digits}" if negative else digits
+    return number if _PLAIN_NUMBER.fullmatch(number) else None
 
 
 def _flexible_number(completion: str) -> str | None:
