@@ -7,7 +7,7 @@ import sys
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.paths import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
-from titan_pt.tools.model import add_source_flags
+from titan_pt.tools.model import add_source_flags, open_source
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -49,7 +49,6 @@ def _export(arguments: argparse.Namespace) -> None:
     import torch
 
     from titan_pt.hf.export import check_target, export
-    from titan_pt.hf.model_source import open_model_source
 
     try:
         max_shard = parse_bytes(arguments.max_shard_size)
@@ -57,7 +56,7 @@ def _export(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--max_shard_size: {error}") from None
     output = flag_path("--output", arguments.output)
     check_target(output, overwrite=arguments.overwrite)
-    source = open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
+    source = open_source(arguments)
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"--output = {arguments.output!r}: is the checkpoint itself; give another folder")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
