@@ -148,8 +148,14 @@ def of(kind: Any, **options: Any) -> Callable[[torch.nn.Module, Any], Any]:
     return lambda model, config: kind(model.parameters(), lr=config.optimizer.lr, **options)
 
 
+def part(model: torch.nn.Module, config: Any) -> torch.optim.Optimizer:
+    """Of the matrices alone: the other parameters have gradients too, which nobody uses."""
+    return torch.optim.Muon(split_parameters(model)[0].values(), lr=config.optimizer.lr)
+
+
 OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Any], torch.optim.Optimizer]] = {
     "muon": muon,
+    "part": part,
     "sgd": of(torch.optim.SGD, momentum=0.9),
     "adagrad": of(torch.optim.Adagrad, initial_accumulator_value=0.1),
     "nadam": of(torch.optim.NAdam),

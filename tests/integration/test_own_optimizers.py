@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import assert_same_step, losses, read_rows, read_tensors, train, train_here, write_toml
 
-SAVED = ("muon", "sgd", "adagrad", "nadam", "odd", "own")
+SAVED = ("muon", "sgd", "adagrad", "nadam", "part", "odd", "own")
 
 
 def write(folder: Path, name: str, **tables: object) -> Path:

@@ -214,5 +214,5 @@ def guarded_update(
         optimizer.step()
     elif bool(finite):  # reads the device: the price of the other implementations
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have too: they would add up
     return grad_norm, skipped
