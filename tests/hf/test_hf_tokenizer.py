@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, encode_named
 from titan_pt.hf.chat import stop_ids
 from titan_pt.hf.tokenizer_files import chat_template, to_tokenizers, write_tokenizer
 
@@ -20,11 +20,21 @@ from titan_pt.hf.tokenizer_files import chat_template, to_tokenizers, write_toke
 CHARACTERS = (
     "aabcdez  \n\r\t''sSdLlmvr019٣²éßñ北京日本語क्षि한국어עבריתمرحبا🤷‍♀️\u3000\u00a0\u0301\u200b.,!?/_-=(){}\x00\x7f"
 )
+CASES = Path(__file__).parent.parent / "cases" / "tokenizers"
 MESSAGES = [
     {"role": "user", "content": "1 + 1?"},
     {"role": "assistant", "content": "2"},
     {"role": "user", "content": "Sure?"},
 ]
+
+
+@pytest.mark.parametrize("folder", sorted(CASES.iterdir()), ids=lambda folder: folder.name)
+def test_files_beside_a_tokenizer_json_are_read(folder: Path) -> None:
+    """tests/cases/tokenizers: the ids that transformers 5 gives, of the owner's text and of data."""
+    tokenizer, expected = build(folder), json.loads((folder / "expected.json").read_text())
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (expected["eos"], expected["size"])
+    assert {text: encode_named(tokenizer, text) for text in expected["ids"]} == expected["ids"]
+    assert {text: tokenizer.encode(text) for text in expected["ids_of_data"]} == expected["ids_of_data"]
 
 
 def export(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBase:

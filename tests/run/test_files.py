@@ -1,6 +1,7 @@
 """Files that a run writes are whole at any time; text that it reads is UTF-8, or an error with line and byte."""
 
 import codecs
+import json
 import os
 import re
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+def test_files_of_every_encoding() -> None:
+    """tests/cases/text: the lines of each file, or the error."""
+    folder = Path(__file__).parent.parent / "cases" / "text"
+    expected = json.loads((folder / "expected.json").read_text())
+    assert expected.keys() == {path.name for path in folder.glob("*.txt")}
+    for name, wanted in expected.items():
+        for read in (read_lines, lambda path: "".join(read_blocks(path)).removesuffix("\n").split("\n")):
+            if "error" in wanted:
+                with pytest.raises(ConfigError, match=re.escape(f"{folder / name}, {wanted['error']}")):
+                    read(folder / name)
+            else:
+                assert read(folder / name) == wanted["lines"], name
 
 
 @quick
