@@ -110,7 +110,7 @@ class RunEnding:
         return ExitCode.PREEMPTED
 
     def _has_checkpoint(self) -> bool:
-        from titan_pt.components.checkpoint.steps import has_steps
+        from titan_pt.components.checkpoint.step_folders import has_steps
 
         if self.trainer is not None and self.trainer.state.step > 0:
             return self.trainer.has_checkpoint
