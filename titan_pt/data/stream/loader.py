@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchdata.nodes import IterableWrapper, Prefetcher
@@ -17,6 +18,7 @@ from torchdata.nodes import IterableWrapper, Prefetcher
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.data.sources.documents import contents_of
 from titan_pt.data.sources.opening import data_settings, open_mixture
 from titan_pt.data.stream.batch import StepBatch, collate_step
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
@@ -24,7 +26,6 @@ from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.order import BLOCK_ROWS
 from titan_pt.data.stream.prefetch import End, TimedPrefetcher, with_errors
 from titan_pt.data.stream.row import padding_row
-from titan_pt.data.stream.same_sources import differences, known_contents, same_limits, settings_of
 from titan_pt.data.stream.state import Json, ResumePoint, token_hash
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
@@ -170,19 +171,22 @@ class DataLoader:
             "encoding": mixture.encoding,
             "block_rows": BLOCK_ROWS,
             "order": [source.name for source in mixture.sources],
-            "sources": settings_of(mixture.sources),
+            "sources": {s.name: [s.documents.fingerprint, s.weight, s.max_epochs] for s in mixture.sources},
             **self.also_identity,
         }
 
     def contents(self) -> Json:
-        """JSON: the content of each source's files, which a resume compares where both sides know it."""
-        return known_contents(self.mixture.sources)
+        """JSON: [name, hash of the content] of each file of each source that is of files, which a resume compares."""
+        found = {source.name: contents_of(source.documents) for source in self.mixture.sources}
+        return {name: [[Path(file).name, content] for file, content in files] for name, files in found.items() if files}
 
     def source_differences(self, saved: Json) -> tuple[list[str], list[str]]:
         """(files that are others now, all else that differs) of the sources in a data.json; call it before loading.
 
         Where a max_epochs differs the last rows are not made again: they may have been short for the old one.
         """
+        from titan_pt.data.stream.same_sources import differences, same_limits
+
         found = differences(saved, self.mixture.sources)
         self._wanted_contents = saved.get("contents", {})
         self._makes_last_row_again = any(found) or same_limits(saved, self.mixture.sources)

@@ -1,27 +1,17 @@
-"""Whether the sources of a checkpoint are those of a run: each by its settings, and each file by its content."""
+"""Whether the sources of a checkpoint are those of a run: each by its settings, and each file by its content.
+
+Imported on a resume.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from titan_pt.data.sources.documents import contents_of
 from titan_pt.data.sources.identity import same_content
 from titan_pt.data.sources.opening import MixtureSource
-from titan_pt.data.stream.state import Json
 
 logger = logging.getLogger("titan_pt")
-
-
-def settings_of(sources: Sequence[MixtureSource]) -> Json:
-    """JSON: [fingerprint, weight, max_epochs] of each source, by name."""
-    return {source.name: [source.documents.fingerprint, source.weight, source.max_epochs] for source in sources}
-
-
-def known_contents(sources: Sequence[MixtureSource]) -> Json:
-    """JSON: [name, hash of the content] of each file of each source that is of files."""
-    found = {source.name: contents_of(source.documents) for source in sources}
-    return {name: [[Path(file).name, content] for file, content in files] for name, files in found.items() if files}
 
 
 def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> tuple[list[str], list[str]]:
