@@ -22,7 +22,7 @@ from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_chec
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.registry import import_attribute, import_plugin
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.log import nobody_reads, open_console
 from titan_pt.run.paths import expand_path
@@ -167,6 +167,8 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
 
 def _import_custom(module: str, problems: list[str]) -> None:
     """Raises at once where it fails: what else the config may hold is then unknown."""
+    from titan_pt.protocols.plugins import import_plugin
+
     try:
         import_plugin(module, "experimental.custom_import")
     except ConfigError as error:

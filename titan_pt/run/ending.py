@@ -32,7 +32,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
     except Exception as error:
-        from titan_pt.protocols.registry import users_line
+        from titan_pt.protocols.plugins import users_line
 
         told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
         if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
