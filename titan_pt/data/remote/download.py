@@ -8,7 +8,8 @@ from typing import Any
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
-from titan_pt.data.sources.arrow import ArrowColumn, converted, texts_of_formatter
+from titan_pt.data.sources.arrow import ArrowColumn, converted
+from titan_pt.data.sources.formatted_texts import texts_of_formatter
 from titan_pt.data.sources.formatters import find_formatter, get_formatter
 from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents
 from titan_pt.data.sources.local import format_row, quiet_datasets

@@ -15,8 +15,8 @@ import pyarrow.compute
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
-from titan_pt.data.sources.formatters import Formatter, find_formatter
-from titan_pt.data.sources.identity import Contents, KnownFiles, file_state
+from titan_pt.data.sources.formatters import find_formatter
+from titan_pt.data.sources.identity import file_state
 from titan_pt.data.sources.local import checked_text, matching_files, place_of, quiet_datasets, read_texts
 from titan_pt.data.sources.registry import ListingJson, SourceContext, title
 
@@ -112,7 +112,11 @@ def local_files(source: Source, files: list[str], where: str, context: SourceCon
         raise ConfigError("its files were written to while they were read; start again when they are whole")
     find = functools.partial(place_of, files, formatter.columns)
     fingerprint = digest([formatter.fingerprint, *known.facts(files, "tail", file_identity)])
-    contents = [*zip(files, hashes, strict=True), *texts_of_formatter(dataset, formatter, known)]
+    contents = list(zip(files, hashes, strict=True))
+    if formatter.name != "text":
+        from titan_pt.data.sources.formatted_texts import texts_of_formatter
+
+        contents += texts_of_formatter(dataset, formatter, known)
     return ArrowColumn(dataset, "text", where, fingerprint, contents, find)
 
 
@@ -126,26 +130,6 @@ def converted(arguments: dict[str, Any], generate: Callable[..., Iterator[Any]],
         writer_batch_size=256,  # documents held in memory; one may be a whole book
         gen_kwargs=arguments,  # no lists: the library would make a call of each of their items
     )
-
-
-def texts_of_formatter(dataset: Any, formatter: Formatter, known: KnownFiles) -> Contents:
-    """Hash of the texts that a formatter made: those of edited code may be the same."""
-    if formatter.name == "text":
-        return []
-    files = [file["filename"] for file in dataset.cache_files]
-    hashed = known.facts(files, "texts", _texts_hash)
-    return [(f"formatter {formatter.name!r}", digest(hashed))]
-
-
-def _texts_hash(path: str) -> str:
-    """Hash of all texts of an Arrow file, however they are cut into batches."""
-    found = hashlib.sha256()
-    with pyarrow.memory_map(path) as file:
-        for batch in pyarrow.ipc.open_stream(file):
-            for text in batch.column(0).to_pylist():
-                content = text.encode("utf-8", "surrogatepass")
-                found.update(len(content).to_bytes(8, "little") + content)
-    return found.hexdigest()[:32]
 
 
 def file_identity(path: str) -> str:
