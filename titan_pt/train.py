@@ -106,8 +106,7 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
 def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[Any]":
     """Check on this rank alone all that can be checked there, then join the other ranks and build with them."""
     from titan_pt.build import build_context, set_determinism
-    from titan_pt.components.checkpoint.steps import saved_streams
-    from titan_pt.config.run_size import with_saved_streams
+    from titan_pt.components.checkpoint.step_folders import has_steps
     from titan_pt.data.sources.registry import check_sources
     from titan_pt.distributed.fsdp import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
@@ -116,7 +115,11 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
 
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     run_size = spec.plan_run_size(config, world_size())
-    run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
+    if has_steps(config):
+        from titan_pt.components.checkpoint.steps import saved_streams
+        from titan_pt.config.run_size import with_saved_streams
+
+        run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)

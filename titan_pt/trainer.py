@@ -2,18 +2,14 @@
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
-from titan_pt.components.checkpoint.compatibility import run_identity
-from titan_pt.components.checkpoint.run_state import Resumed, load_run, load_weights, run_documents, run_tensors
-from titan_pt.components.checkpoint.steps import find_initial
+from titan_pt.components.checkpoint.run_state import run_documents, run_identity, run_tensors
 from titan_pt.components.metrics import Interval, MetricRows
-from titan_pt.components.profiling import Profiler
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
@@ -23,13 +19,11 @@ from titan_pt.run.run_folder import lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
 
-logger = logging.getLogger("titan_pt")
+if TYPE_CHECKING:
+    from titan_pt.components.checkpoint.resume import Resumed
+    from titan_pt.components.profiling import Profiler
 
-_OF_THE_RATE = (
-    *("optimizer.lr", "lr_scheduler", "training.steps", "training.tokens", "training.max_hours", "sft.epochs"),
-    *("training.global_batch_size", "training.global_batch_tokens", "training.local_batch_size", "training.seq_len"),
-)
-"""Keys that decide the learning rate of a step."""
+logger = logging.getLogger("titan_pt")
 
 
 class Trainer:
@@ -62,7 +56,7 @@ class Trainer:
         # Without checkpoints each start is another run.
         self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
-        self._profiler = Profiler(context.config.profiling, self._folder, world)
+        self._profiler = _profiler(context, self._folder)
         self._rows = MetricRows(context, self._folder, peak_flops)
         self._lock: IO[str] | None = None
         self._warm = False
@@ -85,12 +79,17 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
+            from titan_pt.components.checkpoint.resume import load_run, warn_of_another_rate
+
             resumed = load_run(context, self._step, found, self._identity)
             self.state = resumed.state
             self._checkpointer.last_step = self.state.step
             protect_progress()
             logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
+            from titan_pt.components.checkpoint.resume import load_weights
+            from titan_pt.components.checkpoint.steps import find_initial
+
             initial = context.world.on_main(lambda: find_initial(initial_path))
             load_weights(context, initial, self._identity)
             logger.info(f"Starting weights from {initial}")
@@ -101,31 +100,12 @@ class Trainer:
             context.optimizer_state.check()
         self._plan.begin(resumed.deadline if resumed else None)
         if resumed:
-            self._warn_of_another_rate(resumed)
+            warn_of_another_rate(resumed, context, self._plan.total_steps)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
         else:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
-
-    def _warn_of_another_rate(self, resumed: Resumed) -> None:
-        """Warn where the schedule leaves the rate that the last step had, with the keys that made it so."""
-        state, context, rate = self.state, self.context, resumed.rate
-        if rate is None or state.step >= self._plan.total_steps or not context.world.is_main:
-            return
-        now, after = context.schedule(state.step), context.schedule(state.step + 1)
-        if math.isclose(now, rate, rel_tol=1e-9):
-            return
-        from titan_pt.components.checkpoint.mismatch import changed_keys
-
-        changed = changed_keys(resumed.config_toml, context.config, _OF_THE_RATE)
-        if resumed.deadline and not changed:  # the end of the decay moves with the clock
-            return
-        why = "; ".join(changed) or "the schedule is another one"
-        logger.warning(
-            f"The learning rate {'rises' if after > rate else 'falls'} from {rate:.4g} at step {state.step:,} to "
-            f"{after:.4g} at step {state.step + 1:,}: {why}"
-        )
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -145,7 +125,7 @@ class Trainer:
                 if completed and state.step and isinstance(self._step, StatefulStep) and self._saves(last=True):
                     self._save(required=True)  # the step's own state may follow from validations, as a plateau does
             self._rows.interval = Interval()
-            with self._garbage, self._profiler:
+            with self._garbage, self._profiler or contextlib.nullcontext():
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
                     if metrics is None:
@@ -211,7 +191,8 @@ class Trainer:
             self._plan.keep_start()
             tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
-        self._profiler.step()
+        if self._profiler:
+            self._profiler.step()
         return metrics
 
     def _finish_early(self, why: str, way_out: str) -> None:
@@ -326,6 +307,15 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
+
+
+def _profiler(context: TrainContext[Any], run_folder: Path) -> "Profiler | None":
+    options = context.config.profiling
+    if not (options.enable_profiling or options.enable_memory_snapshot):
+        return None
+    from titan_pt.components.profiling import Profiler
+
+    return Profiler(options, run_folder, context.world)
 
 
 def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:

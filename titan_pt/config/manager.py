@@ -20,10 +20,9 @@ from titan_pt.config.errors import ConfigError, closest, dotted, nearest, one_of
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
-from titan_pt.config.resolve.torchtitan import MODELS, drop_foreign
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.registry import import_attribute, import_plugin
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.log import nobody_reads, open_console
 from titan_pt.run.paths import expand_path
@@ -72,8 +71,8 @@ def resolve(argv: list[str]) -> Resolved:
         sys.exit(0)
     flag_layer = command_line.to_layer(flags, config_type, problems)
     merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
-    notices = drop_foreign(merged, problems)
-    config, invalid = _validate(config_type, merged, problems)
+    notices: list[str] = []
+    config, invalid = _validate(config_type, merged, problems, notices)
     if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
         notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
@@ -159,6 +158,8 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
     if value in known:
         return value
     origin = choices.origin(*name.split("."))
+    from titan_pt.config.resolve.torchtitan import MODELS
+
     hint = f"; in titan_pt it is {MODELS[value]}" if name == "model.name" and value in MODELS else nearest(value, known)
     problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{hint}")
     return closest(value, known) or default
@@ -166,20 +167,28 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
 
 def _import_custom(module: str, problems: list[str]) -> None:
     """Raises at once where it fails: what else the config may hold is then unknown."""
+    from titan_pt.protocols.plugins import import_plugin
+
     try:
         import_plugin(module, "experimental.custom_import")
     except ConfigError as error:
         raise ConfigError(*problems, *error.problems) from error
 
 
-def _validate(config_type: type[JobConfig], merged: Merged, problems: list[str]) -> tuple[JobConfig | None, set[str]]:
+def _validate(
+    config_type: type[JobConfig], merged: Merged, problems: list[str], notices: list[str]
+) -> tuple[JobConfig | None, set[str]]:
     """The config of all valid values and the names of the invalid ones, whose problems are appended.
 
     The config is None where not even that exists: a required key is missing.
     """
-    tables: dict[Any, Any] = {
-        name: dict(table) if isinstance(table, dict) else table for name, table in merged.tables.items()
-    }
+    try:
+        return config_type.model_validate(_copied(merged)), set()
+    except ValidationError:
+        from titan_pt.config.resolve.torchtitan import drop_foreign
+
+        notices += drop_foreign(merged, problems)
+    tables = _copied(merged)
     try:
         return config_type.model_validate(tables), set()
     except ValidationError as error:
@@ -200,6 +209,10 @@ def _validate(config_type: type[JobConfig], merged: Merged, problems: list[str])
         return config_type.model_validate(tables), {dotted(path) for path in invalid}
     except ValidationError:
         return None, set()
+
+
+def _copied(merged: Merged) -> dict[Any, Any]:
+    return {name: dict(table) if isinstance(table, dict) else table for name, table in merged.tables.items()}
 
 
 def _with_origins(problem: RuleProblem, merged: Merged) -> str:

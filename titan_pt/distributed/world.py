@@ -14,12 +14,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Comm, JobConfig
-from titan_pt.run.exit_codes import CannotStart, Preempted, Stalled
+from titan_pt.run.exit_codes import Preempted, Stalled
 from titan_pt.run.files import make_writable
 
 T = TypeVar("T")
 
-LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Where a rank may wait for another one's download, validation or checkpoint.
 PATIENCE = timedelta(hours=2)
 
@@ -147,19 +146,9 @@ def world_size() -> int:
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and size in (None, "", "1"):
         return 1
-    advice = "start ranks with titan_pt.launch or torchrun, which set all of them, or unset what is left over"
-    values = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
-    missing = [name for name, value in values.items() if not value]
-    if missing:
-        found = ", ".join(f"{name} = {value!r}" for name, value in values.items() if value)
-        raise ConfigError(f"{found or 'RANK'} in the environment, without {', '.join(missing)}: {advice}")
-    limits = {"WORLD_SIZE": 2**20, "RANK": 2**20, "MASTER_PORT": 2**16}
-    for name, limit in limits.items():
-        if not (values[name].isascii() and values[name].isdigit() and int(values[name][:9]) < limit):
-            raise ConfigError(f"{name} = {values[name]!r} in the environment: must be a number; {advice}")
-    if int(values["RANK"]) >= int(values["WORLD_SIZE"]):
-        raise ConfigError(f"RANK = {rank!r} in the environment: must be below WORLD_SIZE = {size!r}; {advice}")
-    return int(values["WORLD_SIZE"])
+    from titan_pt.distributed.launched import launched_size
+
+    return launched_size()
 
 
 def find_device() -> torch.device:
@@ -197,7 +186,9 @@ def start_world(config: JobConfig, run_folder: Path, *, alone: bool = False) -> 
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     if "RANK" in os.environ and not alone:
-        _meet(backend, timeout)
+        from titan_pt.distributed.launched import meet
+
+        meet(backend, timeout)
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     return World(
@@ -209,17 +200,6 @@ def start_world(config: JobConfig, run_folder: Path, *, alone: bool = False) -> 
         control=dist.new_group(backend="gloo", timeout=PATIENCE),
         background=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
-
-
-def _meet(backend: str, timeout: timedelta) -> None:
-    try:
-        dist.init_process_group(backend, timeout=timeout)
-    except dist.DistError as error:
-        values = ", ".join(f"{name} = {os.environ[name]}" for name in LAUNCH_VARIABLES)
-        host = os.environ["RANK"] == "0" and "EADDRINUSE" in str(error)
-        why = "another process uses MASTER_PORT; take another one" if host else "the ranks did not meet in time; see "
-        why += "" if host else "that all run and reach MASTER_ADDR, or unset what another job left over"
-        raise CannotStart(f"{values}: {why} ({str(error).strip().splitlines()[0]})") from None
 
 
 def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:

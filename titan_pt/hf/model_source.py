@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from titan_pt.components.checkpoint.checkpointer import load_documents
+from titan_pt.components.checkpoint.reader import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown

@@ -32,7 +32,8 @@ from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import MemoryTracker, peak_of, storage_bytes
 from titan_pt.planner.operations import Operations, count_operations
 from titan_pt.planner.sized_tokenizer import SizedTokenizer
-from titan_pt.protocols.context import DryRunStep, TrainContext, TrainState
+from titan_pt.protocols.context import TrainContext, TrainState
+from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.signals import stop_requested

@@ -1,6 +1,6 @@
 """The context of a step function, and the protocols of steps, data loaders and validators."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -187,21 +187,3 @@ class StatefulStep(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state that `state_dict` returned."""
         ...
-
-
-@dataclass(frozen=True)
-class DryRunStep:
-    """The step of a kind of training in a dry run, on synthetic data whose tensors hold no numbers."""
-
-    step: Step
-    """Does one micro-batch and one update; it may read no number of a tensor."""
-    batch: str
-    """The batch of a real step over all ranks, in words."""
-    accumulates: bool
-    """Whether a real step has several micro-batches: there are gradients already when the last one is computed."""
-    held: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-    """Tensors beside model and optimizer that stay in memory, by their purpose."""
-    sampling_bytes: int = 0
-    """Bytes of a rank that exist only while it samples completions."""
-    notes: Sequence[str] = ()
-    """Notes on what the dry run covers, for the log."""

@@ -1,40 +1,12 @@
 """Values by name: built-in ones, imported when they are first asked for, and those that a plugin registers."""
 
 import importlib
-import os
-import sys
-import sysconfig
-import traceback
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 
 T = TypeVar("T")
-
-
-def import_plugin(module: str, key: str) -> None:
-    """Import a user's module from the Python path or the working folder.
-
-    Args:
-        key: what named it, for the message.
-
-    Raises:
-        ConfigError: there is no such module, or it fails; tells its file and line.
-    """
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        importlib.import_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a user's module may raise anything; the reason is theirs to read
-        said = f"{key} = {module!r}: cannot be imported: {_reason(error)}"
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
-            said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
-        raise ConfigError(said) from error
 
 
 def import_attribute(place: str) -> Any:
@@ -49,26 +21,9 @@ def import_attribute(place: str) -> Any:
     except (ImportError, NameError, SyntaxError, AttributeError) as error:
         if module.split(".")[0] == "titan_pt":
             raise
-        raise ConfigError(f"{place}: cannot be imported: {_reason(error)}") from error
+        from titan_pt.protocols.plugins import reason
 
-
-def users_line(error: BaseException) -> str:
-    """File and line of the innermost code of a user's own that an error went through; empty where there is none."""
-    ours = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(ours) and "-packages" not in frame.filename
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _reason(error: BaseException) -> str:
-    """An error with the file and line of the code that made it, in one line."""
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
-    return f"{text} ({place})" if place else text
+        raise ConfigError(f"{place}: cannot be imported: {reason(error)}") from error
 
 
 class Registry(Mapping[str, T]):

@@ -32,7 +32,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
     except Exception as error:
-        from titan_pt.protocols.registry import users_line
+        from titan_pt.protocols.plugins import users_line
 
         told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
         if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
@@ -110,7 +110,7 @@ class RunEnding:
         return ExitCode.PREEMPTED
 
     def _has_checkpoint(self) -> bool:
-        from titan_pt.components.checkpoint.steps import has_steps
+        from titan_pt.components.checkpoint.step_folders import has_steps
 
         if self.trainer is not None and self.trainer.state.step > 0:
             return self.trainer.has_checkpoint

@@ -4,6 +4,7 @@ Every text is UTF-8 whatever the locale: a mark at its beginning is dropped, its
 """
 
 import codecs
+import contextlib
 import json
 import os
 import shutil
@@ -16,12 +17,6 @@ from typing import Any
 from titan_pt.config.errors import ConfigError
 
 _BLOCK_BYTES = 1 << 20
-_MARKS = {  # the longer first: UTF-32's little-endian mark begins as UTF-16's does
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 
 
 def read_text(path: Path) -> str:
@@ -77,19 +72,13 @@ def decode_text(content: bytes, name: str, line: int = 1, before: int = 0) -> st
     """
     begins = line == 1 and before == 0
     mark = len(codecs.BOM_UTF8) if begins and content.startswith(codecs.BOM_UTF8) else 0
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         text = content[mark:].decode()
-        at, why = text.find("\0"), "is NUL, as in UTF-16 and in files that are no text"
-        if at < 0:
+        if "\0" not in text:
             return text.replace("\r\n", "\n")
-        at = len(text[:at].encode()) + mark
-    except UnicodeDecodeError as error:
-        at, why = error.start + mark, "is not UTF-8"
-    found = next((kind for mark, kind in _MARKS.items() if begins and content.startswith(mark)), None)
-    why = f"the file is {found}, not UTF-8" if found else f"byte 0x{content[at]:02x} {why}"
-    newlines = content.count(b"\n", 0, at)
-    column = at - content.rfind(b"\n", 0, at) + (0 if newlines else before)
-    raise ConfigError(f"{name}, line {line + newlines}, byte {column}: {why}; convert it to UTF-8")
+    from titan_pt.run.undecodable import explain
+
+    raise ConfigError(f"{name}, {explain(content, line, before, mark)}; convert it to UTF-8")
 
 
 def make_writable(folder: Path, name: str) -> None:

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 
-from titan_pt.components.checkpoint.steps import find_initial, has_steps
+from titan_pt.components.checkpoint.step_folders import has_steps
+from titan_pt.components.checkpoint.steps import find_initial
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import ExitCode

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,11 +16,14 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
 from titan_pt.distributed.world import World
-from titan_pt.protocols.context import DryRunStep, Step, StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.trainers.summary import describe_run
 from titan_pt.validate import build_validator
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.dry_run_step import DryRunStep
 
 
 def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
@@ -109,9 +113,10 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
     return torch.cat([losses.cross_entropy_T.sum()[None], sums.flatten()])
 
 
-def build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
+def build_dry_run(spec: TrainerSpec, context: TrainContext) -> "DryRunStep":
     """The step that `spec.build_step` builds, on synthetic rows."""
     from titan_pt.data.stream.synthetic import SyntheticBatches
+    from titan_pt.protocols.dry_run_step import DryRunStep
 
     run_size, training = context.run_size, context.config.training
     step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))

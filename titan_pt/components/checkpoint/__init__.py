@@ -1,10 +1,12 @@
 """Whole, verified checkpoints."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments as Documents
-    from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError, load_documents, load_tensors
+    from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
+    from titan_pt.components.checkpoint.reader import load_documents, load_tensors
 
 __all__ = ["CheckpointError", "Checkpointer", "Documents", "load_documents", "load_tensors"]
 
@@ -13,6 +15,5 @@ def __getattr__(name: str) -> Any:
     # On first use: `checkpoint.steps` serves tools that start without torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from titan_pt.components.checkpoint import checkpointer
-
-    return getattr(checkpointer, "CheckpointDocuments" if name == "Documents" else name)
+    module = importlib.import_module(f"{__name__}.{'reader' if name.startswith('load_') else 'checkpointer'}")
+    return getattr(module, "CheckpointDocuments" if name == "Documents" else name)

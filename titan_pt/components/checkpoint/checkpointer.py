@@ -10,7 +10,6 @@ A step is written to `step-N.tmp-*` and renamed when whole. DCP has no checksums
 and raises BaseExceptions: the manifest, the rename, `reader` and the `except` clauses here answer that.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -29,9 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
-from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
-from titan_pt.components.checkpoint.steps import REQUIRED, find_resume, iter_steps
-from titan_pt.config.errors import ConfigError
+from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
 from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
@@ -96,7 +93,15 @@ class Checkpointer:
         Raises:
             ConfigError: load_step is missing or damaged, or steps exist and none is whole.
         """
-        return self._world.on_main(lambda: find_resume(self._folder, self._options.load_step))
+        return self._world.on_main(self._find)
+
+    def _find(self) -> Path | None:
+        load_step = self._options.load_step
+        if load_step < 0 and not any(iter_steps(self._folder)):
+            return None
+        from titan_pt.components.checkpoint.steps import find_resume
+
+        return find_resume(self._folder, load_step)
 
     def save(self, step: int, tensors: Tensors, documents: CheckpointDocuments) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
@@ -174,7 +179,7 @@ class Checkpointer:
         try:
             value = action()
         except (Exception, CheckpointException) as error:
-            problem = _reason(error)
+            problem = one_line(error)
         results = self._world.gather((value, problem), self._world.background)
         problem = next((text for _, text in results if text), None)
         if problem is not None:
@@ -225,40 +230,7 @@ class Checkpointer:
             logger.warning(f"an old step could not be removed: {error}")
 
 
-def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
-    """Fill the given tensors in place from a step, whatever number of ranks wrote it.
-
-    Raises:
-        ConfigError: the folder lacks one of the tensors or has it in another shape.
-    """
-    problem: str | None = None
-    try:
-        reader = SafeReader(step_folder / "tensors")
-        reader.read_metadata()  # torch before 2.12 hides why it cannot be read
-        dcp.load(
-            tensors,
-            storage_reader=reader,
-            planner=TensorOnlyPlanner(),
-            process_group=world.background,
-        )
-    except (Exception, CheckpointException) as error:
-        problem = _reason(error)
-    problem = next((text for text in world.gather(problem) if text), None)
-    if problem is not None:
-        raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
-
-
-def load_documents(step_folder: Path) -> CheckpointDocuments:
-    """Read everything of a step that is not a tensor."""
-    config = step_folder / "config.toml"
-    return CheckpointDocuments(
-        train=json.loads((step_folder / "train.json").read_text(encoding="utf-8")),
-        data=json.loads((step_folder / "data.json").read_text(encoding="utf-8")),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
-    )
-
-
-def _reason(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Describe an error in one line; a CheckpointException by the error of the first rank that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 
@@ -20,16 +19,6 @@ _LONGEST_INPUT = "model.max_seq_len"
 _ARITHMETIC = ("model.rope_theta", "model.norm_eps")
 
 _FIX = "set the config back, or start another run with another job.dump_folder"
-
-
-def run_identity(config: JobConfig, args: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The identity of a run, saved with every checkpoint: trainer, model, tokenizer and optimizer."""
-    return {
-        "trainer": config.job.trainer,
-        "model": {"name": config.model.name, **args.model_dump()},
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "optimizer": config.optimizer.name,
-    }
 
 
 def check_compatible(

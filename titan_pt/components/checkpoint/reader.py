@@ -1,13 +1,21 @@
-"""A DCP reader without arbitrary pickles: a checkpoint can create only the classes of a tensor index."""
+"""Reads a step. No arbitrary pickles: its tensors' index can create only the classes of one."""
 
 import io
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
+
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, one_line
+from titan_pt.config.errors import ConfigError
+from titan_pt.distributed.world import World
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -51,3 +59,36 @@ class TensorOnlyPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is not a tensor; not loaded")
+
+
+def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
+    """Fill the given tensors in place from a step, whatever number of ranks wrote it.
+
+    Raises:
+        ConfigError: the folder lacks one of the tensors or has it in another shape.
+    """
+    problem: str | None = None
+    try:
+        reader = SafeReader(step_folder / "tensors")
+        reader.read_metadata()  # torch before 2.12 hides why it cannot be read
+        dcp.load(
+            tensors,
+            storage_reader=reader,
+            planner=TensorOnlyPlanner(),
+            process_group=world.background,
+        )
+    except (Exception, CheckpointException) as error:
+        problem = one_line(error)
+    problem = next((text for text in world.gather(problem) if text), None)
+    if problem is not None:
+        raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
+
+
+def load_documents(step_folder: Path) -> CheckpointDocuments:
+    """Read everything of a step that is not a tensor."""
+    config = step_folder / "config.toml"
+    return CheckpointDocuments(
+        train=json.loads((step_folder / "train.json").read_text(encoding="utf-8")),
+        data=json.loads((step_folder / "data.json").read_text(encoding="utf-8")),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+    )

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from titan_pt.config.errors import looks_secret
 from titan_pt.config.resolve.fields import holds, keys, rows_of
 from titan_pt.config.resolve.layers import Layer, tomllib
-from titan_pt.config.resolve.torchtitan import UNUSED
 from titan_pt.config.schema.job_config import JobConfig
 
 ORIGIN = "command line"
@@ -51,11 +50,13 @@ def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) ->
                 problems.append(
                     f"--{name} ({ORIGIN}): needs a value; one that starts with -- is written --{name}=VALUE"
                 )
-        elif name in UNUSED:  # whether it is a no-op is told from its value, later
-            _set(tables, name, "true" if text is None else text, None)
         else:
             from titan_pt.config.resolve.report import unknown
+            from titan_pt.config.resolve.torchtitan import UNUSED
 
+            if name in UNUSED:  # whether it is a no-op is told from its value, later
+                _set(tables, name, "true" if text is None else text, None)
+                continue
             problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
     for name, text in flags:
         if not name:

@@ -39,7 +39,9 @@ SAMPLING_RANGES = {
 """By the names of keys and flags."""
 
 
-def _within(allowed: SamplingRange) -> Callable[[Any], Any]:
+def within(allowed: SamplingRange) -> Callable[[Any], Any]:
+    """A validator of numbers in a range."""
+
     def check(value: Any) -> Any:
         if problem := allowed.problem(value):
             raise ValueError(problem)
@@ -48,11 +50,11 @@ def _within(allowed: SamplingRange) -> Callable[[Any], Any]:
     return check
 
 
-TrainedTemperature = Annotated[float, AfterValidator(_within(SamplingRange(*_TEMPERATURE)))]
+TrainedTemperature = Annotated[float, AfterValidator(within(SamplingRange(*_TEMPERATURE)))]
 """Of completions that are trained on: the trainer divides by it too, so that there is no greedy one."""
-TopP = Annotated[float, AfterValidator(_within(SAMPLING_RANGES["top_p"]))]
-TopK = Annotated[int, AfterValidator(_within(SAMPLING_RANGES["top_k"]))]
-NewTokens = Annotated[Size, AfterValidator(_within(SAMPLING_RANGES["max_new_tokens"]))]
-GroupSize = Annotated[int, AfterValidator(_within(SAMPLING_RANGES["num_samples"]._replace(low=2)))]
-EvalSamples = Annotated[int, AfterValidator(_within(SAMPLING_RANGES["samples"]))]
-MaxRows = Annotated[int, AfterValidator(_within(SAMPLING_RANGES["max_rows"]))]
+TopP = Annotated[float, AfterValidator(within(SAMPLING_RANGES["top_p"]))]
+TopK = Annotated[int, AfterValidator(within(SAMPLING_RANGES["top_k"]))]
+NewTokens = Annotated[Size, AfterValidator(within(SAMPLING_RANGES["max_new_tokens"]))]
+GroupSize = Annotated[int, AfterValidator(within(SAMPLING_RANGES["num_samples"]._replace(low=2)))]
+EvalSamples = Annotated[int, AfterValidator(within(SAMPLING_RANGES["samples"]))]
+MaxRows = Annotated[int, AfterValidator(within(SAMPLING_RANGES["max_rows"]))]

@@ -9,7 +9,7 @@ from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.arrow import ArrowColumn, converted
-from titan_pt.data.sources.formatter_sources import texts_of_formatter
+from titan_pt.data.sources.formatted_texts import texts_of_formatter
 from titan_pt.data.sources.formatters import find_formatter, get_formatter
 from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents
 from titan_pt.data.sources.local import format_row, quiet_datasets
@@ -32,7 +32,7 @@ def downloaded_dataset(source: Source, context: SourceContext) -> ArrowColumn:
     check_columns(dataset.column_names, formatter.columns, str(source.dataset))
     arguments = {"dataset": dataset, "formatter": formatter.name, "fingerprint": formatter.key}
     texts = converted({**arguments, "contents": digest(contents)}, _formatted_rows, context)
-    contents += texts_of_formatter(texts, formatter.name, context.known_files)
+    contents += texts_of_formatter(texts, formatter, context.known_files)
     return ArrowColumn(texts, "text", where, identity, contents)
 
 

@@ -19,14 +19,11 @@ from titan_pt.data.sources.formatters import find_formatter
 from titan_pt.data.sources.identity import file_state
 from titan_pt.data.sources.local import checked_text, matching_files, place_of, quiet_datasets, read_texts
 from titan_pt.data.sources.registry import ListingJson, SourceContext, title
-from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
 # Part of a converted file's name in the cache: raise it when `local.py` cuts or reads differently.
 _CONVERSION = 3
-TEXTS_OF_FORMATTER = "titan_pt.data.sources.formatter_sources:texts_of_formatter"
-
 # So much of a file's end is in the fingerprint of its source.
 _TAIL_BYTES = 1 << 16
 
@@ -117,7 +114,9 @@ def local_files(source: Source, files: list[str], where: str, context: SourceCon
     fingerprint = digest([formatter.fingerprint, *known.facts(files, "tail", file_identity)])
     contents = list(zip(files, hashes, strict=True))
     if formatter.name != "text":
-        contents += import_attribute(TEXTS_OF_FORMATTER)(dataset, formatter.name, known)
+        from titan_pt.data.sources.formatted_texts import texts_of_formatter
+
+        contents += texts_of_formatter(dataset, formatter, known)
     return ArrowColumn(dataset, "text", where, fingerprint, contents, find)
 
 

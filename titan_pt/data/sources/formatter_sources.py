@@ -13,11 +13,6 @@ from modulefinder import ModuleFinder
 from types import CodeType, ModuleType
 from typing import Any
 
-import pyarrow
-
-from titan_pt.data.permutation import digest
-from titan_pt.data.sources.identity import Contents, KnownFiles
-
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
@@ -31,24 +26,6 @@ def sources_hash(function: Callable[..., Any]) -> str:
     found = hashlib.sha256()
     for part in _parts(function, set()):
         found.update(len(part).to_bytes(8, "little") + part)
-    return found.hexdigest()[:32]
-
-
-def texts_of_formatter(dataset: Any, formatter: str, known: KnownFiles) -> Contents:
-    """Hash of the texts that a formatter made: those of edited code may be the same."""
-    files = [file["filename"] for file in dataset.cache_files]
-    hashed = known.facts(files, "texts", _texts_hash)
-    return [(f"formatter {formatter!r}", digest(hashed))]
-
-
-def _texts_hash(path: str) -> str:
-    """Hash of all texts of an Arrow file, however they are cut into batches."""
-    found = hashlib.sha256()
-    with pyarrow.memory_map(path) as file:
-        for batch in pyarrow.ipc.open_stream(file):
-            for text in batch.column(0).to_pylist():
-                content = text.encode("utf-8", "surrogatepass")
-                found.update(len(content).to_bytes(8, "little") + content)
     return found.hexdigest()[:32]
 
 

@@ -145,17 +145,9 @@ def format_row(formatter: Formatter, row: Any, where: str) -> str:
     if formatter.name == "text":
         column = formatter.columns[0]
         return checked_text(row[column], f"{where}: {column!r}")
-    try:
-        text = formatter.format(row)
-    except Exception as error:  # a user's function, and rows of any shape
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"{where}: formatter {formatter.name!r} cannot read it: {reason}; repair or remove it"
-        ) from error
-    if not isinstance(text, str):
-        found = "None" if text is None else type(text).__name__
-        raise ConfigError(f'{where}: formatter {formatter.name!r} gives {found}, not text ("" is passed over)')
-    return checked_text(text, f"{where}: the text of formatter {formatter.name!r}")
+    from titan_pt.data.sources.formatted_texts import formatted
+
+    return checked_text(formatted(formatter, row, where), f"{where}: the text of formatter {formatter.name!r}")
 
 
 def check_kinds(files: list[str]) -> None:

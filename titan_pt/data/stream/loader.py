@@ -176,7 +176,7 @@ class DataLoader:
         }
 
     def contents(self) -> Json:
-        """JSON: [name, hash of the content] of each source's files; a resume compares those known on both sides."""
+        """JSON: [name, hash of the content] of each file of each source that is of files, which a resume compares."""
         found = {source.name: contents_of(source.documents) for source in self.mixture.sources}
         return {name: [[Path(file).name, content] for file, content in files] for name, files in found.items() if files}
 

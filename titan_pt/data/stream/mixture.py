@@ -158,22 +158,10 @@ def tokenize_mixture(
         ConfigError: token shards were made by another tokenizer, or are of plain text where there is another encoder.
     """
     for source in sources:
-        if isinstance(source.documents, TokenDocuments) and source.documents.tokenizer != tokenizer.fingerprint:
-            raise ConfigError(
-                f"data source {source.name!r}: its token shards were made by another tokenizer "
-                f"({source.documents.tokenizer}) than [tokenizer] has ({tokenizer.fingerprint}); prepare them anew"
-            )
         if isinstance(source.documents, TokenDocuments):
-            source.documents.require_ids_below(tokenizer.vocab_size)
-        if isinstance(source.documents, TokenDocuments) and not isinstance(encoder, PlainText):
-            raise ConfigError(
-                f"data source {source.name!r}: token shards are plain text without records; give the files themselves"
-            )
-        if isinstance(source.documents, TokenDocuments) and source.special_tokens:
-            raise ConfigError(
-                f"data source {source.name!r}: special_tokens has no effect on token shards; leave it out, and set it "
-                "for the source that they are prepared from"
-            )
+            from titan_pt.data.stream.token_shards import check_shards
+
+            check_shards(source, source.documents, tokenizer, encoder)
     data = settings.data
     substitute_after = data.substitute_after_seconds if data.stall_policy == "substitute" else None
     return TokenizedMixture(

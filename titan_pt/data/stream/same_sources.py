@@ -1,4 +1,7 @@
-"""Whether the sources of a checkpoint are those of a run: each by its settings, and each file by its content."""
+"""Whether the sources of a checkpoint are those of a run: each by its settings, and each file by its content.
+
+Imported on a resume.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence

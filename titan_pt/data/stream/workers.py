@@ -20,7 +20,7 @@ from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.state import ResumePoint
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
-from titan_pt.protocols.registry import import_plugin
+from titan_pt.protocols.plugins import import_plugin
 from titan_pt.run.log import init_logging
 from titan_pt.run.signals import die_with_parent, ignore_signals
 

@@ -12,7 +12,8 @@ from titan_pt.distributed.fsdp import allocate
 from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
-from titan_pt.protocols.context import DryRunStep, StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from titan_pt.components.checkpoint.checkpointer import load_documents
-from titan_pt.components.checkpoint.steps import find_resume, has_steps
+from titan_pt.components.checkpoint.reader import load_documents
+from titan_pt.components.checkpoint.step_folders import has_steps
+from titan_pt.components.checkpoint.steps import find_resume
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoConfig

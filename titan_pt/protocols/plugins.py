@@ -1,0 +1,55 @@
+"""Modules of a user's own: their import, and what went wrong in them, told by file and line.
+
+Imported where a config names such a module, or where code of a user's fails.
+"""
+
+import importlib
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+from titan_pt.config.errors import ConfigError
+
+
+def import_plugin(module: str, key: str) -> None:
+    """Import a user's module from the Python path or the working folder.
+
+    Args:
+        key: what named it, for the message.
+
+    Raises:
+        ConfigError: there is no such module, or it fails; tells its file and line.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything; the reason is theirs to read
+        said = f"{key} = {module!r}: cannot be imported: {reason(error)}"
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
+            said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+        raise ConfigError(said) from error
+
+
+def users_line(error: BaseException) -> str:
+    """File and line of the innermost code of a user's own that an error went through; empty where there is none."""
+    ours = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours) and "-packages" not in frame.filename
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def reason(error: BaseException) -> str:
+    """An error with the file and line of the code that made it, in one line."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
+    return f"{text} ({place})" if place else text
