@@ -196,7 +196,11 @@ def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
     for folder, words in [(tmp_path / "none", "no such folder"), (tmp_path, "a folder without config.json")]:
         with pytest.raises(ConfigError, match=words):
             read_config(folder)
-    for content, words in [(b"{", "cannot be read"), (b"\xff\xfe", "cannot be read"), (b"[]", "not a JSON object")]:
+    for content, words in [
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "line 1, byte 1: the file is UTF-16"),
+        (b"[]", "not a JSON object"),
+    ]:
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ConfigError, match=words):
             read_config(tmp_path)

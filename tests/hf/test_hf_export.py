@@ -90,10 +90,14 @@ def test_a_run_exports_while_it_trains(run: Path, tmp_path: Path) -> None:
         assert name.endswith("norm.weight") or not torch.equal(tensor, early[name])
 
 
-def test_a_failed_export_does_not_end_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_export_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("titan_pt.hf.export_running.export", full)
     config = write_run(tmp_path, True, True, checkpoint={"export_hf_interval": 1})
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "hf").write_text("in the way")
     assert train_here(config) == 0
     assert "could not be exported" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint" / "step-2").is_dir()

@@ -264,8 +264,12 @@ def test_ctrl_c_ends_the_run(reward: Callable[..., Score]) -> None:
     def interrupted(sample: Sample, task: Task) -> float:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        reward(interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process that has no other
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reward(interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stop_signal_does_not_interrupt_a_reward(reward: Callable[..., Score]) -> None:

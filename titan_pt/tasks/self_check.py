@@ -44,7 +44,7 @@ class Asked(Protocol):
     def solution(self) -> str: ...
 
 
-class Problems(Protocol):
+class CheckedProblems(Protocol):
     """A set of problems, as far as it is checked."""
 
     def __len__(self) -> int: ...
@@ -78,7 +78,7 @@ class Proof:
     """Problems that have a worked answer, among them."""
 
 
-def prove(problems: Problems, grade: Grade) -> Proof:
+def prove(problems: CheckedProblems, grade: Grade) -> Proof:
     """Grade the worked answers of the first problems by every rule, for a minute at most."""
     wrong: dict[int, str] = {}
     read = checked = 0
@@ -98,7 +98,9 @@ def prove(problems: Problems, grade: Grade) -> Proof:
     return Proof(wrong, read, checked)
 
 
-def accepted_nonsense(problems: Problems, grade: Grade, find_answer: Callable[[str], str | None] | None) -> str | None:
+def accepted_nonsense(
+    problems: CheckedProblems, grade: Grade, find_answer: Callable[[str], str | None] | None
+) -> str | None:
     """What is wrong with a grading that takes nonsense for right, with the reply that it took; None: nothing is.
 
     Each problem gets replies that answer nothing, the answer to another problem, its own question and, where the

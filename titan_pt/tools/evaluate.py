@@ -76,6 +76,15 @@ def _parser() -> ToolParser:
     )
     parser.add_argument("--k", metavar="K,K", help="of pass@k (default: 1 and --samples)")
     add_sampling_flags(parser, temperature=1.0)
+    _add_text_flags(parser)
+    parser.add_argument(
+        "--max_rows", type=INTEGER, default=256, help="most answers generated together (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_text_flags(parser: ToolParser) -> None:
     parser.add_argument("--text", metavar="FILES", help="loss and bits per byte of these texts: a glob of local files")
     parser.add_argument("--seq_len", type=whole(1), help="tokens of a row of --text (default: as in training, or 2048)")
     parser.add_argument(
@@ -90,11 +99,6 @@ def _parser() -> ToolParser:
         choices=["true", "false"],
         help="whether documents of --text that share a row see each other (default: as in training)",
     )
-    parser.add_argument(
-        "--max_rows", type=INTEGER, default=256, help="most answers generated together (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
