@@ -108,6 +108,7 @@ def validation_rows(context: TrainContext) -> list[PackedRow]:
     config, own = context.config, context.config.validation.sources
     if own:
         sources = open_mixture(own, config, context.world)
+        context.dataloader.keep_contents(sources, "validation.sources ")
         fraction, held_out = 0.0, False
     else:
         sources = list(context.dataloader.mixture.sources)

@@ -57,10 +57,13 @@ class ProblemSet:
 
     def __init__(self, entries: Sequence[Entry], ask: Callable[[Entry, int], Problem], variant: str = "") -> None:
         self._entries, self._ask = entries, ask
-        digest = hashlib.sha256(variant.encode())
+        digest, solutions = hashlib.sha256(variant.encode()), hashlib.sha256()
         for entry in entries:
             digest.update(json.dumps([entry.question, entry.gold, entry.options]).encode())
+            solutions.update(json.dumps(entry.solution).encode())
         self.fingerprint = digest.hexdigest()[:16]
+        self.solutions = solutions.hexdigest()[:16] if any(entry.solution for entry in entries) else ""
+        """Hash of the worked answers, which the fingerprints in older checkpoints do not have; empty without any."""
 
     def __len__(self) -> int:
         return len(self._entries)

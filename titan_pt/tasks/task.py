@@ -231,6 +231,7 @@ class _Chosen:
     def __init__(self, problems: Problems, left: Sequence[int]) -> None:
         self._problems, self._left = problems, left
         self.fingerprint = hashlib.sha256(f"{problems.fingerprint}/{list(left)}".encode()).hexdigest()[:16]
+        self.solutions = getattr(problems, "solutions", "")
 
     def __len__(self) -> int:
         return len(self._left)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -33,6 +34,7 @@ from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.opening import open_alone
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.tools.prepare import prepare
+from titan_pt.validate import validation_rows
 
 __all__ = ["quick"]  # a fixture
 
@@ -202,25 +204,124 @@ def test_a_file_changed_during_a_run_ends_it(tmp_path: Path) -> None:
         _ = documents[200]
 
 
-def test_large_files_are_hashed_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titan_pt.data.remote.sources.HASHED_AT_START_BYTES", 1000)
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any file stands for one that is too large to be hashed at the start."""
+    for module in ("data.remote.sources", "data.remote.download", "data.sources.prepared", "data.remote.later_hashes"):
+        monkeypatch.setattr(f"titan_pt.{module}.HASHED_AT_START_BYTES", 0)
+
+
+def test_large_files_are_hashed_beside_the_training(
+    tmp_path: Path, large: None, caplog: pytest.LogCaptureFixture
+) -> None:
     source, path = source_of(tmp_path, "many row groups")
     parquet(path, "apple")
     loader = loader_of(tmp_path, source)
-    assert loader.contents() == {"mine": [[path.name, ""]]}, "the start does not read it whole"
+    ((_, state),) = loader.contents()["mine"]
+    assert re.fullmatch(r"state \d+ \d+ \d+", state), "the start does not read it whole"
     assert loader.next_batch()
-    wait_for(lambda: loader.contents()["mine"][0][1] != "")
+    wait_for(lambda: loader.contents()["mine"][0][1] != state)
     before = checkpoint(loader)
     loader.close()
     assert checkpoint(loader_of(tmp_path, source)) == before, "known from now on"
+    shutil.move(tmp_path / "cache", tmp_path / "of another machine")
+    elsewhere = loader_of(tmp_path, source)
+    with caplog.at_level("INFO"):
+        assert elsewhere.source_differences(before) == ([], []) and "Hashing" not in caplog.text, "the same state"
+        os.utime(path)
+        assert loader_of(tmp_path, source).source_differences(before) == ([], [])
+    assert re.search(r"Hashing 0\.0 GB, for the file has another time or place.*many\.parquet", caplog.text)
     parquet(path, "peach")
-    monkeypatch.setattr(later_hashes, "_BYTES_PER_SECOND", 1e12)
     again = loader_of(tmp_path, source)
-    assert again.source_differences(before) == ([], []), "not known yet"
-    with pytest.raises(ConfigError, match=r"'mine': .*many\.parquet is not what the checkpoint was trained on"):
-        for _ in range(10_000):
-            again.next_batch()
-    again.close()
+    for _ in range(2):
+        (told,), _ = again.source_differences(before)
+        assert re.search(r"'mine': .*many\.parquet is not what the checkpoint was trained on", told)
+    assert loader_of(tmp_path, source).source_differences({"identity": before["identity"]}) == ([], [])
+
+
+def old_shards(path: Path, word: str) -> None:
+    """Token shards of a release that kept no checksums."""
+    shutil.rmtree(path, ignore_errors=True)
+    jsonl(path.parent / "a.jsonl", word)
+    text = Source(name="mine", path=str(path.parent / "a.jsonl"))
+    prepare(config_of(path.parent, text), "mine", path)
+    about = json.loads((path / "prepared.json").read_text())
+    kept = {key: value for key, value in about.items() if key not in ("contents", "sum", "blocks")}
+    (path / "prepared.json").write_text(json.dumps({**kept, "fingerprint": "as it is"}))
+
+
+LARGE: dict[str, tuple[dict[str, str], Write]] = {
+    "many row groups": KINDS["many row groups"],
+    "save_to_disk": KINDS["save_to_disk"],
+    "old shards": ({"path": "shards"}, old_shards),
+}
+
+
+@pytest.mark.parametrize("hashed", ["never", "after the checkpoint"])
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_file_corrected_before_its_hash_was_saved_is_refused(
+    tmp_path: Path, kind: str, hashed: str, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((key, name),), write = LARGE[kind][0].items(), LARGE[kind][1]
+    source, path = Source(name="mine", **{key: str(tmp_path / name)}), tmp_path / name
+    write(path, "apple")
+    loader = loader_of(tmp_path, source)
+    before = checkpoint(loader)
+    assert all(told.startswith("state ") for _, told in before["contents"]["mine"])
+    assert loader_of(tmp_path, source).source_differences(before) == ([], []), "nothing was touched"
+    if hashed != "never":
+        assert loader.next_batch()
+        wait_for(lambda: all(not told.startswith("state ") for _, told in loader.contents()["mine"]))
+    loader.close()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        os.utime(file)
+    moved, _ = loader_of(tmp_path, source).source_differences(before)
+    assert [("cannot be told" in told) for told in moved] == ([True] if hashed == "never" else [])
+    write(path, "peach")
+    (told,), _ = loader_of(tmp_path, source).source_differences(before)
+    why = "cannot be told" if hashed == "never" else "not what the checkpoint was trained on"
+    assert told.startswith("data source 'mine': ") and any(str(file) in told for file in files) and why in told
+    write(path, "apple")  # restored: the hash of the other one has not taken the place of the right one
+    if hashed != "never" and kind == "many row groups":
+        assert loader_of(tmp_path, source).source_differences(before) == ([], [])
+
+
+def test_a_file_touched_before_it_was_hashed_is_not_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(tmp_path / "a.jsonl")
+    jsonl(Path(path), "apple")
+    later = later_hashes.LaterHashes([(path, "")], str(tmp_path / "cache"))
+    os.utime(path)
+    before = list(later)
+    later.start()
+    wait_for(lambda: "a.jsonl cannot be hashed: it was touched or changed since the start" in caplog.text)
+    assert list(later) == before and before[0][1].startswith("state ")
+
+
+def test_corrected_validation_files_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, path = source_of(tmp_path, "jsonl")
+    jsonl(path, "apple")
+    jsonl(tmp_path / "val.jsonl", "apple")
+    config = config_of(tmp_path, source, streams=2)
+    own = [Source(name="mine", path=str(tmp_path / "val.jsonl"))]
+    config = config.model_copy(update={"validation": config.validation.model_copy(update={"sources": own})})
+
+    def started() -> DataLoader:
+        size = plan_run_size(config, 1)
+        loader = build_dataloader(config, ByteTokenizer(), ThreadWorld(), size)
+        context: Any = SimpleNamespace(config=config, world=ThreadWorld(), dataloader=loader, run_size=size)
+        assert validation_rows(context)
+        return loader
+
+    before = checkpoint(started())
+    assert started().source_differences(before) == ([], []) and not caplog.text
+    jsonl(tmp_path / "val.jsonl", "peach")
+    again = started()
+    assert again.source_differences(before) == ([], []), "the training goes on"
+    assert re.search(r"validation\.sources mine: .*val\.jsonl is not what the run was validated on", caplog.text)
+    caplog.clear()
+    old = {**before, "contents": {"mine": before["contents"]["mine"]}}
+    assert again.source_differences(old) == ([], []) and not caplog.text
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

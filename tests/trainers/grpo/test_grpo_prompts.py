@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments
+from titan_pt.components.checkpoint.mismatch import describe
+from titan_pt.components.checkpoint.resume import has_data_of
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config import ConfigError
 from titan_pt.config.schema.grpo import GrpoConfig, GrpoTask
@@ -111,6 +113,30 @@ def test_evaluation_prompts_are_fixed() -> None:
     changed = loader()
     changed.tasks[0] = replace(changed.tasks[0], template="{question}?")
     assert changed.identity() != prompts.identity()
+
+
+def test_worked_answers_are_of_the_identity_and_unknown_to_older_checkpoints(tmp_path: Path) -> None:
+    def built(solution: str) -> PromptLoader:
+        (tmp_path / "set.jsonl").write_text(
+            "".join(f'{{"question": "What is {i} + 1?", "answer": "{solution} #### {i + 1}"}}\n' for i in range(40))
+        )
+        config = GrpoConfig(
+            job={"trainer": "grpo"},
+            rollout={"max_new_tokens": 8},
+            grpo={"tasks": [{"name": "gsm8k", "path": str(tmp_path / "set.jsonl"), "holdout_fraction": 0.2}]},
+        )
+        return build_prompts(config, ByteTokenizer(), speaks=True)
+
+    one, other = built("One more."), built("Count on.")
+    before = one.identity()
+    assert other.identity()["tasks"] == before["tasks"], "as older checkpoints have it"
+    assert has_data_of(built("One more."), {"identity": before})
+    assert not has_data_of(other, {"identity": before})
+    of_older = {name: value for name, value in before.items() if name != "solutions"}
+    assert has_data_of(other, {"identity": of_older})
+    (there,), (here,) = before["solutions"].values(), other.identity()["solutions"].values()
+    told = describe({"data.solutions.gsm8k": (there, here)}, "", GrpoConfig(), None)
+    assert told[0].startswith("the worked answers of task 'gsm8k', or what makes texts of them, are others now")
 
 
 def test_a_run_asks_through_the_template_of_the_model_that_it_starts_from(

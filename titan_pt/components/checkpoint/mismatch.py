@@ -13,7 +13,8 @@ from titan_pt.config.errors import shown
 from titan_pt.config.schema.job_config import JobConfig
 
 # Parts of an identity that are made of content, which no key changes.
-_CONTENT = re.compile(r"data\.(tasks|sources)\.(.*)")
+_KINDS = {"tasks": "problems of task", "solutions": "worked answers of task", "sources": "documents of data source"}
+_CONTENT = re.compile(rf"data\.({'|'.join(_KINDS)})\.(.*)")
 
 # The keys, or whole tables, that decide a part of an identity, by the beginning of its name.
 _KEYS: Mapping[str, Collection[str]] = {
@@ -72,8 +73,8 @@ def _is_default(config: JobConfig, table: str, key: str) -> bool:
 
 def _plainly(name: str, there: Any, here: Any) -> str:
     content = _CONTENT.fullmatch(name)
-    if content and isinstance(there, list) and isinstance(here, list):
-        kind = {"tasks": "problems of task", "sources": "documents of data source"}[content[1]]
+    if content and type(there) is type(here) and there is not None:
+        kind = _KINDS[content[1]]
         return f"the {kind} {content[2]!r}, or what makes texts of them, are others now ({there} there and {here} here)"
     if name == "data.num_streams":
         return (

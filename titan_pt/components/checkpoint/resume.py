@@ -17,7 +17,7 @@ from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
 from titan_pt.components.checkpoint.mismatch import changed_keys
 from titan_pt.components.checkpoint.reader import load_documents, load_tensors
-from titan_pt.components.checkpoint.run_state import data_contents, of_optimizer, run_tensors
+from titan_pt.components.checkpoint.run_state import of_optimizer, run_tensors
 from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
@@ -92,10 +92,9 @@ def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: P
     if hasattr(loader, "source_differences"):
         others, settings = loader.source_differences(documents.data)
         if settings:
-            from titan_pt.components.checkpoint.mismatch import changed_keys
-
             others += changed_keys(documents.config, context.config, ["data.sources"]) or settings
         before, now = ({k: v for k, v in part.items() if k != "sources"} for part in (before, now))
+    now = _of_that_time(loader, now, before)
     check_compatible(
         {"data": before},
         {"data": now},
@@ -157,19 +156,32 @@ def _excluded(context: TrainContext, documents: CheckpointDocuments, identity: M
     A part is left out once: not again by the same command, unless the optimizer or the data have changed once more.
     """
     options, before = context.config.checkpoint, honoured(documents.train)
-    data, loader = documents.data, context.dataloader
-    contents = data_contents(loader) if "contents" in data else None
-    saved = {"optimizer": documents.train["identity"]["optimizer"], "data": (data["identity"], data.get("contents"))}
-    current = {"optimizer": identity["optimizer"], "data": (loader.identity(), contents)}
+    same = {
+        "optimizer": lambda: documents.train["identity"]["optimizer"] == identity["optimizer"],
+        "data": lambda: has_data_of(context.dataloader, documents.data),
+    }
     goes_on = options.load_step in (-1, before["load_step"])
     done = [
         name
         for name in options.exclude_from_loading
-        if goes_on and name in before["exclude_from_loading"] and saved[name] == current[name]
+        if goes_on and name in before["exclude_from_loading"] and same[name]()
     ]
     if done:
         logger.info(f"checkpoint.exclude_from_loading: {', '.join(done)} was left out at an earlier start, now loaded")
     return [name for name in options.exclude_from_loading if name not in done]
+
+
+def has_data_of(loader: Any, data: Mapping[str, Any]) -> bool:
+    """Whether a loader has the data of a checkpoint, to the file."""
+    if _of_that_time(loader, loader.identity(), data["identity"]) != data["identity"]:
+        return False
+    return not (hasattr(loader, "source_differences") and any(loader.source_differences(data)))
+
+
+def _of_that_time(loader: Any, now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A loader's identity without the parts that the release of a checkpoint did not have."""
+    later = getattr(loader, "later_identity", ())
+    return {name: value for name, value in now.items() if name in before or name not in later}
 
 
 def _without(identity: Mapping[str, Any], excluded: list[str]) -> dict[str, Any]:

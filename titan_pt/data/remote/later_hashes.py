@@ -1,12 +1,21 @@
-"""Hashes of files that are too large to be hashed at the start: computed beside the training, then compared."""
+"""Files too large to be hashed at the start: known by their states until they are hashed, beside the training."""
 
 import contextlib
+import functools
 import logging
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.sources.identity import KnownFiles, content_hash, same_content
+from titan_pt.data.sources.identity import (
+    HASHED_AT_START_BYTES,
+    Contents,
+    KnownFiles,
+    content_hash,
+    file_state,
+    settled_state,
+)
 from titan_pt.run.exit_codes import Preempted
 
 logger = logging.getLogger("titan_pt")
@@ -15,41 +24,59 @@ _BYTES_PER_SECOND = 200e6  # the training reads from the same disk
 
 
 class LaterHashes:
-    """A thread that hashes files one by one, remembers the hashes, and compares them with those of a checkpoint.
+    """Contents of a source's files: hashes, as far as they are known by now, and states.
+
+    The state is a further line of the hash of each local file that a start without the hash would not read whole.
 
     Args:
-        wanted: hash of each file's content that a checkpoint holds; empty where it knew none.
+        contents: as the start knows them.
     """
 
-    def __init__(self, files: Sequence[str], wanted: Mapping[str, str], cache_dir: str | None, where: str) -> None:
-        self.found: dict[str, str] = {}
-        self._changed = ""
-        self._files, self._wanted, self._where = files, wanted, where
-        self._known = KnownFiles(cache_dir)  # of its own: another thread has the other one
-        threading.Thread(target=self._run, name="later hashes", daemon=True).start()
+    def __init__(self, contents: Contents, cache_dir: str | None) -> None:
+        self._contents, self._cache_dir = contents, cache_dir
+        self._found: dict[str, str] = {}
+        self._thread: threading.Thread | None = None
+        states = {path: settled_state(path)[0] for path, _ in contents if os.path.isfile(path)}
+        large = sum(state[1] for state in states.values()) > HASHED_AT_START_BYTES
+        self._states = {
+            path: _told(states[path]) for path, known in contents if path in states and (large or not known)
+        }
 
-    def check(self) -> None:
-        """Raise a ConfigError once a file turned out to be another one than that of the checkpoint."""
-        if self._changed:
-            raise ConfigError(
-                f"{self._where}: {self._changed} is not what the checkpoint was trained on; restore it, or start the "
-                'data anew with checkpoint.exclude_from_loading = ["data"]'
-            )
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for path, known in self._contents:
+            yield path, "\n".join(filter(None, (known or self._found.get(path), self._states.get(path))))
 
-    def _run(self) -> None:
+    def start(self) -> None:
+        """Hash the local files whose hash is not known on another thread, one by one."""
+        paths = [path for path, known in self._contents if path in self._states and not known]
+        if paths and self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=[paths], name="later hashes", daemon=True)
+            self._thread.start()
+
+    def _run(self, paths: Sequence[str]) -> None:
+        known = KnownFiles(self._cache_dir)  # of its own: other threads have others
         with contextlib.suppress(Preempted):
-            for path in self._files:
+            for path in paths:
                 try:
-                    (found,) = self._known.facts([path], "content", _slow_hash)
+                    (found,) = known.facts([path], "content", _slow_hash)
+                    if _told(file_state(path)) != self._states[path]:
+                        raise ConfigError("it was touched or changed since the start")
+                    # "content" is of the present state, that of a corrected file too; this is of the start, and stays.
+                    known.facts([path], self._states[path], functools.partial(_same, found))
                 except (OSError, ConfigError) as error:  # the training reads it too, and fails where it cannot
-                    logger.warning(f"{self._where}: {path} cannot be hashed: {error}")
+                    logger.warning(f"{path} cannot be hashed: {error}; a resume on another state of it is refused")
                     continue
-                self.found[path] = found
-                if not same_content(found, self._wanted.get(path, "")):
-                    self._changed = path
-                    logger.error(f"{self._where}: {path} is not what the checkpoint was trained on")
-                    return
+                self._found[path] = found
+
+
+def _told(state: Sequence[int]) -> str:
+    """A state as checkpoints keep it: without the inode, which differs between machines of one network disk."""
+    return f"state {' '.join(str(value) for value in state[1:])}"
 
 
 def _slow_hash(path: str) -> str:
     return content_hash(path, _BYTES_PER_SECOND)
+
+
+def _same(found: str, _path: str) -> str:
+    return found

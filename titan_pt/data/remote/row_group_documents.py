@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.remote.block_order import BlockOrder
-from titan_pt.data.remote.later_hashes import LaterHashes
 from titan_pt.data.remote.parquet import describe_local
 from titan_pt.data.remote.reader_pool import THREADS, ReaderPool
 from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
@@ -60,32 +59,14 @@ class RowGroupDocuments(StreamedDocuments):
         self._formatter, self._where, self._known = formatter, where, known
         local = [file.location for file in listing.files if not is_address(file.location)]
         self._states = {location: settled_state(location)[0] for location in local}
-        self._later: LaterHashes | None = None
         self.fingerprint = hashlib.sha256(f"{listing.fingerprint}/{formatter.fingerprint}".encode()).hexdigest()[:16]
         self._open: OrderedDict[int, pa.Array] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def contents(self) -> Contents:
-        """Hash of each file's content, as far as it is known by now."""
-        later = self._later.found if self._later else {}
-        return [(file.location, file.known_content or later.get(file.location, "")) for file in self.listing.files]
-
-    def hash_later(self, wanted: Contents) -> None:
-        """Have the local files whose content is not known hashed beside the training.
-
-        Args:
-            wanted: contents of the same files in a checkpoint that the run goes on from; none at a first start.
-        """
-        places = [file.location for file in self.listing.files]
-        hashes = dict(zip(places, [content for _, content in wanted], strict=False))
-        files = [path for path, content in self.contents if not content and not is_address(path)]
-        if files and self._later is None:
-            self._later = LaterHashes(files, hashes, self._known.cache_dir, self._where)
-
-    def raise_if_changed(self) -> None:
-        if self._later is not None:
-            self._later.check()
+        """Hash of each file's content, as far as the start knows it."""
+        return [(file.location, file.known_content) for file in self.listing.files]
 
     def __len__(self) -> int:
         return self.listing.num_rows

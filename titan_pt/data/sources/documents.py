@@ -133,14 +133,6 @@ class StreamedDocuments(ABC):
         """Lift the limit on waiting that a start has: from here on the loader's own holds."""
 
     @abstractmethod
-    def hash_later(self, wanted: Contents) -> None:
-        """Hash files that were too large for the start beside the training; `wanted` are the contents to be found."""
-
-    @abstractmethod
-    def raise_if_changed(self) -> None:
-        """Raise a ConfigError where that found a file that is not the one that the run goes on from."""
-
-    @abstractmethod
     def interrupt(self) -> None:
         """End all waiting with Stopped; reading can go on at once."""
 

@@ -136,12 +136,12 @@ class KnownFiles:
                 self._save()
         return found
 
-    def recall(self, paths: Sequence[str], kind: str) -> list[Any]:
-        """The remembered value of each file; None where there is none."""
+    def recall(self, paths: Sequence[str], kind: str, *, of_any_state: bool = False) -> list[Any]:
+        """The remembered value of each file, of the state that it has now unless of any; None where there is none."""
         found = []
         for path in paths:
             known = self._record(self._resolved(path)).get(kind)
-            found.append(known[1] if known and tuple(known[0]) == file_state(path) else None)
+            found.append(known[1] if known and (of_any_state or tuple(known[0]) == file_state(path)) else None)
         return found
 
     def hashes(self, paths: Sequence[str], limit_bytes: float = float("inf")) -> list[str]:

@@ -49,16 +49,6 @@ class MixtureSource:
         if isinstance(self.documents, StreamedDocuments):
             self.documents.wait_for_ever()
 
-    def hash_later(self, wanted: Contents) -> None:
-        """Hash files that were too large for the start beside the training."""
-        if isinstance(self.documents, StreamedDocuments):
-            self.documents.hash_later(wanted)
-
-    def raise_if_changed(self) -> None:
-        """Raise a ConfigError where a file that was hashed later is not the one that the run goes on from."""
-        if isinstance(self.documents, StreamedDocuments):
-            self.documents.raise_if_changed()
-
     def interrupt(self) -> None:
         """End all waiting for the source's documents."""
         if isinstance(self.documents, StreamedDocuments):

@@ -19,7 +19,7 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.sources.documents import contents_of
-from titan_pt.data.sources.opening import data_settings, open_mixture
+from titan_pt.data.sources.opening import MixtureSource, data_settings, open_mixture
 from titan_pt.data.stream.batch import StepBatch, collate_step
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
@@ -30,6 +30,7 @@ from titan_pt.data.stream.state import Json, ResumePoint, token_hash
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.exit_codes import Preempted, Stalled
 from titan_pt.run.signals import stop_requested
 
@@ -73,7 +74,9 @@ class DataLoader:
         self.also_identity: dict[str, str] = {}
         """Further values of the trainer's own that must be equal for a resume, beside the documents."""
         self._makes_last_row_again = True
-        self._wanted_contents: Json = {}
+        self._files: dict[str, Any] = {}
+        self._later: list[Any] = []
+        self.keep_contents(mixture.sources)
         self._prefetcher: TimedPrefetcher[StepBatch | BaseException] | None = None
         self._stop = threading.Event()
 
@@ -176,9 +179,21 @@ class DataLoader:
         }
 
     def contents(self) -> Json:
-        """JSON: [name, hash of the content] of each file of each source that is of files, which a resume compares."""
-        found = {source.name: contents_of(source.documents) for source in self.mixture.sources}
-        return {name: [[Path(file).name, content] for file, content in files] for name, files in found.items() if files}
+        """JSON: [name, hash of the content] of each file of each source that is of files, which a resume compares.
+
+        Of a file that a start may not hash, its state then is a further line of the hash.
+        """
+        known = {name: [[Path(file).name, told] for file, told in files] for name, files in self._files.items()}
+        return {name: files for name, files in known.items() if files}
+
+    def keep_contents(self, sources: Sequence[MixtureSource], where: str = "") -> None:
+        """Have the contents of sources in `contents`; of those that are not trained on, `where` begins the names."""
+        for source in sources:
+            files: Any = contents_of(source.documents)
+            if source.by_row_group or not all(known for _, known in files):
+                later_hashes = import_attribute("titan_pt.data.remote.later_hashes:LaterHashes")
+                self._later.append(files := later_hashes(files, self._config.data.cache_dir))
+            self._files[f"{where}{source.name}"] = files
 
     def source_differences(self, saved: Json) -> tuple[list[str], list[str]]:
         """(files that are others now, all else that differs) of the sources in a data.json; call it before loading.
@@ -187,8 +202,9 @@ class DataLoader:
         """
         from titan_pt.data.stream.same_sources import differences, same_limits
 
-        found = differences(saved, self.mixture.sources)
-        self._wanted_contents = saved.get("contents", {})
+        files = {name: list(files) for name, files in self._files.items()}
+        read = functools.partial(differences, saved, self.mixture.sources, files, self._config.data.cache_dir)
+        found = self._world.on_main(read)
         self._makes_last_row_again = any(found) or same_limits(saved, self.mixture.sources)
         return found
 
@@ -214,8 +230,8 @@ class DataLoader:
         self._stop.clear()
         for source in self.mixture.sources:
             source.wait_for_ever()
-            if self._world.is_main:  # the others' files are those of rank 0
-                source.hash_later(self._wanted_contents.get(source.name, []))
+        for later in self._later if self._world.is_main else []:  # the others' files are those of rank 0
+            later.start()
         batches = with_errors(self._batches())
         atexit.register(self.close)
         if self._config.data.prefetch_steps == 0:
@@ -253,8 +269,6 @@ class DataLoader:
         pin = self._world.device.type == "cuda"
         padded = False
         for step in self._steps(numbers):
-            for source in self.mixture.sources:
-                source.raise_if_changed()
             rows = [row or padding for row in step.rows]
             batch = collate_step(rows, step.points, training.local_batch_size, pin)
             if batch.num_tokens and not padded and None in step.rows:

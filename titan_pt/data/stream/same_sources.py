@@ -4,23 +4,36 @@ Imported on a resume.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titan_pt.data.sources.documents import contents_of
-from titan_pt.data.sources.identity import same_content
+from titan_pt.data.sources.identity import Contents, KnownFiles, content_hash, same_content
 from titan_pt.data.sources.opening import MixtureSource
 
 logger = logging.getLogger("titan_pt")
 
 
-def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> tuple[list[str], list[str]]:
+_NOT_SAME = "not what the checkpoint was trained on"
+_NOT_KNOWN = (
+    "touched, moved or changed since the checkpoint, which was saved before the hash of so large a file was known: "
+    "whether it holds the same cannot be told"
+)
+
+
+def differences(
+    saved: Mapping[str, Any], sources: Sequence[MixtureSource], now_in: Mapping[str, Contents], cache_dir: str | None
+) -> tuple[list[str], list[str]]:
     """(files that are others now, all else that differs) of the sources of a checkpoint's data.json and these.
 
     Another max_epochs is none: the order of the documents does not depend on it. A checkpoint of an earlier release
-    knows files by name, size and end alone.
+    knows files by name, size and end alone. What is not trained on is warned of.
+
+    Args:
+        now_in: the loader's contents, with the paths of the files.
     """
     before, contents = saved["identity"]["sources"], saved.get("contents", {})
+    known = KnownFiles(cache_dir)
     now = {source.name for source in sources}
     corrected: list[str] = []
     found = [f"data.sources.{name} is there alone" for name in before if name not in now]
@@ -32,15 +45,18 @@ def differences(saved: Mapping[str, Any], sources: Sequence[MixtureSource]) -> t
         fingerprint, weight, _ = before[source.name]
         if weight != source.weight:
             found.append(f"data.sources.{source.name}.weight is {weight} there and {source.weight} here")
-        files = _changed_files(contents.get(source.name, []), contents_of(source.documents))
+        files = _changed_files(contents.get(source.name, []), now_in.get(source.name, []), known)
         if files:
-            others = f" and {len(files) - 1:,} others are" if len(files) > 1 else " is"
-            corrected.append(f"{where}: {files[0]}{others} not what the checkpoint was trained on")
+            corrected.append(f"{where}: {_told(files)}")
         elif fingerprint != source.documents.fingerprint:
             found.append(
                 f"{where}: its documents are not those of the checkpoint (files, text_field, formatter, split): "
                 f"fingerprint {source.documents.fingerprint}, in the checkpoint {fingerprint}"
             )
+    for name in sorted(contents.keys() & now_in.keys() - now):
+        if files := _changed_files(contents[name], now_in[name], known):
+            told = _told(files).replace(_NOT_SAME, "not what the run was validated on before")
+            logger.warning(f"{name}: {told}; its losses do not compare with those of earlier steps")
     return corrected, found
 
 
@@ -58,8 +74,42 @@ def _shown(max_epochs: float | None) -> str:
     return "unset" if max_epochs is None else f"{max_epochs:g}"
 
 
-def _changed_files(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> list[str]:
-    """Files whose content is another one; one that was too large to be hashed may be the same."""
+def _told(files: Sequence[tuple[str, str]]) -> str:
+    (first, why), others = files[0], len(files) - 1
+    return f"{first}{f' and {others:,} others are' if others else ' is'} {why}"
+
+
+def _changed_files(before: Sequence[Sequence[str]], now: Contents, known: KnownFiles) -> list[tuple[str, str]]:
+    """Files whose content is another one, or may be, and which of the two."""
     if len(before) != len(now):
         return []  # other files: the fingerprint differs too, or the checkpoint knew none
-    return [file for (_, old), (file, new) in zip(before, now, strict=True) if not same_content(old, new)]
+    compared = ((file, _why_another(file, old, new, known)) for (_, old), (file, new) in zip(before, now, strict=True))
+    return [(file, why) for file, why in compared if why]
+
+
+def _why_another(file: str, old: str, new: str, known: KnownFiles) -> str:
+    """Why a file is not the same; empty where it is. One whose hash is not known here is hashed, unless its state is
+    that of the checkpoint."""
+    (old_hash, old_state), (new_hash, new_state) = _hash_and_state(old), _hash_and_state(new)
+    if old_hash and new_hash:
+        return "" if same_content(old_hash, new_hash) else _NOT_SAME
+    if old_state == new_state != "" or not (old_hash or old_state) or not os.path.isfile(file):
+        return ""  # of an earlier release, or of a server that says nothing of its files
+    old_hash = old_hash or known.recall([file], old_state, of_any_state=True)[0]
+    if not old_hash:
+        return _NOT_KNOWN
+    if not new_hash:
+        size = os.path.getsize(file) / 1e9
+        logger.info(f"Hashing {size:,.1f} GB, for the file has another time or place than in the checkpoint: {file}")
+        # Apart from the hashes of files that were trained on: that of a corrected one must not take their place.
+        (new_hash,) = known.facts([file], "compared content", content_hash)
+    if new_hash != old_hash:
+        return _NOT_SAME
+    known.facts([file], "content", lambda _: new_hash)
+    return ""
+
+
+def _hash_and_state(content: str) -> tuple[str, str]:
+    lines = content.split("\n")
+    state = next((line for line in lines if line.startswith("state ")), "")
+    return "\n".join(line for line in lines if line != state), state

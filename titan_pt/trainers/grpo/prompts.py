@@ -46,8 +46,11 @@ class PromptLoader:
         "overlong_prompts": ("rollout.overlong_prompts",),
         "order": ("grpo.tasks",),
         "tasks": ("grpo.tasks", "data.seed", "debug.seed"),
+        "solutions": ("grpo.tasks",),
     }
     """The keys that decide each part of `identity`."""
+    later_identity = ("solutions",)
+    """Parts of `identity` that checkpoints of earlier releases do not have."""
 
     def __init__(
         self, tasks: Sequence[Task], weights: Sequence[float], rules: PromptRules, seed: int, *, speaks: bool = True
@@ -98,6 +101,7 @@ class PromptLoader:
 
     def identity(self) -> dict[str, Any]:
         """JSON of everything that decides the order of the prompts; a resume compares it."""
+        solutions = {task.name: getattr(task.train, "solutions", "") for task in self.tasks}
         return {
             "seed": self._seed,
             "tokenizer": self._rules.tokenizer.fingerprint,
@@ -108,6 +112,7 @@ class PromptLoader:
                 task.name: [task.train.fingerprint, weight, task.template]
                 for task, weight in zip(self.tasks, self._weights, strict=True)
             },
+            **_present("solutions", {name: found for name, found in solutions.items() if found}),
             # Left out where there are none, as in older checkpoints.
             **_present("chat", {task.name: True for task in self.tasks if task.chat}),
             **_present("system_prompt", {task.name: task.system_prompt for task in self.tasks if task.system_prompt}),
