@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,57 @@ class Queue(torch.optim.SGD):
         return super().step(closure)
 
 
+class Sparse(torch.optim.SGD):
+    """Weights of its own, made at the second step."""
+
+    slow: Any = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            if group["k"] % 2 == 0:
+                self.slow = self.slow or [p.clone() for p in group["params"]]
+                for p, slow in zip(group["params"], self.slow, strict=True):
+                    p.copy_(slow.lerp_(p, 0.5))
+
+
+class FromIterator(torch.optim.SGD):
+    """Factors that only an iterator knows."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        self.factors = (1 / n for n in itertools.count(1))
+
+    def step(self, closure: Any = None) -> Any:
+        factor = next(self.factors)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.mul_(factor)
+        return super().step(closure)
+
+
+class Wrapped(torch.optim.SGD):
+    """Others in a container do its steps."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        self.parts = {"all": [torch.optim.Adam(self.param_groups[0]["params"], lr=lr)]}
+
+    def step(self, closure: Any = None) -> Any:
+        return self.parts["all"][0].step()
+
+
+class Picky(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        raise ValueError("of seven alone")
+
+
+def copies(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+
+
 def muon(model: torch.nn.Module, config: Any) -> Muon:
     decayed, others = split_parameters(model)
     groups = [
@@ -164,6 +216,15 @@ OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Any], torch.optim.Optimizer]] =
     "lbfgs": of(torch.optim.LBFGS),
     "hidden": of(Hidden),
     "queue": of(Queue),
+    "sparse": of(Sparse),
+    "iterator": of(FromIterator),
+    "wrapped": of(Wrapped),
+    "picky": of(Picky),
+    "copies": lambda model, config: torch.optim.SGD(copies(model), lr=0.1),
+    "adamw_copies": lambda model, config: torch.optim.AdamW(copies(model), lr=0.1),
+    "nothing": lambda model, config: None,  # type: ignore[dict-item, return-value]
+    "one_argument": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),  # type: ignore[dict-item, misc]
+    "negative": lambda model, config: torch.optim.SGD(model.parameters(), lr=-1),
 }
 
 for _name, _build in OPTIMIZERS.items():

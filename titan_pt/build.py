@@ -17,6 +17,7 @@ from titan_pt.config.schema.job_config import Debug, JobConfig
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import TrainContext
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 
 
@@ -48,7 +49,10 @@ def build_context(
     if reads_data and spec.adjust_run_size:
         run_size = spec.adjust_run_size(config, world, run_size, dataloader)
     model_spec = get_model_spec(config.model.name)
-    optimizer = spec.build_optimizers(model, config)
+    build = spec.build_optimizers
+    if config.experimental.custom_import:
+        build = import_attribute("titan_pt.optimizers.building:checked")(build)
+    optimizer = build(model, config)
     keep_own_rates(optimizer, config.optimizer.lr)
     return TrainContext(
         config=config,

@@ -54,7 +54,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         trainer.train()
     except Preempted as error:
         return ending.stopped(error)
-    except Exception as error:
+    except (Exception, GeneratorExit) as error:
         ending.failed(error)
         raise
     ending.close(wait=True)

@@ -73,6 +73,8 @@ class Trainer:
         context = self.context
         if context.world.is_main:
             self._lock = lock_run_folder(self._folder)
+        if self._checkpointer and not context.config.checkpoint.load_only:
+            context.optimizer_state.check()  # before a state is loaded into it
         if self._checkpointer:
             self._checkpointer.remove_leftovers()
         initial_path = context.config.checkpoint.initial_load_path
@@ -96,8 +98,6 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
-        if self._checkpointer and not context.config.checkpoint.load_only:
-            context.optimizer_state.check()
         self._plan.begin(resumed.deadline if resumed else None)
         if resumed:
             warn_of_another_rate(resumed, context, self._plan.total_steps)

@@ -19,8 +19,10 @@ from helpers import assert_same_step, losses, read_json, read_rows, read_tensors
 
 from titan_pt.components.checkpoint import checkpointer as checkpoint
 from titan_pt.components.checkpoint.manifest import find_damage
+from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.components.checkpoint.steps import find_initial, find_step, iter_steps
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.run_folder import lock_run_folder
 
 INTERVAL = {"interval": 2, "keep_latest_k": 0}
@@ -248,8 +250,27 @@ def test_a_resume_keeps_the_streams_of_its_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("local", "there", "here", "go_on", "new"),
+    [
+        (1, 1, 2, ("= 1", "= 1 on 1 rank,"), ("= 2", "= 2 fits")),  # 1 rank, then 2
+        (2, 2, 8, ("= 2", "= 4 on 1 or 2 ranks,"), ("= 8", "= 16 fits")),  # 1 rank, then 4
+        (2, 8, 2, ("= 8", "= 16 on 1, 2, 4 or 8 ranks,"), ("= 8", "= 16 fits")),  # 4 ranks, then 1
+    ],
+)
+def test_other_streams_are_refused_with_values_that_fit(
+    local: int, there: int, here: int, go_on: tuple[str, str], new: tuple[str, str]
+) -> None:
+    config = JobConfig.model_validate({"training": {"local_batch_size": local}})
+    (told,) = describe({"data.num_streams": (there, here)}, config.to_toml(), config, None)
+    for streams, rows in (go_on, new):
+        assert f"data.num_streams {streams} and training.global_batch_size {rows}" in told
+    assert 'checkpoint.exclude_from_loading = ["data"]' in told
+
+
+@pytest.mark.parametrize(
     ("flags", "warning"),
     [
+        (["--training.steps", "7"], "The learning rate stays at 0 at step 7: training.steps is 6 there and 7 here"),
         (
             ["--training.steps", "12"],
             "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12",

@@ -50,7 +50,16 @@ def test_the_same_on_two_ranks(tmp_path: Path, name: str) -> None:
     [
         ("lbfgs", "torch.optim.lbfgs.LBFGS: its step needs a closure"),
         ("hidden", "optimizer_plugins.Hidden: its step changes the attribute count, which is in no checkpoint"),
-        ("queue", "optimizer_plugins.Queue: norms of its state is a deque, which a checkpoint cannot hold"),
+        ("sparse", "optimizer_plugins.Sparse: its step changes the attribute slow, which is in no checkpoint"),
+        ("iterator", "optimizer_plugins.FromIterator: after its state was saved and loaded, its steps are not those"),
+        ("wrapped", "optimizer_plugins.Wrapped: its attribute parts is or holds an optimizer too"),
+        ("picky", "ValueError: of seven alone (" + str(Path(__file__).parents[1] / "optimizer_plugins.py:")),
+        ("copies", "SGD: 24 of the 24 tensors of its group 1 are no parameters of the model, the first of shape"),
+        ("adamw_copies", "AdamW: 24 of the 24 tensors of its group 1 are no parameters of the model"),
+        ("nothing", "build_optimizers of job.trainer = 'opt_nothing' gives a NoneType and no torch.optim.Optimizer ("),
+        ("one_argument", "build_optimizers of job.trainer = 'opt_one_argument' fails: TypeError: "),
+        ("negative", "fails: ValueError: Invalid learning rate: -1"),
+        ("queue", "norms of its state is a deque, which a checkpoint cannot hold"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_before_the_first_step(
@@ -86,6 +95,12 @@ def test_a_group_keeps_its_own_rate(tmp_path: Path, capsys: pytest.CaptureFixtur
     for row in rows[1]:
         assert row["lr/matrices"] == pytest.approx(2 * row["lr"], rel=1e-12)
     assert rows[0][-1]["loss"] != rows[1][-1]["loss"]
+    assert train_here(slow, "--plugin.lr", "0.02", "--training.steps", "6") == 0
+    (warned,) = [line for line in capsys.readouterr().err.splitlines() if "The learning rate" in line]
+    assert (
+        "lr/matrices rises from 0.0005714 at step 4 to 0.008571 at step 5: the group's own rate is 0.1 times" in warned
+    )
+    assert warned.endswith("optimizer.lr there and 2 times here")
     tensors = [read_tensors(tmp_path / name / "run/checkpoint/step-4") for name in ("slow", "fast")]
     name = "optimizer.layers.0.self_attn.q_proj.weight.momentum"
     assert tensors[0][name].dtype == torch.float32 and tensors[0][name].any()

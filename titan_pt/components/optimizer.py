@@ -158,15 +158,15 @@ def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World)
     """What checkpoints hold of an optimizer that took no step yet.
 
     Raises:
-        ConfigError: its step needs what no training step gives.
+        ConfigError: its step needs what no training step gives, or it has tensors that are not the model's.
     """
-    moments = MomentState(model, optimizer)
-    if type(optimizer) is torch.optim.AdamW or type(optimizer).__module__ == _EIGHT_BIT:
+    moments, ids = MomentState(model, optimizer), set(map(id, model.parameters()))
+    known = type(optimizer) is torch.optim.AdamW or type(optimizer).__module__ == _EIGHT_BIT
+    if known and ids.issuperset(id(tensor) for group in optimizer.param_groups for tensor in group["params"]):
         return moments
     earlier = moments if isinstance(optimizer, torch.optim.AdamW) else None
     keep = import_attribute("titan_pt.optimizers.state:AnyOptimizerState")
-    state: OptimizerState = keep(model, optimizer, world, earlier)
-    return state
+    return keep(model, optimizer, world, earlier)
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

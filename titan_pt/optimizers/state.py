@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
+from titan_pt.optimizers.attributes import fingerprints
 from titan_pt.optimizers.encoding import Json, StateEncoder, UnsavableState, decode, equal, local_bytes, same
-from titan_pt.optimizers.trial import check_callable, own_state_functions, try_a_step
+from titan_pt.optimizers.trial import IN_NO_CHECKPOINT, check_callable, own_state_functions, try_steps
 from titan_pt.protocols.context import OptimizerState
 
 _WAY_OUT = 'leave its state out once with checkpoint.exclude_from_loading = ["optimizer"]'
@@ -43,27 +44,40 @@ class AnyOptimizerState:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, world: World, earlier: OptimizerState | None) -> None:
-        check_callable(optimizer)
         self._earlier = earlier
         self._optimizer, self._world = optimizer, world
-        self._kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         self._parameters = {parameter_name(name): tensor for name, tensor in model.named_parameters()}
-        self._own = own_state_functions(optimizer)
-        self._start = [_entries(group) for group in optimizer.param_groups]
-        self.resets = not optimizer.state and not self._own
+        self._state = HeldState(optimizer, self._parameters)
+        self._kind, self._start = self._state.kind, self._state.start
+        check_callable(optimizer)
+        self._check_parameters()
+        self._known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        self._attributes = fingerprints(optimizer, self._known) if not self._state.own else {}
+        self.resets = not optimizer.state and not self._state.own
 
     def check(self) -> None:
-        """Try a step on stand-ins for the parameters.
+        """Try steps, a save and a resume on stand-ins for the parameters; before a checkpoint is loaded.
 
         Raises:
-            ConfigError: its state cannot be saved; on all ranks.
+            ConfigError: it is not known that its state is saved and resumed to the bit; on all ranks.
         """
 
         def trial() -> None:
-            if problem := try_a_step(self._optimizer, self._try_to_save):
+            if problem := try_steps(self._optimizer, self._parameters, HeldState):
                 raise ConfigError(f"optimizer {self._kind}: {problem}")
 
         self._world.together(trial)
+
+    def _check_parameters(self) -> None:
+        ids = {id(tensor) for tensor in self._parameters.values()}
+        for number, group in enumerate(self._optimizer.param_groups, 1):
+            if others := [tensor for tensor in group["params"] if id(tensor) not in ids]:
+                raise ConfigError(
+                    f"optimizer {self._kind}: {len(others)} of the {len(group['params'])} tensors of its group "
+                    f"{group.get('name', number)} are no parameters of the model, the first of shape "
+                    f"{tuple(others[0].shape)}: training would not change the model by them, nor a checkpoint hold "
+                    "them; build_optimizers must give it the very tensors of model.parameters(), no copies"
+                )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors by name; sharded ones as DTensors."""
@@ -75,6 +89,11 @@ class AnyOptimizerState:
         Raises:
             ConfigError: it is not, or there is something that cannot be saved.
         """
+        now = fingerprints(self._optimizer, self._known) if not self._state.own else {}
+        if changed := [name for name in {**self._attributes, **now} if self._attributes.get(name) != now.get(name)]:
+            raise ConfigError(
+                f"optimizer {self._kind}: its step changed the attribute {changed[0]}, {IN_NO_CHECKPOINT}"
+            )
         document, tensors = self._encode()
         digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
         for name, tensor in tensors.items():
@@ -112,22 +131,10 @@ class AnyOptimizerState:
         """Set the state: `document`, with the tensors of `targets`, which are filled now."""
         if document is None:  # the targets are the state itself
             return
-        local = {
-            name: tensor.to_local() if entry["layout"] == "local" and isinstance(tensor, DTensor) else tensor
-            for name, entry in document["tensors"].items()
-            for tensor in (tensors[name],)
-        }
-        content = decode(document["content"], local, self._parameters)
-        if self._own:
-            self._load_own(content, document, tensors)
-            return
-        self._optimizer.state.clear()
-        for key, value in content["state"].items():
-            self._optimizer.state[key] = value
-        for name, value in content["parameters"].items():
-            self._optimizer.state[self._parameters[name]] = value
-        for group, changed in zip(self._optimizer.param_groups, content["changed"], strict=True):
-            group.update(changed)
+        try:
+            self._state.load(document, tensors)
+        except UnsavableState as error:
+            raise ConfigError(f"optimizer {self._kind}: {error}; {_WAY_OUT}") from None
 
     def reset(self) -> None:
         """Let the state be as before the first step; only where `resets`."""
@@ -136,55 +143,11 @@ class AnyOptimizerState:
         for group, start in zip(self._optimizer.param_groups, self._start, strict=True):
             group.update(copy.deepcopy(start))
 
-    def _load_own(self, content: Any, document: Json, tensors: Mapping[str, torch.Tensor]) -> None:
-        rates = [{key: group[key] for key in _RATES if key in group} for group in self._optimizer.param_groups]
-        self._optimizer.load_state_dict(content["own"])
-        again, held = self._encode()
-        if again["content"] != document["content"] or not same(held, tensors):
-            raise ConfigError(f"optimizer {self._kind}: {_NOT_RESTORED}; {_WAY_OUT}")
-        # What the optimizer did not change follows from the config, which may be another one now.
-        for group, there, here, rate in zip(
-            self._optimizer.param_groups, content["start"], self._start, rates, strict=True
-        ):
-            group.update({key: here[key] for key in here if key in there and equal(group.get(key), there[key])})
-            group.update(rate)
-
     def _encode(self) -> tuple[Json, dict[str, torch.Tensor]]:
-        """(JSON, the tensors by the names that stand in it) of the whole state."""
-        encoder = StateEncoder(self._parameters)
         try:
-            content = self._own_content(encoder) if self._own else self._content(encoder)
+            return self._state.encode()
         except UnsavableState as error:
             raise ConfigError(f"optimizer {self._kind}: {error}") from None
-        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
-        return {"kind": self._kind, "groups": sizes, "tensors": encoder.entries, "content": content}, encoder.tensors
-
-    def _own_content(self, encoder: StateEncoder) -> Json:
-        return encoder.encode({"own": self._optimizer.state_dict(), "start": self._start}, (), None)
-
-    def _content(self, encoder: StateEncoder) -> Json:
-        groups = zip(self._optimizer.param_groups, self._start, strict=True)
-        changed = [
-            {key: value for key, value in _entries(group).items() if key not in old or not equal(value, old[key])}
-            for group, old in groups
-        ]
-        held, others = state_by_name(self._optimizer, self._parameters)
-        by_name = [[k, encoder.encode(v, (k,), self._parameters[k])] for k, v in held.items()]
-        state, groups_changed = encoder.encode(others, ("state",), None), encoder.encode(changed, ("groups",), None)
-        return {"dict": [["parameters", {"dict": by_name}], ["state", state], ["changed", groups_changed]]}
-
-    def _try_to_save(self, twin: Optimizer) -> None:
-        """Encode the state of a twin with small parameters; its own functions must restore what they gave."""
-        encoder = StateEncoder({})
-        if not self._own:
-            for value in twin.state.values():
-                encoder.encode(value, (), None)
-            return
-        content = encoder.encode(copy.deepcopy(twin.state_dict()), (), None)
-        twin.load_state_dict(decode(content, encoder.tensors, {}))
-        again = StateEncoder({})
-        if again.encode(twin.state_dict(), (), None) != content or not same(encoder.tensors, again.tensors):
-            raise UnsavableState(_NOT_RESTORED)
 
     def _target(self, name: str, entry: Mapping[str, Any], folder: Path) -> torch.Tensor:
         dtype, shape, layout = getattr(torch, entry["dtype"]), torch.Size(entry["shape"]), entry["layout"]
@@ -204,6 +167,88 @@ class AnyOptimizerState:
             placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
             return torch.distributed.tensor.empty(shape, dtype=dtype, device_mesh=mesh, placements=placements)
         return torch.empty(shape, dtype=dtype, device="cpu" if entry["device"] == "cpu" else place.device)
+
+
+class HeldState:
+    """The state of an optimizer as JSON and tensors, and back.
+
+    Args:
+        parameters: those of the model by name.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        self.own = own_state_functions(optimizer)
+        """Whether the optimizer's own functions save and restore it."""
+        self.start = [_entries(group) for group in optimizer.param_groups]
+        self._optimizer, self._parameters = optimizer, parameters
+
+    def load(self, document: Json, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the state.
+
+        Raises:
+            UnsavableState: it is not, then, what was given.
+        """
+        local = {
+            name: tensor.to_local() if entry["layout"] == "local" and isinstance(tensor, DTensor) else tensor
+            for name, entry in document["tensors"].items()
+            for tensor in (tensors[name],)
+        }
+        content = decode(document["content"], local, self._parameters)
+        if self.own:
+            self._load_own(content, document, tensors)
+            return
+        self._optimizer.state.clear()
+        for key, value in content["state"].items():
+            self._optimizer.state[key] = value
+        for name, value in content["parameters"].items():
+            self._optimizer.state[self._parameters[name]] = value
+        for group, changed in zip(self._optimizer.param_groups, content["changed"], strict=True):
+            group.update(changed)
+        again, held = self.encode()
+        both = [json["content"]["dict"][:2] for json in (again, document)]  # what "changed" says depends on the config
+        if both[0] != both[1] or not same({name: held[name] for name in held if name in tensors}, tensors):
+            raise UnsavableState(
+                "its state does not hold what a checkpoint put into it; define state_dict and load_state_dict"
+            )
+
+    def _load_own(self, content: Any, document: Json, tensors: Mapping[str, torch.Tensor]) -> None:
+        rates = [{key: group[key] for key in _RATES if key in group} for group in self._optimizer.param_groups]
+        self._optimizer.load_state_dict(content["own"])
+        again, held = self.encode()
+        if again["content"] != document["content"] or not same(held, tensors):
+            raise UnsavableState(_NOT_RESTORED)
+        # What the optimizer did not change follows from the config, which may be another one now.
+        for group, there, here, rate in zip(
+            self._optimizer.param_groups, content["start"], self.start, rates, strict=True
+        ):
+            group.update({key: here[key] for key in here if key in there and equal(group.get(key), there[key])})
+            group.update(rate)
+
+    def encode(self) -> tuple[Json, dict[str, torch.Tensor]]:
+        """(JSON, the tensors by the names that stand in it) of the whole state.
+
+        Raises:
+            UnsavableState: there is something that cannot be saved.
+        """
+        encoder = StateEncoder(self._parameters)
+        content = self._own_content(encoder) if self.own else self._content(encoder)
+        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
+        return {"kind": self.kind, "groups": sizes, "tensors": encoder.entries, "content": content}, encoder.tensors
+
+    def _own_content(self, encoder: StateEncoder) -> Json:
+        return encoder.encode({"own": self._optimizer.state_dict(), "start": self.start}, (), None)
+
+    def _content(self, encoder: StateEncoder) -> Json:
+        groups = zip(self._optimizer.param_groups, self.start, strict=True)
+        changed = [
+            {key: value for key, value in _entries(group).items() if key not in old or not equal(value, old[key])}
+            for group, old in groups
+        ]
+        held, others = state_by_name(self._optimizer, self._parameters)
+        by_name = [[k, encoder.encode(v, (k,), self._parameters[k])] for k, v in held.items()]
+        state, groups_changed = encoder.encode(others, ("state",), None), encoder.encode(changed, ("groups",), None)
+        return {"dict": [["parameters", {"dict": by_name}], ["state", state], ["changed", groups_changed]]}
 
 
 def state_by_name(

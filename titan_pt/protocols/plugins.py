@@ -4,6 +4,7 @@ Imported where a config names such a module, or where code of a user's fails.
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -30,6 +31,8 @@ def import_plugin(module: str, key: str) -> None:
         raise
     except BaseException as error:  # a user's module may raise anything; the reason is theirs to read
         said = f"{key} = {module!r}: cannot be imported: {reason(error)}"
+        if isinstance(error, SyntaxError) and not error.filename and (place := _place(module)):  # zero bytes in it
+            said += f" ({place})"
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
             said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
@@ -50,6 +53,16 @@ def users_line(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """An error with the file and line of the code that made it, in one line."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+        place = f"{error.filename}:{error.lineno}" if error.filename else users_line(error)
+        return f"{type(error).__name__}: {error.msg}{f' ({place})' if place else ''}"
     text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
     return f"{text} ({place})" if place else text
+
+
+def _place(module: str) -> str:
+    """File of a module; empty where there is none to be found."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # a package around it fails
+        return ""
+    return (spec.origin or "") if spec else ""

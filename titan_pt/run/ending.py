@@ -31,7 +31,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         code, reason = ExitCode.GAVE_UP, f"gave up: {error}"
     except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
-    except Exception as error:
+    except (Exception, GeneratorExit) as error:  # a user's code may raise that one too
         from titan_pt.protocols.plugins import users_line
 
         told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
@@ -83,7 +83,7 @@ class RunEnding:
         if wait:
             stop_world()
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
         if not isinstance(error, ConfigError | GaveUp):
             _record_failure(error)  # before this rank leaves, which makes the others fail too
@@ -137,7 +137,7 @@ class RunEnding:
             raise GaveUp(reason)
 
 
-def _record_failure(error: Exception) -> None:
+def _record_failure(error: BaseException) -> None:
     """Tell the launcher the reason: other ranks may print after this one, and fail because it did."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -3,6 +3,7 @@
 Imported where there is a difference.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import tomllib
 
 from titan_pt.config.errors import shown
+from titan_pt.config.run_size import divisors
 from titan_pt.config.schema.job_config import JobConfig
 
 # Parts of an identity that are made of content, which no key changes.
@@ -45,7 +47,7 @@ def describe(
         names = next((known[part] for part in _upwards(name) if part in known), ())
         found = changed_keys(config_toml, config, names)
         is_key = name.startswith("model.") and name not in ("model.num_tokens", "model.name")
-        told += [*([_plainly(name, *values)] if is_key or not found else []), *found]
+        told += [*([_plainly(name, *values, config)] if is_key or not found else []), *found]
     return list(dict.fromkeys(told))
 
 
@@ -71,19 +73,28 @@ def _is_default(config: JobConfig, table: str, key: str) -> bool:
     return info is not None and getattr(section, key) == info.get_default(call_default_factory=True)
 
 
-def _plainly(name: str, there: Any, here: Any) -> str:
+def _plainly(name: str, there: Any, here: Any, config: JobConfig) -> str:
     content = _CONTENT.fullmatch(name)
     if content and type(there) is type(here) and there is not None:
         kind = _KINDS[content[1]]
         return f"the {kind} {content[2]!r}, or what makes texts of them, are others now ({there} there and {here} here)"
     if name == "data.num_streams":
-        return (
-            f"{name} is {there} there and {here} here: set data.num_streams = {there} and a training.global_batch_size "
-            f"that it divides, on a number of ranks that divides {there}"
-        )
+        return f"{name} is {there} there and {here} here: {_streams_way_out(there, here, config)}"
     if name == "tokenizer.fingerprint":
         return f"the tokenizer's files are others now (hash {there} there and {here} here)"
     return f"{name} is {there!r} there and {here!r} here"
+
+
+def _streams_way_out(there: int, here: int, config: JobConfig) -> str:
+    """How to go on with the streams of a checkpoint, and how a new run would fit both numbers of ranks."""
+    local, both = config.training.local_batch_size, math.lcm(there, here)
+    ranks = divisors(there)
+    listed = f"{', '.join(map(str, ranks[:-1]))} or {there} ranks" if len(ranks) > 1 else "1 rank"
+    return (
+        f"to go on, set data.num_streams = {there} and training.global_batch_size = {local * there} on {listed}, or "
+        f'give up the place in the data by checkpoint.exclude_from_loading = ["data"]; a new run '
+        f"with data.num_streams = {both} and training.global_batch_size = {local * both} fits both numbers of ranks"
+    )
 
 
 def _changes(name: str, before: Any, now: Any) -> dict[str, str]:

@@ -41,6 +41,8 @@ class Resumed:
     """State of the step plan of a run with training.max_hours."""
     rate: float | None
     """Main learning rate of its last step; None in steps of versions that did not save it."""
+    lr_ratios: list[float] | None
+    """Each group's rate over the main one; None in steps of versions that did not save it."""
     config_toml: str
     """The saved config."""
     unwritten_row: dict[str, Any] | None
@@ -81,7 +83,9 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
         set_rng_state(states[world.rank], world.device)
     train = documents.train
     state = TrainState(**train["state"])
-    return Resumed(state, train.get("deadline"), train.get("rate"), documents.config, train.get("owed_row"))
+    return Resumed(
+        state, train.get("deadline"), train.get("rate"), train.get("lr_ratios"), documents.config, train.get("owed_row")
+    )
 
 
 def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: Path) -> None:
@@ -128,16 +132,36 @@ def warn_of_another_rate(resumed: Resumed, context: TrainContext, total_steps: i
     if rate is None or step >= total_steps or not context.world.is_main:
         return
     now, after = context.schedule(step), context.schedule(step + 1)
+    _warn_of_other_ratios(resumed.lr_ratios, context, step, rate, after)
     if math.isclose(now, rate, rel_tol=1e-9):
         return
     changed = changed_keys(resumed.config_toml, context.config, _OF_THE_RATE)
     if resumed.deadline and not changed:  # the end of the decay moves with the clock
         return
     why = "; ".join(changed) or "the schedule is another one"
-    logger.warning(
-        f"The learning rate {'rises' if after > rate else 'falls'} from {rate:.4g} at step {step:,} to "
-        f"{after:.4g} at step {step + 1:,}: {why}"
-    )
+    logger.warning(f"The learning rate {_change(rate, after, step)}: {why}")
+
+
+def _warn_of_other_ratios(
+    saved: list[float] | None, context: TrainContext, step: int, rate: float, after: float
+) -> None:
+    """Warn of each parameter group whose own rate is another multiple of the main one than in the checkpoint."""
+    for number, (group, there) in enumerate(zip(context.optimizer.param_groups, saved or [], strict=False), 1):
+        here = group.get("lr_ratio", 1.0)
+        # A new optimizer.lr changes the multiple of a rate that stays; the schedule is told apart.
+        if math.isclose(here, there, rel_tol=1e-9) or math.isclose(here * after, there * rate, rel_tol=1e-9):
+            continue
+        logger.warning(
+            f"The learning rate lr/{group.get('name', number)} {_change(there * rate, here * after, step)}: "
+            f"the group's own rate is {there:.4g} times optimizer.lr there and {here:.4g} times here"
+        )
+
+
+def _change(before: float, after: float, step: int) -> str:
+    if math.isclose(before, after, rel_tol=1e-9):
+        return f"stays at {after:.4g} at step {step + 1:,}"
+    rises = "rises" if after > before else "falls"
+    return f"{rises} from {before:.4g} at step {step:,} to {after:.4g} at step {step + 1:,}"
 
 
 def set_rng_state(states: Mapping[str, str], device: torch.device) -> None:

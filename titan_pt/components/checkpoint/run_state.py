@@ -67,6 +67,7 @@ def run_documents(
         "state": asdict(state),
         "deadline": deadline,
         "rate": context.schedule(state.step),
+        "lr_ratios": [group.get("lr_ratio", 1.0) for group in context.optimizer.param_groups],
         "identity": dict(identity),
         "world_size": world.size,
         "rng": world.gather(rng_state(world.device)),
