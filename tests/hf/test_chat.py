@@ -1,12 +1,14 @@
 """Conversations as tokens: which of them the assistant has to write, with any kind of template."""
 
 import json
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hf_helpers import export_here, write_model
+from jinja2 import Environment
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tool_helpers import tool_here
 
@@ -272,6 +274,75 @@ def test_no_failure_of_a_template_escapes(
         assert tool_here(export_main, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")) == 0
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == broken + THINKING
     assert stop_ids(open_model_source(str(tmp_path)).tokenizer) == [258]
+
+
+DOUBLED = "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
+BIG, LISTS = "{% set b = 'a' * 10 ** 6 %}", "{% set b = [[[[1] * 1000] * 1000] * 1000] %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' | center(3000000000) }}",
+        "{{ 'a'.ljust(3000000000) }}{{ 'a'.rjust(3000000000) }}",
+        "{{ 'a'.zfill(3000000000) }}",
+        "{{ '\t'.expandtabs(3000000000) }}",
+        "{{ 'a'.encode().center(3000000000) | length }}",
+        "{{ (1).to_bytes(3000000000, 'big') | length }}",
+        "{{ '{:>3000000000}'.format(1) }}",
+        "{{ '{:>{w}}'.format(1, w=3000000000) }}",
+        "{{ '%3000000000d' | format(1) }}",
+        "{{ 'a\nb' | indent(3000000000) }}",
+        "{{ ('\n' * 10 ** 5) | indent(10 ** 5) }}",
+        "{{ [1] | tojson(indent=3000000000) }}",
+        "{{ [1] | batch(3000000000, 'x') | list }}",
+        "{{ 1.5 | round(3000000000) }}",
+        BIG + "{{ b | replace('a', b) }}",
+        BIG + "{{ b.replace('', b) }}",
+        BIG + "{{ b.translate({97: b}) }}",
+        BIG + "{{ b | wordwrap(1, true, b) }}",
+        BIG + "{{ range(99999) | join(b) }}",
+        BIG + "{{ b.join(range(99999) | map('string')) }}",
+        BIG + "{{ ([b] * 10 ** 5) | join }}",
+        BIG + "{{ [b] * 10 ** 5 }}",
+        BIG + "{% for i in range(99999) %}{{ b }}{% endfor %}",
+        BIG + "{{ ('%s' * 10 ** 5) % (([b] * 10 ** 5) | list) }}",
+        BIG + "{{ ('{0}' * 10 ** 5).format(b) }}",
+        LISTS + "{{ b }}",
+        LISTS + "{{ b | tojson | length }}",
+        "{{ ([[1] * 10 ** 6] * 1000) | sum(start=[]) | length }}",
+        "{{ range(99999) | map('string') | map('center', 99999) | list | length }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s | length }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s | length }}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s | length }}",
+        "{% set n = namespace(s=3) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
+        "{% set n = namespace(s=3) %}{% for i in range(9) %}{% set n.s = n.s ** 64 %}{% endfor %}",
+        f"{DOUBLED}{'{% call m() %}' * 10}{'a' * 20000}{'{% endcall %}' * 10}",
+    ],
+)
+def test_what_a_template_makes_is_bounded(template: str) -> None:
+    start, words = time.monotonic(), r"too (long|large|wide)$|too long; a rendering has at most 10,000,000 characters$"
+    with pytest.raises(ConfigError, match=words) as error:
+        chat_text(Templated(template), TALK)
+    assert time.monotonic() - start < 4 and "\n" not in str(error.value)
+
+
+def test_bounds_change_nothing_else() -> None:
+    template = (
+        "{{ 'a' | center(9) }}|{{ '%05.1f %s' % (1.5, 'x') }}|{{ '{:>4}{{}}'.format(3) }}|{{ [3, 'b'] | join(', ') }}|"
+        "{{ messages | map(attribute='role') | join('-') }}|{{ ', '.join(messages | map(attribute='role')) }}|"
+        "{{ [1, 2.5] | sum }}|{{ [[1], [2]] | sum(start=[]) }}|{{ messages | sum(attribute='n', start=2) }}|"
+        "{{ 'a\nb' | indent(2, true) }}|{{ 'a' ~ 1 ~ none ~ nothing }}|{{ 'a' + 'b' }}|{{ [1] + [2] }}|{{ 7 * 6 }}|"
+        "{{ 1699999999999 | string }}|{{ nothing | default(1699999999999) }}|{{ '{}'.format(1699999999999) }}|"
+        "{{ {'a': [1, 'é']} | tojson }}|{{ 'aXb'.replace('X', '') }}|{{ 'aXb' | replace('X', '--') }}|"
+        "{{ 'a b c'.split(' ', 1)[-1] | upper }}|{{ messages | length }}|{{ ('abc' | list)[::-1] | join }}|"
+        "{{ 2 ** 10 }}|{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('y') }}|"
+        "{% set s %}block{% endset %}{{ s }}|{{ 'a,b' | wordcount }}"
+    )
+    messages = [{"role": "user", "content": "x", "n": 1}, {"role": "assistant", "content": "y", "n": 4}]
+    expected = Environment().from_string(template.replace(" | tojson", " | safe")).render(messages=messages)
+    expected = expected.replace("{'a': [1, 'é']}", '{"a": [1, "é"]}')
+    assert rendering.render(template, messages=messages) == expected
 
 
 def test_templates_that_count_the_tools_get_none() -> None:

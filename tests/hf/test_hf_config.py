@@ -97,6 +97,9 @@ def test_older_and_newer_forms_of_rope_are_read(tmp_path: Path) -> None:
         args = read_config(folder_of(tmp_path, {**LLAMA, **rope}))
         assert (args.rope_theta, args.rope_scaling_factor) == (theta, None)
         assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == theta
+    for rope in [{"rope_theta": None}, {"rope_parameters": {**default, "rope_theta": None}, "rope_theta": 1.0}]:
+        with pytest.raises(ConfigError, match="rope_theta = null: must be a number above 0"):
+            read_config(folder_of(tmp_path, {**LLAMA, **rope}))
     for rope in [
         {"rope_theta": 500.0, "rope_scaling": scaling},
         {"rope_theta": 500.0, "rope_scaling": old_name},

@@ -1,6 +1,7 @@
 """Exported tokenizers: AutoTokenizer loads them offline, with the same ids for any text."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_helpers import TEXTS, build, hugging_face, rank_file
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Rules
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from titan_pt.components.tokenizer import Tokenizer, encode_named
@@ -35,6 +38,105 @@ def test_files_beside_a_tokenizer_json_are_read(folder: Path) -> None:
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (expected["eos"], expected["size"])
     assert {text: encode_named(tokenizer, text) for text in expected["ids"]} == expected["ids"]
     assert {text: tokenizer.encode(text) for text in expected["ids_of_data"]} == expected["ids_of_data"]
+
+
+def rules_of_a_class(name: str) -> Rules:
+    """Rules as published folders of a class have them."""
+    letters = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *sorted(pre_tokenizers.ByteLevel.alphabet()), "▁"]
+    vocabulary = {letter: i for i, letter in enumerate(dict.fromkeys(letters))}
+    if name in ("LlamaTokenizer", "GemmaTokenizer"):
+        rules = Rules(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if name == "LlamaTokenizer":
+            rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+            steps.append(decoders.Strip(" ", 1, 0))
+        else:
+            rules.normalizer = normalizers.Replace(" ", "▁")
+            rules.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        rules.decoder = decoders.Sequence(steps)
+        return rules
+    rules = Rules(models.BPE(vocabulary, []))
+    rules.pre_tokenizer, rules.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if name == "Qwen2Tokenizer":
+        words = (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+            r"|\s+(?!\S)|\s+"
+        )
+        rules.normalizer = normalizers.NFC()
+        rules.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(words), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+            ]
+        )
+    return rules
+
+
+def other_rules(name: str, kind: str) -> Rules:
+    rules = rules_of_a_class(name)
+    if kind == "prepend":
+        rules.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        rules.pre_tokenizer = pre_tokenizers.Sequence([])
+    elif kind == "never":
+        rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    elif kind == "unnormalized":
+        rules.normalizer = normalizers.Sequence([])
+    elif kind == "digits":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        rules.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return rules
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config", "model", "differs"),
+    [
+        ("GPT2Tokenizer", "same", {}, {}, None),
+        ("GPT2TokenizerFast", "same", {"unk_token": None, "bos_token": "<s>"}, {}, None),
+        ("GPT2Tokenizer", "digits", {}, {}, "pre_tokenizer differs"),
+        ("Qwen2TokenizerFast", "same", {}, {}, None),
+        (None, "same", {}, {"model_type": "qwen3"}, None),
+        ("Qwen2Tokenizer", "unnormalized", {}, {}, "normalizer differs"),
+        (None, "unnormalized", {}, {"model_type": "qwen3"}, "normalizer differs"),
+        ("GemmaTokenizer", "same", {}, {}, None),
+        ("GemmaTokenizer", "prepend", {}, {}, "normalizer and pre_tokenizer differ"),
+        ("LlamaTokenizer", "same", {}, {}, None),
+        ("LlamaTokenizerFast", "same", {"legacy": True}, {}, "pre_tokenizer differs"),
+        ("LlamaTokenizer", "prepend", {"legacy": False}, {}, "normalizer and pre_tokenizer differ"),
+        ("LlamaTokenizer", "never", {}, {}, "pre_tokenizer differs"),
+        ("LlamaTokenizer", "same", {"add_prefix_space": False}, {}, "pre_tokenizer and decoder differ"),
+        ("PreTrainedTokenizerFast", "digits", {"eos_token": "</s>"}, {}, None),
+        ("T5Tokenizer", "same", {"eos_token": "</s>"}, {}, "rules and tokens are not compared"),
+    ],
+)
+def test_the_class_of_a_tokenizer_is_read(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str | None,
+    kind: str,
+    config: dict,
+    model: dict,
+    differs: str | None,
+) -> None:
+    """Its default tokens are those of transformers, and rules that transformers 5 replaces are told."""
+    other_rules((name or "Qwen2Tokenizer").removesuffix("Fast"), kind).save(str(tmp_path / "tokenizer.json"))
+    config = {**config, **({"tokenizer_class": name} if name else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if model:
+        (tmp_path / "config.json").write_text(json.dumps(model))
+    with caplog.at_level(logging.WARNING, "titan_pt"):
+        ours = build(tmp_path)
+    told = [record.message for record in caplog.records if "tokenizer_class" in record.message]
+    if differs is not None:
+        assert len(told) == 1 and differs in told[0]
+        return
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert not told and ours.vocab_size == len(theirs)
+    assert theirs.convert_ids_to_tokens(ours.eos_id) == theirs.eos_token
+    roles = ("bos_token", "unk_token", "pad_token", "mask_token")
+    assert {role: ours.roles.get(role) for role in roles} == {role: getattr(theirs, role) for role in roles}
+    for text in [*random_texts(20), "e\u0301 123", " a", "a</s> <s>b", "x<|endoftext|>  y<mask>"]:
+        assert encode_named(ours, text) == theirs.encode(text, add_special_tokens=False), repr(text)
+        assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text))
 
 
 def export(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBase:

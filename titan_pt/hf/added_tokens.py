@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 
 from titan_pt.components.tokenizer import read_file
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.hf.tokenizer_class import DEFAULT_TOKENS, class_of, warn_of_other_rules
 from titan_pt.run.files import decode_text
 
 logger = logging.getLogger("titan_pt")
@@ -55,14 +56,21 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
         ConfigError: a file cannot be read, or declares what cannot be read alike; names file and key.
     """
     config = read_object(folder / CONFIG)
-    _check_rules(tokenizer, folder, config)
-    is_legacy = DECODER not in config
+    rules = json.loads(tokenizer.to_str())
+    _check_rules(tokenizer, rules, folder, config)
+    name = class_of(rules, config, read_object(folder / "config.json"))
+    warn_of_other_rules(rules, folder / CONFIG, name, config)
+    is_legacy, stated = DECODER not in config, set(config)
     named = dict(_named(folder / CONFIG, config))
     extra = list(_extra(folder / CONFIG, config))
     if is_legacy:
         roles = read_object(folder / ROLES)
         named |= dict(_named(folder / ROLES, roles))
         extra += _extra(folder / ROLES, roles)
+        stated |= roles.keys()
+    defaults = DEFAULT_TOKENS.get(name or "", {})
+    named |= {role: AddedToken(token, special=True) for role, token in defaults.items() if role not in stated}
+    named = {role: named[role] for role in sorted(named, key=lambda role: (*_ROLES, role).index(role))}
     names = {token.content for token in [*named.values(), *extra]}
     file = folder / (ADDED if is_legacy else CONFIG)
     declared = dict(_listed(file, names) if is_legacy else _decoded(file, config[DECODER]))
@@ -85,9 +93,11 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
     return {role: token.content for role, token in named.items()}
 
 
-def _check_rules(tokenizer: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+def _check_rules(
+    tokenizer: tokenizers.Tokenizer, rules: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
+) -> None:
     """Refuse keys of the two files that would give other ids than the tokenizer as it is."""
-    file, rules = folder / CONFIG, json.loads(tokenizer.to_str())
+    file = folder / CONFIG
     for key in ("split_special_tokens", "fix_mistral_regex"):
         if config.get(key):
             raise _problem(file, f"{key} = {shown(config[key])}: is not supported; supported is false")

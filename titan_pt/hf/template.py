@@ -4,24 +4,24 @@ import functools
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jinja2 import Environment, Template, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, Undefined, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.hf import template_bounds as bounds
 
 BEGIN, END = "\ufdd1", "\ufdd2"
 """Characters that no text holds. They mark where what the assistant writes begins and ends."""
 
 SECONDS = 5.0
 """Longest rendering."""
-# Longest text or list, and largest power, of one multiplication.
-_MOST = 10**6
 
 
 def render(template: str, **values: Any) -> str:
@@ -39,7 +39,7 @@ def render(template: str, **values: Any) -> str:
             return _rendered(template, {**values, "tools": tools})
         except Exception as error:  # of a foreign program, any
             first = first or error
-            if isinstance(error, _TooLong):
+            if isinstance(error, bounds.TooMuchError):
                 break
     if isinstance(first, TemplateError):
         raise ConfigError(f"chat template of the tokenizer: {first}")
@@ -64,12 +64,11 @@ def _compiled(text: str) -> Template:
     return _environment().from_string(text)
 
 
-class _TooLong(TemplateError):
-    """A rendering is not done in its time."""
-
-
 class _Clock:
-    """Ends a rendering that takes too long: templates call it in each round of a loop and each call of a macro."""
+    """Ends a rendering that takes too long or makes too much.
+
+    Templates call it in each round of a loop and each call of a macro, a filter and a method.
+    """
 
     NAME = "0clock"  # which no template can write
 
@@ -78,10 +77,11 @@ class _Clock:
 
     def _start(self) -> None:
         self._end = time.monotonic() + SECONDS
+        self.made = bounds.Made()
 
     def __call__(self) -> None:
         if time.monotonic() > self._end:
-            raise _TooLong(f"not done after {SECONDS:g} s")
+            raise bounds.TooMuchError(f"not done after {SECONDS:g} s")
 
 
 _CLOCK = _Clock()
@@ -101,10 +101,41 @@ class _Generation(Extension):
         return f"{BEGIN}{caller()}{END}"
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """A sandbox without endless loops and huge products."""
+class _Code(CodeGenerator):
+    """Code in which `~` is bounded."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.concat((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    """What a template, a macro or `~` writes."""
+    return "".join(bounds.texts(_timed(parts), _CLOCK.made.add))
+
+
+def _timed(parts: Iterable[Any]) -> Iterable[Any]:
+    for part in parts:
+        _CLOCK()
+        yield part
+
+
+def _written(value: Any) -> Any:
+    """A value that a template writes, unless it is too long."""
+    if isinstance(value, list | tuple | dict):
+        _CLOCK.made.add(bounds.size_of(value))
+    return value
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """A sandbox without endless loops and huge values."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    code_generator_class = _Code
+    concat = staticmethod(_joined)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -116,15 +147,45 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and abs(right) > 64:
-            raise TemplateError(f"a power of {right} is too large")
-        if operator == "*":
-            for one, other in ((left, right), (right, left)):
-                if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > _MOST:
-                    raise TemplateError("a product is too long")
-        if operator == "%" and isinstance(left, str) and re.search(r"%[^a-zA-Z]*\d{5}|\*", left):
-            raise TemplateError("a field is too wide")
+        if operator == "**":
+            bounds.check_power(left, right)
+        elif operator == "*":
+            bounds.check_product(left, right)
+        elif operator == "%":
+            _CLOCK.made.add(bounds.check_percent(left, right))
+        elif isinstance(left, str | bytes | list | tuple) and isinstance(right, str | bytes | list | tuple):
+            _CLOCK.made.add(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner, name = getattr(bound, "__self__", None), getattr(bound, "__name__", "")
+        if not isinstance(owner, str | bytes | int | float):
+            return super().call(__context, __obj, *args, **kwargs)
+        _CLOCK()
+        if name == "join" and args and not isinstance(args[0], str | Undefined):
+            args = (list(args[0]), *args[1:])
+        _CLOCK.made.add(bounds.most_of_method(name, owner, args, kwargs))
+        return _counted(super().call(__context, __obj, *args, **kwargs))
+
+
+def _counted(value: Any) -> Any:
+    if isinstance(value, str | bytes | list | tuple):
+        _CLOCK.made.add(len(value))
+    return value
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is bounded in what it makes."""
+    skipped = int(hasattr(function, "jinja_pass_arg"))  # the environment, before the value
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _CLOCK()
+        _CLOCK.made.add(bounds.most_of_filter(name, args[skipped:], kwargs))
+        return _counted(function(*args, **kwargs))
+
+    return bounded
 
 
 @functools.cache
@@ -134,10 +195,19 @@ def _environment() -> Environment:
     def refuse(message: str) -> Any:
         raise TemplateError(message)
 
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
+    environment = _Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _Generation],
+        finalize=_written,
+    )
     environment.globals |= {"raise_exception": refuse, _Clock.NAME: _CLOCK}
     del environment.globals["lipsum"]  # as many words as one asks for
-    environment.filters["tojson"] = _tojson
+    del environment.filters["urlize"]  # any time, and of no use to a model
+    add = functools.partial(environment.call_binop, None, "+")
+    own = {"tojson": _tojson, "join": bounds.joining(lambda size: _CLOCK.made.add(size)), "sum": bounds.summing(add)}
+    every = {**environment.filters, **own}
+    environment.filters |= {name: _bounded(name, function) for name, function in every.items()}
     return environment
 
 

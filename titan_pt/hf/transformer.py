@@ -236,6 +236,8 @@ def _read_rope(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rope, dict):
         raise ConfigError(f"{file}: {name} = {shown(rope)}: must be an object")
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    if theta is None:
+        raise ConfigError(f"{file}: rope_theta = null: must be a number above 0; leave it out for 10000")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_KINDS:
         raise ConfigError(f"{file}: {name}.rope_type = {shown(kind)}: unknown; supported are {one_of(_ROPE_KINDS)}")
