@@ -169,10 +169,36 @@ def test_a_grading_that_raises_or_hangs_does_not_end_the_start(
     def grade(text: str, problem: Problem, rule: str) -> bool:
         if text == "?":
             time.sleep(5)
+        if text.isdigit():
+            return text == problem.gold
         raise SystemExit
 
     registered(grade)
     assert len(open_row("mine").train) == 20
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("the judge\nis down"), "each of 340 calls raised, the first for the reply '10' to mine/5: "
+         "RuntimeError: the judge is down; repair it"),
+        (GeneratorExit(), "each of 340 calls raised, the first for the reply '10' to mine/5: GeneratorExit; repair"),
+        (None, "its grading gives no verdict: it took longer than 0.05 s; repair it"),
+    ],
+)  # fmt: skip
+def test_a_grading_without_any_verdict_is_refused(
+    registered: Callable[..., None], monkeypatch: pytest.MonkeyPatch, error: BaseException | None, message: str
+) -> None:
+    def grade(text: str, problem: Problem, rule: str) -> bool:
+        if error:
+            raise error
+        time.sleep(5)
+        return True
+
+    if not error:
+        monkeypatch.setattr("titan_pt.tasks.self_check._ALL_SECONDS", 0.05)
+    registered(grade)
+    assert message in problem_of("mine")
 
 
 def test_problems_that_are_left_out_keep_the_others_and_change_the_fingerprint(registered: Callable[..., None]) -> None:

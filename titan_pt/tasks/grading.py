@@ -55,7 +55,8 @@ _PART_BEFORE = re.compile(
 )
 # Nothing behind the last number has a digit in it.
 _PART_BEHIND = re.compile(r"\s?[\u00bc-\u00be\u2150-\u215e]")
-_NEAR = 128
+_PART_SIGNS = frozenset(f"{_SLASH}^*eE\\\u221a")
+_NEAR, _NEAR_SIGN = 128, 40
 
 # A letter that is a whole word: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
@@ -181,9 +182,10 @@ def _lenient_number(completion: str) -> str | None:
         return None
     start = len(completion[: last + 1].rstrip(_IN_NUMBERS))
     end = last + 1 + len(completion[last + 1 :]) - len(completion[last + 1 :].lstrip(_IN_NUMBERS))
-    before = completion[max(0, start - _NEAR) : start]
-    negative = _MINUS.search(before)
-    if _PART_BEFORE.search(before[: negative.start(negative.lastgroup or 0)] if negative else before):
+    negative = _MINUS.search(completion, max(0, start - _NEAR_SIGN), start)
+    sign = negative.start(negative.lastgroup or 0) if negative else start
+    before = completion[max(0, sign - _NEAR) : sign]
+    if not _PART_SIGNS.isdisjoint(before) and _PART_BEFORE.search(before):
         return None
     if _PART_BEHIND.match(completion[end : end + _NEAR]):
         return None
@@ -191,7 +193,7 @@ def _lenient_number(completion: str) -> str | None:
     if digits.startswith(".."):
         digits = digits.lstrip(".")  # an ellipsis
     elif digits.startswith("."):
-        digits = digits[1:] if before[-1:].isalpha() else f"0{digits}"  # the dot of "No.5", and .5
+        digits = digits[1:] if completion[start - 1 : start].isalpha() else f"0{digits}"  # the dot of "No.5", and .5
     number = f"-{digits}" if negative else digits
     return number if _PLAIN_NUMBER.fullmatch(number) else None
 
