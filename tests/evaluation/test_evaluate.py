@@ -29,7 +29,7 @@ from titan_pt.tools.evaluate import main
 PROBLEMS = [
     {"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7"},
     {"question": "Where are 12 apples of 30?", "answer": "#### 18"},
-    {"question": "What is 3 + 4? ", "answer": "no\n#### 8"},
+    {"question": "What is 3 + 5?", "answer": "no\n#### 8"},
     {"question": "How many are 5 eggs?", "answer": "#### 5"},
 ]
 

@@ -97,7 +97,7 @@ def test_a_row_with_a_defect_is_refused_or_graded_right(case: tuple[str, dict[st
     if name == "medqa":
         right = entry.options["ABCDE".index(entry.gold)]
         assert [normalised(text) for text in entry.options].count(normalised(right)) == 1
-        assert row.get("answer") in (None, entry.gold) or normalised(row["answer"]).strip(".") == normalised(right)
+        assert row.get("answer") in (None, entry.gold) or medqa._same(row["answer"]) == medqa._same(right)
 
 
 @pytest.fixture

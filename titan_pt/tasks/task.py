@@ -243,7 +243,7 @@ def _proved(task: Task, *, skips: bool) -> Task:
     """The task without problems whose worked answers are graded wrong.
 
     Raises:
-        ConfigError: there are such problems and they are not to be skipped, nonsense is graded right, or nothing is graded.
+        ConfigError: there are such problems and they are not to be skipped, nonsense is right, or no verdict is given.
     """
     sets: list[Problems] = [task.train, task.evaluation]
     for part, problems in enumerate(sets):
