@@ -216,14 +216,17 @@ class Trainer:
     def _log(self, *, validate: bool) -> None:
         """Write the row of the last finished step, with a validation if asked.
 
-        Where a signal ends the validation, the row is written without it, and the next start completes it.
+        Where a signal or a broken grading ends the validation, the row is written without it, and the next start
+        completes it.
         """
         row, texts = self._rows.make_row(self.state), self._rows.interval.last.texts
         try:
             values, samples = self._validate() if validate else ({}, {})
-        except Preempted:
+        except (Preempted, GaveUpTogether) as error:
             self._rows.write(row, self._plan.total_steps, texts)
             self._rows.interval = Interval()  # where it was the deadline, _finish_early completes this row
+            if isinstance(error, GaveUpTogether):
+                self._save_finished()
             raise
         self._rows.write({**row, **values}, self._plan.total_steps, {**samples, **texts})
         self._rows.interval = Interval()

@@ -29,7 +29,7 @@ from titan_pt.tools.evaluate import main
 PROBLEMS = [
     {"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7"},
     {"question": "Where are 12 apples of 30?", "answer": "#### 18"},
-    {"question": "What is 3 + 4? ", "answer": "no\n#### 8"},
+    {"question": "What is 3 + 5?", "answer": "no\n#### 8"},
     {"question": "How many are 5 eggs?", "answer": "#### 5"},
 ]
 
@@ -205,6 +205,9 @@ def test_text_loss_of_a_run_equals_its_own_validation(
     rows = ANSWERS if trainer == "sft" else WORDS
     path = write_rows(tmp_path / "held_out.jsonl", rows[:30])
     sources = [{"name": "mine", "path": path}]
+    if trainer == "pretrain":
+        path = write_rows(tmp_path / "held_out.jsonl", [{"body": row["text"]} for row in rows[:30]])
+        sources[0]["text_field"] = "body"
     if trainer == "sft":  # two sources: their files together are the validation's
         sources.append({"name": "other", "path": write_rows(tmp_path / "held_out_2.jsonl", rows[30:]), "weight": 2.0})
         path = str(tmp_path / "held_out*.jsonl")
@@ -227,8 +230,11 @@ def test_text_loss_of_a_run_equals_its_own_validation(
     for changed in (["--document_mask", "false"], ["--precision", "float32"], ["--dtype", "float32"]):
         assert evaluate(capsys, *flags, path, *changed)["text"]["loss"] != pytest.approx(found["loss"], abs=1e-7)
     if trainer == "pretrain":
-        copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", rows[:30])
-        assert evaluate(capsys, *flags, copy)["text"]["loss"] == found["loss"]
+        for column in ("text", "body"):
+            copy = write_rows(tmp_path / "elsewhere" / "copy.jsonl", [{column: row["text"]} for row in rows[:30]])
+            assert evaluate(capsys, *flags, copy)["text"]["loss"] == found["loss"]
+        assert tool_here(main, *flags, write_rows(tmp_path / "x.jsonl", [{"words": "a"}])) == 2
+        assert "rows need the column body or text" in capsys.readouterr().err
 
 
 def test_likelihoods_equal_full_logits(folder: Path) -> None:
@@ -269,7 +275,13 @@ def test_wilson_intervals_equal_those_of_statsmodels() -> None:
         (["--tasks", "arithmetic,arithmetic"], "--tasks: 'arithmetic' is given twice"),
         (["--tasks", "gsm8k", "--data", "gsm8k"], "--data = 'gsm8k': want TASK=FILE"),
         (["--tasks", "gsm8k", "--data", "medqa=x"], "'medqa' is not in --tasks; there are gsm8k"),
-        (["--tasks", "gsm8k", "--data", "gsm8k=missing.jsonl"], "--tasks ('gsm8k'): eval_path = 'missing.jsonl'"),
+        (["--tasks", "gsm8k", "--data", "gsm8k=missing.jsonl"], "--tasks ('gsm8k'): --data = 'missing.jsonl'"),
+        (
+            ["--tasks", "arithmetic", "--num_fewshot", 2, "--train_data", "arithmetic=x"],
+            "--train_data = 'x' has no effect",
+        ),
+        (["--tasks", "mine"], "a task of your own is evaluated in a run, by [[validation.tasks]]"),
+        (["--text", "  "], "--text = '  ': must name a file or folder"),
         (["--tasks", "gsm8k", "--train_data", "gsm8k=x"], "--train_data: examples are taken from it; give --num_few"),
         (["--tasks", "arithmetic", "--level", 9], "level = 9: unknown; allowed are"),
         (["--tasks", "gsm8k", "--level", 1], "--level: is of the task arithmetic"),
@@ -291,6 +303,19 @@ def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], flags: li
     assert tool_here(main, "--checkpoint", folder, *flags) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+def test_a_grading_that_fails_on_everything_measures_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: Any) -> bool:
+        raise RuntimeError("the judge is down")
+
+    monkeypatch.setattr("titan_pt.tasks.rewards._is_right", down)
+    flags = ["--tasks", "arithmetic", "--limit", 2, "--max_new_tokens", 2, "--system_prompt", ""]
+    assert tool_here(main, "--checkpoint", folder, *flags) == 1
+    printed = capsys.readouterr()
+    assert "task arithmetic: the grading failed on all 2 completions" in printed.err and not printed.out
 
 
 @pytest.mark.parametrize("flags", [["--tasks", "arithmetic", "--limit", 2], ["--text", "text.txt"]])

@@ -42,7 +42,7 @@ GSM8K = [
     ("####18", "18", False, True, True),
     ("####\n18", "18", False, False, True),
     ("#### 1 8", "18", False, False, False),
-    ("#### - 18", "-18", False, False, False),
+    ("#### - 18", "-18", False, False, True),
     # Commas.
     ("#### 1,000", "1000", True, True, True),
     ("#### 1000", "1,000", True, True, True),
@@ -55,8 +55,8 @@ GSM8K = [
     ("#### 1,,000", "1000", True, False, True),
     ("#### 0,018", "18", False, False, True),
     ("#### 1,000.50", "1000.5", False, True, True),
-    ("#### 1 000", "1000", False, False, False),
-    ("#### 1_000", "1000", False, False, False),
+    ("#### 1 000", "1000", False, False, True),
+    ("#### 1_000", "1000", False, False, True),
     ("#### 1.000", "1000", False, False, False),
     # Signs and dollars.
     ("#### -3", "-3", True, True, True),
@@ -150,7 +150,65 @@ GSM8K = [
     ("It is 2^4", "4", False, False, False),
     ("It is 2^{4}", "4", False, False, False),
     ("It is 3e4", "4", False, False, False),
+    ("It is $3 \u2215 4$", "4", False, False, False),
+    ("It is \\cfrac{3}{4}", "4", False, False, False),
+    ("It is \\frac34", "34", False, False, False),
+    ("It is \\frac 3 4", "4", False, False, False),
+    ("It is \\frac{3}4", "4", False, False, False),
+    ("It is \\frac3{4}", "4", False, False, False),
+    ("It is -\\frac{\\sqrt{2}}{3}", "3", False, False, False),
+    ("It is \\frac{x}{2 \\cdot 3}", "3", False, False, False),
+    ("It is {3 \\over 4}", "4", False, False, False),
+    ("It is \\sqrt{5}", "5", False, False, False),
+    ("It is x^2", "2", False, False, False),
+    ("It is 10**3", "3", False, False, False),
+    ("It is 10 ** 3", "3", False, False, False),
+    ("**Total (in $)** 5", "5", False, False, True),
     ("3/4 of 72 are 54", "54", False, False, True),
+    ("$\\frac{3}{4} \\cdot 72 = 54$", "54", False, False, True),
+    # A minus that is apart from its number.
+    *(
+        (f"{start}{minus}", gold, False, False, gold == "-5")
+        for start in ("", "It is ", "\\boxed{", "x = ", "Answer: ")
+        for minus in (
+            "-\\$5",
+            "-\u20ac5",
+            "\u2212\u00a35",
+            "-{5}",
+            "{-}5",
+            "- 5",
+            "\u2212 5",
+            "-\\text{5}",
+            "minus 5",
+            "Minus $5",
+            "negative 5",
+        )
+        for gold in ("5", "-5")
+    ),
+    ("10 - 5", "5", False, False, True),
+    ("x \u2212 5", "5", False, False, True),
+    ("10 minus 5", "5", False, False, True),
+    ("(a) - 5", "5", False, False, True),
+    ("The total - 5", "5", False, False, True),
+    ("They are:\n- 5", "5", False, False, True),
+    ("a non-negative 5", "5", False, False, True),
+    # What stands between thousands is part of the number.
+    *(
+        (f"It is {number}", gold, False, False, gold == "-71000")
+        for number in (
+            "-71{,}000",
+            "-71\\,000",
+            "-71,\\!000",
+            "-71 000",
+            "-71\u202f000",
+            "\u221271'000",
+            "-\\$71{,}000",
+        )
+        for gold in ("-71000", "0", "71000")
+    ),
+    ("It is 1 000 000", "1000000", False, False, True),
+    ("It is 5 1000", "1000", False, False, True),
+    ("It is 5\n100", "100", False, False, True),
     ("It is $18/hour", "18", False, False, True),
     ("It is version 1.2.3", "3", False, False, False),
     # Empty.
@@ -362,6 +420,17 @@ def test_a_megabyte_is_graded_in_less_than_a_second(completion: str, rule: str) 
     grade_gsm8k(completion, "1", rule)
     grade_medqa(completion, "C", rule)
     assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "completion", ["1" * MEGABYTE, "5" + "." * MEGABYTE, "#### " * (MEGABYTE // 5), "\\frac{" * 9**5]
+)
+def test_other_rules_take_linear_time_too(completion: str) -> None:
+    start = time.process_time()
+    grade_gsm8k(completion, "5", "flexible_extract")
+    grade_gsm8k(f"{completion}5", "5", "lenient")
+    grade_gsm8k("1 000" + " 000" * (MEGABYTE // 4) + "0", "5", "lenient")
+    assert time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from task_helpers import CASES, SUMS, asked, open_row, problem_of, questions, write_rows
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.grpo import EvaluationTask
 from titan_pt.tasks.problems import Entry, hold_out, is_held_out, normalised
-from titan_pt.tasks.task import Problem
+from titan_pt.tasks.task import Problem, open_task
 
 
 def test_problems_of_every_kind_of_file(tmp_path: Path) -> None:
@@ -104,6 +105,32 @@ def test_wrong_rows_are_named(tmp_path: Path, name: str, row: Any, message: str)
     good = GOOD_SUM if name == "gsm8k" else HF_CASE if "sent1" in row else GOOD_CASE
     path = write_rows(tmp_path / "x.jsonl", [good, row])
     assert problem_of(name, path=path).startswith(f"{path}, line 2: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "same"),
+    [
+        ("gsm8k", {}, {"answer": "#### 6"}, False),
+        ("gsm8k", {}, {"question": " how much is 39 AND 39?", "answer": "-78"}, False),
+        ("gsm8k", {}, {"answer": "#### 78.0"}, True),
+        ("medqa", {}, {"answer_idx": "A", "answer": "A"}, False),
+        ("medqa", {"options": dict(zip("ABCD", "wxyz", strict=True)), "answer_idx": "A", "answer": None},
+         {"options": dict(zip("ABCD", "ZYXW", strict=True)), "answer_idx": "D", "answer": None}, True),
+        ("medqa", {}, {"options": dict(zip("ABCD", "wxyz", strict=True)), "answer": None}, True),
+    ],
+)  # fmt: skip
+def test_a_question_has_one_answer(tmp_path: Path, name: str, first: Any, second: Any, same: bool) -> None:
+    good = SUMS if name == "gsm8k" else CASES
+    rows = [{**good[39], **change} for change in (first, second)]
+    files = [write_rows(tmp_path / f"{i}.jsonl", [row, *good[: 9 * i]]) for i, row in enumerate(rows)]
+    row = EvaluationTask(name=name, eval_path=str(tmp_path / "*.jsonl"))
+    if same:
+        assert len(open_task(row, 0).evaluation) == 11
+        return
+    with pytest.raises(ConfigError, match=f"{files[1]}, line 1: the question is that of {name}/0.jsonl:1, whose"):
+        open_task(row, 0)
+    skipping = row.model_copy(update={"on_bad_row": "skip"})
+    assert len(open_task(skipping, 0).evaluation) == 10
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

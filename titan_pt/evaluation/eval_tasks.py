@@ -1,5 +1,6 @@
 """Tasks opened for evaluation alone, with or without worked examples before each question."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,13 +52,25 @@ def open_eval_task(request: TaskRequest, seed: int, where: str, *, knows_chat: b
         special_tokens=request.special_tokens,
         on_bad_row=request.on_bad_row,
         chat=request.chat,
-        system_prompt=request.system_prompt,
+        system_prompt=request.system_prompt or None,
     )
     try:
         task = open_task(row, seed, knows_chat=knows_chat)
     except ConfigError as error:
-        raise ConfigError(*(problem.replace("grpo.tasks", where, 1) for problem in error.problems)) from None
+        raise ConfigError(*(_in_terms_of(where, problem) for problem in error.problems)) from None
     return with_examples(task, request.num_fewshot) if request.num_fewshot else task
+
+
+def _in_terms_of(where: str, problem: str) -> str:
+    """A problem of [[grpo.tasks]] in terms of another table, or of the flags of tools.evaluate."""
+    problem = problem.replace("grpo.tasks", where, 1)
+    if where != "--tasks":
+        return problem
+    problem, own, _ = problem.partition("; a task of your own comes by register_task")
+    if own:
+        problem += "; a task of your own is evaluated in a run, by [[validation.tasks]]"
+    problem = problem.replace("another path or eval_path", "another --train_data or --data")
+    return re.sub(r"\b(eval_)?path = ", lambda key: "--data = " if key[1] else "--train_data = ", problem)
 
 
 def with_examples(task: Task, count: int) -> Task:
@@ -73,7 +86,10 @@ def with_examples(task: Task, count: int) -> Task:
     size = len(task.train)
     problems = [task.train.get(permute(i, size, b"few-shot examples"), 0) for i in range(min(count, size))]
     if len(problems) < count or not all(problem.solution for problem in problems):
-        raise ConfigError(f"--num_fewshot = {count}: {task.name} has fewer problems with worked answers to train on")
+        worked = sum(bool(problem.solution) for problem in problems)
+        raise ConfigError(
+            f"--num_fewshot = {count}: {task.name} has {worked} problems with worked answers to take; give fewer"
+        )
     begin = task.template.partition("{question}")[0].strip()
 
     def first_answer(completion: str) -> str:

@@ -13,8 +13,9 @@ from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.engine import NonFiniteLogits, RolloutEngine
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
-from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
+from titan_pt.tasks.rollouts import GradingOptions, Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
@@ -66,16 +67,31 @@ class TaskEvaluator:
 
         Args:
             max_new_tokens: most tokens of a greedy completion.
+
+        Raises:
+            GaveUpTogether: the grading failed on all completions, so nothing was measured; on all ranks.
         """
         task, prompts = self.tasks[t], self.held_out(t, limit)
-        values = accuracies(task, self.sampler.sample(prompts, Sampling(max_new_tokens, temperature=0.0), 1))
+        values = accuracies(task, self._sample(task, prompts, Sampling(max_new_tokens, temperature=0.0), 1))
         if task.letters:
             values["accuracy_loglikelihood"] = self.letter_accuracy(task, prompts)
         if pass_at_k:
-            groups = self.sampler.sample(prompts, pass_at_k.sampling, pass_at_k.num_samples)
+            groups = self._sample(task, prompts, pass_at_k.sampling, pass_at_k.num_samples)
             values |= pass_rates(groups, pass_at_k.ks)
         shares = [name for name in values if name in SHARES or name.startswith("pass_at_")]
         return EvalResult(len(prompts), values, {name: wilson(values[name], len(prompts)) for name in shares})
+
+    def _sample(self, task: Task, prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[Group]:
+        # The counts of a step that this evaluation follows are kept.
+        kept, self.sampler.timing = self.sampler.timing, Timing()
+        try:
+            groups = self.sampler.sample(prompts, sampling, n)
+            problem = self.sampler.timing.broken_grading()
+        finally:
+            self.sampler.timing = kept
+        if problem:
+            raise GaveUpTogether(f"task {task.name}: {problem}; repair it: an accuracy of 0 would measure nothing")
+        return groups
 
     def letter_accuracy(self, task: Task, prompts: Sequence[Prompt]) -> float:
         """Share of multiple-choice problems whose right letter is the likeliest."""

@@ -52,7 +52,7 @@ def flag_path(flag: str, text: str) -> Path:
         ConfigError: it is empty, or not one (`expand_path`).
     """
     try:
-        if not text or "\0" in text:
+        if not text.strip() or "\0" in text:
             raise ValueError("must name a file or folder")
         return Path(expand_path(text))
     except ValueError as error:

@@ -22,23 +22,41 @@ from titan_pt.tasks.self_check import RULES as RULES
 _OFFICIAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 # EleutherAI/lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml (version 3.0), filter "flexible-extract".
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-# Its regexes_to_ignore.
-_IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
 _MARKER = "####"
 _ANSWER = "Answer:"
 # Commas only between groups of three, the dollar before or after the sign, one dot of a sentence's end.
 _STRICT_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?\.?")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+# Blanks and other signs that stand between thousands; in LaTeX also a comma in braces, and thin spaces.
+_BETWEEN = r"(?:\{,\}|,?\\[,!;: ]|[ \u00a0\u2009\u202f_'’])"
+_THOUSANDS = re.compile(rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?:{_BETWEEN}[0-9]{{3}})+(?![0-9])")
 # Dashes that are written for a minus. Behind a digit they are an operator or a range; "-" counts as in the harness.
 _DASHES = "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"
-_MINUS = re.compile(rf"(?:-|(?<![0-9])[{_DASHES}])$")
-_IN_NUMBERS = "$0123456789.,"
-# What makes a number a part of another one: the denominator or the exponent.
-_PART_BEFORE = re.compile(
-    r"(?:[0-9)}]\s{0,2}[/\u2044^]\s{0,2}[({]?|[0-9.][eE][+-]?|\\[dt]?frac\s?\{[^{}]{0,40}\}\s?\{)$"
+# What stands between a sign and its number: currencies, brackets, emphasis, the name of a font.
+_OPEN = r"(?:[€£¥$(\[{}*_]|\\[,;:! ]|\\[a-z]{1,12}\{)"
+# A minus that is apart from its number is one where an answer begins: "10 - 5" and "x minus 5" are differences.
+_BEGINS = r"(?:^|[=≈→:,;|#][ \t]{0,2}|[({\[$*_]|(?ai:\b(?:is|are|was|were|be|to|of|at|by|equals?)\s{1,2}))"
+_MINUS = re.compile(
+    rf"(?:(?P<tight>-|(?<![0-9])[{_DASHES}])"
+    rf"|(?<![0-9)}}\]])(?P<open>[-{_DASHES}]{_OPEN}{{1,3}}\s?)"
+    rf"|{_BEGINS}(?P<apart>(?:[-\u2212\ufe63\uff0d]\s|(?ai:minus)\s{{1,2}}){_OPEN}{{0,3}})"
+    rf"|\n\s{{0,4}}(?P<line>(?:[\u2212\ufe63\uff0d]\s|(?ai:minus)\s{{1,2}}){_OPEN}{{0,3}})"
+    rf"|(?<![\w-])(?P<word>(?ai:negative)\s{{1,2}}{_OPEN}{{0,3}}))$"
 )
-_PART_BEHIND = re.compile(r"\s{0,2}[/\u2044^]\s{0,2}[({]?-?[0-9]|[eE][+-]?[0-9]|[\u00bc-\u00be\u2150-\u215e]")
-_NEAR = 64
+_IN_NUMBERS = "$0123456789.,"
+# What makes a number a part of another one: the denominator, the exponent or the radicand.
+_SLASH = "/\u2044\u2215\uff0f\u00f7"
+_INSIDE = r"(?:[^{}]|\{[^{}]{0,40}\}){0,80}"
+_PART_BEFORE = re.compile(
+    rf"(?:[0-9)}}]\s{{0,2}}[{_SLASH}]\s{{0,2}}[({{]?|[\w)}}]\s{{0,2}}\^\s{{0,2}}[({{]?"
+    rf"|[0-9a-z)]\*\*[({{]?|[0-9a-z)]\s\*\*\s[({{]?|[0-9.][eE][+-]?"
+    rf"|\\(?:[cdts]|nice)?frac\s{{0,2}}(?:(?:\{{{_INSIDE}\}}|[0-9A-Za-z])\s{{0,2}})?(?:\{{[^{{}}]{{0,40}})?"
+    rf"|\\over\s{{0,2}}|\\sqrt\s{{0,2}}(?:\[[^\]]{{0,9}}\]?)?(?:\{{[^{{}}]{{0,40}})?|\u221a\s?[({{]?)$"
+)
+# Nothing behind the last number has a digit in it.
+_PART_BEHIND = re.compile(r"\s?[\u00bc-\u00be\u2150-\u215e]")
+_PART_SIGNS = frozenset(f"{_SLASH}^*eE\\\u221a")
+_NEAR, _NEAR_SIGN = 128, 40
 
 # A letter that is a whole word: not the C of "Cephalexin", "C-reactive protein" or "C's".
 _LETTER = r"([A-E])(?![\w'’-])"
@@ -58,7 +76,9 @@ def grade_gsm8k(completion: str, gold: str, rule: str = "official") -> bool:
       sign and `$`, commas only between thousands, decimals, one trailing dot. Equal as decimals, so 18.00 = 18. What
       stands before the marker on its line is free, and so are blanks around the number.
     - `lenient`: the last number in the text, without `,`, `$` and dots behind it, equal as a decimal, so 18.00 = 18.
-      A Unicode minus is one. A fraction, a power and 1e3 are no number: "3/4" is neither 3 nor 4.
+      Blanks and LaTeX's `{,}` may stand between thousands: "5 100" is one number. A Unicode minus is one, and so are
+      "minus" and a minus apart from its number where an answer begins: "is - 5", but not "10 - 5" and "Total - 5". A
+      fraction, a power, a root and 1e3 are no number: "3/4" is neither 3 nor 4.
     - `flexible_extract`: that of lm-evaluation-harness, to compare with its numbers: the last match of its expression,
       equal as a string without `,`, `$` and a last dot. It finds nothing in "72 clips..." and in "$$\\boxed{18}$$", and
       takes U+2212 7 for 7 and "3/4" for 4, which `lenient` does not.
@@ -156,14 +176,16 @@ def _official_number(completion: str) -> str | None:
 
 
 def _lenient_number(completion: str) -> str | None:
+    completion = _THOUSANDS.sub(_without_blanks, completion.replace("\\$", "$"))
     last = max(map(completion.rfind, "0123456789"))
     if last < 0:
         return None
     start = len(completion[: last + 1].rstrip(_IN_NUMBERS))
     end = last + 1 + len(completion[last + 1 :]) - len(completion[last + 1 :].lstrip(_IN_NUMBERS))
-    before = completion[max(0, start - _NEAR) : start]
-    negative = _MINUS.search(before)
-    if _PART_BEFORE.search(before.removesuffix(negative[0]) if negative else before):
+    negative = _MINUS.search(completion, max(0, start - _NEAR_SIGN), start)
+    sign = negative.start(negative.lastgroup or 0) if negative else start
+    before = completion[max(0, sign - _NEAR) : sign]
+    if not _PART_SIGNS.isdisjoint(before) and _PART_BEFORE.search(before):
         return None
     if _PART_BEHIND.match(completion[end : end + _NEAR]):
         return None
@@ -171,9 +193,13 @@ def _lenient_number(completion: str) -> str | None:
     if digits.startswith(".."):
         digits = digits.lstrip(".")  # an ellipsis
     elif digits.startswith("."):
-        digits = digits[1:] if before[-1:].isalpha() else f"0{digits}"  # the dot of "No.5", and .5
+        digits = digits[1:] if completion[start - 1 : start].isalpha() else f"0{digits}"  # the dot of "No.5", and .5
     number = f"-{digits}" if negative else digits
     return number if _PLAIN_NUMBER.fullmatch(number) else None
+
+
+def _without_blanks(number: re.Match[str]) -> str:
+    return "".join(filter(str.isdecimal, number[0]))
 
 
 def _flexible_number(completion: str) -> str | None:
@@ -182,10 +208,9 @@ def _flexible_number(completion: str) -> str | None:
 
 
 def _without_ignored(text: str) -> str:
-    """A text as the harness's exact_match compares it."""
-    for ignored in _IGNORED:
-        text = ignored.sub("", text)
-    return text.lower()
+    """A text as the harness's exact_match compares it: without its regexes_to_ignore ,  $  (?s).*####_  and \\.$ ."""
+    # Not by its third expression, which takes quadratic time where there is no marker.
+    return text.replace(",", "").replace("$", "").rpartition("#### ")[2].removesuffix(".").lower()
 
 
 def _lenient_letter(completion: str) -> str | None:

@@ -1,6 +1,7 @@
 """MedQA-USMLE: medical questions of multiple choice (Jin et al. 2020, arXiv 2009.13081)."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ from titan_pt.tasks.task import Problem, Task, refuse_unused, worked_example
 # The `test` split stays untouched for the reported accuracy.
 _HUB = HubSet("GBaker/MedQA-USMLE-4-options-hf", None, train="train", evaluation="validation")
 _LETTERS = "ABCDE"
+_FORMS = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-")
+    | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u0060\u00b4", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"')
+)
 _TEMPLATE = "Question: {question}\n"
 
 
@@ -94,22 +100,24 @@ def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(texts):
             raise ValueError(f"'label' is {shown(label)}; want the number of an option, 0 to {len(texts) - 1}")
         gold = _LETTERS[label]
+        letter_key = "label"
     else:
         question, texts = text_field(row, "question"), _lettered_options(row)
         gold = field_of(row, "answer_idx")
         if gold not in list(_LETTERS[: len(texts)]):
             raise ValueError(f"'answer_idx' is {shown(gold)}; want one of {one_of(_LETTERS[: len(texts)])}")
-        _check_answer(row.get("answer"), texts, gold)
+        letter_key = "answer_idx"
+    _check_answer(row.get("answer"), texts, gold, letter_key)
     _check_different(texts, gold)
     # One line each, so that the letters stand at the beginnings of lines.
     return Entry(entry_id, question, gold, tuple(" ".join(text.split()) for text in texts))
 
 
-def _check_answer(answer: Any, texts: Sequence[str], gold: str) -> None:
+def _check_answer(answer: Any, texts: Sequence[str], gold: str, letter_key: str) -> None:
     """Raise a ValueError unless the text of the answer, where the row has one, is the option of its letter."""
     text = texts[_LETTERS.index(gold)]
     if answer is not None and answer != gold and (not isinstance(answer, str) or _same(answer) != _same(text)):
-        raise ValueError(f"'answer' is {shown(answer)}, and the option of answer_idx {gold} is {shown(text)}")
+        raise ValueError(f"'answer' is {shown(answer)}, and the option of {letter_key} {gold} is {shown(text)}")
 
 
 def _check_different(texts: Sequence[str], gold: str) -> None:
@@ -121,8 +129,21 @@ def _check_different(texts: Sequence[str], gold: str) -> None:
 
 
 def _same(text: str) -> str:
-    """The text of an option without what does not make it another one: blanks, capitals, a last dot."""
-    return normalised(text).removesuffix(".")
+    """The text of an option without what does not make it another one.
+
+    That is blanks, capitals, the forms of a letter, a dash and a quote, quotes around it, and punctuation behind it.
+    """
+    # An exponent is no digit: 10\u00b2 is not 102.
+    text = "".join(f"^{sign}" if unicodedata.decomposition(sign).startswith("<super>") else sign for sign in text)
+    text = unicodedata.normalize("NFKC", text.translate(_FORMS))
+    text = normalised("".join(sign for sign in text if unicodedata.category(sign) != "Cf"))
+    while True:
+        less = text.rstrip(".,;:!? ")
+        if len(less) > 2 and less[0] + less[-1] in ("''", '""', "()", "[]", "**"):
+            less = less[1:-1].strip()
+        if less in ("", text):
+            return text
+        text = less
 
 
 def _numbered_options(row: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
@@ -84,6 +85,7 @@ def read_problems(row: GrpoTask, hub: HubSet, parse: ParseRow) -> tuple[list[Ent
     """(training, evaluation) problems that `path`, `eval_path` and `holdout_fraction` of a row describe.
 
     A question that is in both sets, whatever its blanks and capitals, is taken out of training and counted in the log.
+    A row that answers the question of an earlier row of its set otherwise is a bad one.
     An EvaluationTask has no training problems.
 
     Raises:
@@ -157,12 +159,42 @@ def _evaluation(
 
 def _local(row: GrpoTask, files: Sequence[str], labels: Mapping[str, str], parse: ParseRow) -> list[Entry]:
     entries: list[Entry] = []
+    parse = _OneAnswer(parse)
     for file in files:
         entries += _parsed(row, read_rows(file), file, labels[file], parse)
     if not entries:
         left_out = " beside the rows that are left out" if row.on_bad_row == "skip" else ""
         raise ConfigError(f"{files[0]}: holds no problems{left_out}")
     return entries
+
+
+class _OneAnswer:
+    """A `ParseRow` that also refuses a question, with the same options, that an earlier row answers otherwise."""
+
+    def __init__(self, parse: ParseRow) -> None:
+        self._parse = parse
+        self._seen: dict[tuple[str, ...], Entry] = {}
+
+    def __call__(self, row: Mapping[str, Any], entry_id: str) -> Entry:
+        entry = self._parse(row, entry_id)
+        # In whatever order: the text of an option is the answer, not its letter.
+        key = normalised(entry.question), *sorted(map(normalised, entry.options))
+        first = self._seen.setdefault(key, entry)
+        if _answer(first) != _answer(entry):
+            raise ValueError(
+                f"the question is that of {first.id}, whose answer is {shown(first.gold)}, not {shown(entry.gold)}"
+            )
+        return entry
+
+
+def _answer(entry: Entry) -> str | Decimal:
+    """What is equal for entries with the same answer, such as 5 and 5.0."""
+    if entry.options:
+        return normalised(entry.options["ABCDE".index(entry.gold)])
+    try:
+        return Decimal(entry.gold)
+    except InvalidOperation:
+        return normalised(entry.gold)
 
 
 def _parsed(
@@ -204,4 +236,4 @@ def _from_hub(row: GrpoTask, hub: HubSet, split: str, parse: ParseRow) -> list[E
             'without network give local files, such as path = "train.jsonl" and eval_path = "test.jsonl"'
         ) from error
     located = ((f"row {number}", fields) for number, fields in enumerate(rows))
-    return _parsed(row, located, where, split, parse)
+    return _parsed(row, located, where, split, _OneAnswer(parse))

@@ -102,6 +102,13 @@ class Timing:
     completions: int = 0
     """Completions graded, over all ranks."""
 
+    def broken_grading(self) -> str:
+        """The grading in words where it failed on all completions; else empty."""
+        name = "grade (strict)"
+        if not self.completions or self.failures[name] < self.completions:
+            return ""
+        return f"the grading failed on all {self.completions} completions, the first time {self.first_failures[name]}"
+
     def broken_rewards(self) -> str:
         """Functions that failed on half of the completions or more, in words; empty where there are none."""
         return "; ".join(

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
@@ -82,15 +82,16 @@ def prove(problems: CheckedProblems, grade: Grade) -> Proof:
     """Grade the worked answers of the first problems by every rule, for a minute at most."""
     wrong: dict[int, str] = {}
     read = checked = 0
+    verdicts = _Verdicts(grade)
 
     def check() -> None:
         nonlocal read, checked
         for index in range(min(len(problems), _MOST)):
             problem = problems.get(index, 0)
             rules = RULES if problem.solution else ()
-            broken = [rule for rule in rules if not _verdict(problem.solution, problem, rule, grade)]
+            broken = [rule for rule in rules if not verdicts.ask(problem.solution, problem, rule)]
             if broken:
-                wrong[index] = f"{problem.id}: {_unproved(problem.solution, broken)}"
+                wrong[index] = f"{problem.id}: {_unproved(problem.solution, broken)}{verdicts.why_none()}"
             read, checked = index + 1, checked + bool(rules)
 
     with contextlib.suppress(TimeLimitExpired), TimeLimit(_ALL_SECONDS) as limit:
@@ -101,7 +102,7 @@ def prove(problems: CheckedProblems, grade: Grade) -> Proof:
 def accepted_nonsense(
     problems: CheckedProblems, grade: Grade, find_answer: Callable[[str], str | None] | None
 ) -> str | None:
-    """What is wrong with a grading that takes nonsense for right, with the reply that it took; None: nothing is.
+    """What is wrong with a grading that takes nonsense for right or gives no verdict at all; None: nothing is.
 
     Each problem gets replies that answer nothing, the answer to another problem, its own question and, where the
     answer is a number, its negative and 0. A reply that happens to be the right answer does not count, and as other
@@ -114,23 +115,33 @@ def accepted_nonsense(
     some = [problems.get(index, 0) for index in chosen]
     taken: dict[str, list[str]] = {}
     asked = 0
+    verdicts = _Verdicts(grade)
 
     def check() -> None:
         nonlocal asked
         for i, problem in enumerate(some):
             asked = i + 1
+            if not verdicts.given:  # it may raise for what is no answer, but not for everything
+                for answer in filter(None, (problem.solution, *_in_forms(problem.gold, find_answer))):
+                    verdicts.ask(answer, problem, _REWARDED[0])
             for kind, reply in _replies(problem, some[(i + 1) % len(some)]):
                 forms = _in_forms(reply, find_answer)
-                right = [f for f in forms if any(_verdict(f, problem, rule, grade) for rule in _REWARDED)]
+                right = [f for f in forms if any(verdicts.ask(f, problem, rule) for rule in _REWARDED)]
                 if right:
                     taken.setdefault(kind, []).append(f"{problem.id}: {right[0][:200]!r}")
 
     with contextlib.suppress(TimeLimitExpired), TimeLimit(_ALL_SECONDS) as limit:
         limit.run(check)
+    if asked and not verdicts.given:
+        why = verdicts.why_none() or f": it took longer than {_ALL_SECONDS:g} s"
+        return f"its grading gives no verdict{why}; repair it"
     for kind, examples in taken.items():
         if kind in NONSENSE or len(examples) > asked / 2:
             what = repr(kind) if kind in NONSENSE else kind
-            return f"its grading takes {what} for right {len(examples)} of {asked} times, as of {examples[0]}"
+            return (
+                f"its grading takes {what} for right {len(examples)} of {asked} times, as of {examples[0]}; rewards "
+                "would teach it: choose another task, or mend its grading"
+            )
     return None
 
 
@@ -154,11 +165,32 @@ def _in_forms(reply: str, find_answer: Callable[[str], str | None] | None) -> It
             yield completion
 
 
-def _verdict(completion: str, problem: Asked, rule: str, grade: Grade) -> bool:
-    try:
-        return bool(grade(completion, problem, rule))
-    except (Exception, SystemExit):  # a user's function; in training its failure counts as wrong
-        return False
+@dataclass
+class _Verdicts:
+    """Verdicts of a user's grading, which may raise; in training that counts as wrong."""
+
+    grade: Grade
+    given: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def ask(self, completion: str, problem: Asked, rule: str) -> bool:
+        """Whether a completion is right; not where the grading raises."""
+        try:
+            verdict = bool(self.grade(completion, problem, rule))
+        except (KeyboardInterrupt, TimeLimitExpired):
+            raise
+        except BaseException as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")
+            self.failures.append(f"for the reply {completion[:80]!r} to {problem.id}: {what}")
+            return False
+        self.given += 1
+        return verdict
+
+    def why_none(self) -> str:
+        """What follows "gives no verdict" where each of the calls raised; else nothing."""
+        if self.given or not self.failures:
+            return ""
+        return f": each of {len(self.failures)} calls raised, the first {self.failures[0]}"
 
 
 def _plain(text: str) -> str:

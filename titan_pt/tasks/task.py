@@ -161,7 +161,7 @@ def open_task(row: GrpoTask, seed: int, *, knows_chat: bool = False) -> Task:
     Raises:
         ConfigError: an unknown name or reward; a template without {question}; a setting that has no effect on this
             task; missing, unreadable or too few problems; a worked answer that is graded wrong, unless
-            row.on_bad_row is "skip"; a grading that takes nonsense for right.
+            row.on_bad_row is "skip"; a grading that takes nonsense for right, or gives no verdict.
     """
     factory = _factory(row.name)
     problems = list(_mistakes(row))
@@ -244,7 +244,7 @@ def _proved(task: Task, *, skips: bool) -> Task:
     """The task without problems whose worked answers are graded wrong.
 
     Raises:
-        ConfigError: there are such problems and they are not to be skipped, or nonsense is graded right.
+        ConfigError: there are such problems and they are not to be skipped, nonsense is right, or no verdict is given.
     """
     sets: list[Problems] = [task.train, task.evaluation]
     for part, problems in enumerate(sets):
@@ -262,7 +262,7 @@ def _proved(task: Task, *, skips: bool) -> Task:
     for problems in () if task.open_ended else sets:
         nonsense = accepted_nonsense(problems, task.grade, task.find_answer)
         if nonsense:
-            raise ConfigError(f"{nonsense}; rewards would teach it: choose another task, or mend its grading")
+            raise ConfigError(nonsense)
     return task
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from titan_pt.distributed.world import World
     from titan_pt.evaluation.eval_tasks import TaskRequest
     from titan_pt.hf.model_source import ModelSource
+
+logger = logging.getLogger("titan_pt")
 
 _DEFAULT_NEW_TOKENS = 384
 
@@ -104,6 +107,8 @@ def _add_text_flags(parser: ToolParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from titan_pt.distributed.world import lone_world
 
+    if isinstance(getattr(sys.stdout, "name", None), int):  # what `open_console` put in its place
+        raise ConfigError("the standard output is closed, and the result would be lost; send it to a file")
     requests, ks = _tasks(arguments), _check(arguments)
     source = open_source(arguments)
     result: dict[str, Any] = {"checkpoint": str(source.folder), "facts": dict(source.facts)}
@@ -213,6 +218,8 @@ def _measure_tasks(
     new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, longest // 2)
     talks = opened.source.knows_chat
     tasks = [open_eval_task(request, arguments.seed, "--tasks", knows_chat=talks) for request in requests]
+    if tokenizer.chat_template is None and any(task.chat for task in tasks):
+        logger.warning("The checkpoint has no chat template of its own; titan_pt's is used")
     engine = opened.engine(max_rows=arguments.max_rows)
     evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
     pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None

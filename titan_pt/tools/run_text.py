@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import SftConfig
-from titan_pt.data.sources.local import matching_files
+from titan_pt.data.sources.local import matching_files, read_rows
 from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import tokenize_mixture
@@ -97,7 +97,7 @@ def _rows(
     source: ModelSource, pattern: str, files: Sequence[str], seq_len: int, cache: str
 ) -> tuple[JobConfig, Iterator[PackedRow]]:
     config = _config(source, cache)
-    sources = _own_sources(source.config, files) or [_foreign(source.config, pattern)]
+    sources = _own_sources(source.config, files) or [_foreign(source, files, pattern)]
     encoder: Encoder = PLAIN_TEXT
     if isinstance(config, SftConfig) and sources[0].formatter != "text":
         data = config.data.model_copy(update={"sources": sources})
@@ -137,10 +137,29 @@ def _own_sources(tables: Any, files: Sequence[str]) -> list[Source]:
     return [Source.model_validate(table) for table in validation] if found and set().union(*found) == wanted else []
 
 
-def _foreign(tables: Any, pattern: str) -> Source:
-    """Files that the run did not name, under the name of its only source of validation, which decides their order."""
-    validation = tables.get("validation", {}).get("sources", [])
-    return Source(name=validation[0]["name"] if len(validation) == 1 else "text", path=pattern, formatter="text")
+def _foreign(run: ModelSource, files: Sequence[str], pattern: str) -> Source:
+    """Files that the run did not name, under the name of its only source of validation, which decides their order.
+
+    They are read as that source is, unless they have texts in the column "text" alone.
+
+    Raises:
+        ConfigError: the first row has no text.
+    """
+    validation = run.config.get("validation", {}).get("sources", [])
+    only = validation[0] if len(validation) == 1 else {}
+    plain = Source(name=only.get("name", "text"), path=pattern, formatter="text")
+    if files[0].endswith(".txt"):
+        return plain
+    _, row = next(read_rows(files[0]), ("", {}))
+    known = {key: only[key] for key in ("formatter", "text_field") if key in only}
+    alike = Source.model_validate({**plain.model_dump(exclude_unset=True, exclude={"formatter"}), **known})
+    columns = {"text", alike.text_field or "text"}
+    # Records are the default of fine-tuning alone.
+    texts = alike.formatter == "text" or (alike.formatter is None and run.trainer != "sft")
+    if texts and row and not columns & row.keys():
+        wanted = " or ".join(sorted(columns))
+        raise ConfigError(f"--text = {shown(pattern)}: rows need the column {wanted}; {files[0]} has {one_of(row)}")
+    return plain if "text" in row and (not texts or alike.text_field not in row) else alike
 
 
 def _real(pattern: str | None) -> set[str]:

@@ -144,6 +144,9 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
         return problem(tmp_path, name)
 
     assert "no column 'text'; it has body, id; set text_field" in write("a.parquet", id=[1], body=["x"])
+    twice = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    assert "has several columns 'text'; rename all but one" in problem(tmp_path, "twice.parquet")
     assert "row 1: 'text' is null" in write("b.parquet", text=["x", None])
     assert "row 0: 'text' is int" in write("c.parquet", text=[1])
     assert "row 0: 'text' is bytes" in write("d.parquet", text=[b"x"])

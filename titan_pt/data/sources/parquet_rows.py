@@ -21,7 +21,10 @@ def read(path: str, columns: Columns) -> Located:
 
 
 def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:
-    """Raise a ConfigError unless a table has all columns."""
+    """Raise a ConfigError unless a table has all columns, each once; none named: whatever it has."""
+    twice = [name for name in columns or names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{path}: has several columns {twice[0]!r}; rename all but one")
     for column in columns:
         if column not in names:
             raise ConfigError(f"{path}: no column {column!r}; it has {one_of(names)}; set text_field")
