@@ -175,6 +175,8 @@ def test_a_name_that_a_plugin_lacks_is_told_with_its_line(
         name = f"{kind}_{where}"
         write(tmp_path, body.format(expression, name), f"{name}.py")
         config = write_toml(tmp_path, job={"trainer": name}, experimental={"custom_import": name})
+        if where == "build_optimizers":  # no state of a run can make it fail: the plugin's mistake
+            code = 2
         assert train_here(config) == code
         error = capsys.readouterr().err
         assert error.splitlines()[-1].endswith(f"({tmp_path / name}.py:5)")

@@ -57,7 +57,10 @@ def test_the_same_on_two_ranks(tmp_path: Path, name: str) -> None:
         ("copies", "SGD: 24 of the 24 tensors of its group 1 are no parameters of the model, the first of shape"),
         ("adamw_copies", "AdamW: 24 of the 24 tensors of its group 1 are no parameters of the model"),
         ("nothing", "build_optimizers of job.trainer = 'opt_nothing' gives a NoneType and no torch.optim.Optimizer ("),
-        ("one_argument", "build_optimizers of job.trainer = 'opt_one_argument' fails: TypeError: "),
+        (
+            "one_argument",
+            "build_optimizers of job.trainer = 'opt_one_argument', a (model, config) -> Optimizer, fails: TypeError: ",
+        ),
         ("negative", "fails: ValueError: Invalid learning rate: -1"),
         ("queue", "norms of its state is a deque, which a checkpoint cannot hold"),
     ],

@@ -28,7 +28,7 @@ def checked(build: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, JobC
             raise
         except (Exception, GeneratorExit) as error:
             place = "" if users_line(error) else _place(build)
-            raise ConfigError(f"{what} fails: {reason(error)}{place}; it is (model, config) -> Optimizer") from error
+            raise ConfigError(f"{what}, a (model, config) -> Optimizer, fails: {reason(error)}{place}") from error
         if not isinstance(optimizer, Optimizer):
             kind = type(optimizer).__name__
             raise ConfigError(f"{what} gives a {kind} and no torch.optim.Optimizer{_place(build)}")
