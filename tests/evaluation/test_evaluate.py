@@ -204,10 +204,13 @@ def test_text_loss_of_a_run_equals_its_own_validation(
     """By default the rows, the mask and the precision are those of the logged val_loss, also of a copy elsewhere."""
     rows = ANSWERS if trainer == "sft" else WORDS
     path = write_rows(tmp_path / "held_out.jsonl", rows[:30])
-    sources = [{"name": "mine", "path": path}]
-    if trainer == "pretrain":
-        path = write_rows(tmp_path / "held_out.jsonl", [{"body": row["text"]} for row in rows[:30]])
-        sources[0]["text_field"] = "body"
+    sources: list[dict[str, Any]] = [{"name": "mine", "path": path}]
+    if trainer == "pretrain":  # names of special tokens that are tokens, and a dollar sign in a path
+        rows = [{"text": f"{row['text']}<|endoftext|>{row['text']}"} for row in rows]
+        (tmp_path / "for $HOME").mkdir()
+        write_rows(tmp_path / "for $HOME" / "held_out.jsonl", [{"body": row["text"]} for row in rows[:30]])
+        path = str(tmp_path / "for $$HOME" / "held_out.jsonl")
+        sources = [{"name": "mine", "path": path, "text_field": "body", "special_tokens": True}]
     if trainer == "sft":  # two sources: their files together are the validation's
         sources.append({"name": "other", "path": write_rows(tmp_path / "held_out_2.jsonl", rows[30:]), "weight": 2.0})
         path = str(tmp_path / "held_out*.jsonl")

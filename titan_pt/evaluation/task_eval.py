@@ -101,27 +101,17 @@ def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
     )
     for row, task in zip(options.tasks, tasks, strict=True):
         logger.info(
-            f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, {how_asked(task)}, "
+            f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, {how_asked(task.chat)}, "
             "answered greedily"
         )
     return TaskEval(inner, context, engine, evaluator)
 
 
 def _open_tasks(context: TrainContext) -> list[Task]:
-    requests = (
-        TaskRequest(
-            row.name,
-            path=row.path,
-            level=row.level,
-            on_bad_row=row.on_bad_row,
-            chat=row.chat,
-            system_prompt=row.system_prompt,
-            special_tokens=row.special_tokens,
-        )
-        for row in context.config.validation.tasks
-    )
+    # As the TOML writes them: opening a task replaces variables in its paths.
+    rows = (row.model_dump(exclude={"limit", "max_new_tokens"}) for row in context.config.validation.tasks)
     talks = knows_chat(context.config.job.trainer, context.tokenizer, context.dataloader.identity())
-    return [open_eval_task(request, 0, "validation.tasks", knows_chat=talks) for request in requests]
+    return [open_eval_task(TaskRequest(**row), 0, "validation.tasks", knows_chat=talks) for row in rows]
 
 
 def _tokens(context: TrainContext, prompt: str) -> list[int]:

@@ -18,6 +18,7 @@ from titan_pt.distributed.init import copy_full
 from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fit
 from titan_pt.hf.tokenizer_files import to_tokenizers
 from titan_pt.protocols.context import TrainContext
+from titan_pt.run.paths import escape_path
 
 logger = logging.getLogger("titan_pt")
 
@@ -87,7 +88,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
     """Ids mean other words to another tokenizer. One file's ids are compared, as its end of document may differ."""
     if not (folder / "tokenizer.json").is_file():
         return
-    theirs = build_tokenizer(TokenizerSection(name=str(folder), eos_token=config.tokenizer.eos_token))
+    theirs = build_tokenizer(TokenizerSection(name=escape_path(str(folder)), eos_token=config.tokenizer.eos_token))
     text = _other_ids(tokenizer, theirs)
     if text is not None:
         raise ConfigError(

@@ -13,7 +13,7 @@ from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.local import matching_files, read_rows
-from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
+from titan_pt.data.sources.opening import data_settings, open_alone
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
@@ -21,6 +21,7 @@ from titan_pt.data.stream.stream import Stream
 from titan_pt.evaluation.text import TextLoss, read_documents, rows_loss, text_loss
 from titan_pt.hf.model_source import ModelSource
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.paths import escape_path, expand_path
 from titan_pt.trainers.sft.records import record_encoder, with_records
 
 _DEFAULT_SEQ_LEN = 2048
@@ -103,9 +104,7 @@ def _rows(
         data = config.data.model_copy(update={"sources": sources})
         sources = with_records(config.model_copy(update={"data": data})).data.sources
         encoder = record_encoder(config)
-    once = [
-        MixtureSource(s.name, s.documents, s.weight, min(1.0, s.max_epochs or 1.0)) for s in open_alone(sources, config)
-    ]
+    once = [replace(s, max_epochs=min(1.0, s.max_epochs or 1.0)) for s in open_alone(sources, config)]
     settings = replace(data_settings(config, 1), holdout_fraction=0.0)
     mixture = tokenize_mixture(once, settings, source.tokenizer, encoder=encoder)
     return config, iter(Stream(replace(mixture, spent={one.name for one in once}), 0, 1, seq_len))
@@ -118,8 +117,8 @@ def _config(source: ModelSource, cache: str) -> JobConfig:
         for name, keys in _READ.items()
         if (table := source.config.get(name))
     }
-    tables["data"] = {**tables.get("data", {}), "cache_dir": cache}
-    tables["job"] = {"dump_folder": cache}
+    tables["data"] = {**tables.get("data", {}), "cache_dir": escape_path(cache)}
+    tables["job"] = {"dump_folder": escape_path(cache)}
     if source.trainer == "sft":
         return SftConfig.model_validate(tables)
     tables.pop("sft", None)
@@ -147,7 +146,8 @@ def _foreign(run: ModelSource, files: Sequence[str], pattern: str) -> Source:
     """
     validation = run.config.get("validation", {}).get("sources", [])
     only = validation[0] if len(validation) == 1 else {}
-    plain = Source(name=only.get("name", "text"), path=pattern, formatter="text")
+    named = only.get("special_tokens", False)
+    plain = Source(name=only.get("name", "text"), path=escape_path(pattern), formatter="text", special_tokens=named)
     if files[0].endswith(".txt"):
         return plain
     _, row = next(read_rows(files[0]), ("", {}))
@@ -164,6 +164,6 @@ def _foreign(run: ModelSource, files: Sequence[str], pattern: str) -> Source:
 
 def _real(pattern: str | None) -> set[str]:
     try:
-        return {os.path.realpath(file) for file in matching_files(pattern)} if pattern else set()
-    except ConfigError:
+        return {os.path.realpath(file) for file in matching_files(expand_path(pattern))} if pattern else set()
+    except ValueError:  # a ConfigError too
         return set()

@@ -49,8 +49,7 @@ def same_content(one: str, other: str) -> bool:
 
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder of what is kept between runs: data.cache_dir, else titan_pt's in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_dir or f"{home}/titan_pt").expanduser()
+    return Path(cache_dir or os.path.expanduser(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/titan_pt"))
 
 
 def file_state(path: str) -> FileState:
