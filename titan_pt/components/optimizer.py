@@ -72,7 +72,7 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Tensors of the optimizer's state by "parameter.key"; creates the state where no step was taken yet."""
     if not optimizer.state:
-        _initialize(model, optimizer)
+        _initialize(optimizer)
     return {
         f"{parameter_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -149,9 +149,7 @@ class MomentState:
         """Do nothing: the targets are the state itself."""
 
     def reset(self) -> None:
-        for parameter in self.optimizer.state:
-            for _, value in _state_tensors(self.optimizer, parameter):
-                value.zero_()
+        _zero_state(self.optimizer)
 
 
 def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> OptimizerState:
@@ -180,8 +178,15 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
         yield from state_tensors(parameter, key, value)
 
 
+def _zero_state(optimizer: torch.optim.Optimizer) -> None:
+    """Set the moments and step counts of all parameters to zero, in place."""
+    for parameter in optimizer.state:
+        for _, value in _state_tensors(optimizer, parameter):
+            value.zero_()
+
+
 @torch.no_grad()
-def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _initialize(optimizer: torch.optim.Optimizer) -> None:
     """Create the optimizer's state by a step with zero gradients, then set its step count back."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     set_rate(optimizer, 0.0)
@@ -191,7 +196,7 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         _set(group, rate)
-    MomentState(model, optimizer).reset()
+    _zero_state(optimizer)
     optimizer.zero_grad(set_to_none=True)
 
 

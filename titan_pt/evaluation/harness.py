@@ -7,12 +7,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
-from titan_pt.components.tokenizer import Tokenizer
+from titan_pt.components.tokenizer import Tokenizer, encode_named
 from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.sampling import Sampling
-from titan_pt.hf.chat import bos_id, chat_text, encode_with_special_tokens, prompt_tokens
+from titan_pt.hf.chat import bos_id, chat_text, prompt_tokens
 from titan_pt.hf.tokenizer_files import chat_template as chat_template_of
 from titan_pt.models.transformer.model import Transformer
 
@@ -51,7 +51,7 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if self._chats:
-            return encode_with_special_tokens(self._tokenizer, string)
+            return encode_named(self._tokenizer, string)
         return self._tokenizer.encode(string) if add_special_tokens is False else prompt_tokens(self._tokenizer, string)
 
     @property

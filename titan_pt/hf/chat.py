@@ -76,7 +76,7 @@ def learnt_tokens(
     at = 0
     for (start, end), is_wanted in zip(spans, wanted, strict=True):
         for part, is_learnt in ((text[at:start], False), (text[start:end], is_wanted)):
-            tokens = encode_with_special_tokens(tokenizer, part, begins=not ids)
+            tokens = encode_named(tokenizer, part, behind=bool(ids))
             ids += tokens
             learnt += [is_learnt] * len(tokens)
         at = end
@@ -182,15 +182,6 @@ def encode_behind(tokenizer: Tokenizer, text: str, *, named: bool = False) -> li
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.encode_behind(text)
     return tokenizer.encode(text)
-
-
-def encode_with_special_tokens(tokenizer: Tokenizer, text: str, *, begins: bool = True) -> list[int]:
-    """Encode a rendered template, in which names of special tokens stand for these tokens.
-
-    Args:
-        begins: no token comes before the text.
-    """
-    return encode_named(tokenizer, text, behind=not begins)
 
 
 def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

@@ -108,9 +108,9 @@ class Task:
         return "".join(worked_example(self.template, problem))
 
 
-def how_asked(task: Task) -> str:
-    """How a task is asked, for logs."""
-    return "asked through the chat template" if task.chat else "asked in plain text"
+def how_asked(chat: bool) -> str:
+    """How a task is asked, for logs and reports."""
+    return "asked through the chat template" if chat else "asked in plain text"
 
 
 def worked_example(template: str, problem: Problem) -> tuple[str, str]:

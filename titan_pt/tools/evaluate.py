@@ -270,11 +270,14 @@ def _measure_text(source: "ModelSource", arguments: argparse.Namespace) -> dict[
 
 def report(result: Mapping[str, Any]) -> str:
     """The results as text for the console."""
+    from titan_pt.tasks.task import how_asked
+
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""
-        asked = "asked through the chat template" if task["chat"] else "asked in plain text"
-        lines.append(f"{name}: {task['problems']:,} problems{shots}, {asked}, {task['seconds']:.1f} s")
+        lines.append(
+            f"{name}: {task['problems']:,} problems{shots}, {how_asked(task['chat'])}, {task['seconds']:.1f} s"
+        )
         for key, value in task.items():
             if key in task["intervals"]:
                 low, high = task["intervals"][key]

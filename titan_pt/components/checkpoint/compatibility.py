@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 
@@ -49,8 +50,6 @@ def check_compatible(
         both = f"{name} is {there!r} there and {here!r} here"
         logger.warning(f"{folder}: {both}; the weights fit, but results may change")
     if others or differences:
-        from titan_pt.components.checkpoint.mismatch import describe
-
         parts = [part for part in ("optimizer", "data") if any(name.split(".")[0] == part for name in differences)]
         if others and "data" not in parts:
             parts.append("data")

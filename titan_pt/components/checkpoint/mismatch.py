@@ -1,7 +1,4 @@
-"""Differences between a checkpoint and a run in a user's words: keys of the TOML, both values.
-
-Imported where there is a difference.
-"""
+"""Differences between a checkpoint and a run in a user's words: keys of the TOML, both values."""
 
 import math
 import re

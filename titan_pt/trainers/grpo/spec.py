@@ -157,7 +157,7 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
         count = options.prompts_per_step * context.run_size.steps * row.weight / total
         logger.info(
             f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
-            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out; {how_asked(task)}"
+            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out; {how_asked(task.chat)}"
         )
     for text in config.settings_without_effect():
         logger.warning(text)
