@@ -32,7 +32,7 @@ def measure(flavor: str, *more: str) -> dict[str, float]:
     from titan_pt.build import build_context
     from titan_pt.config import load_config
     from titan_pt.config.resolve.checks import tokenizer_size
-    from titan_pt.distributed.fsdp import materialize
+    from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.operations import count_flops
     from titan_pt.planner.sized_tokenizer import SizedTokenizer

@@ -108,7 +108,7 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
     from titan_pt.build import build_context, set_determinism
     from titan_pt.components.checkpoint.step_folders import has_steps
     from titan_pt.data.sources.registry import check_sources
-    from titan_pt.distributed.fsdp import materialize
+    from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.run.run_folder import prepare_run_folder
     from titan_pt.run.signals import raise_if_preempted

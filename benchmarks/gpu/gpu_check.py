@@ -259,7 +259,7 @@ def flags(flavor, rows, seq_len=2048, ac="none", option="op", compiled=True, mor
 def build(arguments, accumulate=1, world=None):
     from titan_pt.build import build_context
     from titan_pt.config import load_config
-    from titan_pt.distributed.fsdp import materialize
+    from titan_pt.distributed.init import materialize
     from titan_pt.planner.sized_tokenizer import SizedTokenizer
     from titan_pt.protocols.trainer_spec import get_trainer_spec
 

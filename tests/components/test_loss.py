@@ -1,43 +1,42 @@
 """Chunked cross-entropy against the definition in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.components.loss import ChunkedCrossEntropy, compiled_chunk
+from titan_pt.components.loss import ChunkedCrossEntropy, chunk_rows, compiled_chunk, cross_entropy_chunk
 from titan_pt.data.stream.batch import IGNORED
 
 
 def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_coef: float) -> torch.Tensor:
     """Sum over kept tokens of -log softmax(h W^T)[target] + z_coef * (log sum exp)^2, by the formula."""
-    logits = hidden.double() @ weight.double().T
-    total = torch.zeros((), dtype=torch.float64)
-    for row, target in zip(logits, targets.tolist(), strict=True):
-        if target != IGNORED:
-            log_z = row.exp().sum().log()
-            total = total + log_z - row[target] + z_coef * log_z**2
-    return total
+    logits = (hidden.double() @ weight.double().T)[targets != IGNORED]
+    log_z = logits.exp().sum(dim=-1).log()
+    chosen = logits[torch.arange(len(logits)), targets[targets != IGNORED]]
+    return (log_z - chosen + z_coef * log_z**2).sum()
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    tokens=st.integers(1, 17),
+    tokens=st.integers(1, 400),
     vocab=st.integers(2, 40),
-    chunk_rows=st.integers(1, 20),
+    most_rows=st.integers(1, 300),
     z_coef=st.sampled_from([0.0, 1e-4, 0.3]),
     ignored=st.floats(0.0, 1.0),
     seed=st.integers(0, 2**31),
 )
 def test_value_and_gradients_equal_the_definition(
-    tokens: int, vocab: int, chunk_rows: int, z_coef: float, ignored: float, seed: int
+    tokens: int, vocab: int, most_rows: int, z_coef: float, ignored: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, tokens, 8, generator=generator).requires_grad_()
     weight = torch.randn(vocab, 8, generator=generator).requires_grad_()
     targets = torch.randint(0, vocab, (1, tokens), generator=generator)
     targets[torch.rand(1, tokens, generator=generator) < ignored] = IGNORED
-    loss = ChunkedCrossEntropy(z_coef, chunk_elements=chunk_rows * vocab)
+    loss = ChunkedCrossEntropy(z_coef, chunk_elements=most_rows * vocab)
     losses = loss.head(targets)(hidden, weight)
     (losses.total / 3).backward()
 
@@ -71,23 +70,39 @@ def test_bfloat16_keeps_the_loss_in_float32() -> None:
 
 def test_no_gradients_are_computed_without_need() -> None:
     hidden, weight = torch.randn(1, 4, 8), torch.randn(16, 8, requires_grad=True)
-    calls = []
+    found = []
 
-    def chunk(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        from titan_pt.components.loss import cross_entropy_chunk
+    def chunk(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        found.append(cross_entropy_chunk(*args))
+        return found[-1]
 
-        calls.append(1)
-        return cross_entropy_chunk(*args)
-
+    targets = torch.zeros(1, 4, dtype=torch.long)
     with torch.no_grad():
-        losses = ChunkedCrossEntropy(chunk=chunk).head(torch.zeros(1, 4, dtype=torch.long))(hidden, weight)
-    assert calls and not losses.total.requires_grad
+        losses = ChunkedCrossEntropy(chunk=chunk).head(targets)(hidden, weight)
+    assert found[0][2] is None and not losses.total.requires_grad
+    with_gradient = ChunkedCrossEntropy(chunk=chunk).head(targets)(hidden, weight)
+    assert found[1][2] is not None and torch.equal(losses.total, with_gradient.total)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "elements", "rows"),
+    [
+        (2048, 2**26, 1024),  # 1,334 tokens would fit: two equal parts, not 1,334 and 714
+        (32768, 8192 * 50304, 8192),
+        (2000, 2**26, 1024),
+        (700, 1, 128),  # never less than a tile
+        (100, 2**26, 128),
+    ],
+)
+def test_chunks_are_equal_and_whole_tiles(tokens: int, elements: int, rows: int) -> None:
+    assert chunk_rows(tokens, 50304, elements) == rows
 
 
 @pytest.mark.slow
 def test_compiled_chunks_give_the_same() -> None:
-    hidden, weight = torch.randn(1, 12, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
-    targets = torch.randint(0, 16, (1, 12))
+    hidden, weight = torch.randn(1, 200, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    targets = torch.randint(0, 16, (1, 200))
+    targets[0, ::3] = IGNORED
     results = []
     for loss in (ChunkedCrossEntropy(0.1), ChunkedCrossEntropy(0.1, compiled_chunk("inductor"), chunk_elements=64)):
         hidden.grad = weight.grad = None

@@ -18,8 +18,10 @@ IGNORED = -100
 
 # Logits of one chunk, in elements: 2^26 in float32 is 256 MiB.
 CHUNK_ELEMENTS = 2**26
+# Tokens of a chunk are a multiple of this, so that the product of matrices has no part of a tile.
+_TILE = 128
 
-ChunkFunction = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+ChunkFunction = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,35 @@ class ChunkedCrossEntropy:
 
 
 def cross_entropy_chunk(
-    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Compute (cross_entropy_T, log_z_T, d(total)/d(logits)_TV in the hidden states' type); zero for ignored tokens."""
     logits_TV = F.linear(hidden_TD, weight_VD)
     log_p_TV = torch.log_softmax(logits_TV, dim=-1, dtype=torch.float32)
     log_z_T = logits_TV[:, 0].float() - log_p_TV[:, 0]
     kept_T = targets_T != IGNORED
-    safe_T = torch.where(kept_T, targets_T, 0)[:, None]
-    losses_T = torch.where(kept_T, -log_p_TV.gather(-1, safe_T)[:, 0], 0.0)
+    safe_T1 = torch.where(kept_T, targets_T, 0)[:, None]
+    losses_T = torch.where(kept_T, -log_p_TV.gather(-1, safe_T1)[:, 0], 0.0)
+    log_z_T = torch.where(kept_T, log_z_T, 0.0)
+    if not with_gradient:
+        return losses_T, log_z_T, None
     # d CE = softmax - onehot, d (c log_z^2) = 2 c log_z softmax. In place: these are the largest tensors of a step.
     scale_T = torch.where(kept_T, 1.0 + 2.0 * z_loss_coef * log_z_T, 0.0)
     gradient_TV = log_p_TV.exp_().mul_(scale_T[:, None])
-    gradient_TV.scatter_add_(-1, safe_T, -kept_T[:, None].to(gradient_TV.dtype))
-    return losses_T, torch.where(kept_T, log_z_T, 0.0), gradient_TV.to(hidden_TD.dtype)
+    onehot_T1 = kept_T[:, None].to(gradient_TV.dtype)
+    if torch.compiler.is_compiling():  # fused with the rest, where a scatter is a pass of its own
+        vocabulary_V = torch.arange(weight_VD.shape[0], device=targets_T.device)
+        gradient_TV = gradient_TV - torch.where(vocabulary_V == safe_T1, onehot_T1, 0.0)
+    else:
+        gradient_TV.scatter_add_(-1, safe_T1, -onehot_T1)
+    return losses_T, log_z_T, gradient_TV.to(hidden_TD.dtype)
+
+
+def chunk_rows(tokens: int, vocab_size: int, elements: int) -> int:
+    """Tokens of a chunk: chunks are as equal as tiles allow, and hold at most `elements` logits, or one tile."""
+    most = max(_TILE, elements // vocab_size // _TILE * _TILE)
+    equal = -(-tokens // -(-tokens // most))
+    return -(-equal // _TILE) * _TILE
 
 
 def compiled_chunk(backend: str) -> ChunkFunction:
@@ -93,7 +110,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
         options: ChunkedCrossEntropy,
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(1, options.chunk_elements // weight_VD.shape[0])
+        rows = chunk_rows(hidden_TD.shape[0], weight_VD.shape[0], options.chunk_elements)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
         # Summed over chunks in float32: bfloat16 would lose the small ones.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
@@ -101,17 +118,15 @@ class _CrossEntropyFunction(torch.autograd.Function):
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
             losses_T, log_z_T, gradient_TV = options.chunk(
-                hidden_TD[part], weight_VD, targets_T[part], options.z_loss_coef
+                hidden_TD[part], weight_VD, targets_T[part], options.z_loss_coef, with_gradient
             )
             losses.append(losses_T)
             z_terms.append(log_z_T)
-            if grad_hidden_TD is not None and grad_weight_VD is not None:
+            if gradient_TV is not None and grad_hidden_TD is not None and grad_weight_VD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
-                grad_weight_VD += gradient_TV.T @ hidden_TD[part]
+                _add_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
             del gradient_TV  # before the next one is computed: up to 128 MiB
-        if grad_hidden_TD is not None and grad_weight_VD is not None:
-            ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
-            ctx.weight_dtype = weight_VD.dtype
+        ctx.gradients, ctx.weight_dtype = (grad_hidden_TD, grad_weight_VD), weight_VD.dtype
         losses_T = torch.cat(losses)
         total = losses_T.sum()
         if options.z_loss_coef:
@@ -121,13 +136,21 @@ class _CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
+        (grad_hidden_TD, grad_weight_VD), ctx.gradients = ctx.gradients, (None, None)  # in place, so only once
         total = grads[0]
         # The scale, one over the tokens of a batch, stays in float32: bfloat16 would round it by up to 0.4%.
         return (
             (grad_hidden_TD.float() * total).to(grad_hidden_TD.dtype),
-            (grad_weight_VD * total).to(ctx.weight_dtype),
+            grad_weight_VD.mul_(total).to(ctx.weight_dtype),
             None,
             None,
             None,
         )
+
+
+def _add_product(sum_VD: torch.Tensor, a_VT: torch.Tensor, b_TD: torch.Tensor) -> None:
+    """Add the product of two matrices to a sum in float32, without a copy of the product where types allow."""
+    if a_VT.dtype == sum_VD.dtype:
+        sum_VD.addmm_(a_VT, b_TD)
+    else:
+        sum_VD += a_VT @ b_TD

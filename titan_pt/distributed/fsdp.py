@@ -1,6 +1,5 @@
-"""Sharding by FSDP2, also on one rank, so that mixed precision is the same everywhere."""
+"""Sharding by FSDP2, with its mixed precision."""
 
-import logging
 from collections.abc import Iterable
 
 import torch
@@ -8,9 +7,8 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.init import offloads
 from titan_pt.distributed.world import World
-
-logger = logging.getLogger("titan_pt")
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, world: World) -> None:
@@ -19,8 +17,6 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, worl
     Gradients are summed over ranks, not averaged: the loss is divided by the tokens of the global batch.
     """
     training = config.training
-    if training.enable_cpu_offload and not offloads(config, world):
-        logger.warning("training.enable_cpu_offload: everything is in CPU memory already; it has no effect")
     policy = MixedPrecisionPolicy(
         param_dtype=getattr(torch, training.mixed_precision_param),
         reduce_dtype=getattr(torch, training.mixed_precision_reduce),
@@ -37,23 +33,3 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, worl
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-def offloads(config: JobConfig, world: World) -> bool:
-    """Whether training.enable_cpu_offload is on and has an effect on this device."""
-    return config.training.enable_cpu_offload and world.device.type != "cpu"
-
-
-def materialize(model: nn.Module, config: JobConfig, world: World) -> None:
-    """Move a model from the meta device to the real one, and fill it with initial weights and buffers."""
-    allocate(model, config, world)
-    model.init_weights(config.debug.seed)  # type: ignore[operator]
-    model.train()
-
-
-def allocate(model: nn.Module, config: JobConfig, world: World) -> None:
-    """Move a model from the meta device to the real one, whose memory is not initialized."""
-    model.to_empty(device="cpu" if offloads(config, world) else world.device)
-    for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(world.device))

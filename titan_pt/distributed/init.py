@@ -1,4 +1,4 @@
-"""Initial weights that are the same on any number of ranks."""
+"""Memory for the weights, and initial weights that are the same on any number of ranks."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,6 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.world import World
 
 Draw = Callable[[str, torch.Tensor, torch.Generator], None]
 
@@ -43,3 +46,23 @@ def copy_full(parameter: torch.Tensor, full: torch.Tensor) -> None:
         parameter.to_local().copy_(sharded.to_local())
     else:
         parameter.copy_(full)
+
+
+def offloads(config: JobConfig, world: World) -> bool:
+    """Whether training.enable_cpu_offload is on and has an effect on this device."""
+    return config.training.enable_cpu_offload and world.device.type != "cpu"
+
+
+def materialize(model: nn.Module, config: JobConfig, world: World) -> None:
+    """Move a model from the meta device to the real one, and fill it with initial weights and buffers."""
+    allocate(model, config, world)
+    model.init_weights(config.debug.seed)  # type: ignore[operator]
+    model.train()
+
+
+def allocate(model: nn.Module, config: JobConfig, world: World) -> None:
+    """Move a model from the meta device to the real one, whose memory is not initialized."""
+    model.to_empty(device="cpu" if offloads(config, world) else world.device)
+    for module in model.modules():  # FSDP offloads parameters; buffers are used where the computing is
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(world.device))

@@ -27,7 +27,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
 from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
-from titan_pt.distributed.fsdp import allocate
+from titan_pt.distributed.init import allocate
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import MemoryTracker, peak_of, storage_bytes
 from titan_pt.planner.operations import Operations, count_operations

@@ -58,6 +58,23 @@ def apply_rope(x_BNLH: torch.Tensor, rope: Rope) -> torch.Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+class Linear(nn.Linear):
+    """A product without a bias in the type of its input, whatever the type of the weight."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (1910.07467) in the type of its input, whatever the type of the weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (2305.13245) with an RMSNorm on each query and key head (2302.05442)."""
 
@@ -65,12 +82,12 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.sdpa_backend = args.head_dim, sdpa_backend
         q_size, kv_size = args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
-        self.q_proj = nn.Linear(args.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(args.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(args.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, args.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(args.head_dim, eps=args.norm_eps) if args.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(args.head_dim, eps=args.norm_eps) if args.qk_norm else nn.Identity()
+        self.q_proj = Linear(args.hidden_size, q_size)
+        self.k_proj = Linear(args.hidden_size, kv_size)
+        self.v_proj = Linear(args.hidden_size, kv_size)
+        self.o_proj = Linear(q_size, args.hidden_size)
+        self.q_norm = RMSNorm(args.head_dim, eps=args.norm_eps) if args.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(args.head_dim, eps=args.norm_eps) if args.qk_norm else nn.Identity()
 
     def forward(
         self, x_BLD: torch.Tensor, rope: Rope, mask: Mask, cached: CachedAttention | None = None
@@ -92,9 +109,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, args: TransformerArgs) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+        self.gate_proj = Linear(args.hidden_size, args.intermediate_size)
+        self.up_proj = Linear(args.hidden_size, args.intermediate_size)
+        self.down_proj = Linear(args.intermediate_size, args.hidden_size)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
@@ -105,9 +122,9 @@ class Block(nn.Module):
 
     def __init__(self, args: TransformerArgs, sdpa_backend: str) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.input_layernorm = RMSNorm(args.hidden_size, eps=args.norm_eps)
         self.self_attn = Attention(args, sdpa_backend)
-        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.post_attention_layernorm = RMSNorm(args.hidden_size, eps=args.norm_eps)
         self.mlp = SwiGLU(args)
 
     def forward(
@@ -124,8 +141,11 @@ class Transformer(nn.Module):
         args: the architecture.
         sdpa_backend: kernel of the attention, see `attention.BACKENDS`, or "auto".
         document_mask: keep packed documents apart; the forward then needs positions.
+
+    The weights are used in `compute_type`, by a cast at each use. FSDP2 gathers them in that type, so it stays None.
     """
 
+    compute_type: torch.dtype | None = None
     rope_cos: torch.Tensor
     rope_sin: torch.Tensor
 
@@ -134,9 +154,9 @@ class Transformer(nn.Module):
         self.args, self.document_mask = args, document_mask
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = nn.ModuleList(Block(args, sdpa_backend) for _ in range(args.num_layers))
-        self.norm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.norm = RMSNorm(args.hidden_size, eps=args.norm_eps)
         if not args.tie_embeddings:
-            self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+            self.lm_head = Linear(args.hidden_size, args.vocab_size)
         cos, sin = rope_table(args)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
@@ -153,13 +173,13 @@ class Transformer(nn.Module):
             tokens_BL: token ids.
             positions_BL: position of each token in its document; None: 0..L-1.
         """
-        x_BLD = self.embed_tokens(tokens_BL)
+        embedding_VD, output_VD = self._tables()
+        x_BLD = F.embedding(tokens_BL, embedding_VD)
         rope = self._rope(tokens_BL.shape[1], positions_BL)
         mask = document_mask(positions_BL) if self.document_mask and positions_BL is not None else None
         for layer in self.layers:
             x_BLD = layer(x_BLD, rope, mask)
-        x_BLD = self.norm(x_BLD)
-        return (head or self.logits)(x_BLD, self.output_weight)
+        return (head or self.logits)(self.norm(x_BLD), output_VD)
 
     def forward_cached(
         self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: "Cache", head: Head | None = None
@@ -171,17 +191,24 @@ class Transformer(nn.Module):
             positions_BL: their positions, which the cache has room for.
             cache: keys and values of the tokens before; changed in place.
         """
-        x_BLD = self.embed_tokens(tokens_BL)
+        embedding_VD, output_VD = self._tables()
+        x_BLD = F.embedding(tokens_BL, embedding_VD)
         rope, mask = self._rope(tokens_BL.shape[1], positions_BL), cache.mask(positions_BL)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             update = functools.partial(layer_cache.update, positions_RL=positions_BL)
             x_BLD = layer(x_BLD, rope, mask, update)
-        return (head or self.logits)(self.norm(x_BLD), self.output_weight)
+        return (head or self.logits)(self.norm(x_BLD), output_VD)
 
     @property
     def output_weight(self) -> torch.Tensor:
         """weight_VD of the output layer."""
         return self.embed_tokens.weight if self.args.tie_embeddings else self.lm_head.weight
+
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights of embedding and output layer; a tied one is cast once: its gradients add up as under FSDP2."""
+        embedding_VD = self.embed_tokens.weight
+        embedding_VD = embedding_VD.to(self.compute_type or embedding_VD.dtype)
+        return embedding_VD, embedding_VD if self.args.tie_embeddings else self.lm_head.weight.to(embedding_VD.dtype)
 
     def logits(self, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         """Compute logits_BLV; rows that only pad the vocabulary are -inf, so that no sampler can choose them."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.distributed.fsdp import shard
+from titan_pt.distributed.init import offloads
 from titan_pt.distributed.world import World
 from titan_pt.models.transformer.attention import check_backend, uses_flex
 from titan_pt.models.transformer.model import Transformer
@@ -36,5 +36,12 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
         from titan_pt.distributed.compile import compile_blocks
 
         compile_blocks(model.layers, config.compile, world.device)
-    shard(model, model.layers, config, world)
+    if config.training.enable_cpu_offload and not offloads(config, world):
+        logger.warning("training.enable_cpu_offload: everything is in CPU memory already; it has no effect")
+    if world.size > 1 or offloads(config, world):
+        from titan_pt.distributed.fsdp import shard
+
+        shard(model, model.layers, config, world)
+    else:  # the same numbers without FSDP2, whose copies of weights and gradients one rank does not need
+        model.compute_type = compute_type
     return model

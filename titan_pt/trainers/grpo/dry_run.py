@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
-from titan_pt.distributed.fsdp import allocate
+from titan_pt.distributed.init import allocate
 from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling

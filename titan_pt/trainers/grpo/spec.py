@@ -12,7 +12,7 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize, plan_run_size
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
-from titan_pt.distributed.fsdp import materialize
+from titan_pt.distributed.init import materialize
 from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
