@@ -1,10 +1,21 @@
 """The table [validation] with its [[validation.tasks]]."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from titan_pt.config.schema.data import Source
-from titan_pt.config.schema.sampling import NewTokens
 from titan_pt.config.schema.section import AllOrCount, Fraction, Name, PathName, PositiveInt, Section
+from titan_pt.config.schema.values import Size
+
+
+def _answer_length(value: Any) -> Any:
+    from titan_pt.config.schema.sampling import SAMPLING_RANGES, within  # of no use to a run that samples nothing
+
+    return within(SAMPLING_RANGES["max_new_tokens"])(value)
+
+
+AnswerTokens = Annotated[Size, AfterValidator(_answer_length)]
 
 
 class ValidationTask(Section):
@@ -28,7 +39,7 @@ class ValidationTask(Section):
     """Text of the first turn, "system"; of a plain prompt its beginning."""
     limit: PositiveInt = 100
     """Most problems asked, the same each time."""
-    max_new_tokens: NewTokens = 256
+    max_new_tokens: AnswerTokens = 256
     """Most tokens of an answer."""
 
 
@@ -51,5 +62,5 @@ class Validation(Section):
     """Accuracy on tasks, by greedy answers: a TOML array of tables. Takes an unsharded copy of the weights."""
     sample_prompts: list[Name] = []
     """Texts that the model continues in the log and in TensorBoard. Names of special tokens stand for these tokens."""
-    sample_tokens: NewTokens = 64
+    sample_tokens: AnswerTokens = 64
     """Most tokens of a continuation."""
