@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.components.loss import ChunkedCrossEntropy, chunk_rows, compiled_chunk, cross_entropy_chunk
+from titan_pt.components.loss import ChunkedCrossEntropy, chunk_size, compiled_chunk, cross_entropy_chunk
 from titan_pt.data.stream.batch import IGNORED
 
 
@@ -36,7 +36,7 @@ def test_value_and_gradients_equal_the_definition(
     weight = torch.randn(vocab, 8, generator=generator).requires_grad_()
     targets = torch.randint(0, vocab, (1, tokens), generator=generator)
     targets[torch.rand(1, tokens, generator=generator) < ignored] = IGNORED
-    loss = ChunkedCrossEntropy(z_coef, chunk_elements=most_rows * vocab)
+    loss = ChunkedCrossEntropy(z_coef, chunk_tokens=most_rows)
     losses = loss.head(targets)(hidden, weight)
     (losses.total / 3).backward()
 
@@ -59,7 +59,7 @@ def test_bfloat16_keeps_the_loss_in_float32() -> None:
     hidden = torch.randn(1, 512, 32, generator=generator).bfloat16().requires_grad_()
     weight = (0.1 * torch.randn(1000, 32, generator=generator)).bfloat16().requires_grad_()
     targets = torch.randint(0, 1000, (1, 512), generator=generator)
-    losses = ChunkedCrossEntropy(chunk_elements=100_000).head(targets)(hidden, weight)
+    losses = ChunkedCrossEntropy(chunk_tokens=128).head(targets)(hidden, weight)
     expected = reference(hidden.detach()[0], weight.detach(), targets[0], 0.0)
     assert losses.total.dtype == torch.float32
     # Only the logits' own rounding is left: 2^-9 relative on each, which averages out over the tokens.
@@ -85,17 +85,17 @@ def test_no_gradients_are_computed_without_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "elements", "rows"),
+    ("tokens", "most", "size"),
     [
-        (2048, 2**26, 1024),  # 1,334 tokens would fit: two equal parts, not 1,334 and 714
-        (32768, 8192 * 50304, 8192),
-        (2000, 2**26, 1024),
+        (2048, 1334, 1024),  # two equal parts, not 1,334 and 714
+        (32768, 8192, 8192),
+        (2000, 1334, 1024),
         (700, 1, 128),  # never less than a tile
-        (100, 2**26, 128),
+        (100, 1334, 128),
     ],
 )
-def test_chunks_are_equal_and_whole_tiles(tokens: int, elements: int, rows: int) -> None:
-    assert chunk_rows(tokens, 50304, elements) == rows
+def test_chunks_are_equal_and_whole_tiles(tokens: int, most: int, size: int) -> None:
+    assert chunk_size(tokens, most) == size
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_compiled_chunks_give_the_same() -> None:
     targets = torch.randint(0, 16, (1, 200))
     targets[0, ::3] = IGNORED
     results = []
-    for loss in (ChunkedCrossEntropy(0.1), ChunkedCrossEntropy(0.1, compiled_chunk("inductor"), chunk_elements=64)):
+    for loss in (ChunkedCrossEntropy(0.1), ChunkedCrossEntropy(0.1, compiled_chunk("inductor"), chunk_tokens=128)):
         hidden.grad = weight.grad = None
         losses = loss.head(targets)(hidden, weight)
         losses.total.backward()

@@ -43,7 +43,7 @@ def test_golden_losses(base: dict[int, dict[str, float]]) -> None:
     ("ranks", "flags"),
     [
         (2, []),
-        (2, ["--parallelism.fsdp_reshard_after_forward=never", "--activation_checkpoint.mode=full"]),
+        (2, ["--parallelism.fsdp_reshard_after_forward=always", "--activation_checkpoint.mode=full"]),
         (1, ["--training.local_batch_size=8", "--activation_checkpoint.selective_ac_option=op"]),
         (1, ["--data.prefetch_steps=0", "--activation_checkpoint.mode=none"]),
         pytest.param(4, ["--parallelism.data_parallel_replicate_degree=2"], marks=pytest.mark.slow),

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 IGNORED = -100
 """Target of a token that has no loss."""
 
-# Logits of one chunk, in elements: 2^26 in float32 is 256 MiB.
-CHUNK_ELEMENTS = 2**26
 # Tokens of a chunk are a multiple of this, so that the product of matrices has no part of a tile.
 _TILE = 128
 
@@ -41,12 +39,12 @@ class ChunkedCrossEntropy:
     Args:
         z_loss_coef: weight of (log Z)^2 (PaLM, section 5); 0 is off.
         chunk: computes one chunk; `compiled_chunk()` is the same through torch.compile.
-        chunk_elements: most logits held at a time.
+        chunk_tokens: most tokens whose logits are held at a time; 0: see `default_chunk_tokens`.
     """
 
     z_loss_coef: float = 0.0
     chunk: ChunkFunction = field(default_factory=lambda: cross_entropy_chunk)
-    chunk_elements: int = CHUNK_ELEMENTS
+    chunk_tokens: int = 0
 
     def head(self, targets_BL: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], TokenLosses]:
         """Return the head that computes the losses against these targets."""
@@ -86,10 +84,16 @@ def cross_entropy_chunk(
     return losses_T, log_z_T, gradient_TV.to(hidden_TD.dtype)
 
 
-def chunk_rows(tokens: int, vocab_size: int, elements: int) -> int:
-    """Tokens of a chunk: chunks are as equal as tiles allow, and hold at most `elements` logits, or one tile."""
-    most = max(_TILE, elements // vocab_size // _TILE * _TILE)
-    equal = -(-tokens // -(-tokens // most))
+def default_chunk_tokens(device: torch.device, vocab_size: int) -> int:
+    """Tokens whose logits in float32 fill 2% of a GPU's memory, or 64 MiB of a CPU's: larger is no faster there."""
+    cuda = device.type == "cuda"
+    held = torch.cuda.get_device_properties(device).total_memory // 50 if cuda else 2**26
+    return held // (4 * vocab_size)
+
+
+def chunk_size(tokens: int, most: int) -> int:
+    """Tokens of a chunk: chunks are as equal as tiles allow, and hold at most `most` tokens, or one tile."""
+    equal = -(-tokens // -(-tokens // max(_TILE, most // _TILE * _TILE)))
     return -(-equal // _TILE) * _TILE
 
 
@@ -110,7 +114,8 @@ class _CrossEntropyFunction(torch.autograd.Function):
         options: ChunkedCrossEntropy,
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = chunk_rows(hidden_TD.shape[0], weight_VD.shape[0], options.chunk_elements)
+        most = options.chunk_tokens or default_chunk_tokens(hidden_TD.device, weight_VD.shape[0])
+        rows = chunk_size(hidden_TD.shape[0], most)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
         # Summed over chunks in float32: bfloat16 would lose the small ones.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
@@ -125,7 +130,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
             if gradient_TV is not None and grad_hidden_TD is not None and grad_weight_VD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
                 _add_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
-            del gradient_TV  # before the next one is computed: up to 128 MiB
+            del gradient_TV  # before the next one is computed
         ctx.gradients, ctx.weight_dtype = (grad_hidden_TD, grad_weight_VD), weight_VD.dtype
         losses_T = torch.cat(losses)
         total = losses_T.sum()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
@@ -217,6 +218,16 @@ def lone_world() -> Iterator[World]:
         yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path(), alone=True)
     finally:
         stop_world()
+
+
+def sum_over_ranks(model: nn.Module, *, last: bool) -> None:
+    """Let the next backward sum gradients over the ranks where it is the last of a step.
+
+    Up to then gathered weights stay whole. A model that frees them sooner sums in each backward.
+    """
+    if getattr(model, "sums_once", False):  # set by `fsdp.shard`
+        for switch in ("set_requires_gradient_sync", "set_is_last_backward", "set_reshard_after_backward"):
+            getattr(model, switch)(last)
 
 
 def stop_world() -> None:

@@ -15,7 +15,7 @@ from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.stream.batch import IGNORED, MicroBatch
 from titan_pt.data.stream.loader import build_dataloader
-from titan_pt.distributed.world import World
+from titan_pt.distributed.world import World, sum_over_ranks
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.protocols.trainer_spec import TrainerSpec
@@ -44,12 +44,13 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
+    loss = ChunkedCrossEntropy(config.training.z_loss_coef, chunk_tokens=config.training.loss_chunk_tokens)
     if config.compile.enable and "loss" in config.compile.components:
         from titan_pt.distributed.compile import check_compiler
 
         check_compiler(config.compile, device)
-        return ChunkedCrossEntropy(config.training.z_loss_coef, compiled_chunk(config.compile.backend))
-    return ChunkedCrossEntropy(config.training.z_loss_coef)
+        return replace(loss, chunk=compiled_chunk(config.compile.backend))
+    return loss
 
 
 def build_step(context: TrainContext) -> Step:
@@ -66,8 +67,9 @@ def build_step(context: TrainContext) -> Step:
             return None
         num_targets = max(1, batch.num_targets)  # a batch of questions alone has none
         totals = torch.zeros(1 + 2 * len(names), device=world.device)
-        for micro_batch in batch.micro_batches:
+        for i, micro_batch in enumerate(batch.micro_batches, 1):
             context.raise_if_preempted()
+            sum_over_ranks(model, last=i == len(batch.micro_batches))
             micro_batch = micro_batch.to(world.device)
             losses = forward(model, micro_batch, loss_function, config.training.document_mask)
             # Gradients are summed over micro-batches and ranks: dividing by the global count makes them a mean.

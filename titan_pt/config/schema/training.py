@@ -33,6 +33,8 @@ class Training(Section):
     """Gradients are clipped to this global L2 norm."""
     z_loss_coef: NonNegative = 0.0
     """Weight of the z-loss, the mean squared log of the softmax's normaliser; 0 is off."""
+    loss_chunk_tokens: Count = 0
+    """Tokens whose logits are held at a time; 0: in float32 2% of the device's memory, on a CPU 64 MiB."""
     document_mask: bool = False
     """Documents packed in one row do not attend to each other and each counts its positions from 0."""
     max_skipped_steps: Count = 10
@@ -94,7 +96,8 @@ class Parallelism(Section):
     data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
     """Ranks that share one copy; -1: all that are left."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """"always" frees gathered parameters after the forward; "never" saves a gather for memory. "default" is always."""
+    """"always" frees gathered parameters after each use. "never" keeps them, and sums gradients over the ranks, once a
+    step. "default": never where they take at most 2 GiB in the compute type."""
 
 
 class ActivationCheckpoint(Section):

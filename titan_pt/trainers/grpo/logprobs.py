@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from titan_pt.components.loss import CHUNK_ELEMENTS
 from titan_pt.data.stream.batch import IGNORED
+
+CHUNK_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
