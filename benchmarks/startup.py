@@ -1,4 +1,4 @@
-"""Seconds from a command to its help, to its first step, and to a first compiled step. `python benchmarks/startup.py`"""
+"""Seconds from a command to its end: help, a step, a compiled step. `python benchmarks/startup.py --help`"""
 
 import argparse
 import os

@@ -1,21 +1,71 @@
-"""One rank without FSDP2 against FSDP2 on one rank: the same numbers, to the bit."""
+"""One rank without FSDP2 against FSDP2 on one rank, to the bit; the collectives of FSDP2 on two."""
 
 import copy
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
 from titan_pt.components.loss import ChunkedCrossEntropy
 from titan_pt.config import load_config
+from titan_pt.distributed.dry_run_world import dry_run_world
 from titan_pt.distributed.fsdp import shard
-from titan_pt.distributed.world import World, lone_world
+from titan_pt.distributed.world import World, lone_world, sum_over_ranks
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.models.transformer.parallelize import parallelize
 
 FLAGS = ("--tokenizer.name=byte", '--data.sources=[{name="arithmetic"}]', "--compile.backend=aot_eager")
+
+SMALL = TransformerArgs(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    intermediate_size=48,
+    vocab_size=320,
+    num_tokens=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("reshard", "gathers", "reductions"),
+    [
+        # Three units: both blocks and the rest. A gather of each in the first forward, and sums in the last backward.
+        ("never", 3, 3),
+        ("default", 3, 3),  # small
+        # The first block's weights are freed after its forward, and gathered again for its backward.
+        ("always", 4 * 4, 4 * 3),
+    ],
+)
+def test_collectives_of_a_step_of_four_micro_batches(
+    reshard: str, gathers: int, reductions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config([*FLAGS, f"--parallelism.fsdp_reshard_after_forward={reshard}"])
+    counts: Counter[type] = Counter()
+    for kind in (DefaultAllGather, DefaultReduceScatter):
+        monkeypatch.setattr(kind, "__call__", counted(kind.__call__, kind, counts))
+    with dry_run_world(config, 2) as world:
+        model = Transformer(SMALL)
+        shard(model, model.layers, config, world)
+        for i in range(4):
+            sum_over_ranks(model, last=i == 3)
+            tokens = torch.zeros(1, 8, dtype=torch.long)
+            model(tokens, None, ChunkedCrossEntropy().head(tokens)).total.backward()
+    assert (counts[DefaultAllGather], counts[DefaultReduceScatter]) == (gathers, reductions)
+
+
+def counted(function: Callable[..., Any], kind: type, counts: Counter[type]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counts[kind] += 1
+        return function(*args, **kwargs)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +104,7 @@ def gradients(model: torch.nn.Module, micro_batches: int = 2) -> tuple[list[floa
 )
 def test_one_rank_computes_what_fsdp_computes(world: World, flags: tuple[str, ...], tied: bool) -> None:
     config = load_config([*FLAGS, *flags])
-    args = TransformerArgs(
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        intermediate_size=48,
-        vocab_size=320,
-        num_tokens=None,
-        tie_embeddings=tied,
-    )
+    args = SMALL.model_copy(update={"tie_embeddings": tied})
     plain = Transformer(args, document_mask=True)
     plain.init_weights(0)
     sharded = copy.deepcopy(plain)
