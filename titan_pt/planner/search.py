@@ -10,8 +10,8 @@ from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import staying_bytes
-from titan_pt.planner.plan import Memory, Plan, Target, memory_of, peak_rate, rollouts_of
-from titan_pt.trainers.grpo.dry_run import update_samples, update_size
+from titan_pt.planner.plan import Memory, Plan, Target, memory_of, rollouts_of, update_time
+from titan_pt.trainers.grpo.dry_run import update_samples
 
 Settings = dict[str, Any]
 
@@ -127,7 +127,7 @@ class Search:
     def hours(self, config: JobConfig, target: Target, result: DryRunResult) -> float:
         """The plan's hours, scaled by the work of a row on a GPU against that in the plan's own dry run.
 
-        The network is not known: a gather costs what it writes. The update is AdamW's with moments of 32 bits.
+        The update is AdamW's with moments of 32 bits.
         """
         plan = self.plan
         ratio = row_seconds(config, target, result) / row_seconds(plan.config, plan.target, plan.dry_run)
@@ -209,20 +209,14 @@ class Search:
 
 
 def row_seconds(config: JobConfig, target: Target, result: DryRunResult) -> float:
-    """Least seconds of one GPU for one row (GRPO: one completion), by the GPU's data sheet.
+    """Seconds of one GPU for one row (GRPO: one completion) by a roofline, of the data sheet where no more is known.
 
-    Operations counted in the dry run, recomputation included, at the peak rate; and the bytes that its kernels move at
-    the memory's bandwidth: a smaller local batch reads the weights more often.
+    A smaller local batch reads the weights more often, recomputation computes more, small kernels wait for the host.
     """
-    done = result.operations
-    assert done is not None
-    micro_batch = done.flops / peak_rate(config, target) + done.moved_bytes / target.gpu.bandwidth
-    rows: float = config.training.local_batch_size
-    rows_per_update: float = result.run_size.rows_per_rank
+    rows: float = result.run_size.rows_per_rank
     if isinstance(config, GrpoConfig):
-        rows = update_size(config, target.num_gpus).samples / target.num_gpus
-        rows_per_update = update_samples(config) / target.num_gpus
-    return micro_batch / rows + done.update_bytes / target.gpu.bandwidth / rows_per_update
+        rows = update_samples(config) / target.num_gpus
+    return update_time(config, target, result).total / rows
 
 
 def _hours(choice: Choice) -> float:
