@@ -148,7 +148,7 @@ def _distance(sides: tuple[int, int], others: tuple[int, int]) -> float:
 
 def _peak(dtype: torch.dtype, gpu: Accelerator) -> float:
     """Operations a second; products in 8 bits take half the time of those in 16."""
-    half = gpu.flops.get("bfloat16", gpu.flops["float32"])
+    half = gpu.flops.get("bfloat16") or gpu.flops["float32"]
     if dtype.itemsize == 1:
         return 2 * half
-    return half if dtype.itemsize == 2 else gpu.flops["float32"]
+    return half if dtype.itemsize == 2 else gpu.flops.get("float32", half)
