@@ -12,7 +12,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 MODES = {
@@ -142,17 +142,15 @@ def in_process(what: str, *flags: str) -> dict[str, float]:
     return found
 
 
-def compare(flavor: str, more: Sequence[str], *, compiled: bool) -> list[dict[str, Any]]:
+def compare(flavor: str, more: Sequence[str], *, compiled: bool) -> Iterator[dict[str, Any]]:
     """Measured and predicted bytes for all ways of activation checkpointing and optimizers."""
-    rows = []
     for mode, mode_flags in MODES.items():
         for optimizer in OPTIMIZERS:
             flags = [*FLAGS, f"--model.flavor={flavor}", *more, *mode_flags, f"--optimizer.name={optimizer}"]
             real = in_process("measure", *flags, f"--compile.enable={str(compiled).lower()}")
             plan = in_process("predict", *flags)
             share = plan["bytes"] / real["bytes"]
-            rows.append({"mode": mode, "optimizer": optimizer, "real": real, "predicted": plan, "share": share})
-    return rows
+            yield {"mode": mode, "optimizer": optimizer, "real": real, "predicted": plan, "share": share}
 
 
 def main(arguments: list[str]) -> None:

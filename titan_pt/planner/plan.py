@@ -184,10 +184,13 @@ def update_time(config: JobConfig, target: Target, dry_run: DryRunResult) -> Ste
 def update_mfu(
     config: JobConfig, dry_run: DryRunResult, update: StepTime, flops_per_token: float, flops_per_second: float
 ) -> float:
-    """The MFU of such an update on devices of that peak together; padding of GRPO's rows counts for nothing."""
-    tokens = dry_run.run_size.tokens_per_step
+    """The MFU of such an update on devices of that peak together.
+
+    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third.
+    """
+    tokens: float = dry_run.run_size.tokens_per_step
     if isinstance(config, GrpoConfig):
-        tokens = update_samples(config) * row_slots(config)
+        tokens = update_samples(config) * row_slots(config) * (4 / 3 if config.grpo.kl_coef > 0 else 1)
     return tokens * flops_per_token / flops_per_second / update.total
 
 

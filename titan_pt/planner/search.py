@@ -194,12 +194,16 @@ class Search:
         return None
 
     def sampled_together(self) -> Settings:
-        """GRPO: rollout.max_rows halved until sampling fits beside what stays in memory; else nothing."""
+        """GRPO: rollout.max_rows halved until the rows fit beside what stays in memory, or if kept, beside a step."""
         plan, memory = self.plan, self.plan.memory
         if plan.rollouts is None:
             return {}
-        room = memory.available_bytes - (memory.needed_bytes - memory.peak_bytes) - staying_bytes(memory.by_kind)
-        halvings = next((n for n in range(3) if memory.sampling_bytes / 2**n <= room), 3)
+        rows, cache = memory.sampling_bytes, plan.rollouts.kv_cache_bytes
+        beside = staying_bytes(memory.by_kind)
+        if not rows and memory.by_kind.get("rollout_engine", 0.0) >= cache:
+            rows, beside = cache, memory.peak_bytes - cache  # graphs keep them
+        room = memory.available_bytes - (memory.needed_bytes - memory.peak_bytes) - beside
+        halvings = next((n for n in range(3) if rows / 2**n <= room), 3)
         return {"rollout.max_rows": plan.rollouts.rows >> halvings} if halvings else {}
 
     def _local_sizes(self) -> list[int]:
