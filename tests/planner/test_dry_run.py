@@ -67,6 +67,14 @@ def test_hsdp_over_nodes_of_8(replicate: int, rows: int, local: int) -> None:
     assert {(8, 1), (replicate, replicate)} < ranks, "shards within a node, copies between nodes"
 
 
+def test_a_model_that_is_not_sharded_is_traced_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titan_pt.models.transformer.parallelize.shard", lambda *_: None)
+    result = dry_run_step(load_config(["--job.config_file", str(CONFIGS / "quickstart.toml")]), 1, counts=True)
+    assert result.memory["parameters"] == pytest.approx(4 * result.num_parameters + 4 * 32768 * 16, rel=0.01)
+    assert result.memory["communication"] == 0 and result.operations
+    assert not [kernel for kernel in result.operations.kernels if kernel.kind == "collective"]
+
+
 def test_the_launcher_starts_one_process(tmp_path: Path) -> None:
     env = {**os.environ, "NGPU": "8", "PET_NNODES": "2", "PET_NODE_RANK": "1"}
     command = [str(ROOT / "run_train.sh"), *DRY]

@@ -27,8 +27,7 @@ from titan_pt.config.schema.grpo import Rollout
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
 from titan_pt.data.sources.registry import check_sources
-from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
-from titan_pt.distributed.fsdp import allocate
+from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_numbers, dry_run_world
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import peak_of, storage_bytes
 from titan_pt.planner.operations import KernelLog, Operations
@@ -151,7 +150,7 @@ def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRu
         tokenizer,
         spec.build_model(config, tokenizer),
         run_size,
-        materialize=allocate,
+        materialize=allocate_without_numbers,
         raise_if_preempted=_raise_if_preempted,
         reads_data=False,
     )
