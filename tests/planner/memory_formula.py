@@ -1,4 +1,4 @@
-"""The memory of one rank by closed formulas, which the dry run must agree with.
+"""The memory of one of several ranks by closed formulas, which the dry run must agree with.
 
 Bytes, at the peak of a step. After Korthikanti et al. 2022 (arXiv 2205.05198), section 4, for this transformer: GQA,
 SwiGLU, no dropout, attention that keeps no scores. Legend: T tokens of a micro-batch, e bytes of an activation,
@@ -92,7 +92,7 @@ def estimate(shape: Shape) -> dict[str, float]:
     }
     activations, last_norm = kept_activations(shape), shape.tokens * _last_norm_bytes(shape)
     block, output = _gathered(shape)
-    gathers = e * block if shape.shards > 1 else 0.0
+    gathers = e * block
     held = e * (output + block * (1 if shape.reshards else args.num_layers))
     at_loss = {**states, "activations": activations, "logits": loss_bytes(shape), "communication": held + gathers}
     if shape.scored_tokens is not None:

@@ -1,9 +1,8 @@
 """The planner: formulas and trace agree, and the numbers are those of the arithmetic."""
 
+import dataclasses
+import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,32 @@ from titan_pt.config.resolve.checks import model_args, tokenizer_size
 from titan_pt.planner.dry_run_step import dry_run_step
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.mixture import plan_sources
-from titan_pt.planner.plan import Plan, Target, make_plan, memory_of, pace, rollouts_of, storage
+from titan_pt.planner.plan import Plan, Target, as_json, make_plan, memory_of, pace, rollouts_of, storage, update_time
 from titan_pt.planner.report import lines
-from titan_pt.planner.search import Search, apply, cheapest_changes, fastest, gpus_in_time
+from titan_pt.planner.search import Choice, Search, apply, cheapest_changes, fastest, gpus_in_time
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.tools.plan import main, measured_mfu
 
 CONFIGS = ROOT / "train_configs"
-A100 = find_accelerator("a100-80gb")
+A100, H100 = find_accelerator("a100-80gb"), find_accelerator("h100-80gb")
 NONE, FULL = ("--activation_checkpoint.mode=none",), ("--activation_checkpoint.mode=full",)
 OP = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op")
 SECOND = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=2")
-ROWS_1, ROWS_8 = ("--training.local_batch_size=1",), ("--training.local_batch_size=8",)
+ROWS_1, ROWS_4 = ("--training.local_batch_size=1",), ("--training.local_batch_size=4",)
 FLOAT32 = ("--training.mixed_precision_param=float32",)
 
 
 def config_of(name: str, *flags: str) -> JobConfig:
     return load_config(["--job.config_file", str(CONFIGS / f"{name}.toml"), "--training.max_hours=72", *flags])
+
+
+def benchmark(name: str) -> Any:
+    """The module of a benchmark, which is a script."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def args_of(config: JobConfig) -> Any:
@@ -45,18 +53,15 @@ def args_of(config: JobConfig) -> Any:
 @pytest.mark.parametrize(
     ("name", "ranks", "device", "flags"),
     [
-        ("debug", 1, "cuda", NONE),
-        ("debug", 8, "cuda", (*OP, *ROWS_1)),
-        ("debug", 1, "cpu", (*SECOND, *FLOAT32)),
-        ("debug", 8, "cpu", FULL),
-        ("quickstart", 1, "cpu", NONE),
         ("quickstart", 8, "cuda", OP),
-        ("quickstart", 1, "cuda", FULL),
+        ("quickstart", 8, "cpu", (*SECOND, *FLOAT32)),
+        ("quickstart", 2, "cuda", FULL),
         ("quickstart", 4, "cuda", (*NONE, "--parallelism.fsdp_reshard_after_forward=never")),
-        ("quickstart_sft", 1, "cpu", (*NONE, *ROWS_8)),
+        ("quickstart_sft", 2, "cpu", (*NONE, *ROWS_4)),
+        pytest.param("debug", 8, "cuda", (*OP, *ROWS_1), marks=pytest.mark.slow),
         pytest.param("medium_3day", 8, "cuda", FULL, marks=pytest.mark.slow),
         pytest.param("medium_3day", 8, "cuda", OP, marks=pytest.mark.slow),
-        pytest.param("small", 1, "cuda", ("--model.tie_embeddings=false",), marks=pytest.mark.slow),
+        pytest.param("small", 2, "cuda", ("--model.tie_embeddings=false",), marks=pytest.mark.slow),
     ],
 )
 def test_trace_and_formula_agree(name: str, ranks: int, device: Any, flags: tuple[str, ...]) -> None:
@@ -94,25 +99,44 @@ def test_medium_3day_is_the_table_of_its_hardware(gpus: int, hours: float, fits:
 
 
 def json_of(capsys: pytest.CaptureFixture[str], name: str, *flags: str) -> dict[str, Any]:
-    assert tool_here(main, "--job.config_file", str(CONFIGS / f"{name}.toml"), "--json", "--mfu", 0.5, *flags) == 0
+    assert tool_here(main, "--job.config_file", str(CONFIGS / f"{name}.toml"), "--json", *flags) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_json_of_a_run_that_fits_memory_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json_of(capsys, "medium_3day")
+def test_medium_3day_on_one_gpu_fits_memory_alone() -> None:
+    plan = make_plan(config_of("medium_3day"), Target(A100, 1))
+    found = as_json(plan)
     assert found["parameters"] == 322_097_152 and found["parameters_without_embedding"] == 270_585_856
-    assert found["fits_memory"] and not found["fits_time"] and found["max_hours"] == 72 and found["changes"] == []
-    assert found["hours"] == pytest.approx(226, abs=0.5)
-    assert found["tokens_in_max_hours"] == pytest.approx(15.9e9, rel=0.01)
+    assert found["fits_memory"] and not found["fits_time"] and found["max_hours"] == 72
+    (half,) = (pace for pace in found["paces"] if pace["mfu"] == 0.5)
+    assert half["hours"] == pytest.approx(226, abs=0.5)
+    assert half["tokens_in_max_hours"] == pytest.approx(15.9e9, rel=0.01)
     assert found["sources"][1]["epochs"] == 4.0 and found["sources"][0]["epochs"] == pytest.approx(0.5, abs=0.01)
+    assert found["time_model"] == "roofline" and found["mfu_source"].startswith("roofline")
+    assert 0.58 < found["mfu"] < 0.65 and found["hours"] == pytest.approx(half["hours"] * 0.5 / found["mfu"])
+    on_h100 = update_time(plan.config, Target(H100, 1), plan.dry_run)
+    flops = plan.flops_per_token * plan.dry_run.run_size.tokens_per_step
+    assert 0.43 < flops / H100.flops["bfloat16"] / on_h100.total < 0.48
+
+
+def test_json_says_what_the_time_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    roofline, given, assumed = (
+        json_of(capsys, "quickstart", *flags) for flags in ([], ["--mfu", "0.5"], ["--gpu", "l4"])
+    )
+    assert roofline["time_model"] == "roofline" and roofline["changes"] == []
+    assert sum(roofline["step_time"].values()) == pytest.approx(roofline["step_seconds"])
+    assert [(found["time_model"], found["mfu_source"], found["mfu"]) for found in (given, assumed)] == [
+        ("mfu", "given", 0.5),
+        ("mfu", "assumed", 0.5),
+    ]
+    assert given["step_time"] is None
 
 
 @pytest.mark.slow
 def test_json_names_three_changes_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json_of(capsys, "medium_3day", "--gpu", "l4")
+    shallow = ("--model.num_layers=4", "--training.local_batch_size=64")
+    found = json_of(capsys, "medium_3day", "--gpu", "l4", *shallow)
     assert not found["fits_memory"] and not found["fits_time"]
-    assert found["hours"] == pytest.approx(226 * 312 / 121, rel=0.01)
-    assert found["tokens_in_max_hours"] == pytest.approx(6.18e9, rel=0.01)
     assert len(found["changes"]) == 3 and any("local_batch_size" in change for change in found["changes"])
     assert any("activation_checkpoint" in change for change in found["changes"])
 
@@ -143,32 +167,43 @@ def test_mistakes_end_with_2(flags: list[str], reason: str, capsys: pytest.Captu
 
 @pytest.fixture(scope="module")
 def small_plan() -> Plan:
-    """A plan of the debug model on a GPU that is too small for it."""
-    small = A100.__class__("small-gpu", "none", 2.75, 1e12, {"bfloat16": 1e14})
-    batch = ("--training.local_batch_size=16", "--training.global_batch_size=32", "--training.tokens=1B")
-    config = config_of("debug", "--model.flavor=debugmodel", *batch)
-    return make_plan(config, Target(small, 1, price_per_gpu_hour=2.0))
+    """A plan of a small model on a GPU that has two thirds of the memory for it."""
+    large = dataclasses.replace(A100, name="large-gpu", bandwidth=1e12, flops={"bfloat16": 1e14})
+    batch = ("--training.local_batch_size=16", "--training.global_batch_size=32", "--training.seq_len=1024")
+    model = ("--model.hidden_size=256", "--training.tokens=1B", "--training.mixed_precision_param=bfloat16", *NONE)
+    plan = make_plan(config_of("quickstart", *batch, *model), Target(large, 1, price_per_gpu_hour=2.0))
+    room = needed_bytes(plan.memory.peak_bytes * 2 / 3) / GIB
+    target = dataclasses.replace(plan.target, gpu=dataclasses.replace(large, memory_gib=room))
+    return dataclasses.replace(plan, target=target, memory=memory_of(plan.config, target, plan.dry_run))
 
 
-def test_text_of_a_plan_that_does_not_fit(small_plan: Plan) -> None:
+@pytest.fixture(scope="module")
+def changes(small_plan: Plan) -> list[Choice]:
+    return cheapest_changes(small_plan)
+
+
+def test_text_of_a_plan_that_does_not_fit(
+    small_plan: Plan, changes: list[Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not small_plan.memory.fits
+    monkeypatch.setattr("titan_pt.planner.report.cheapest_changes", lambda _: changes)
     text = "\n".join(lines(small_plan))
     assert "DOES NOT FIT IN MEMORY" in text and "FITS IN TIME" in text and "Cost" in text
+    assert all(f"  {number}. {change.flags}" in text for number, change in enumerate(changes, 1))
     assert small_plan.cost == pytest.approx(2.0 * small_plan.hours) and gpus_in_time(small_plan) == 1
 
 
-def test_cheapest_changes_fit_and_differ_in_kind(small_plan: Plan) -> None:
-    changes = cheapest_changes(small_plan)
+def test_cheapest_changes_fit_and_differ_in_kind(small_plan: Plan, changes: list[Choice]) -> None:
     kinds = {tuple(name for name, _ in change.settings) for change in changes}
     assert 1 <= len(changes) <= 3 and len(kinds) == len(changes)
-    assert all(change.fits and change.needed_bytes <= 2.75 * GIB for change in changes)
+    assert all(change.fits and change.needed_bytes <= small_plan.memory.available_bytes for change in changes)
     hours = [change.hours for change in changes if change.hours and change.num_gpus == 1]
     assert hours == sorted(hours)
 
 
 def test_fastest_choice_fits_and_keeps_the_batch(small_plan: Plan) -> None:
     best = fastest(small_plan)
-    assert best is not None and best.needed_bytes <= 2.75 * GIB
+    assert best is not None and best.needed_bytes <= small_plan.memory.available_bytes
     better = make_plan(apply(small_plan.config, best), small_plan.target)
     assert better.memory.fits and better.memory.needed_bytes == best.needed_bytes
     assert better.dry_run.run_size.rows == small_plan.dry_run.run_size.rows
@@ -178,17 +213,17 @@ def test_recomputation_and_small_batches_cost_hours(small_plan: Plan) -> None:
     search = Search(small_plan)
     full, small = (
         search.try_settings({key: value})
-        for key, value in (("activation_checkpoint.mode", "full"), ("training.local_batch_size", 1))
+        for key, value in (("activation_checkpoint.mode", "full"), ("training.local_batch_size", 8))
     )
     assert full and full.hours and small and small.hours
     assert 1.05 < full.hours / small_plan.hours < 1.4, "a forward is a third of a step"
-    assert 1.0 < small.hours / small_plan.hours < 2.0, "weights are read more often"
+    assert 1.0 < small.hours / small_plan.hours < 2.1, "weights are read more often, the host launches more kernels"
     more = search.try_settings({}, num_gpus=2)
     assert more and more.hours == pytest.approx(small_plan.hours / 2, rel=0.1)
 
 
 def test_memory_without_offloaded_or_smaller_states() -> None:
-    config, target = config_of("debug"), Target(A100, 1)
+    config, target = config_of("quickstart"), Target(A100, 1)
     whole = dry_run_step(config, 1)
     eight = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "AdamW8bit"})})
     away = config.model_copy(update={"training": config.training.model_copy(update={"enable_cpu_offload": True})})
@@ -243,18 +278,44 @@ def test_the_table_of_accelerators() -> None:
     assert len({gpu.name for gpu in ACCELERATORS}) == len(ACCELERATORS)
 
 
-@pytest.mark.slow
-def test_a_real_step_takes_the_memory_that_was_predicted() -> None:
-    """In processes of their own: the peak of resident memory, of `tiny` on rows of 256 tokens."""
-    script, size = ROOT / "benchmarks" / "memory.py", "--training.seq_len=256"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = {}
-    for what in ("measure", "predict"):
-        command = [sys.executable, str(script), what, "tiny", size]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        found[what] = json.loads(done.stdout.splitlines()[-1])
-    measured, predicted = found["measure"], found["predict"]
-    assert predicted["traced"] == pytest.approx(measured["bytes"], rel=0.2)
+TINY = (
+    "--tokenizer.name=byte",
+    "--model.flavor=debugmodel",
+    "--model.num_layers=3",
+    "--model.hidden_size=128",
+    "--model.num_heads=4",
+    "--model.num_kv_heads=2",
+    "--model.head_dim=32",
+    "--model.intermediate_size=256",
+    "--model.vocab_size=1024",
+    "--training.seq_len=128",
+    "--training.local_batch_size=4",
+    "--training.mixed_precision_param=float32",
+    '--data.sources=[{name="arithmetic"}]',
+)
+ALLOCATOR_NOISE = 2**16
+
+
+@pytest.mark.parametrize("flags", [NONE, OP, SECOND, FULL], ids=["none", "op", "second", "full"])
+def test_a_real_step_takes_the_memory_that_was_predicted(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak of torch's CPU allocator, which sees what no dispatch mode does."""
+    monkeypatch.chdir(tmp_path)
+    memory = benchmark("memory")
+    measured, predicted = memory.measure(*TINY, *flags), memory.predict(*TINY, *flags)
+    assert predicted["bytes"] == pytest.approx(measured["bytes"], rel=0.05, abs=ALLOCATOR_NOISE)
     assert predicted["flops"] == measured["flops"]
-    assert predicted["flops"] == pytest.approx(predicted["formula_flops"], rel=0.1)
+    recomputed = 1.0 if flags == NONE else 1.34
+    assert predicted["formula_flops"] < 1.1 * predicted["flops"] < 1.25 * recomputed * predicted["formula_flops"]
+
+
+@pytest.mark.slow
+def test_moments_of_8_bits_take_the_memory_that_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own: the update is compiled."""
+    monkeypatch.chdir(tmp_path)
+    memory = benchmark("memory")
+    for flags in (NONE, FULL):
+        wanted = (*TINY, *flags, "--optimizer.name=AdamW8bit")
+        measured, predicted = memory.in_process("measure", *wanted), memory.in_process("predict", *wanted)
+        assert predicted["bytes"] == pytest.approx(measured["bytes"], rel=0.05, abs=ALLOCATOR_NOISE)

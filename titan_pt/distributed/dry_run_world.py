@@ -10,11 +10,14 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.init import allocate
 from titan_pt.distributed.world import World, build_mesh
 
 T = TypeVar("T")
@@ -59,6 +62,21 @@ def dry_run_world(config: JobConfig, size: int) -> Iterator[DryRunWorld]:
             yield world
     finally:
         dist.destroy_process_group()
+
+
+def allocate_without_numbers(model: nn.Module, config: JobConfig, world: World) -> None:
+    """`allocate` in such a world: torch cannot swap parameters that are not sharded for others without numbers."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        allocate(model, config, world)
+        return
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty_like(parameter, device=world.device)
+            new = made.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
+            module.register_parameter(name, new)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty_like(buffer, device=world.device))
 
 
 def dry_run_size() -> int:

@@ -1,7 +1,7 @@
 """One step of a run of any number of ranks, done in this process on tensors without numbers.
 
-Model, sharding, loss and optimizer are the run's own code, on fake tensors in a fake process group. The second step is
-measured: unlike the first it has the optimizer's state, as all later steps do.
+Model, sharding, loss and optimizer are the run's own code, on fake tensors in a fake process group. The optimizer has
+its state before, as in all steps but the first.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from titan_pt.build import build_context
+from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.run_size import RunSize
@@ -26,12 +27,12 @@ from titan_pt.config.schema.grpo import Rollout
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
 from titan_pt.data.sources.registry import check_sources
-from titan_pt.distributed.dry_run_world import DryRunWorld, dry_run_world
-from titan_pt.distributed.init import allocate
+from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_numbers, dry_run_world
 from titan_pt.planner.kernels import cuda_kernels
-from titan_pt.planner.memory import MemoryTracker, peak_of, storage_bytes
-from titan_pt.planner.operations import Operations, count_operations
+from titan_pt.planner.memory import peak_of, storage_bytes
+from titan_pt.planner.operations import KernelLog, Operations
 from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.planner.trace import StepTrace
 from titan_pt.protocols.context import TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
@@ -74,7 +75,7 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
 
     Args:
         device: whose kernels' memory to count. For GPUs other than CUDA's the result is an estimate.
-        counts: count the operations too, which takes a second or two more.
+        counts: count the kernels too.
 
     Raises:
         ConfigError: the ranks do not fit the batch, the tokenizer's size is not known, or the trainer cannot.
@@ -91,8 +92,9 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
         context = _build(config, spec, run_size, world)
         with _config_errors(spec):
             dry_run = _build_dry_run(spec, context)
-            operations = _first_step(context, dry_run, counts)
-            memory = _measure_second_step(context, dry_run)
+            _make_state(context)
+            log = KernelLog() if counts else None
+            memory = _trace_step(context, dry_run, log)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
             run_size=run_size,
@@ -101,7 +103,7 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
             num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
             memory={**memory, **held},
             sampling_bytes=dry_run.sampling_bytes,
-            operations=operations,
+            operations=log.operations() if log else None,
             notes=(*notes, *dry_run.notes),
             seconds=time.perf_counter() - start,
         )
@@ -148,7 +150,7 @@ def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRu
         tokenizer,
         spec.build_model(config, tokenizer),
         run_size,
-        materialize=allocate,
+        materialize=allocate_without_numbers,
         raise_if_preempted=_raise_if_preempted,
         reads_data=False,
     )
@@ -165,24 +167,24 @@ def _build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     return spec.build_dry_run(spec, context)
 
 
-def _first_step(context: TrainContext, dry_run: DryRunStep, counts: bool) -> Operations | None:
-    """Make the optimizer's state. DTensor works out its shapes here, by tensors that must not be measured."""
-    if counts:
-        return count_operations(lambda: dry_run.step(TrainState()), context.optimizer)
-    dry_run.step(TrainState())
-    return None
+def _make_state(context: TrainContext) -> None:
+    """Make the optimizer's state by an update with zero gradients.
+
+    Where parameters are sharded, DTensor works out the shapes of an update here, by tensors that must not be measured.
+    """
+    for parameter in context.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    guarded_update(context.model, context.optimizer, 0.0, context.config.training.max_norm, torch.zeros(()))
 
 
-def _measure_second_step(context: TrainContext, dry_run: DryRunStep) -> dict[str, int]:
+def _trace_step(context: TrainContext, dry_run: DryRunStep, log: KernelLog | None) -> dict[str, int]:
+    """Do one step, note its kernels, and return the bytes at its peak by kind."""
     if dry_run.accumulates:
         for parameter in context.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-    tracker = MemoryTracker(context.model, context.optimizer)
-    hook = context.model.register_forward_pre_hook(tracker.mark_loss, with_kwargs=True)
-    with tracker:
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    with StepTrace(context.model, context.optimizer, log) as trace:
         dry_run.step(TrainState(step=1))
-    hook.remove()
-    return tracker.peak_by_kind()
+    return trace.memory.peak_by_kind()
 
 
 def _describe_mesh(world: DryRunWorld) -> str:

@@ -1,15 +1,16 @@
 """The memory of one rank at the peak of a step, by kind, and what a device needs for it.
 
-The peak is found by running the step on tensors without numbers, while torch's FSDPMemTracker adds up what is alive.
+The peak is found by running the step on tensors without numbers, and adding up the storages that are alive.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
-from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from titan_pt.components.accelerators import GIB
 from titan_pt.config.schema.job_config import JobConfig
@@ -20,15 +21,7 @@ FRAGMENTATION = 0.08
 
 ELEMENT_BYTES = {"bfloat16": 2, "float32": 4}
 
-_KINDS = {
-    "parameters": (_FSDPRefType.SHARDED_PARAM, _FSDPRefType.BUFFER),
-    "gradients": (_FSDPRefType.SHARDED_GRAD, _FSDPRefType.UNSHARDED_GRAD),
-    "optimizer": (_FSDPRefType.OPT,),
-    "activations": (_FSDPRefType.ACT,),
-    "logits": (_FSDPRefType.INP,),
-    "communication": (_FSDPRefType.UNSHARDED_PARAM, _FSDPRefType.ALL_GATHER, _FSDPRefType.REDUCE_SCATTER),
-    "temporary": (_FSDPRefType.TEMP,),
-}
+KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "communication", "temporary")
 # Kinds of memory that is free between steps.
 _FREED = ("gradients", "activations", "logits", "communication", "temporary")
 
@@ -61,51 +54,107 @@ def staying_bytes(kinds: Mapping[str, float]) -> float:
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the tensors' storages on this rank, shared ones counted once."""
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum({id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in local}.values())
+    storages = (plain.untyped_storage() for tensor in tensors for plain in plain_tensors(tensor))
+    return sum({id(storage): storage.nbytes() for storage in storages}.values())
 
 
-class MemoryTracker(FSDPMemTracker):
-    """Adds up the tensors that are alive, and tells those of the loss from activations.
+@dataclass(eq=False)
+class _Block:
+    """A storage: its bytes now, and what it is for."""
 
-    Tensors of the loss get torch's kind for inputs, which nothing else has here.
+    size: int
+    kind: str
+    lasts: bool
+
+
+class LiveMemory:
+    """Storages that are alive, and when they came and went.
+
+    A storage that was there before and is nobody's is not counted: a dry run tells of it otherwise.
     """
 
-    _in_loss = False
+    def __init__(self) -> None:
+        self._blocks: dict[int, _Block] = {}
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._changes: list[tuple[_Block, int]] = []
 
-    def mark_loss(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """A forward pre-hook of the model, whose argument `head` computes the loss."""
+    def own(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Count what is alive before and after the step as of this kind."""
+        for tensor in tensors:
+            for plain in plain_tensors(tensor):
+                block = self._block(plain, kind, lasts=True)
+                block.kind, block.lasts = kind, True
 
-        def marked(head: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*inputs: Any) -> Any:
-                self._in_loss = True
-                try:
-                    return head(*inputs)
-                finally:
-                    self._in_loss = False
+    def see(self, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor], kind: str) -> None:
+        """Note an operation; storages that it makes are of this kind."""
+        for tensor in inputs:
+            if id(tensor.untyped_storage()) not in self._blocks:
+                self._block(tensor, "", lasts=True)
+        for tensor in outputs:
+            self._block(tensor, kind)
 
-            return run
+    def rename(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
+        """Say what storages that do not last were for."""
+        for tensor in tensors:
+            block = self._block(tensor, kind)
+            block.kind = block.kind if block.lasts else kind
 
-        return (
-            tuple(marked(value) if _is_head(value) else value for value in args),
-            {name: marked(value) if _is_head(value) else value for name, value in kwargs.items()},
-        )
+    @contextlib.contextmanager
+    def follow_resizes(self) -> Iterator[None]:
+        """Note sizes that change in place, by which FSDP frees gathered parameters: no dispatch mode sees these."""
+        resize, memory = torch.UntypedStorage.resize_, self
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:
+            out = resize(storage, size)
+            if (block := memory._blocks.get(id(storage))) is not None:
+                memory._change(block, size - block.size)
+            return out
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
 
     def peak_by_kind(self) -> dict[str, int]:
         """Bytes of each kind at the peak."""
-        snapshots = self.get_tracker_snapshot("peak").values()
-        peak: dict[Any, int] = max(snapshots, key=lambda snapshot: snapshot["Total"])
-        return {kind: sum(peak[part] for part in parts) for kind, parts in _KINDS.items()}
+        total = most = at = 0
+        for number, (block, delta) in enumerate(self._changes):
+            total += delta if block.kind else 0
+            if total > most:
+                most, at = total, number
+        peak = dict.fromkeys(KINDS, 0)
+        for block, delta in self._changes[: at + 1]:
+            if block.kind:
+                peak[block.kind] += delta
+        return peak
 
-    def _update_peak_stats(self, peak_state: Any) -> None:
-        """Keep the whole step's peak alone: torch's copies of the snapshot for each module take a third of the time."""
-        for device, now in self._curr_mem_snap.items():
-            if self._peak_mem.get(device, 0) < now["Total"]:
-                self._peak_mem[device], self._peak_mem_snap[device] = now["Total"], dict(now)
+    def _block(self, tensor: torch.Tensor, kind: str, *, lasts: bool = False) -> _Block:
+        storage = tensor.untyped_storage()
+        key = id(storage)  # Python's object of a storage lives as long as the storage
+        block = self._blocks.get(key)
+        if block is None:
+            self._blocks[key] = block = _Block(0, kind, lasts)
+            self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
+            self._change(block, storage.nbytes())
+        return block
 
-    def _track(self, reftype: Any, t: torch.Tensor) -> None:
-        super()._track(_FSDPRefType.INP if self._in_loss and reftype is _FSDPRefType.ACT else reftype, t)
+    def _forget(self, key: int) -> None:
+        self._references.pop(key, None)
+        if (block := self._blocks.pop(key, None)) is not None:
+            self._change(block, -block.size)
+
+    def _change(self, block: _Block, delta: int) -> None:
+        block.size += delta
+        self._changes.append((block, delta))
 
 
-def _is_head(value: Any) -> bool:
-    return callable(value) and not isinstance(value, torch.Tensor)
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that hold the bytes of one: of a sharded or quantized tensor those inside it."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    inside = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    for value in inside:
+        if isinstance(value, torch.Tensor):  # a DTensor's mesh is inside too
+            yield from plain_tensors(value)

@@ -15,7 +15,9 @@ from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
+from titan_pt.planner.roofline import StepTime, known_rates, step_time
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.trainers.grpo.dry_run import row_slots, update_samples, update_size
 
 ASSUMED_MFU = 0.5
 SHOWN_MFUS = (0.4, 0.5, 0.6)
@@ -23,11 +25,12 @@ SHOWN_MFUS = (0.4, 0.5, 0.6)
 
 @dataclass(frozen=True)
 class Target:
-    """The GPUs and the MFU that a run is planned for."""
+    """The GPUs that a run is planned for."""
 
     gpu: Accelerator
     num_gpus: int
-    mfu: float = ASSUMED_MFU
+    mfu: float | None = None
+    """The MFU to plan with; None for a roofline where the card's rates are known, else for ASSUMED_MFU."""
     mfu_source: str = "assumed"
     price_per_gpu_hour: float | None = None
 
@@ -93,10 +96,18 @@ class Plan:
     paces: tuple[Pace, ...]
     """Speed at each of SHOWN_MFUS."""
     pace: Pace
-    """Speed at the target's MFU."""
+    """Speed by the roofline, or at the target's MFU."""
+    step_time: StepTime | None
+    """What takes the time of an update by the roofline; None where an MFU is assumed, measured or given."""
     storage: Storage
     sources: tuple[SourcePlan, ...]
     rollouts: Rollouts | None
+
+    @property
+    def mfu_source(self) -> str:
+        """Where the MFU comes from."""
+        rates = known_rates(self.target.gpu) if self.step_time else None
+        return f"roofline, {rates.source}" if rates else self.target.mfu_source
 
     @property
     def hours(self) -> float:
@@ -127,13 +138,19 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     flops_per_token = spec.flops_per_token(args, config.training.seq_len)
     peak = peak_rate(config, target) * target.num_gpus
     dry_run = dry_run_step(config, target.num_gpus, counts=True)
+    update = None
+    if target.mfu is None and known_rates(target.gpu) is not None:
+        update = update_time(config, target, dry_run)
+        target = replace(target, mfu=update_mfu(config, dry_run, update, flops_per_token, peak))
+    mfu = target.mfu or ASSUMED_MFU
+    target = replace(target, mfu=mfu)
     rollouts = rollouts_of(config, args, target, flops_per_token)
     tokens = dry_run.run_size.tokens
     if rollouts and isinstance(config, GrpoConfig):
         options, length = config.grpo, rollouts.prompt_tokens + config.rollout.max_new_tokens
         tokens = dry_run.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
     limit = config.training.max_hours
-    paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, target.mfu}}
+    paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, mfu}}
     if rollouts:
         paces = {mfu: _grpo_pace(config, args, replace(target, mfu=mfu), tokens, flops_per_token) for mfu in paces}
     return Plan(
@@ -147,11 +164,34 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         tokens=tokens,
         steps=dry_run.run_size.steps,
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
-        pace=paces[target.mfu],
+        pace=paces[mfu],
+        step_time=update,
         storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
+
+
+def update_time(config: JobConfig, target: Target, dry_run: DryRunResult) -> StepTime:
+    """Time of the micro-batches and the update of a step (of GRPO: of one of its updates) by a roofline."""
+    assert dry_run.operations is not None
+    micro_batches: float = dry_run.run_size.accumulation_steps
+    if isinstance(config, GrpoConfig):
+        micro_batches = update_samples(config) / update_size(config, target.num_gpus).samples
+    return step_time(dry_run.operations, target.gpu, micro_batches, compiled=bool(config.compile.enable))
+
+
+def update_mfu(
+    config: JobConfig, dry_run: DryRunResult, update: StepTime, flops_per_token: float, flops_per_second: float
+) -> float:
+    """The MFU of such an update on devices of that peak together.
+
+    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third.
+    """
+    tokens: float = dry_run.run_size.tokens_per_step
+    if isinstance(config, GrpoConfig):
+        tokens = update_samples(config) * row_slots(config) * (4 / 3 if config.grpo.kl_coef > 0 else 1)
+    return tokens * flops_per_token / flops_per_second / update.total
 
 
 def peak_rate(config: JobConfig, target: Target) -> float:
@@ -197,7 +237,7 @@ def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: f
     """The plan of sampling; None for other trainers than GRPO and for other models than the transformer."""
     if not isinstance(config, GrpoConfig) or not isinstance(args, TransformerArgs):
         return None
-    return plan_rollouts(config, args, target.gpu, target.num_gpus, flops_per_token, target.mfu)
+    return plan_rollouts(config, args, target.gpu, target.num_gpus, flops_per_token, target.mfu or ASSUMED_MFU)
 
 
 def memory_of(config: JobConfig, target: Target, dry_run: DryRunResult) -> Memory:
@@ -221,7 +261,7 @@ def _grpo_pace(config: JobConfig, args: Any, target: Target, tokens: int, flops_
     assert rollouts is not None
     hours = config.training.steps * rollouts.step_seconds / 3600
     limit = config.training.max_hours
-    return Pace(target.mfu, tokens / hours / 3600, hours, tokens * limit / hours if limit else None)
+    return Pace(target.mfu or ASSUMED_MFU, tokens / hours / 3600, hours, tokens * limit / hours if limit else None)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -243,8 +283,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "needed_bytes": plan.memory.needed_bytes,
             "available_bytes": plan.memory.available_bytes,
         },
-        "mfu": plan.target.mfu,
-        "mfu_source": plan.target.mfu_source,
+        "mfu": plan.pace.mfu,
+        "mfu_source": plan.mfu_source,
+        "time_model": "roofline" if plan.step_time else "mfu",
+        "step_time": plan.step_time and dataclasses.asdict(plan.step_time),
         "tokens_per_second": plan.pace.tokens_per_second,
         "paces": [dataclasses.asdict(pace) for pace in plan.paces],
         "steps": plan.steps,

@@ -1,6 +1,7 @@
 """A plan as text."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from titan_pt.components.accelerators import GIB
 from titan_pt.components.flops import FORMULA
@@ -52,7 +53,7 @@ def verdicts(plan: Plan) -> Iterator[str]:
     limit = plan.config.training.max_hours
     if limit is None:
         return
-    pace = f"{plan.tokens / 1e9:.3g}B tokens need {plan.hours:.0f} h at {target.mfu:.0%} MFU"
+    pace = f"{plan.tokens / 1e9:.3g}B tokens need {plan.hours:.0f} h at {plan.pace.mfu:.0%} MFU"
     if plan.fits_time:
         yield f"FITS IN TIME: {pace}, training.max_hours is {limit:g}"
         return
@@ -93,10 +94,14 @@ def _time(plan: Plan) -> Iterator[str]:
     deadline = f"{f'tokens in {limit:g} h':>18}" if limit else ""
     yield f"Time              {'MFU':>6}{'tokens/s':>12}{'hours':>10}{deadline}"
     paces = {pace.mfu: (pace, "") for pace in plan.paces}
-    paces[plan.pace.mfu] = (plan.pace, f"  {plan.target.mfu_source}")
+    paces[plan.pace.mfu] = (plan.pace, f"  {plan.mfu_source}")
     for pace, source in sorted(paces.values(), key=lambda item: item[0].mfu):
         tokens = "" if pace.tokens_in_max_hours is None else f"{pace.tokens_in_max_hours / 1e9:>17.1f}B"
         yield f"{'':<18}{pace.mfu:>6.1%}{pace.tokens_per_second:>12,.0f}{pace.hours:>10.1f}{tokens}{source}"
+    if plan.step_time:
+        parts = {name.replace("_", " "): seconds for name, seconds in asdict(plan.step_time).items() if seconds}
+        told = ", ".join(f"{name} {1000 * seconds:,.0f}" for name, seconds in parts.items())
+        yield f"Roofline, ms      {told}; each kernel at the card's rate for its shape, or by its bytes"
     if plan.cost is not None:
         price = plan.target.price_per_gpu_hour
         yield f"Cost              {plan.cost:,.2f} = {plan.target.num_gpus} GPUs x {plan.hours:.1f} h x {price:g}"

@@ -11,6 +11,7 @@ from titan_pt.generation.decode import LOGIT_ELEMENTS
 from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import ELEMENT_BYTES
+from titan_pt.planner.roofline import known_rates
 from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
 
 # Time to launch one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host. An
@@ -64,8 +65,10 @@ def plan_rollouts(
     weights = element * (args.num_parameters - outside) + 4.0 * outside  # the engine's output layer is in float32
     read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
     floor = read / gpu.bandwidth
+    rates = known_rates(gpu)
+    reading = read / (1e9 * rates.copy) if rates else floor
     launches = 0.0 if rollout.compile else _LAUNCH_SECONDS * args.num_layers
-    decode = max(floor, launches, 2.0 * args.num_parameters * together / peak)
+    decode = max(reading, launches, 2.0 * args.num_parameters * together / peak)
     length = prompt_tokens(config) + rollout.max_new_tokens
     trained = grpo.prompts_per_step * rollout.num_samples * length * grpo.num_iterations
     several = grpo.num_minibatches * grpo.num_iterations > 1

@@ -10,8 +10,8 @@ from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import staying_bytes
-from titan_pt.planner.plan import Memory, Plan, Target, memory_of, peak_rate, rollouts_of
-from titan_pt.trainers.grpo.dry_run import update_samples, update_size
+from titan_pt.planner.plan import Memory, Plan, Target, memory_of, rollouts_of, update_time
+from titan_pt.trainers.grpo.dry_run import update_samples
 
 Settings = dict[str, Any]
 
@@ -127,7 +127,7 @@ class Search:
     def hours(self, config: JobConfig, target: Target, result: DryRunResult) -> float:
         """The plan's hours, scaled by the work of a row on a GPU against that in the plan's own dry run.
 
-        The network is not known: a gather costs what it writes. The update is AdamW's with moments of 32 bits.
+        The update is AdamW's with moments of 32 bits.
         """
         plan = self.plan
         ratio = row_seconds(config, target, result) / row_seconds(plan.config, plan.target, plan.dry_run)
@@ -194,12 +194,16 @@ class Search:
         return None
 
     def sampled_together(self) -> Settings:
-        """GRPO: rollout.max_rows halved until sampling fits beside what stays in memory; else nothing."""
+        """GRPO: rollout.max_rows halved until the rows fit beside what stays in memory, or if kept, beside a step."""
         plan, memory = self.plan, self.plan.memory
         if plan.rollouts is None:
             return {}
-        room = memory.available_bytes - (memory.needed_bytes - memory.peak_bytes) - staying_bytes(memory.by_kind)
-        halvings = next((n for n in range(3) if memory.sampling_bytes / 2**n <= room), 3)
+        rows, cache = memory.sampling_bytes, plan.rollouts.kv_cache_bytes
+        beside = staying_bytes(memory.by_kind)
+        if not rows and memory.by_kind.get("rollout_engine", 0.0) >= cache:
+            rows, beside = cache, memory.peak_bytes - cache  # graphs keep them
+        room = memory.available_bytes - (memory.needed_bytes - memory.peak_bytes) - beside
+        halvings = next((n for n in range(3) if rows / 2**n <= room), 3)
         return {"rollout.max_rows": plan.rollouts.rows >> halvings} if halvings else {}
 
     def _local_sizes(self) -> list[int]:
@@ -209,20 +213,14 @@ class Search:
 
 
 def row_seconds(config: JobConfig, target: Target, result: DryRunResult) -> float:
-    """Least seconds of one GPU for one row (GRPO: one completion), by the GPU's data sheet.
+    """Seconds of one GPU for one row (GRPO: one completion) by a roofline, of the data sheet where no more is known.
 
-    Operations counted in the dry run, recomputation included, at the peak rate; and the bytes that its kernels move at
-    the memory's bandwidth: a smaller local batch reads the weights more often.
+    A smaller local batch reads the weights more often, recomputation computes more, small kernels wait for the host.
     """
-    done = result.operations
-    assert done is not None
-    micro_batch = done.flops / peak_rate(config, target) + done.moved_bytes / target.gpu.bandwidth
-    rows: float = config.training.local_batch_size
-    rows_per_update: float = result.run_size.rows_per_rank
+    rows: float = result.run_size.rows_per_rank
     if isinstance(config, GrpoConfig):
-        rows = update_size(config, target.num_gpus).samples / target.num_gpus
-        rows_per_update = update_samples(config) / target.num_gpus
-    return micro_batch / rows + done.update_bytes / target.gpu.bandwidth / rows_per_update
+        rows = update_samples(config) / target.num_gpus
+    return update_time(config, target, result).total / rows
 
 
 def _hours(choice: Choice) -> float:

@@ -40,7 +40,7 @@ def target_of(own: argparse.Namespace) -> Target:
     price = None
     if own.price_per_gpu_hour is not None:
         price = _number("price_per_gpu_hour", own.price_per_gpu_hour, float, lambda p: 0 <= p < math.inf, "0 or more")
-    mfu, source = ASSUMED_MFU, "assumed"
+    mfu, source = None, "assumed"
     if own.mfu is not None and own.from_run is not None:
         raise ConfigError("--mfu and --from_run: give one")
     if own.from_run is not None:
@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = ToolParser(prog="titan_pt.tools.plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("--gpu", default="a100-80gb", help="such as a100-40gb, h100-80gb, l4 (default a100-80gb)")
     parser.add_argument("--num_gpus", default="1", help="GPUs of the run over all nodes (default 1)")
-    parser.add_argument("--mfu", help=f"model FLOPs utilisation to plan with, such as 0.5 (default {ASSUMED_MFU})")
+    default = f"a roofline on cards whose rates are known, else {ASSUMED_MFU}"
+    parser.add_argument("--mfu", help=f"model FLOPs utilisation to plan with, such as 0.5 (default: {default})")
     parser.add_argument("--from_run", metavar="RUN", help="take the MFU that this run folder's run had")
     parser.add_argument("--price_per_gpu_hour", metavar="P", help="for the cost, in any currency")
     parser.add_argument("--suggest", action="store_true", help="search for the fastest way to use the memory")

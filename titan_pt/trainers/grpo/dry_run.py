@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
-from titan_pt.distributed.init import allocate
+from titan_pt.distributed.dry_run_world import allocate_without_numbers
 from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
@@ -153,7 +153,7 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     if options.kl_coef == 0.0:
         return None
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
-    allocate(model, context.config, context.world)
+    allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)
 
 
