@@ -84,11 +84,9 @@ def cross_entropy_chunk(
     return losses_T, log_z_T, gradient_TV.to(hidden_TD.dtype)
 
 
-def default_chunk_tokens(device: torch.device, vocab_size: int) -> int:
-    """Tokens whose logits in float32 fill 2% of a GPU's memory, or 64 MiB of a CPU's: larger is no faster there."""
-    cuda = device.type == "cuda"
-    held = torch.cuda.get_device_properties(device).total_memory // 50 if cuda else 2**26
-    return held // (4 * vocab_size)
+def default_chunk_tokens(memory_bytes: float, vocab_size: int) -> int:
+    """Tokens whose logits in float32 fill 2% of a device's memory."""
+    return int(memory_bytes) // 50 // (4 * vocab_size)
 
 
 def chunk_size(tokens: int, most: int) -> int:
@@ -114,7 +112,9 @@ class _CrossEntropyFunction(torch.autograd.Function):
         options: ChunkedCrossEntropy,
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        most = options.chunk_tokens or default_chunk_tokens(hidden_TD.device, weight_VD.shape[0])
+        # On a CPU 64 MiB: larger chunks are no faster there.
+        memory = torch.cuda.get_device_properties(hidden_TD.device).total_memory if hidden_TD.is_cuda else 50 * 2**26
+        most = options.chunk_tokens or default_chunk_tokens(memory, weight_VD.shape[0])
         rows = chunk_size(hidden_TD.shape[0], most)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
         # Summed over chunks in float32: bfloat16 would lose the small ones.

@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 from titan_pt.build import build_context
+from titan_pt.components.loss import default_chunk_tokens
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import tokenizer_size
+from titan_pt.config.resolve.checks import padded_size, tokenizer_size
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.grpo import Rollout
 from titan_pt.config.schema.job_config import JobConfig
@@ -70,12 +71,19 @@ class DryRunResult:
         return int(peak_of(self.memory, self.sampling_bytes))
 
 
-def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts: bool = False) -> DryRunResult:
+# Memory of a card that is not named: how many logits the loss holds follows from it.
+USUAL_GIB = 80
+
+
+def dry_run_step(
+    config: JobConfig, num_ranks: int, device: Device = "cuda", *, counts: bool = False, card_gib: float = USUAL_GIB
+) -> DryRunResult:
     """Build the run of `num_ranks` ranks and do one micro-batch and the update.
 
     Args:
         device: whose kernels' memory to count. For GPUs other than CUDA's the result is an estimate.
         counts: count the kernels too.
+        card_gib: memory of the card.
 
     Raises:
         ConfigError: the ranks do not fit the batch, the tokenizer's size is not known, or the trainer cannot.
@@ -86,6 +94,8 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
     # Local files need not be here: they are where the run will be.
     check_sources(source for source in (*config.data.sources, *config.validation.sources) if source.path is None)
     config, notes = for_dry_run(config)
+    if device == "cuda" and not config.training.loss_chunk_tokens:
+        config = _with_loss_chunks_of(config, card_gib)
     run_size = spec.plan_run_size(config, num_ranks)
     kernels = cuda_kernels() if device == "cuda" else contextlib.nullcontext()
     with _without_warnings(), dry_run_world(config, num_ranks) as world, kernels:
@@ -95,6 +105,8 @@ def dry_run_step(config: JobConfig, num_ranks: int, device: Device = "cuda", *, 
             _make_state(context)
             log = KernelLog() if counts else None
             memory = _trace_step(context, dry_run, log)
+            if dry_run.accumulates and getattr(context.model, "sums_once", False):
+                memory["gradients"] += _whole_gradients(context)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
             run_size=run_size,
@@ -138,6 +150,20 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
             notes.append("rollout.compile is off here: there is nothing to compile")
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in updates.items()}
     return config.model_copy(update=sections), tuple(notes)
+
+
+def _with_loss_chunks_of(config: JobConfig, card_gib: float) -> JobConfig:
+    """The config with the loss chunks that a run on such a card has."""
+    vocabulary = config.model.vocab_size or padded_size(tokenizer_size(config))
+    tokens = default_chunk_tokens(card_gib * 2**30, vocabulary)
+    training = config.training.model_copy(update={"loss_chunk_tokens": tokens})
+    return config.model_copy(update={"training": training})
+
+
+def _whole_gradients(context: TrainContext) -> int:
+    """Bytes of the gradients that several micro-batches add up before their sum over the ranks."""
+    size = getattr(torch, context.config.training.mixed_precision_reduce).itemsize
+    return size * sum(parameter.numel() for parameter in context.model.parameters() if parameter.requires_grad)
 
 
 def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:

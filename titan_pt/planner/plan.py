@@ -137,7 +137,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     args = model_args(config, spec, tokenizer_size(config))
     flops_per_token = spec.flops_per_token(args, config.training.seq_len)
     peak = peak_rate(config, target) * target.num_gpus
-    dry_run = dry_run_step(config, target.num_gpus, counts=True)
+    dry_run = dry_run_step(config, target.num_gpus, counts=True, card_gib=target.gpu.memory_gib)
     update = None
     if target.mfu is None and known_rates(target.gpu) is not None:
         update = update_time(config, target, dry_run)

@@ -71,7 +71,7 @@ def fastest(plan: Plan) -> Choice | None:
             break  # more recomputation will not be faster either
         best, wanted = choice, {**tried, **dict(choice.settings)}
     if best is not None and plan.target.num_gpus > 1:
-        for reshard in ("default", "never"):
+        for reshard in ("never", "always"):
             choice = search.try_settings({**wanted, _RESHARD: reshard})
             if choice is not None and choice.fits and _hours(choice) < _hours(best):
                 best = choice
@@ -117,7 +117,7 @@ class Search:
         changed, result = _with(self.plan.config, settings), self.plan.dry_run
         try:
             if target != self.plan.target or not set(settings) <= set(_NOT_TRIED):
-                result = dry_run_step(changed, target.num_gpus, counts=True)
+                result = dry_run_step(changed, target.num_gpus, counts=True, card_gib=target.gpu.memory_gib)
         except ConfigError:
             return None
         hours = None if changed.training.enable_cpu_offload else self.hours(changed, target, result)
