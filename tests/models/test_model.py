@@ -82,7 +82,7 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
 
 
 def test_initial_weights_are_those_of_the_formula_on_every_torch() -> None:
-    """Derived without torch: uniform numbers of the Mersenne twister, through the inverse of the normal distribution."""
+    """Derived without torch: uniform numbers of the Mersenne twister, through the normal distribution's inverse."""
     name, std, normal = "layers.1.self_attn.q_proj.weight", 0.02, NormalDist()
     model = Transformer(TransformerArgs(**SMALL))
     model.init_weights(1)
