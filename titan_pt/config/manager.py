@@ -9,10 +9,8 @@ import logging
 import sys
 from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import tomli_w
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
@@ -22,10 +20,7 @@ from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_chec
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
-from titan_pt.run.log import nobody_reads, open_console
-from titan_pt.run.paths import expand_path
 
 logger = logging.getLogger("titan_pt")
 
@@ -63,7 +58,11 @@ def resolve(argv: list[str]) -> Resolved:
     choices = merge([*layers, _peek(flags)], JobConfig.PAIRS, [])
     trainer, model = _choose(choices, problems)
     config_type, model_spec = config_class(trainer, model)
-    layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
+    if path := _chosen(choices, "model.from_hf", ""):
+        from titan_pt.config.resolve.hugging_face import read_folder
+
+        said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
+        layers = [*read_folder(path, said, model_spec, problems), *layers]
     if ("help", "true") in flags:
         from titan_pt.config.resolve.help import help_text
 
@@ -106,31 +105,6 @@ def _peek(flags: command_line.Flags) -> Layer:
             section, key = name.split(".")
             tables.setdefault(section, {})[key] = text
     return Layer(command_line.ORIGIN, tables)
-
-
-def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: list[str]) -> list[Layer]:
-    """The layer under all others that `model.from_hf` stands for: the folder's architecture and its tokenizer."""
-    path = _chosen(choices, "model.from_hf", "")
-    if not path:
-        return []
-    said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-    layout = model_spec.layout()
-    if layout is None:
-        problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
-        return []
-    try:
-        folder = Path(expand_path(path))
-    except ValueError:  # validation says so
-        return []
-    try:
-        args = layout.read_config(folder)
-    except ConfigError as error:
-        problems += [f"{said}: {problem}" for problem in error.problems]
-        return []
-    tables = {"model": args.model_dump(exclude_none=True, exclude=set(DERIVED_ARGS))}
-    if (folder / "tokenizer.json").is_file():
-        tables["tokenizer"] = {"name": path}
-    return [Layer(str(folder / "config.json"), tables)]
 
 
 def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
@@ -242,58 +216,15 @@ def dump_toml(config: JobConfig) -> str:
     return config.to_toml()
 
 
-def explain(resolved: Resolved) -> str:
-    """One line a value: its name, the value, and where it came from."""
-    lines = []
-    for section, table in resolved.config.dump().items():
-        for key, value in table.items():
-            origin = resolved.merged.origin(section, key)
-            if not (value and isinstance(value, list) and isinstance(value[0], dict)):
-                lines.append(f"{section}.{key} = {_literal(value)}  # {origin}")
-                continue
-            said = resolved.merged.tables[section][key] if origin != "default" else value
-            for i, row in enumerate(value):
-                for name, leaf in row.items():
-                    row_origin = origin if name in said[i] else "default"
-                    lines.append(f"{section}.{key}[{i}].{name} = {_literal(leaf)}  # {row_origin}")
-    return "\n".join(lines)
-
-
-def _literal(value: Any) -> str:
-    """The value as TOML on one line."""
-    if isinstance(value, list):
-        return f"[{', '.join(_literal(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_literal(item)}' for key, item in value.items())}}}"
-    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Print the resolved TOML; with `--explain`, where each value came from. Returns the exit code."""
-    open_console()
-    argv = sys.argv[1:] if argv is None else argv
-    want_origins = "--explain" in argv
-    try:
-        resolved = resolve([arg for arg in argv if arg != "--explain"])
-    except ConfigError as error:
-        print(error.report(), file=sys.stderr)
-        return 2
-    for notice in resolved.notices:
-        print(notice, file=sys.stderr)
-    try:
-        if want_origins:
-            explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
-            print(explain(resolved), *explain_optimizer(resolved.config), sep="\n", flush=True)
-        else:
-            print(dump_toml(resolved.config).rstrip("\n"), flush=True)
-    except BrokenPipeError:
-        if not nobody_reads():
-            raise
-    return 0
+    from titan_pt.config.resolve.printing import print_resolved
+
+    return print_resolved(resolve, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["JobConfig", "Resolved", "Section", "dump_toml", "explain", "load_config", "resolve"]
+__all__ = ["JobConfig", "Resolved", "Section", "dump_toml", "load_config", "resolve"]

@@ -44,7 +44,7 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
-    if config.compile.enable and "loss" in config.compile.components:
+    if config.compile.is_on(device.type) and "loss" in config.compile.components:
         from titan_pt.distributed.compile import check_compiler
 
         check_compiler(config.compile, device)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from titan_pt.config.errors import closest, dotted, nearest, one_of, shown
-from titan_pt.config.resolve.fields import keys, rows_of, sections
+from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
 from titan_pt.config.resolve.layers import Merged, Tables
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES
 from titan_pt.config.schema.job_config import JobConfig, Section
@@ -97,7 +97,7 @@ def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str
 
 def _elsewhere(config_type: type[JobConfig], key: str) -> str:
     """The right key, or nearly, in the wrong table."""
-    names = {name.split(".")[1]: name for name in reversed(keys(config_type))}
+    names = {name.rpartition(".")[2]: name for name in reversed(keys(config_type))}
     match = closest(key, names, cutoff=_SURE)
     return f"; did you mean {names[match]}?" if match else ""
 
@@ -110,8 +110,8 @@ def table_type(config_type: type[JobConfig], path: KeyPath) -> type[Section] | N
             continue
         info = kind.model_fields.get(part)
         annotation = info.annotation if info else None
-        rows = annotation if isinstance(annotation, type) else rows_of(annotation)
-        if rows is None or not issubclass(rows, Section):
+        rows = table_of(annotation) or rows_of(annotation)
+        if rows is None:
             return None
         kind = rows
     return kind

@@ -1,6 +1,6 @@
 """The base of every TOML table, and the types of its numbers and names."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 
@@ -17,6 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 # Of every key that names a file or folder: ~, $NAME and ${NAME} are replaced, and the resolved TOML holds the result.
 AnyPath = Annotated[str, AfterValidator(expand_path), PlainSerializer(escape_path)]
 PathName = Annotated[Name, AfterValidator(expand_path), PlainSerializer(escape_path)]
+Switch = Literal["auto"] | bool
 Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
 
 
@@ -31,3 +32,8 @@ class Section(BaseModel):
         for item in value if isinstance(value, list) else [value]:
             check_storable(item)
         return value
+
+
+def switched_on(switch: Switch, device_type: str) -> bool:
+    """What a switch means on a kind of device: "auto" is on with CUDA."""
+    return device_type == "cuda" if switch == "auto" else switch
