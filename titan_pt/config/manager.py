@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, closest, dotted, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
@@ -71,7 +71,14 @@ def resolve(argv: list[str]) -> Resolved:
     flag_layer = command_line.to_layer(flags, config_type, problems)
     merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
     notices: list[str] = []
-    config, invalid = _validate(config_type, merged, problems, notices)
+    config: JobConfig | None
+    invalid: Set[str] = set()
+    try:
+        config = config_type.model_validate(merged.copied())
+    except ValidationError:
+        from titan_pt.config.resolve.report import valid_part
+
+        config, invalid = valid_part(config_type, merged, problems, notices)
     if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
         notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
@@ -147,46 +154,6 @@ def _import_custom(module: str, problems: list[str]) -> None:
         import_plugin(module, "experimental.custom_import")
     except ConfigError as error:
         raise ConfigError(*problems, *error.problems) from error
-
-
-def _validate(
-    config_type: type[JobConfig], merged: Merged, problems: list[str], notices: list[str]
-) -> tuple[JobConfig | None, set[str]]:
-    """The config of all valid values and the names of the invalid ones, whose problems are appended.
-
-    The config is None where not even that exists: a required key is missing.
-    """
-    try:
-        return config_type.model_validate(_copied(merged)), set()
-    except ValidationError:
-        from titan_pt.config.resolve.torchtitan import drop_foreign
-
-        notices += drop_foreign(merged, problems)
-    tables = _copied(merged)
-    try:
-        return config_type.model_validate(tables), set()
-    except ValidationError as error:
-        mistakes = error.errors(include_url=False)
-    from titan_pt.config.resolve.report import describe_mistake, tree_path
-
-    invalid = set()
-    for mistake in mistakes:
-        path = tree_path(merged.tables, mistake["loc"], missing=mistake["type"] == "missing")
-        problems.append(f"{dotted(path)}{describe_mistake(config_type, merged, path, mistake)}")
-        invalid.add(path[:2])
-    for section, *key in invalid:
-        if key and isinstance(tables.get(section), dict):
-            tables[section].pop(key[0], None)
-        else:
-            tables.pop(section, None)
-    try:
-        return config_type.model_validate(tables), {dotted(path) for path in invalid}
-    except ValidationError:
-        return None, set()
-
-
-def _copied(merged: Merged) -> dict[Any, Any]:
-    return {name: dict(table) if isinstance(table, dict) else table for name, table in merged.tables.items()}
 
 
 def _with_origins(problem: RuleProblem, merged: Merged) -> str:

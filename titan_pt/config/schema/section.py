@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
 from titan_pt.config.schema.values import Seconds, check_storable
 from titan_pt.run.paths import escape_path, expand_path
@@ -17,8 +17,16 @@ Name = Annotated[str, Field(min_length=1)]
 # Of every key that names a file or folder: ~, $NAME and ${NAME} are replaced, and the resolved TOML holds the result.
 AnyPath = Annotated[str, AfterValidator(expand_path), PlainSerializer(escape_path)]
 PathName = Annotated[Name, AfterValidator(expand_path), PlainSerializer(escape_path)]
-Switch = Literal["auto"] | bool
 Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
+
+
+def _switch(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("should be a valid boolean, or 'auto'")
+    return value
+
+
+Switch = Annotated[Literal["auto"] | bool, BeforeValidator(_switch)]
 
 
 class Section(BaseModel):
