@@ -69,7 +69,8 @@ def resolve(argv: list[str]) -> Resolved:
         print(help_text(config_type), end="")
         sys.exit(0)
     flag_layer = command_line.to_layer(flags, config_type, problems)
-    merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
+    own_defaults = Layer(f"default of {trainer}", {table: dict(keys) for table, keys in config_type.DEFAULTS.items()})
+    merged = merge([own_defaults, *layers, flag_layer], config_type.PAIRS, problems)
     notices: list[str] = []
     config: JobConfig | None
     invalid: Set[str] = set()
@@ -121,11 +122,6 @@ def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
         _import_custom(module, problems)
     trainer = _known(choices, "job.trainer", trainer_names(), Job().trainer, problems)
     return trainer, _known(choices, "model.name", model_names(), Model().name, problems)
-
-
-def _own_defaults(trainer: str, config_type: type[JobConfig]) -> Layer:
-    """The layer below all others: the defaults in which this kind of training differs from `JobConfig`."""
-    return Layer(f"default of {trainer}", {section: dict(keys) for section, keys in config_type.DEFAULTS.items()})
 
 
 def _chosen(choices: Merged, name: str, default: str) -> str:

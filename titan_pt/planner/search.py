@@ -183,7 +183,7 @@ class Search:
         seen = self.try_settings(wanted)
         if seen is None:
             return None
-        memory, rows = seen.memory, self.plan.config.training.local_batch_size
+        memory, rows = seen.memory, self.plan.dry_run.run_size.local_rows
         by_rows = sum(memory.by_kind.get(kind, 0.0) for kind in ("activations", "temporary"))
         for size in reversed(self._local_sizes()):
             if memory.needed_bytes + by_rows * (size / rows - 1) > memory.available_bytes:
@@ -217,7 +217,7 @@ def row_seconds(config: JobConfig, target: Target, result: DryRunResult) -> floa
     done = result.operations
     assert done is not None
     micro_batch = done.flops / peak_rate(config, target) + done.moved_bytes / target.gpu.bandwidth
-    rows: float = config.training.local_batch_size
+    rows: float = result.run_size.local_rows
     rows_per_update: float = result.run_size.rows_per_rank
     if isinstance(config, GrpoConfig):
         rows = update_size(config, target.num_gpus).samples / target.num_gpus

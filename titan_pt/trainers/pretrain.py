@@ -122,7 +122,7 @@ def build_dry_run(spec: TrainerSpec, context: TrainContext) -> "DryRunStep":
     step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
     batch = (
         f"{run_size.rows:,} rows of {training.seq_len:,} tokens: {run_size.rows_per_rank:,} a rank as "
-        f"{run_size.accumulation_steps:,} x {training.local_batch_size}, from "
+        f"{run_size.accumulation_steps:,} x {run_size.local_rows}, from "
         f"{run_size.num_streams // context.world.size} of {run_size.num_streams} data streams"
     )
     return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)

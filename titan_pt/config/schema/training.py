@@ -24,7 +24,7 @@ class Training(Section):
     """[training] batch, length of the run, precision."""
 
     local_batch_size: PositiveInt = 8
-    """Rows of one micro-batch on one rank."""
+    """Rows of one micro-batch on one rank; where the global batch leaves a rank fewer, all of these."""
     global_batch_size: Annotated[int, Field(ge=-1, le=_MAX_BATCH)] = -1
     """Rows of one optimizer step over all ranks; -1: local_batch_size x data ranks. More: gradients accumulate."""
     global_batch_tokens: Annotated[Size, Field(gt=0, le=_MAX_BATCH)] | None = None
