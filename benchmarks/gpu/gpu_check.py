@@ -256,6 +256,14 @@ def flags(flavor, rows, seq_len=2048, ac="none", option="op", compiled=True, mor
     ]
 
 
+def float8(recipe):
+    """With products of 8-bit floats, emulated where the device has none."""
+    emulates = SMALL or torch.cuda.get_device_capability() < (8, 9)
+    table = "--quantize.linear.float8"
+    more = (f"{table}.recipe_name={recipe}", f"{table}.emulate={str(emulates).lower()}")
+    return flags("medium", 16, compiled=not emulates, more=more)
+
+
 def build(arguments, accumulate=1, world=None):
     from titan_pt.build import build_context
     from titan_pt.config import load_config
@@ -475,6 +483,7 @@ def train():
         ("small b32 compiled", flags("small", 32, 1024), {}),
         ("medium b8 compiled", flags("medium", 8), {}),
         ("medium b16 ac-full", flags("medium", 16, ac="full"), {}),
+        *((f"medium b16 float8 {recipe}", float8(recipe), {}) for recipe in ("tensorwise", "rowwise")),
         ("medium b16 AdamW8bit", flags("medium", 16, more=("--optimizer.name=AdamW8bit",)), {"steps": 4}),
     ]
     for name, arguments, options in todo:
