@@ -18,6 +18,7 @@ LINES_OF_A_FUNCTION = 60
 WINGS = (
     *("data.remote", "data.builtin", "hf", "generation", "tasks", "evaluation", "trainers.sft", "trainers.grpo"),
     *("data.stream.workers", "data.stream.synthetic", "data.sources.prepared", "data.sources.records", "data.overlap"),
+    *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
     *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""

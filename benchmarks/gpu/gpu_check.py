@@ -27,7 +27,8 @@ OUT = Path(os.environ.get("OUT", "gpu_check_out"))
 CUDA = torch.cuda.is_available()
 SMALL = not CUDA or os.environ.get("SMALL") == "1"
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-DTYPE = torch.bfloat16
+PRECISION = "bfloat16" if CUDA else "float32"  # many a CPU has no kernels for bfloat16
+DTYPE = getattr(torch, PRECISION)
 ROOT = Path(os.environ.get("TITAN_ROOT", ".")).resolve()
 WORK = Path(os.environ.get("WORK", tempfile.gettempdir())) / "gpu_check"
 STARTED = time.time()
@@ -250,10 +251,18 @@ def flags(flavor, rows, seq_len=2048, ac="none", option="op", compiled=True, mor
         f"--activation_checkpoint.mode={ac}",
         f"--activation_checkpoint.selective_ac_option={option}",
         f"--compile.enable={str(compiled).lower()}",
-        "--training.mixed_precision_param=bfloat16",
+        f"--training.mixed_precision_param={PRECISION}",
         f"--job.dump_folder={WORK}/run",
         *more,
     ]
+
+
+def float8(recipe):
+    """With products of 8-bit floats, emulated where the device has none."""
+    emulates = SMALL or torch.cuda.get_device_capability() < (8, 9)
+    table = "--quantize.linear.float8"
+    more = (f"{table}.recipe_name={recipe}", f"{table}.emulate={str(emulates).lower()}")
+    return flags("medium", 16, compiled=not emulates, more=more)
 
 
 def build(arguments, accumulate=1, world=None):
@@ -475,6 +484,7 @@ def train():
         ("small b32 compiled", flags("small", 32, 1024), {}),
         ("medium b8 compiled", flags("medium", 8), {}),
         ("medium b16 ac-full", flags("medium", 16, ac="full"), {}),
+        *((f"medium b16 float8 {recipe}", float8(recipe), {}) for recipe in ("tensorwise", "rowwise")),
         ("medium b16 AdamW8bit", flags("medium", 16, more=("--optimizer.name=AdamW8bit",)), {"steps": 4}),
     ]
     for name, arguments, options in todo:
@@ -723,7 +733,7 @@ def peers():
                 torch.cuda.reset_peak_memory_stats()
 
             def step(size=size, module=module, optimizer=optimizer):
-                with torch.autocast(DEVICE.type, DTYPE):
+                with torch.autocast(DEVICE.type, DTYPE, enabled=CUDA):
                     loss = module(input_ids=tokens[:size], labels=tokens[:size], use_cache=False).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
@@ -831,7 +841,7 @@ def even(completion, _problem, _rule):
     return sum(map(ord, completion)) % 2 == 0
 
 register_task("coin", lambda row, _seed: Task(name=row.name, train=Numbers(row.name, 0, 400),
-                                              evaluation=Numbers(row.name, 1000, 12), grade=even))
+                                              evaluation=Numbers(row.name, 1000, 12), grade=even, open_ended=True))
 """
 
 
@@ -889,6 +899,9 @@ def product():
         "--metrics.log_freq=10",
     ]
     steps = 40 if CUDA else 4
+    little = (
+        ("--training.local_batch_size=2", "--training.global_batch_size=2", "--training.seq_len=32") if SMALL else ()
+    )
     with part("quickstart"):
         run_cli("quickstart", *common, f"--training.steps={steps}", folder=folder)
         run_cli("quickstart resumed", *common, f"--training.steps={steps + 10}", folder=folder)
@@ -901,13 +914,14 @@ def product():
                 *common[:2],
                 f"--job.dump_folder={other}",
                 "--training.steps=6",
-                "--training.mixed_precision_param=bfloat16",
+                f"--training.mixed_precision_param={PRECISION}",
                 "--compile.enable=true",
                 "--validation.freq=3",
                 "--model.head_dim=64",
                 "--model.num_heads=4",
                 "--model.num_kv_heads=2",
                 "--metrics.log_freq=1",
+                *little,
                 folder=other,
             )
     with part("grpo quickstart") as go:
@@ -963,7 +977,7 @@ def grpo():
     (WORK / "gpu_check_coin.py").write_text(COIN)
     (WORK / "grpo.toml").write_text(  # run_train.sh would take quickstart.toml's shape and float32 without one
         '[job]\ndescription = "medium shape, random weights, a coin as reward"\ntrainer = "grpo"\n'
-        '[training]\nmixed_precision_param = "bfloat16"\n[lr_scheduler]\nwarmup_steps = 1\n'
+        f'[training]\nmixed_precision_param = "{PRECISION}"\n[lr_scheduler]\nwarmup_steps = 1\n'
     )
     shape = [
         "--model.flavor=medium",

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train_here, write_toml
+from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
 
 from titan_pt.components.checkpoint import checkpointer as checkpoint
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.components.checkpoint.steps import find_initial, find_step, iter_steps
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.run_folder import lock_run_folder
 
@@ -164,6 +165,37 @@ def test_a_save_in_the_background_is_on_the_ranks_own_device(tmp_path: Path, mon
     monkeypatch.setattr(writer, "_write", lambda: devices.append("written"), raising=False)
     writer._write_in_background()
     assert devices == [device, "written"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "waits", "pinned"),
+    [
+        ("auto", "cpu", True, False),
+        ("auto", "cuda", False, True),
+        ("async", "cuda", False, False),
+        ("async_with_pinned_mem", "cuda", False, True),
+        ("async_with_pinned_mem", "cpu", False, False),
+        ("disabled", "cuda", True, False),
+    ],
+)
+def test_saves_are_asynchronous_where_the_mode_says(
+    tmp_path: Path, mode: Any, device: str, waits: bool, pinned: bool
+) -> None:
+    world = SimpleNamespace(device=torch.device(device))
+    writer = checkpoint.Checkpointer(tmp_path, CheckpointSection(async_mode=mode), world)  # type: ignore[arg-type]
+    assert (writer._waits, writer._stager.cache_staged_state_dict) == (waits, pinned)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_saves_on_a_card_hold_what_others_do(tmp_path: Path) -> None:
+    """Deterministic runs, one of which copies each step to pinned memory and writes it beside the next ones."""
+    for mode in ("disabled", "auto"):
+        config = write_toml(tmp_path / mode, checkpoint={**INTERVAL, "async_mode": mode}, debug={"deterministic": True})
+        done = train(config)
+        assert done.code == 0, done.stderr
+    for step in (2, 4, 6):
+        assert_same_step(*(tmp_path / mode / "run" / "checkpoint" / f"step-{step}" for mode in ("disabled", "auto")))
 
 
 # -- saves that fail ---------------------------------------------------------------------------------------------------

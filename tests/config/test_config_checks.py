@@ -119,6 +119,10 @@ def test_the_budget_of_a_run() -> None:
     assert run_size.tokens_per_step == 96 * 128
     assert run_size.steps == 82, "1,000,000 tokens rounded up to whole steps of 12,288"
     assert plan_run_size(training(local_batch_size=4), 2).rows == 8, "-1 is one micro-batch on each rank"
+    shared = [plan_run_size(training(global_batch_size=16, local_batch_size=16), ranks) for ranks in (1, 2, 8, 16)]
+    assert [(size.local_rows, size.accumulation_steps) for size in shared] == [(16, 1), (8, 1), (2, 1), (1, 1)]
+    with pytest.raises(ConfigError, match=r"cannot be shared by 3 ranks; numbers of ranks that fit are 1, 2, 4, 8, 16"):
+        plan_run_size(training(global_batch_size=16, local_batch_size=16), 3)
 
 
 @pytest.mark.parametrize("local", [8, 16, 24, 64, 128, 2, 1])

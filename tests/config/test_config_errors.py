@@ -11,7 +11,7 @@ from titan_pt.config import ConfigError, load_config
 from titan_pt.config.manager import main
 from titan_pt.config.resolve.fields import keys
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.job_config import Float8, JobConfig
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ from titan_pt.config.schema.job_config import JobConfig
         ('[training]\n"a.b" = 1', 'training."a.b" (x.toml): unknown key'),
         ('"training.steps" = 1', '"training.steps" (x.toml): unknown table or key; did you mean training.steps?'),
         ("[list]\na = 1", "list (x.toml): unknown table or key"),
+        ("[quantize.linear.fp8]\nemulate = true", "quantize.linear.fp8 (x.toml): unknown key; the keys are float8"),
+        (
+            "[quantize.linear.float8]\nemulat = true",
+            "quantize.linear.float8.emulat (x.toml): unknown key; did you mean",
+        ),
         ('[job]\n"ключ" = 1', 'job."ключ" (x.toml): unknown key'),
         ('[[data.sources]]\nname = "a"\npth = "b"', "data.sources[0].pth (x.toml): unknown key; did you mean path?"),
         ('[job]\ntrainer = "pretrian"', "job.trainer = 'pretrian' (x.toml): unknown; known are grpo, pretrain"),
@@ -109,18 +114,34 @@ enable = false
         assert name in notice
 
 
+def test_torchtitan_s_converters_mean_the_table(tmp_path: Path) -> None:
+    table = '[quantize.linear.float8]\nfilter_fqns = ["down_proj"]\n'
+    for converters in ("", '[model]\nconverters = ["quantize.linear.float8"]\n'):
+        resolved = resolve_text(tmp_path, converters + table)
+        assert resolved.config.quantize.linear.float8 == Float8(filter_fqns=["down_proj"])
+        assert not resolved.notices
+    assert config_of(tmp_path, '[model]\nconverters = ["quantize.linear.float8"]').quantize.linear.float8 == Float8()
+    assert config_of(tmp_path, "", "--quantize.linear.float8.emulate").quantize.linear.float8 == Float8(emulate=True)
+    assert config_of(tmp_path, f"[model]\nconverters = []\n{table}") == config_of(tmp_path, "")
+    for text in ("quantize = 3", "[quantize]\nlinear = 3", "[quantize.linear]\nfloat8 = true"):
+        assert ": must be a table, [quantize" in problem_of(tmp_path, text)
+        assert "must be a table" in "".join(
+            problems_of(tmp_path, f'{text}\n[model]\nconverters = ["quantize.linear.float8"]')
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "name", "hint"),
     [
         ("[parallelism]\ntensor_parallel_degree = 2", "parallelism.tensor_parallel_degree = 2", "data only"),
         ("[parallelism]\ntensor_parallel_degree = true", "parallelism.tensor_parallel_degree = true", "data only"),
         ("[parallelism.tensor_parallel_degree]\na = 1", "parallelism.tensor_parallel_degree = {...}", "data only"),
-        ('[model]\nconverters = ["float8"]', "model.converters = [...]", "bfloat16"),
+        ('[model]\nconverters = ["float8"]', "model.converters = [...]", "the table [quantize.linear.float8]"),
         ("[training.dataloader]\nnum_workers = 4", "training.dataloader.num_workers = 4", "data.prefetch_steps"),
         ("[training.dataloader]\nfoo = 4", "training.dataloader.foo", "data.prefetch_steps"),
         ("[fault_tolerance]\nenable = true\nreplica_id = 0", "fault_tolerance.enable = true", "checkpoint"),
-        ("[quantize.linear.fp8]\nemulate = false", "quantize.linear.fp8.emulate", "bfloat16"),
-        ("[float8]\nenable_float8_linear = true", "float8.enable_float8_linear", "bfloat16"),
+        ('[quantize.linear.mx]\nrecipe = "x"', "quantize.linear.mx.recipe", "bfloat16"),
+        ("[float8]\nenable_float8_linear = true", "float8.enable_float8_linear", "[quantize.linear.float8]"),
     ],
 )
 def test_at_another_value_a_torchtitan_key_is_an_error(tmp_path: Path, text: str, name: str, hint: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 from config_helpers import SOURCE, problem_of, problems_of, resolve_text, write
 
 from titan_pt.config import ConfigError, load_config
-from titan_pt.config.manager import explain, resolve
+from titan_pt.config.manager import resolve
+from titan_pt.config.resolve.printing import explain
 from titan_pt.config.schema.job_config import JobConfig
 
 BASE = f"""

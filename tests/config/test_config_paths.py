@@ -11,8 +11,9 @@ from config_helpers import SOURCE, config_of, problem_of, write
 from pydantic import AfterValidator
 
 from titan_pt.config import ConfigError, JobConfig, load_config
-from titan_pt.config.manager import config_class, dump_toml, explain, resolve
+from titan_pt.config.manager import config_class, dump_toml, resolve
 from titan_pt.config.resolve.fields import keys, rows_of
+from titan_pt.config.resolve.printing import explain
 from titan_pt.run.paths import expand_path
 
 # What a trainer needs beside the key that is tried.

@@ -13,7 +13,8 @@ from config_helpers import SOURCE, config_of, problem_of, problems_of, resolve_t
 from helpers import train_here, write_toml
 
 from titan_pt.config import ConfigError, JobConfig, Section
-from titan_pt.config.manager import dump_toml, explain
+from titan_pt.config.manager import dump_toml
+from titan_pt.config.resolve.printing import explain
 from titan_pt.protocols import model_spec, trainer_spec
 from titan_pt.protocols.model_spec import get_model_spec, register_model_spec
 from titan_pt.protocols.trainer_spec import register_trainer_spec, with_sections

@@ -302,6 +302,28 @@ def test_the_engine_generates_in_the_training_type() -> None:
     assert completions == NativeEngine(model, [STOP], 4).generate(PROMPTS, Sampling(STRIDE), 2)
 
 
+@pytest.mark.parametrize(
+    ("compile_", "device", "backend"),
+    [
+        ("auto", "cpu", None),
+        ("auto", "cuda", "inductor"),
+        (False, "cuda", None),
+        (True, "cpu", "inductor"),
+        (True, "cuda", "inductor"),
+    ],
+)
+def test_decoding_is_compiled_where_the_switch_says(
+    monkeypatch: pytest.MonkeyPatch, compile_: bool | str, device: str, backend: str | None
+) -> None:
+    built = []
+    monkeypatch.setattr(native, "unsharded_model", lambda *_arguments: make_model())
+    monkeypatch.setattr(native, "NativeEngine", lambda *_arguments, **options: built.append(options))
+    config = config_class("grpo", "transformer")[0].model_validate({"rollout": {"compile": compile_}})
+    world = cast(World, SimpleNamespace(device=torch.device(device)))
+    native.build_native_engine(config, build_tokenizer(config.tokenizer), world, [STOP])
+    assert [options["compile_backend"] for options in built] == [backend]
+
+
 def test_engines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"rollout.engine = 'nativ': unknown; known are native.*; did you mean native\?"

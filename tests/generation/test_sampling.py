@@ -68,6 +68,24 @@ def test_sums_are_of_integers(options: dict[str, float], monkeypatch: pytest.Mon
     assert summed and set(summed) == {torch.int64}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}])
+def test_deterministic_draws_on_a_card(options: dict[str, float]) -> None:
+    """The draws that the CPU makes, by kernels that torch takes for deterministic."""
+    generator = torch.Generator().manual_seed(3)
+    logits, noise = torch.randn(64, 640, generator=generator) * 3, torch.rand(64, generator=generator).double()
+    expected, logprobs = sample(logits, noise, Sampling(1, **options))
+    torch.use_deterministic_algorithms(True)
+    try:
+        tokens, scores = (result.cpu() for result in sample(logits.cuda(), noise.cuda(), Sampling(1, **options)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same = tokens == expected
+    assert (~same).sum() <= 1, "rounding at the border of two tokens"
+    torch.testing.assert_close(scores[same], logprobs[same], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("noise", [0.5 / 2**32, 1 - 0.5 / 2**32])
 def test_extreme_noise_draws_a_possible_token(noise: float) -> None:
     logits = torch.full((1, 256), float("-inf"))

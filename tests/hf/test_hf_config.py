@@ -14,8 +14,9 @@ from transformers import AutoConfig, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from titan_pt.config import ConfigError
-from titan_pt.config.manager import dump_toml, explain
+from titan_pt.config.manager import dump_toml
 from titan_pt.config.resolve.checks import model_args
+from titan_pt.config.resolve.printing import explain
 from titan_pt.hf.transformer import from_hf_name, read_config, to_hf_name, write_config
 from titan_pt.models.transformer import FLAVORS, SPEC, Transformer, TransformerArgs
 from titan_pt.models.transformer.model import rope_table

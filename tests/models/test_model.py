@@ -1,7 +1,10 @@
 """Sizes, initial weights and attention kernels of the transformer."""
 
+import hashlib
 from pathlib import Path
+from statistics import NormalDist
 
+import numpy
 import pytest
 import torch
 from helpers import train_here, write_toml
@@ -76,6 +79,19 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
     torch.manual_seed(99)
     again.init_weights(1)
     assert all(torch.equal(first[key], again.state_dict()[key]) for key in first)
+
+
+def test_initial_weights_are_those_of_the_formula_on_every_torch() -> None:
+    """Derived without torch: uniform numbers of the Mersenne twister, through the normal distribution's inverse."""
+    name, std, normal = "layers.1.self_attn.q_proj.weight", 0.02, NormalDist()
+    model = Transformer(TransformerArgs(**SMALL))
+    model.init_weights(1)
+    seed = int.from_bytes(hashlib.blake2b(f"1/{name}".encode(), digest_size=8).digest(), "little") >> 1
+    words = numpy.random.RandomState(seed & 0xFFFFFFFF).randint(0, 2**32, 2 * 500, dtype=numpy.uint64).reshape(-1, 2)
+    uniform = [((int(high) << 32 | int(low)) & (2**53 - 1)) / 2**53 for high, low in words]
+    lowest = normal.cdf(-3.0)
+    expected = [std * normal.inv_cdf(lowest + share * (1 - 2 * lowest)) for share in uniform]
+    assert torch.equal(model.state_dict()[name].view(-1)[:500], torch.tensor(expected, dtype=torch.float32))
 
 
 def test_initial_weights_are_scaled_by_depth() -> None:

@@ -9,23 +9,18 @@ import logging
 import sys
 from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import tomli_w
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, closest, dotted, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
-from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
-from titan_pt.run.log import nobody_reads, open_console
-from titan_pt.run.paths import expand_path
 
 logger = logging.getLogger("titan_pt")
 
@@ -63,16 +58,28 @@ def resolve(argv: list[str]) -> Resolved:
     choices = merge([*layers, _peek(flags)], JobConfig.PAIRS, [])
     trainer, model = _choose(choices, problems)
     config_type, model_spec = config_class(trainer, model)
-    layers = [*_read_hugging_face(choices, model_spec, problems), *layers]
+    if path := _chosen(choices, "model.from_hf", ""):
+        from titan_pt.config.resolve.hugging_face import read_folder
+
+        said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
+        layers = [*read_folder(path, said, model_spec, problems), *layers]
     if ("help", "true") in flags:
         from titan_pt.config.resolve.help import help_text
 
         print(help_text(config_type), end="")
         sys.exit(0)
     flag_layer = command_line.to_layer(flags, config_type, problems)
-    merged = merge([_own_defaults(trainer, config_type), *layers, flag_layer], config_type.PAIRS, problems)
+    own_defaults = Layer(f"default of {trainer}", {table: dict(keys) for table, keys in config_type.DEFAULTS.items()})
+    merged = merge([own_defaults, *layers, flag_layer], config_type.PAIRS, problems)
     notices: list[str] = []
-    config, invalid = _validate(config_type, merged, problems, notices)
+    config: JobConfig | None
+    invalid: Set[str] = set()
+    try:
+        config = config_type.model_validate(merged.copied())
+    except ValidationError:
+        from titan_pt.config.resolve.report import valid_part
+
+        config, invalid = valid_part(config_type, merged, problems, notices)
     if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
         notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
@@ -108,31 +115,6 @@ def _peek(flags: command_line.Flags) -> Layer:
     return Layer(command_line.ORIGIN, tables)
 
 
-def _read_hugging_face(choices: Merged, model_spec: ModelSpec[Any], problems: list[str]) -> list[Layer]:
-    """The layer under all others that `model.from_hf` stands for: the folder's architecture and its tokenizer."""
-    path = _chosen(choices, "model.from_hf", "")
-    if not path:
-        return []
-    said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-    layout = model_spec.layout()
-    if layout is None:
-        problems.append(f"{said}: model {model_spec.name!r} has no Hugging Face layout")
-        return []
-    try:
-        folder = Path(expand_path(path))
-    except ValueError:  # validation says so
-        return []
-    try:
-        args = layout.read_config(folder)
-    except ConfigError as error:
-        problems += [f"{said}: {problem}" for problem in error.problems]
-        return []
-    tables = {"model": args.model_dump(exclude_none=True, exclude=set(DERIVED_ARGS))}
-    if (folder / "tokenizer.json").is_file():
-        tables["tokenizer"] = {"name": path}
-    return [Layer(str(folder / "config.json"), tables)]
-
-
 def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
     """The chosen trainer and model; an unknown name joins `problems`, and the closest stands in."""
     module = _chosen(choices, "experimental.custom_import", Experimental().custom_import)
@@ -140,11 +122,6 @@ def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
         _import_custom(module, problems)
     trainer = _known(choices, "job.trainer", trainer_names(), Job().trainer, problems)
     return trainer, _known(choices, "model.name", model_names(), Model().name, problems)
-
-
-def _own_defaults(trainer: str, config_type: type[JobConfig]) -> Layer:
-    """The layer below all others: the defaults in which this kind of training differs from `JobConfig`."""
-    return Layer(f"default of {trainer}", {section: dict(keys) for section, keys in config_type.DEFAULTS.items()})
 
 
 def _chosen(choices: Merged, name: str, default: str) -> str:
@@ -175,46 +152,6 @@ def _import_custom(module: str, problems: list[str]) -> None:
         raise ConfigError(*problems, *error.problems) from error
 
 
-def _validate(
-    config_type: type[JobConfig], merged: Merged, problems: list[str], notices: list[str]
-) -> tuple[JobConfig | None, set[str]]:
-    """The config of all valid values and the names of the invalid ones, whose problems are appended.
-
-    The config is None where not even that exists: a required key is missing.
-    """
-    try:
-        return config_type.model_validate(_copied(merged)), set()
-    except ValidationError:
-        from titan_pt.config.resolve.torchtitan import drop_foreign
-
-        notices += drop_foreign(merged, problems)
-    tables = _copied(merged)
-    try:
-        return config_type.model_validate(tables), set()
-    except ValidationError as error:
-        mistakes = error.errors(include_url=False)
-    from titan_pt.config.resolve.report import describe_mistake, tree_path
-
-    invalid = set()
-    for mistake in mistakes:
-        path = tree_path(merged.tables, mistake["loc"], missing=mistake["type"] == "missing")
-        problems.append(f"{dotted(path)}{describe_mistake(config_type, merged, path, mistake)}")
-        invalid.add(path[:2])
-    for section, *key in invalid:
-        if key and isinstance(tables.get(section), dict):
-            tables[section].pop(key[0], None)
-        else:
-            tables.pop(section, None)
-    try:
-        return config_type.model_validate(tables), {dotted(path) for path in invalid}
-    except ValidationError:
-        return None, set()
-
-
-def _copied(merged: Merged) -> dict[Any, Any]:
-    return {name: dict(table) if isinstance(table, dict) else table for name, table in merged.tables.items()}
-
-
 def _with_origins(problem: RuleProblem, merged: Merged) -> str:
     origins = sorted({merged.origin(*name.split(".")) for name in problem.fields} - {"default"})
     return f"{problem.text} (set by {', '.join(origins)})" if origins else problem.text
@@ -242,58 +179,15 @@ def dump_toml(config: JobConfig) -> str:
     return config.to_toml()
 
 
-def explain(resolved: Resolved) -> str:
-    """One line a value: its name, the value, and where it came from."""
-    lines = []
-    for section, table in resolved.config.dump().items():
-        for key, value in table.items():
-            origin = resolved.merged.origin(section, key)
-            if not (value and isinstance(value, list) and isinstance(value[0], dict)):
-                lines.append(f"{section}.{key} = {_literal(value)}  # {origin}")
-                continue
-            said = resolved.merged.tables[section][key] if origin != "default" else value
-            for i, row in enumerate(value):
-                for name, leaf in row.items():
-                    row_origin = origin if name in said[i] else "default"
-                    lines.append(f"{section}.{key}[{i}].{name} = {_literal(leaf)}  # {row_origin}")
-    return "\n".join(lines)
-
-
-def _literal(value: Any) -> str:
-    """The value as TOML on one line."""
-    if isinstance(value, list):
-        return f"[{', '.join(_literal(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_literal(item)}' for key, item in value.items())}}}"
-    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Print the resolved TOML; with `--explain`, where each value came from. Returns the exit code."""
-    open_console()
-    argv = sys.argv[1:] if argv is None else argv
-    want_origins = "--explain" in argv
-    try:
-        resolved = resolve([arg for arg in argv if arg != "--explain"])
-    except ConfigError as error:
-        print(error.report(), file=sys.stderr)
-        return 2
-    for notice in resolved.notices:
-        print(notice, file=sys.stderr)
-    try:
-        if want_origins:
-            explain_optimizer = import_attribute("titan_pt.tools.explain:explain_optimizer")
-            print(explain(resolved), *explain_optimizer(resolved.config), sep="\n", flush=True)
-        else:
-            print(dump_toml(resolved.config).rstrip("\n"), flush=True)
-    except BrokenPipeError:
-        if not nobody_reads():
-            raise
-    return 0
+    from titan_pt.config.resolve.printing import print_resolved
+
+    return print_resolved(resolve, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":
     sys.exit(main())
 
 
-__all__ = ["JobConfig", "Resolved", "Section", "dump_toml", "explain", "load_config", "resolve"]
+__all__ = ["JobConfig", "Resolved", "Section", "dump_toml", "load_config", "resolve"]

@@ -28,6 +28,11 @@ class RunSize:
     """Optimizer steps of the run."""
 
     @property
+    def local_rows(self) -> int:
+        """Rows of one micro-batch on one rank."""
+        return self.rows_per_rank // self.accumulation_steps
+
+    @property
     def tokens(self) -> int:
         """Tokens of the run."""
         return self.steps * self.tokens_per_step
@@ -47,7 +52,7 @@ def plan_run_size(config: JobConfig, world_size: int) -> RunSize:
     return RunSize(
         rows=rows,
         rows_per_rank=rows // world_size,
-        accumulation_steps=rows // (config.training.local_batch_size * world_size),
+        accumulation_steps=rows // (_local_rows(config, world_size) * world_size),
         num_streams=_streams(config, world_size),
         tokens_per_step=tokens_per_step,
         steps=-(-tokens // tokens_per_step) if tokens else config.training.steps,
@@ -73,9 +78,9 @@ def batch_problems(config: JobConfig, num_ranks: int) -> Iterator[tuple[list[str
     if rows % local or rows % streams:
         return
     # Where the batch follows from the ranks, so may the streams: fewer ranks are tried, one by one.
-    counts = divisors(rows // local) if global_rows(config) else range(1, num_ranks)
+    counts = divisors(rows) if global_rows(config) else range(1, num_ranks)
     fits = _listed([count for count in counts if _fits(config, count)])
-    if rows % (local * num_ranks):
+    if rows % (_local_rows(config, num_ranks) * num_ranks):
         yield (
             [*batch, "training.local_batch_size"],
             f"{batch_name(config)}: {rows} rows in micro-batches of training.local_batch_size = {local} cannot be "
@@ -93,7 +98,7 @@ def batch_problems(config: JobConfig, num_ranks: int) -> Iterator[tuple[list[str
 def _fits(config: JobConfig, num_ranks: int) -> bool:
     rows = _rows(config, num_ranks)
     streams = _streams(config, num_ranks)
-    return not (rows % (config.training.local_batch_size * num_ranks) or rows % streams or streams % num_ranks)
+    return not (rows % (_local_rows(config, num_ranks) * num_ranks) or rows % streams or streams % num_ranks)
 
 
 def _degree_problems(config: JobConfig, world_size: int) -> Iterator[str]:
@@ -108,6 +113,12 @@ def _degree_problems(config: JobConfig, world_size: int) -> Iterator[str]:
 
 def _rows(config: JobConfig, num_ranks: int) -> int:
     return global_rows(config) or config.training.local_batch_size * num_ranks
+
+
+def _local_rows(config: JobConfig, num_ranks: int) -> int:
+    """Rows of a micro-batch: training.local_batch_size, or a rank's share of the global batch where that is less."""
+    local, rows = config.training.local_batch_size, _rows(config, num_ranks)
+    return local if rows % num_ranks else min(local, rows // num_ranks)
 
 
 def _streams(config: JobConfig, num_ranks: int) -> int:

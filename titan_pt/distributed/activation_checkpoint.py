@@ -15,6 +15,8 @@ aten = torch.ops.aten
 SAVED_OPS = {
     aten.mm.default,
     aten.addmm.default,
+    aten._scaled_mm.default,  # of float8
+    aten.max.default,  # what its scales are made of: one number a tensor
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,

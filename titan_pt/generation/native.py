@@ -15,6 +15,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
@@ -249,13 +250,14 @@ def build_native_engine(
             f'rollout.engine = "native": needs model.name = "transformer", not {config.model.name!r}; register an '
             "engine for this model in experimental.custom_import"
         )
-    if rollout.compile and world.device.type != "cuda":
+    compiles = switched_on(rollout.compile, world.device.type)
+    if compiles and world.device.type != "cuda":
         check_compiler(config.compile, world.device, "rollout.compile")
     return NativeEngine(
         model,
         stop_ids,
         rollout.max_rows,
-        compile_backend=config.compile.backend if rollout.compile else None,
+        compile_backend=config.compile.backend if compiles else None,
         stop_requested=stop_requested,
     )
 

@@ -85,7 +85,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         f"  {'needed':<18}{_mib(memory.needed_bytes)}  ({FRAGMENTATION:.0%} for the allocator, "
         f"{CONTEXT_BYTES / GIB:g} GiB for CUDA and NCCL)"
     )
-    if plan.config.compile.enable:
+    if plan.config.compile.is_on("cuda"):
         yield "  compile.enable is not counted: it keeps about a seventh less of the activations"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from titan_pt.components.accelerators import Accelerator
 from titan_pt.config.schema.grpo import GrpoConfig
+from titan_pt.config.schema.section import switched_on
 from titan_pt.generation.decode import LOGIT_ELEMENTS
 from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
@@ -67,7 +68,7 @@ def plan_rollouts(
     floor = read / gpu.bandwidth
     rates = known_rates(gpu)
     reading = read / (1e9 * rates.copy) if rates else floor
-    launches = 0.0 if rollout.compile else _LAUNCH_SECONDS * args.num_layers
+    launches = 0.0 if switched_on(rollout.compile, "cuda") else _LAUNCH_SECONDS * args.num_layers
     decode = max(reading, launches, 2.0 * args.num_parameters * together / peak)
     length = prompt_tokens(config) + rollout.max_new_tokens
     trained = grpo.prompts_per_step * rollout.num_samples * length * grpo.num_iterations

@@ -183,7 +183,7 @@ class Search:
         seen = self.try_settings(wanted)
         if seen is None:
             return None
-        memory, rows = seen.memory, self.plan.config.training.local_batch_size
+        memory, rows = seen.memory, self.plan.dry_run.run_size.local_rows
         by_rows = sum(memory.by_kind.get(kind, 0.0) for kind in ("activations", "temporary"))
         for size in reversed(self._local_sizes()):
             if memory.needed_bytes + by_rows * (size / rows - 1) > memory.available_bytes:

@@ -45,7 +45,7 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
     loss = ChunkedCrossEntropy(config.training.z_loss_coef, chunk_tokens=config.training.loss_chunk_tokens)
-    if config.compile.enable and "loss" in config.compile.components:
+    if config.compile.is_on(device.type) and "loss" in config.compile.components:
         from titan_pt.distributed.compile import check_compiler
 
         check_compiler(config.compile, device)
@@ -124,7 +124,7 @@ def build_dry_run(spec: TrainerSpec, context: TrainContext) -> "DryRunStep":
     step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
     batch = (
         f"{run_size.rows:,} rows of {training.seq_len:,} tokens: {run_size.rows_per_rank:,} a rank as "
-        f"{run_size.accumulation_steps:,} x {training.local_batch_size}, from "
+        f"{run_size.accumulation_steps:,} x {run_size.local_rows}, from "
         f"{run_size.num_streams // context.world.size} of {run_size.num_streams} data streams"
     )
     return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)

@@ -58,7 +58,7 @@ def describe_run(context: TrainContext, flops_per_token: float, peak: float | No
     """
     config, world, run_size = context.config, context.world, context.run_size
     logger.info(
-        f"Trainer is initialized with local batch size {config.training.local_batch_size}, global batch size "
+        f"Trainer is initialized with local batch size {run_size.local_rows}, global batch size "
         f"{run_size.rows}, gradient accumulation steps {run_size.accumulation_steps}, sequence length "
         f"{config.training.seq_len}, total steps {run_size.steps} (warmup {warmup_steps(config, run_size.steps)})"
     )

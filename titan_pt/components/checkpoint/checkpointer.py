@@ -74,7 +74,9 @@ class Checkpointer:
         self._folder, self._options, self._world = folder, options, world
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
-        pinned = options.async_mode == "async_with_pinned_mem" and world.device.type == "cuda"
+        on_cuda = world.device.type == "cuda"
+        self._waits = options.async_mode == "disabled" or (options.async_mode == "auto" and not on_cuda)
+        pinned = options.async_mode in ("auto", "async_with_pinned_mem") and on_cuda
         self._stager = BlockingAsyncStager(cache_staged_state_dict=pinned)
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
@@ -117,7 +119,7 @@ class Checkpointer:
         self._error = None
         attempt = self._world.broadcast(uuid.uuid4().hex[:8])
         temporary = self._folder / f"step-{step}.tmp-{attempt}"
-        if self._options.async_mode == "disabled":
+        if self._waits:
             self._write(step, temporary, tensors, documents)
             return
         staged = self._stager.stage(dict(tensors))

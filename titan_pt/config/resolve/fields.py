@@ -8,13 +8,13 @@ from pydantic.fields import FieldInfo
 from titan_pt.config.schema.job_config import JobConfig, Section
 
 
-def sections(config_type: type[JobConfig]) -> dict[str, type[Section]]:
-    """The type of every table."""
-    return {
-        name: info.annotation
-        for name, info in config_type.model_fields.items()
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
-    }
+def sections(kind: type[Section], above: str = "") -> dict[str, type[Section]]:
+    """The type of every table by its dotted name, tables inside of tables included."""
+    found: dict[str, type[Section]] = {}
+    for name, info in kind.model_fields.items():
+        if table := table_of(info.annotation):
+            found |= {f"{above}{name}": table, **sections(table, f"{above}{name}.")}
+    return found
 
 
 def keys(config_type: type[JobConfig]) -> dict[str, FieldInfo]:
@@ -23,7 +23,15 @@ def keys(config_type: type[JobConfig]) -> dict[str, FieldInfo]:
         f"{section}.{key}": info
         for section, section_type in sections(config_type).items()
         for key, info in section_type.model_fields.items()
+        if not table_of(info.annotation)
     }
+
+
+def table_of(annotation: Any) -> type[Section] | None:
+    """The type of the table where the annotation is one, or one that may be left out; else None."""
+    kinds = (annotation,) if isinstance(annotation, type) else typing.get_args(annotation)
+    is_list = typing.get_origin(annotation) is list
+    return next((k for k in kinds if not is_list and isinstance(k, type) and issubclass(k, Section)), None)
 
 
 def rows_of(annotation: Any) -> type[Section] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.resolve.fields import holds, keys, rows_of, sections
+from titan_pt.config.resolve.fields import holds, keys, rows_of, sections, table_of
 from titan_pt.config.schema.job_config import JobConfig, Section
 
 _OWN_HEADER = re.compile(r"^\[+[^\]]*\]+ *")
@@ -26,6 +26,8 @@ def help_text(config_type: type[JobConfig]) -> str:
     for section, section_type in sections(config_type).items():
         group = parser.add_argument_group(_title(f"[{section}]", section_type))
         for key, info in section_type.model_fields.items():
+            if table_of(info.annotation):
+                continue
             bare: dict[str, Any] = {"nargs": "?"} if holds(info.annotation, bool) else {}
             group.add_argument(f"--{section}.{key}", metavar="VALUE", help=_meaning(info), **bare)
     for name, info in keys(config_type).items():

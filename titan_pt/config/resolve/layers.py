@@ -44,6 +44,10 @@ class Merged:
         around = (path[:length] for length in range(len(path), 0, -1))
         return next((self.origins[part] for part in around if part in self.origins), "default")
 
+    def copied(self) -> Tables:
+        """The tables, of which validation may keep and change its own."""
+        return {name: dict(table) if isinstance(table, dict) else table for name, table in self.tables.items()}
+
     def table_at(self, path: list[str]) -> Tables | None:
         """The table at `path`, or None."""
         table: Any = self.tables

@@ -7,15 +7,46 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from titan_pt.config.errors import closest, dotted, nearest, one_of, shown
-from titan_pt.config.resolve.fields import keys, rows_of, sections
+from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
 from titan_pt.config.resolve.layers import Merged, Tables
-from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES
+from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
 from titan_pt.protocols.trainer_spec import trainers_with_section
 
 KeyPath = Sequence[str | int]
 _SURE = 0.75
+
+
+def valid_part(
+    config_type: type[JobConfig], merged: Merged, problems: list[str], notices: list[str]
+) -> tuple[JobConfig | None, set[str]]:
+    """The config of all valid values and the names of the invalid ones, whose problems are appended.
+
+    The config is None where not even that exists: a required key is missing.
+    """
+    notices += drop_foreign(merged, problems)
+    tables = merged.copied()
+    try:
+        return config_type.model_validate(tables), set()
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+    invalid = set()
+    for mistake in mistakes:
+        path = tree_path(merged.tables, mistake["loc"], missing=mistake["type"] == "missing")
+        problems.append(f"{dotted(path)}{describe_mistake(config_type, merged, path, mistake)}")
+        invalid.add(path[:2])
+    for section, *key in (tuple(map(str, path)) for path in invalid):
+        if key and isinstance(tables.get(section), dict):
+            tables[section].pop(key[0], None)
+        else:
+            tables.pop(section, None)
+    try:
+        return config_type.model_validate(tables), {dotted(path) for path in invalid}
+    except ValidationError:
+        return None, set()
 
 
 def tree_path(tables: Tables, location: KeyPath, *, missing: bool) -> tuple[str | int, ...]:
@@ -97,7 +128,7 @@ def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str
 
 def _elsewhere(config_type: type[JobConfig], key: str) -> str:
     """The right key, or nearly, in the wrong table."""
-    names = {name.split(".")[1]: name for name in reversed(keys(config_type))}
+    names = {name.rpartition(".")[2]: name for name in reversed(keys(config_type))}
     match = closest(key, names, cutoff=_SURE)
     return f"; did you mean {names[match]}?" if match else ""
 
@@ -110,8 +141,8 @@ def table_type(config_type: type[JobConfig], path: KeyPath) -> type[Section] | N
             continue
         info = kind.model_fields.get(part)
         annotation = info.annotation if info else None
-        rows = annotation if isinstance(annotation, type) else rows_of(annotation)
-        if rows is None or not issubclass(rows, Section):
+        rows = table_of(annotation) or rows_of(annotation)
+        if rows is None:
             return None
         kind = rows
     return kind

@@ -17,8 +17,9 @@ class Checkpoint(Section):
     initial_load_path: AnyPath | None = None
     """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
     folder. Empty text: none, whatever a file below says."""
-    async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
-    """Write in the background; training waits only for the copy to CPU memory."""
+    async_mode: Literal["auto", "disabled", "async", "async_with_pinned_mem"] = "auto"
+    """Write in the background; training waits only for the copy to CPU memory, which is fast where that is pinned.
+    "auto": pinned on CUDA, else disabled."""
     keep_latest_k: Count = 10
     """Whole checkpoints kept; 0 keeps all."""
     load_step: AllOrCount = -1

@@ -16,6 +16,7 @@ from titan_pt.config.schema.section import (
     Positive,
     PositiveInt,
     Section,
+    Switch,
     Timeout,
 )
 from titan_pt.config.schema.values import Size
@@ -43,8 +44,8 @@ class Rollout(Section):
     beginning off. Both are counted in the log."""
     max_rows: MaxRows = 1024
     """Most completions decoded together on one rank; more are done in turns."""
-    compile: bool = False
-    """torch.compile the decoding step; on CUDA its kernels are replayed as graphs."""
+    compile: Switch = "auto"
+    """torch.compile the decoding step; on CUDA its kernels are replayed as graphs. "auto": on CUDA."""
     record_freq: Count = 1
     """Steps between files rollouts/step-N.jsonl that hold every completion; 0 writes none."""
     print_samples: Count = 1

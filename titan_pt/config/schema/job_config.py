@@ -17,9 +17,11 @@ from titan_pt.config.schema.section import Section
 from titan_pt.config.schema.training import (
     ActivationCheckpoint,
     Compile,
+    Float8,
     LrScheduler,
     Optimizer,
     Parallelism,
+    Quantize,
     Training,
 )
 from titan_pt.config.schema.validation import Validation, ValidationTask
@@ -53,6 +55,7 @@ class JobConfig(Section):
     parallelism: Parallelism = Parallelism()
     activation_checkpoint: ActivationCheckpoint = ActivationCheckpoint()
     compile: Compile = Compile()
+    quantize: Quantize = Quantize()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()
@@ -82,6 +85,8 @@ class JobConfig(Section):
     def dump(self) -> dict[str, dict[str, Any]]:
         """The config as TOML tables: no unset values, no config_file, and of each pair the one that holds."""
         tables = self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
+        if self.quantize.linear.float8 is None:
+            del tables["quantize"]
         for used, other in self.PAIRS:
             section, key = used.split(".")
             if key in tables.get(section, {}):
@@ -103,6 +108,7 @@ __all__ = [
     "Data",
     "Debug",
     "Experimental",
+    "Float8",
     "Job",
     "JobConfig",
     "LrScheduler",
@@ -111,6 +117,7 @@ __all__ = [
     "Optimizer",
     "Parallelism",
     "Profiling",
+    "Quantize",
     "Section",
     "Source",
     "TokenizerSection",

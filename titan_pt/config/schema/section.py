@@ -1,8 +1,8 @@
 """The base of every TOML table, and the types of its numbers and names."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
 from titan_pt.config.schema.values import Seconds, check_storable
 from titan_pt.run.paths import escape_path, expand_path
@@ -20,6 +20,15 @@ PathName = Annotated[Name, AfterValidator(expand_path), PlainSerializer(escape_p
 Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
 
 
+def _switch(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("should be a valid boolean, or 'auto'")
+    return value
+
+
+Switch = Annotated[Literal["auto"] | bool, BeforeValidator(_switch)]
+
+
 class Section(BaseModel):
     """One TOML table: typed, immutable, and closed to unknown keys."""
 
@@ -31,3 +40,8 @@ class Section(BaseModel):
         for item in value if isinstance(value, list) else [value]:
             check_storable(item)
         return value
+
+
+def switched_on(switch: Switch, device_type: str) -> bool:
+    """What a switch means on a kind of device: "auto" is on with CUDA."""
+    return device_type == "cuda" if switch == "auto" else switch

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from titan_pt.config.schema.section import Count, Fraction, Name, NonNegative, Positive, PositiveInt, Section
+from titan_pt.config.schema.section import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    Switch,
+    switched_on,
+)
 from titan_pt.config.schema.values import CountText, Hours, Size
 
 _MAX_BATCH = 2**40  # far above any batch, and its divisors are still quick to list
@@ -14,7 +24,7 @@ class Training(Section):
     """[training] batch, length of the run, precision."""
 
     local_batch_size: PositiveInt = 8
-    """Rows of one micro-batch on one rank."""
+    """Rows of one micro-batch on one rank; where the global batch leaves a rank fewer, all of these."""
     global_batch_size: Annotated[int, Field(ge=-1, le=_MAX_BATCH)] = -1
     """Rows of one optimizer step over all ranks; -1: local_batch_size x data ranks. More: gradients accumulate."""
     global_batch_tokens: Annotated[Size, Field(gt=0, le=_MAX_BATCH)] | None = None
@@ -112,9 +122,40 @@ class ActivationCheckpoint(Section):
 class Compile(Section):
     """[compile] torch.compile."""
 
-    enable: bool = False
-    """Compile each block of the model, and the loss."""
+    enable: Switch = False
+    """Compile each block of the model, and the loss. "auto": on CUDA."""
     components: list[Literal["model", "loss"]] = ["model", "loss"]
     """Parts that are compiled."""
     backend: Name = "inductor"
     """Backend of torch.compile."""
+
+    def is_on(self, device_type: str) -> bool:
+        """Whether a run on this kind of device compiles."""
+        return switched_on(self.enable, device_type)
+
+
+class Float8(Section):
+    """[quantize.linear.float8] products of the blocks' linear layers in 8 bits (torchao), on H100 and later."""
+
+    recipe_name: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] | None = None
+    """One scale a tensor ("tensorwise", as unset) or a row; "rowwise_with_gw_hp" leaves the weights' gradients out."""
+    filter_fqns: list[Name] = []
+    """Layers to leave out, by parts of their names ("layers.0.", "down_proj"); so is a size no multiple of 16."""
+    enable_fsdp_float8_all_gather: bool = False
+    """Gather the weights in 8 bits; with one scale a tensor."""
+    precompute_float8_dynamic_scale_for_fsdp: bool = False
+    """Reduce the scales of all weights at once after each step; with enable_fsdp_float8_all_gather."""
+    emulate: bool = False
+    """Round to 8 bits, but multiply in the usual type, slowly and on any device: for tests."""
+
+
+class LinearQuantization(Section):
+    """[quantize.linear] what linear layers compute in."""
+
+    float8: Float8 | None = None
+
+
+class Quantize(Section):
+    """[quantize] what layers compute in; a table that is given is on."""
+
+    linear: LinearQuantization = LinearQuantization()

@@ -11,7 +11,7 @@ class SyntheticBatches:
     """Endless global batches of one micro-batch of zeros each."""
 
     def __init__(self, config: JobConfig, run_size: RunSize) -> None:
-        self._shape = config.training.local_batch_size, config.training.seq_len
+        self._shape = run_size.local_rows, config.training.seq_len
         self._tokens = run_size.tokens_per_step
 
     def next_batch(self) -> StepBatch:

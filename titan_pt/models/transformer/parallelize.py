@@ -1,4 +1,4 @@
-"""Activation checkpointing, compile and sharding of the transformer, in this order."""
+"""Float8, activation checkpointing, compile and sharding of the transformer, in this order."""
 
 import logging
 
@@ -28,11 +28,15 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
             f"model.sdpa_backend = {config.model.sdpa_backend!r}: has no effect on training with "
             "training.document_mask, whose kernel on CUDA is FlexAttention"
         )
+    if config.quantize.linear.float8:
+        from titan_pt.distributed.float8 import convert_blocks
+
+        convert_blocks(model, config, world)
     if config.activation_checkpoint.mode != "none":
         from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoint
 
         apply_activation_checkpoint(model.layers, config.activation_checkpoint)
-    if config.compile.enable and "model" in config.compile.components:
+    if config.compile.is_on(world.device.type) and "model" in config.compile.components:
         from titan_pt.distributed.compile import compile_blocks
 
         compile_blocks(model.layers, config.compile, world.device)
