@@ -1,6 +1,7 @@
 """Initial weights that are the same on any number of ranks."""
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,17 @@ def fill_keyed(model: nn.Module, seed: int, draw: Draw) -> None:
         full = torch.empty(parameter.shape, dtype=torch.float32)
         draw(name, full, keyed_generator(seed, name))
         copy_full(parameter, full)
+
+
+def fill_truncated_normal(tensor: torch.Tensor, std: float, bound: float, generator: torch.Generator) -> None:
+    """Draw from a normal distribution of mean 0, cut off at `bound` standard deviations, by its inverse.
+
+    `torch.nn.init.trunc_normal_` draws other numbers of the same generator from one version of torch to the next.
+    """
+    reach = math.erf(bound / math.sqrt(2.0))
+    for part in tensor.view(-1).split(2**22):  # in float64, where versions of erfinv agree; a part needs little memory
+        uniform = torch.empty(part.shape, dtype=torch.float64).uniform_(-reach, reach, generator=generator)
+        part.copy_(uniform.erfinv_().mul_(math.sqrt(2.0) * std).clamp_(-bound * std, bound * std))
 
 
 @torch.no_grad()

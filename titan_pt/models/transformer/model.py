@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from titan_pt.distributed.init import fill_keyed
+from titan_pt.distributed.init import fill_keyed, fill_truncated_normal
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
 
@@ -207,7 +207,7 @@ class Transformer(nn.Module):
                 full.fill_(1.0)
                 return
             std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else self.args.init_std
-            nn.init.trunc_normal_(full, std=std, a=-3 * std, b=3 * std, generator=generator)
+            fill_truncated_normal(full, std, 3.0, generator)
 
         fill_keyed(self, seed, draw)
         self.init_buffers()
