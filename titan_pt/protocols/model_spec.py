@@ -40,7 +40,8 @@ class ModelSpec(Generic[Args]):
 
     `build` makes the module on the current device (meta while a run starts). The module's forward is
     `forward(tokens_BL, positions_BL=None, head=None)`: with a `head` it returns `head(hidden_BLD, weight_VD)`, else
-    logits_BLV; and `init_weights(seed)` fills parameters and buffers, the same numbers on any number of ranks.
+    logits_BLV; and `init_weights(seed)` fills parameters and buffers, the same numbers on any number of ranks. Where the
+    forward has an argument `segments_BL` too (`attention.document_mask`), RL computes a prompt once for its completions.
     """
 
     name: str

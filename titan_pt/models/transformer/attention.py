@@ -51,20 +51,28 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
         )
 
 
-def document_mask(positions_BL: torch.Tensor) -> Mask:
+def document_mask(positions_BL: torch.Tensor, segments_BL: torch.Tensor | None = None) -> Mask:
     """Mask for causal attention inside each packed document; a document starts where the position is 0.
 
     On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL.
+
+    Args:
+        segments_BL: a token sees its own segment of its document, and segment 0; None: the whole document.
     """
     documents_BL = (positions_BL == 0).cumsum(dim=1)
     batch, length = positions_BL.shape
     if uses_flex(positions_BL.device):
 
-        def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
+        def visible(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            same = (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
+            if segments_BL is None:
+                return same
+            return same & ((segments_BL[b, k] == 0) | (segments_BL[b, q] == segments_BL[b, k]))
 
-        return _compiled_block_mask()(same_document, batch, None, length, length, device=positions_BL.device)
+        return _compiled_block_mask()(visible, batch, None, length, length, device=positions_BL.device)
     same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
+    if segments_BL is not None:
+        same_BLL &= (segments_BL[:, None] == 0) | (segments_BL[:, :, None] == segments_BL[:, None])
     return same_BLL.tril()[:, None]
 
 
