@@ -90,7 +90,7 @@ def test_no_gradients_are_computed_without_need() -> None:
         (2048, 1334, 1024),  # two equal parts, not 1,334 and 714
         (32768, 8192, 8192),
         (2000, 1334, 1024),
-        (700, 1, 128),  # never less than a tile
+        (700, 100, 100),  # too few for a tile
         (100, 1334, 128),
     ],
 )

@@ -90,9 +90,10 @@ def default_chunk_tokens(memory_bytes: float, vocab_size: int) -> int:
 
 
 def chunk_size(tokens: int, most: int) -> int:
-    """Tokens of a chunk: chunks are as equal as tiles allow, and hold at most `most` tokens, or one tile."""
-    equal = -(-tokens // -(-tokens // max(_TILE, most // _TILE * _TILE)))
-    return -(-equal // _TILE) * _TILE
+    """Tokens of the fewest equal chunks of at most `most` tokens each; whole tiles where a chunk holds one."""
+    tile = _TILE if most >= _TILE else 1
+    chunks = max(1, -(-tokens // max(1, most // tile * tile)))
+    return max(1, -(-tokens // (chunks * tile)) * tile)
 
 
 def compiled_chunk(backend: str) -> ChunkFunction:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from titan_pt.config.schema.grpo import Grpo, Rollout
 from titan_pt.models.transformer import Transformer, TransformerArgs
@@ -39,14 +40,13 @@ def make_model(seed: int = 0) -> Transformer:
 
 
 def make_samples(model: Transformer) -> list[TrainSample]:
-    """Eight samples of ragged lengths with the model's own log-probabilities, the last one masked."""
+    """Eight samples of four prompts and ragged lengths, with the model's own log-probabilities, the last one masked."""
     generator = torch.Generator().manual_seed(1)
     samples = []
     for i, (prompt, answer) in enumerate([(3, 5), (3, 9), (7, 1), (7, 12), (2, 6), (2, 4), (5, 10), (5, 3)]):
         ids = torch.randint(1, 37, (prompt + answer,), generator=generator).tolist()
-        sample = TrainSample(
-            tuple(ids[:prompt]), tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7
-        )
+        asked = samples[-1].prompt_ids if i % 2 else tuple(ids[:prompt])
+        sample = TrainSample(asked, tuple(ids[prompt:]), (0.0,) * answer, (-1.0) ** i * (0.3 + i / 8), i != 7)
         logprobs = tuple(logprobs_of(model, sample).tolist())
         samples.append(replace(sample, logprobs=logprobs))
     return samples
@@ -168,6 +168,51 @@ def test_importance_weights_correct_a_foreign_engine() -> None:
     loss.backward()
     for ours, start in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours.detach(), start.detach() - start.grad, rtol=1e-3, atol=1e-6)
+
+
+class WithoutSegments(nn.Module):
+    """A model whose forward knows no segments, as a plugin's may be."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor | None = None, head: Any = None) -> Any:
+        return self.model(tokens_BL, positions_BL, head)
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce"])
+def test_a_prompt_read_once_teaches_what_it_does_before_each_completion(loss: str) -> None:
+    options = {"loss": loss, "num_iterations": 2, "kl_coef": 0.1, "importance_sampling": "token"}
+    models = [make_model().double() for _ in range(2)]
+    reference = make_model(seed=5).double().requires_grad_(False)
+    samples = make_samples(make_model())
+    shifted = [replace(sample, logprobs=tuple(value - 0.1 for value in sample.logprobs)) for sample in samples]
+    found = []
+    for model, (own, other) in zip(
+        models, [(models[0], reference), (WithoutSegments(models[1]), WithoutSegments(reference))], strict=True
+    ):
+        metrics = PolicyUpdate(make_parts(own, **options), other)([shifted[:4], shifted[4:]], 0.1)
+        found.append((metrics, list(model.parameters())))
+    (ours, moved), (theirs, expected) = found
+    for a, b in zip(moved, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)  # the output layer is in float32
+    for name, value in vars(ours).items():
+        torch.testing.assert_close(value, getattr(theirs, name), rtol=1e-4, atol=1e-6, msg=name)
+    assert ours.kl.item() > 1e-3
+
+
+def test_two_ranks_add_up_to_one() -> None:
+    one, start, *two = (make_model() for _ in range(4))
+    samples = make_samples(start)
+    PolicyUpdate(make_parts(one), None)([samples], 1.0)
+    for rank, model in enumerate(two):
+        parts = make_parts(model)
+        parts.world = OneRank(rank=rank, size=2)
+        PolicyUpdate(parts, None)([samples], 1.0)
+    for whole, before, *halves in zip(*(m.parameters() for m in (one, start, *two)), strict=True):
+        torch.testing.assert_close(whole, sum(halves) - before, rtol=1e-4, atol=1e-5)
+        assert all((half != before).any() for half in halves)
 
 
 def test_a_non_finite_step_is_not_applied() -> None:

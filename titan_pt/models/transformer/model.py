@@ -162,7 +162,11 @@ class Transformer(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def forward(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor | None = None, head: Head | None = None
+        self,
+        tokens_BL: torch.Tensor,
+        positions_BL: torch.Tensor | None = None,
+        head: Head | None = None,
+        segments_BL: torch.Tensor | None = None,
     ) -> Any:
         """Return logits_BLV, or `head(hidden_BLD, weight_VD)` where a head is given.
 
@@ -172,11 +176,12 @@ class Transformer(nn.Module):
         Args:
             tokens_BL: token ids.
             positions_BL: position of each token in its document; None: 0..L-1.
+            segments_BL: parts of a document that do not see each other, see `attention.document_mask`.
         """
         embedding_VD, output_VD = self._tables()
         x_BLD = F.embedding(tokens_BL, embedding_VD)
         rope = self._rope(tokens_BL.shape[1], positions_BL)
-        mask = document_mask(positions_BL) if self.document_mask and positions_BL is not None else None
+        mask = document_mask(positions_BL, segments_BL) if self.document_mask and positions_BL is not None else None
         for layer in self.layers:
             x_BLD = layer(x_BLD, rope, mask)
         return (head or self.logits)(self.norm(x_BLD), output_VD)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.packing import TrainSample
-from titan_pt.trainers.grpo.policy import PolicyUpdate
+from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
+from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
 from titan_pt.trainers.grpo.reference import Reference
 
 # Assumed length of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
@@ -43,8 +44,8 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
     else:
         sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
     update = PolicyUpdate(context, reference.model if reference else None)
-    size = update_size(config, context.world.size)
-    samples = synthetic_samples(config, size)
+    size = update_size(config, context.world.size, shares_prompts=takes_segments(context.model))
+    samples = synthetic_samples(config, size, context.world.size)
 
     def step(state: TrainState) -> StepMetrics:
         updated = update([samples], context.schedule(state.step + 1))
@@ -53,14 +54,14 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
             grad_norm=updated.grad_norm,
             skipped=updated.skipped,
             lr=0.0,
-            tokens=sum(sample.num_inputs for sample in samples),
+            tokens=context.world.size * size.rows * size.row_tokens,
             data_seconds=0.0,
         )
 
     notes = (tried, f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
     batch = (
         f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
-        f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of "
+        f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of at most "
         f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
     )
     return DryRunStep(step, batch, size.accumulates, held, sampling_bytes, notes)
@@ -117,29 +118,55 @@ def prompt_tokens(config: GrpoConfig) -> int:
 class UpdateSize:
     """Size of one micro-batch of an update."""
 
+    groups: tuple[int, ...]
+    """Completions of each prompt, of one rank."""
     samples: int
     """Completions, over all ranks."""
     rows: int
     """Packed rows of one rank."""
+    row_tokens: int
+    """Length of such a row."""
     scored_tokens: int
     """Completion tokens of one rank."""
     accumulates: bool
     """Whether an update has several micro-batches."""
 
 
-def update_size(config: GrpoConfig, num_ranks: int) -> UpdateSize:
+def update_size(config: GrpoConfig, num_ranks: int, *, shares_prompts: bool = True) -> UpdateSize:
     """The size of a micro-batch of full-length completions."""
-    length = config.rollout.max_new_tokens
-    a_row = max(1, config.training.seq_len // (prompt_tokens(config) + length - 1))
-    wanted, most = update_samples(config), a_row * config.training.local_batch_size * num_ranks
-    own = -(-min(wanted, most) // num_ranks)
-    return UpdateSize(min(wanted, most), -(-own // a_row), own * length, wanted > most)
+    training, of_a_prompt = config.training, config.rollout.num_samples
+    own = -(-update_samples(config) // num_ranks)
+    groups = [of_a_prompt] * (own // of_a_prompt) + [own % of_a_prompt] * (own % of_a_prompt > 0)
+    batches = lay_out(
+        _full_length(config, groups),
+        1,
+        seq_len=training.seq_len,
+        batch_rows=training.local_batch_size,
+        shares_prompts=shares_prompts,
+    )[0]
+    documents = [document for row in batches[0] for document in row]
+    held = Counter(number // of_a_prompt for document in documents for number in document.numbers)
+    samples = sum(held.values())
+    return UpdateSize(
+        groups=tuple(held.values()),
+        samples=samples * num_ranks,
+        rows=len(batches[0]),
+        row_tokens=row_length(max(document.length for document in documents), training.seq_len),
+        scored_tokens=samples * config.rollout.max_new_tokens,
+        accumulates=len(batches) > 1,
+    )
 
 
-def synthetic_samples(config: GrpoConfig, size: UpdateSize) -> list[TrainSample]:
+def synthetic_samples(config: GrpoConfig, size: UpdateSize, num_ranks: int) -> list[TrainSample]:
     """The full-length completions of one micro-batch, over all ranks."""
+    return _full_length(config, size.groups * num_ranks)
+
+
+def _full_length(config: GrpoConfig, groups: Sequence[int]) -> list[TrainSample]:
+    """Completions of prompts that differ, a number of each."""
     length = config.rollout.max_new_tokens
-    return [TrainSample((0,) * prompt_tokens(config), (0,) * length, (0.0,) * length)] * size.samples
+    answer, logprobs, rest = (0,) * length, (0.0,) * length, (0,) * (prompt_tokens(config) - 1)
+    return [TrainSample((p, *rest), answer, logprobs) for p, count in enumerate(groups) for _ in range(count)]
 
 
 def update_samples(config: GrpoConfig) -> int:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens and the entropy at each, without holding all logits at once.
+"""Log-probabilities of given tokens and the entropy at each, in float32, without holding the logits of many tokens.
 
 Legend: T tokens (B x L, flat), D model dim, V vocabulary.
 """
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from titan_pt.components.loss import chunk_size
 from titan_pt.data.stream.batch import IGNORED
 
+# Logits of one chunk: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
+
+# Logits of one chunk on a CPU, whose caches are soon full: 32 MiB.
+_CPU_CHUNK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ def logprob_head(
 ) -> Callable[[torch.Tensor, torch.Tensor], TokenLogprobs]:
     """A head for `Transformer.forward` that gives the log-probabilities of `targets_BL` at the engine's temperature.
 
-    The output layer is computed in float32, whatever the type of the model: it is the cheapest way to keep these
-    numbers close to the engine's. The logits are divided by the temperature that the engine sampled at.
+    The output layer is summed in float32, whatever the type of the model: it is the cheapest way to keep these numbers
+    close to the engine's. The logits are divided by the temperature that the engine sampled at.
 
     Args:
         targets_BL: token ids; IGNORED where there is nothing to score.
         temperature: temperature of the sampling; 0 (greedy) scores at 1.
         num_tokens: rows of the vocabulary that stand for a token; the others have no probability.
-        elements: most logits held at a time.
+        elements: most logits of a chunk; gradients of up to twice as many are kept for the backward.
     """
 
     def apply(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
@@ -47,7 +51,8 @@ def logprob_head(
             targets_BL.flatten(),
             1.0 / (temperature or 1.0),
             num_tokens or weight_VD.shape[0],
-            max(1, elements // weight_VD.shape[0]),
+            elements,
+            torch.is_grad_enabled(),
         )
         return TokenLogprobs(logprobs_T.view_as(targets_BL), entropy_T.view_as(targets_BL))
 
@@ -55,7 +60,7 @@ def logprob_head(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Log-probabilities in chunks. The backward computes the logits again, since the tokens' gradients come late."""
+    """Log-probabilities in chunks. Gradients of the logits are kept where there are few, else computed again."""
 
     @staticmethod
     def forward(
@@ -65,40 +70,78 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets_T: torch.Tensor,
         scale: float,
         num_tokens: int,
-        rows: int,
+        elements: int,
+        with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(hidden_TD, weight_VD, targets_T)
-        ctx.options = scale, num_tokens, rows
-        weight = weight_VD[:num_tokens].float()
+        weight = weight_VD[:num_tokens]
+        most = min(elements, _CPU_CHUNK_ELEMENTS) if hidden_TD.is_cpu else elements
+        rows = chunk_size(hidden_TD.shape[0], most // num_tokens)
+        kept_TV = None
+        if with_gradient and hidden_TD.shape[0] * num_tokens <= 2 * elements:
+            kept_TV = hidden_TD.new_empty(hidden_TD.shape[0], num_tokens, dtype=_product_type(hidden_TD, weight))
         chosen, entropies = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
+            log_p_TV = _log_softmax(hidden_TD[part], weight, scale)
             kept_T, safe_T = _split(targets_T[part])
-            log_p_TV = torch.log_softmax(F.linear(hidden_TD[part].float(), weight) * scale, dim=-1)
             chosen.append(torch.where(kept_T, log_p_TV.gather(-1, safe_T)[:, 0], 0.0))
-            entropies.append(torch.where(kept_T, -(log_p_TV.exp() * log_p_TV).sum(-1), 0.0))
+            p_TV = log_p_TV.exp()
+            entropies.append(torch.where(kept_T, -torch.linalg.vecdot(p_TV, log_p_TV), 0.0))
+            if kept_TV is not None:
+                kept_TV[part] = _less_one(p_TV, safe_T)
+        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, kept_TV)
+        ctx.options = scale, num_tokens, rows if kept_TV is None else hidden_TD.shape[0]
         entropy_T = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_T)
         return torch.cat(chosen), entropy_T
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_TD, weight_VD, targets_T = ctx.saved_tensors
+        hidden_TD, weight_VD, targets_T, kept_TV = ctx.saved_tensors
         scale, num_tokens, rows = ctx.options
-        weight = weight_VD[:num_tokens].float()
+        weight = weight_VD[:num_tokens]
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
+            hidden = hidden_TD[part]
             kept_T, safe_T = _split(targets_T[part])
-            hidden = hidden_TD[part].float()
+            if kept_TV is None:
+                p_TV = _log_softmax(hidden, weight, scale).exp_()
+                gradient_TV = _less_one(p_TV, safe_T).to(_product_type(hidden, weight))
+            else:
+                gradient_TV = kept_TV[part]
             # d log p(y) / d logits = onehot(y) - softmax
-            gradient_TV = torch.softmax(F.linear(hidden, weight) * scale, dim=-1).neg_()
-            gradient_TV.scatter_add_(-1, safe_T, torch.ones_like(safe_T, dtype=gradient_TV.dtype))
-            gradient_TV *= (torch.where(kept_T, grads[0][part], 0.0) * scale)[:, None]
-            grad_hidden_TD[part] = gradient_TV @ weight
-            grad_weight_VD[:num_tokens] += gradient_TV.T @ hidden
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None
+            factor_T1 = torch.where(kept_T, grads[0][part], 0.0)[:, None] * -scale
+            grad_hidden_TD[part] = product(gradient_TV, weight) * factor_T1
+            grad_weight_VD[:num_tokens] += product(gradient_TV.T, (hidden * factor_T1).to(hidden.dtype))
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None, None
+
+
+def product(a_TD: torch.Tensor, b_DV: torch.Tensor) -> torch.Tensor:
+    """The matrix product in float32. Of bfloat16 matrices where the device's kernel sums such products in float32."""
+    if _sums_in_float32(a_TD, b_DV):
+        return torch.mm(a_TD, b_DV, out_dtype=torch.float32)
+    return a_TD.float() @ b_DV.float()
+
+
+def _sums_in_float32(*factors: torch.Tensor) -> bool:
+    return hasattr(torch.ops.aten.mm, "dtype") and all(t.is_cuda and t.dtype == torch.bfloat16 for t in factors)
+
+
+def _product_type(hidden_TD: torch.Tensor, weight_VD: torch.Tensor) -> torch.dtype:
+    """Type in which the gradient of the logits enters the products."""
+    return torch.bfloat16 if _sums_in_float32(hidden_TD, weight_VD) else torch.float32
+
+
+def _log_softmax(hidden_TD: torch.Tensor, weight_VD: torch.Tensor, scale: float) -> torch.Tensor:
+    logits_TV = product(hidden_TD, weight_VD.T)
+    return torch.log_softmax(logits_TV if scale == 1.0 else logits_TV.mul_(scale), dim=-1)
+
+
+def _less_one(p_TV: torch.Tensor, tokens_T1: torch.Tensor) -> torch.Tensor:
+    """softmax - onehot, in place."""
+    return p_TV.scatter_add_(-1, tokens_T1, torch.full_like(tokens_T1, -1, dtype=p_TV.dtype))
 
 
 def _split(targets_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,17 @@
-"""Packing of prompts with their completions into rows of training.seq_len tokens.
+"""Packing of prompts and their completions into rows: a prompt once, then every completion of it.
+
+A prompt with its completions is a document. The prompt is the document's segment 0 and each completion a segment of its
+own, which sees the prompt and itself; its positions go on from the prompt's. So every completion is read as if it stood
+alone behind its prompt, and the prompt is computed once. All first tokens are predicted at the prompt's last position.
+A model that knows no segments gets a document for each completion.
 
 Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C tokens of the longest completion.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,11 +37,26 @@ class TrainSample:
 
 
 @dataclass(frozen=True)
+class Document:
+    """Samples of one prompt that share a row."""
+
+    numbers: tuple[int, ...]
+    """Numbers of the samples in the list that is packed."""
+    length: int
+    """Tokens that the model reads: the prompt once, and each completion but its last token."""
+
+
+Row = list[Document]
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Input of one forward. A micro-batch without samples is all padding, since FSDP needs as many on every rank."""
 
     tokens_BL: torch.Tensor
     positions_BL: torch.Tensor
+    segments_BL: torch.Tensor | None
+    """Number of the completion in its document, from 1; 0 in prompts and padding. None: a document is one sample."""
     where_N: torch.Tensor
     """Positions in the flattened (B, L) where completion tokens are predicted; the others need no output layer."""
     targets_N: torch.Tensor
@@ -53,96 +75,176 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """A copy of the batch on a device."""
-        return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        fields = vars(self).items()
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in fields if x is not None})
 
     def by_sample(self, values_N: torch.Tensor) -> torch.Tensor:
         """values_SC of the completions' tokens; values where `sampled_SC` is False mean nothing."""
         return values_N[self.index_SC]
 
 
-def assign(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Numbers of the samples for each rank: the longest first, each to the rank with the fewest tokens so far."""
-    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        rank = loads.index(min(loads))
-        ranks[rank].append(i)
-        loads[rank] += lengths[i]
+def by_prompt(samples: Sequence[TrainSample], *, shares_prompts: bool) -> list[list[int]]:
+    """Numbers of the samples of each prompt; each sample alone where prompts are not shared."""
+    groups: dict[object, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.prompt_ids if shares_prompts else i, []).append(i)
+    return list(groups.values())
+
+
+def assign(samples: Sequence[TrainSample], groups: Sequence[Sequence[int]], num_ranks: int) -> list[list[list[int]]]:
+    """The groups of each rank, in equal shares of tokens; a group is cut where a rank has its share."""
+    ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    left = sum(document.length for group in groups for document in cut_documents(samples, group))
+    rank, load = 0, 0
+    for group in groups:
+        own: list[int] = []
+        for i in group:
+            tokens = samples[i].num_inputs - (len(samples[i].prompt_ids) if own else 0)
+            if rank + 1 < num_ranks and load and load + tokens / 2 > (load + left) / (num_ranks - rank):
+                left += samples[i].num_inputs - tokens  # the next rank reads the prompt again
+                tokens = samples[i].num_inputs
+                rank, load, own = rank + 1, 0, []
+            if not own:
+                ranks[rank].append(own)
+            own.append(i)
+            load, left = load + tokens, left - tokens
     return ranks
 
 
-def fill_rows(numbers: Sequence[int], lengths: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Numbers of the samples in each row of at most seq_len tokens: the longest first, in the first row with room."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(numbers, key=lambda i: -lengths[i]):
-        row = next((r for r, left in enumerate(room) if left >= lengths[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(seq_len)
-        rows[row].append(i)
-        room[row] -= lengths[i]
-    return rows
+def cut_documents(
+    samples: Sequence[TrainSample], group: Sequence[int], seq_len: float = math.inf
+) -> Iterator[Document]:
+    """The documents of a group; several with the prompt in each where one would be longer than seq_len."""
+    prompt = len(samples[group[0]].prompt_ids)
+    own: list[int] = []
+    length = prompt
+    for i in group:
+        tokens = samples[i].num_inputs - prompt
+        if own and length + tokens > seq_len:
+            yield Document(tuple(own), length)
+            own, length = [], prompt
+        own.append(i)
+        length += tokens
+    yield Document(tuple(own), length)
+
+
+def fill_rows(documents: Sequence[Document], seq_len: int, batch_rows: int) -> list[list[Row]]:
+    """Micro-batches of rows: the longest documents first, each in the first row with room.
+
+    The rows of a micro-batch are as long as its longest document needs. It holds at most batch_rows x seq_len tokens.
+    """
+    batches = []
+    waiting = sorted(documents, key=lambda document: -document.length)
+    while waiting:
+        length = row_length(waiting[0].length, seq_len)
+        most_rows = batch_rows * seq_len // length
+        rows: list[Row] = []
+        room: list[int] = []
+        later = []
+        for document in waiting:
+            row = next((r for r, free in enumerate(room) if free >= document.length), len(rows))
+            if row == most_rows:
+                later.append(document)
+                continue
+            if row == len(rows):
+                rows.append([])
+                room.append(length)
+            rows[row].append(document)
+            room[row] -= document.length
+        batches.append(rows)
+        waiting = later
+    return batches
+
+
+def row_length(tokens: int, seq_len: int) -> int:
+    """Length of rows that hold so many tokens: a multiple of 32, 64 or 128, so that there are few shapes to compile."""
+    unit = next((unit for unit in (32, 64) if tokens <= 16 * unit), 128)
+    return min(-(-tokens // unit) * unit, seq_len)
+
+
+def lay_out(
+    samples: Sequence[TrainSample], num_ranks: int, *, seq_len: int, batch_rows: int, shares_prompts: bool
+) -> list[list[list[Row]]]:
+    """The micro-batches of each rank."""
+    groups = by_prompt(samples, shares_prompts=shares_prompts)
+    return [
+        fill_rows([d for group in own for d in cut_documents(samples, group, seq_len)], seq_len, batch_rows)
+        for own in assign(samples, groups, num_ranks)
+    ]
 
 
 def pack(
-    samples: Sequence[TrainSample], rank: int, num_ranks: int, *, seq_len: int, batch_rows: int, eos_id: int
+    samples: Sequence[TrainSample],
+    rank: int,
+    num_ranks: int,
+    *,
+    seq_len: int,
+    batch_rows: int,
+    eos_id: int,
+    shares_prompts: bool,
 ) -> list[PackedBatch]:
-    """Micro-batches of this rank, of `batch_rows` rows each; their number is the same on every rank.
+    """Micro-batches of this rank, of at most batch_rows x seq_len tokens; their number is the same on every rank.
 
     Args:
         samples: samples of all ranks, in the same order on each.
         eos_id: token that fills the rows.
+        shares_prompts: lay a prompt once before its completions, for a model that knows segments.
     """
-    lengths = [sample.num_inputs for sample in samples]
-    rows_of = [fill_rows(numbers, lengths, seq_len) for numbers in assign(lengths, num_ranks)]
-    rows = rows_of[rank]
-    rounds = -(-max(map(len, rows_of)) // batch_rows)
-    # No more rows than there can be in the largest micro-batch: a small step need not pay for empty ones.
-    batch_rows = min(batch_rows, max(map(len, rows_of)))
+    layout = lay_out(samples, num_ranks, seq_len=seq_len, batch_rows=batch_rows, shares_prompts=shares_prompts)
+    own, rounds = layout[rank], max(map(len, layout))
     return [
-        _tensors(samples, rows[i * batch_rows : (i + 1) * batch_rows], batch_rows, seq_len, eos_id)
-        for i in range(rounds)
+        _tensors(samples, rows or [[]], seq_len, eos_id, shares_prompts) for rows in [*own, *[[]] * (rounds - len(own))]
     ]
 
 
 def _tensors(
-    samples: Sequence[TrainSample], rows: Sequence[Sequence[int]], batch_rows: int, seq_len: int, eos_id: int
+    samples: Sequence[TrainSample], rows: Sequence[Row], seq_len: int, eos_id: int, shares_prompts: bool
 ) -> PackedBatch:
-    numbers = [i for row in rows for i in row]
+    numbers = [i for row in rows for document in row for i in document.numbers]
     counts = [len(samples[i].completion_ids) for i in numbers]
     longest = max(counts, default=1)
-    tokens = torch.full((batch_rows, seq_len), eos_id)
-    positions = torch.zeros(batch_rows, seq_len, dtype=torch.long)
-    index = torch.zeros(len(numbers), longest, dtype=torch.long)
-    logprobs = torch.zeros(len(numbers), longest)
+    length = row_length(max(1, *(sum(document.length for document in row) for row in rows)), seq_len)
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
     where: list[int] = []
     targets: list[int] = []
-    s = 0
-    for b, row in enumerate(rows):
-        start = 0
-        for i in row:
-            sample, count = samples[i], counts[s]
-            end = start + sample.num_inputs
-            tokens[b, start:end] = torch.tensor([*sample.prompt_ids, *sample.completion_ids[:-1]])
-            positions[b, start:end] = torch.arange(sample.num_inputs)
-            index[s, :count] = torch.arange(len(where), len(where) + count)
-            logprobs[s, :count] = torch.tensor(sample.logprobs)
-            where += range(b * seq_len + end - count, b * seq_len + end)
-            targets += sample.completion_ids
-            start, s = end, s + 1
-        positions[b, start:] = torch.arange(seq_len - start)  # the padding is a separate document
+    for b, row in enumerate(rows, 1):
+        for document in row:
+            prompt = samples[document.numbers[0]].prompt_ids
+            tokens += prompt
+            positions += range(len(prompt))
+            segments += [0] * len(prompt)
+            last = len(tokens) - 1
+            for segment, i in enumerate(document.numbers, 1):
+                sample = samples[i]
+                where += [last, *range(len(tokens), len(tokens) + len(sample.completion_ids) - 1)]
+                targets += sample.completion_ids
+                tokens += sample.completion_ids[:-1]
+                positions += range(len(prompt), sample.num_inputs)
+                segments += [segment] * (len(sample.completion_ids) - 1)
+        padding = b * length - len(tokens)
+        tokens += [eos_id] * padding
+        positions += range(padding)  # the padding is a separate document
+        segments += [0] * padding
+    firsts = itertools.accumulate(counts, initial=0)
+    index = [
+        [*range(first, first + count), *[0] * (longest - count)] for first, count in zip(firsts, counts, strict=False)
+    ]
+    logprobs = [[*samples[i].logprobs, *[0.0] * (longest - count)] for i, count in zip(numbers, counts, strict=True)]
     sampled = torch.arange(longest) < torch.tensor(counts, dtype=torch.long)[:, None]
     trains = torch.tensor([samples[i].trains for i in numbers], dtype=torch.bool)
+    shape_BL, shape_SC = (len(rows), length), (len(numbers), longest)
     return PackedBatch(
-        tokens_BL=tokens,
-        positions_BL=positions,
+        tokens_BL=torch.tensor(tokens).view(shape_BL),
+        positions_BL=torch.tensor(positions).view(shape_BL),
+        segments_BL=torch.tensor(segments).view(shape_BL) if shares_prompts else None,
         where_N=torch.tensor(where or [0]),
         targets_N=torch.tensor(targets or [IGNORED]),
-        index_SC=index,
+        index_SC=torch.tensor(index, dtype=torch.long).view(shape_SC),
         mask_SC=sampled & trains[:, None],
         sampled_SC=sampled,
-        sampler_logprobs_SC=logprobs,
+        sampler_logprobs_SC=torch.tensor(logprobs, dtype=torch.float32).view(shape_SC),
         advantages_S=torch.tensor([samples[i].advantage for i in numbers], dtype=torch.float32),
         numbers_S=torch.tensor(numbers, dtype=torch.long),
     )

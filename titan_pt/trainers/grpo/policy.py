@@ -3,6 +3,7 @@
 Legend: S sequences, C tokens of the longest completion.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.schema.grpo import GrpoConfig
-from titan_pt.distributed.world import World
+from titan_pt.distributed.world import World, sum_over_ranks
 from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
 from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
@@ -19,13 +20,13 @@ from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
 from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, pack
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyBatch:
     """A packed micro-batch with the log-probabilities that do not change during a step."""
 
     packed: PackedBatch
     old_logprobs_SC: torch.Tensor | None
-    """Log-probabilities by the weights that sampled; None for a single update, which computes them itself."""
+    """Log-probabilities by the weights that sampled; None until the step's first update, whose forward gives them."""
     ref_logprobs_SC: torch.Tensor | None
     """Log-probabilities by the reference; None without a KL penalty."""
 
@@ -52,9 +53,10 @@ class Scorer:
         score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens)
 
         def head(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
-            return score(hidden_BLD.flatten(0, 1)[batch.where_N], weight_VD)
+            return score(hidden_BLD.flatten(0, 1).index_select(0, batch.where_N), weight_VD)
 
-        out: TokenLogprobs = self.model(batch.tokens_BL, batch.positions_BL, head)
+        segments = {} if batch.segments_BL is None else {"segments_BL": batch.segments_BL}
+        out: TokenLogprobs = self.model(batch.tokens_BL, batch.positions_BL, head, **segments)
         return Scored(batch.by_sample(out.logprobs_BL), batch.by_sample(out.entropy_BL))
 
 
@@ -66,6 +68,7 @@ class Packing:
     seq_len: int
     batch_rows: int
     eos_id: int
+    shares_prompts: bool
 
     def __call__(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         packed = pack(
@@ -75,6 +78,7 @@ class Packing:
             seq_len=self.seq_len,
             batch_rows=self.batch_rows,
             eos_id=self.eos_id,
+            shares_prompts=self.shares_prompts,
         )
         return [batch.to(self.world.device) for batch in packed]
 
@@ -124,15 +128,17 @@ class PolicyUpdate:
         Raises:
             Preempted: between micro-batches, before the first update; the updates of one step are all or none.
         """
-        num_updates = len(minibatches) * self._grpo.num_iterations
-        prepared = [self._prepare(samples, several=num_updates > 1) for samples in minibatches]
+        prepared = [self._prepare(samples, is_first=i == 0) for i, samples in enumerate(minibatches)]
         sums: list[torch.Tensor] = []
         largest: list[torch.Tensor] = []
         updates: list[tuple[torch.Tensor, torch.Tensor]] = []
         for _ in range(self._grpo.num_iterations):
             for samples, batches in zip(minibatches, prepared, strict=True):
                 loss_config = replace(self._loss_config, **global_counts(samples))
-                results = [self._backward(batch, loss_config, first=not updates) for batch in batches]
+                results = []
+                for i, batch in enumerate(batches, 1):
+                    sum_over_ranks(self._context.model, last=i == len(batches))
+                    results.append(self._backward(batch, loss_config, first=not updates))
                 total = self._context.world.sum(torch.stack([part for part, _ in results]).sum(dim=0))
                 sums.append(total)
                 largest.append(torch.stack([maxima for _, maxima in results]).amax(dim=0))
@@ -148,11 +154,11 @@ class PolicyUpdate:
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
 
     @torch.no_grad()
-    def _prepare(self, samples: Sequence[TrainSample], *, several: bool) -> list[PolicyBatch]:
+    def _prepare(self, samples: Sequence[TrainSample], *, is_first: bool) -> list[PolicyBatch]:
         batches = []
         for packed in self._packing(samples):
             self._context.raise_if_preempted()
-            old = self._scorer(packed).logprobs_SC if several else None
+            old = None if is_first else self._scorer(packed).logprobs_SC
             reference = self._reference(packed).logprobs_SC if self._reference else None
             batches.append(PolicyBatch(packed, old, reference))
         return batches
@@ -166,7 +172,9 @@ class PolicyUpdate:
         packed = batch.packed
         scored = self._scorer(packed)
         logprobs = scored.logprobs_SC
-        old = logprobs.detach() if batch.old_logprobs_SC is None else batch.old_logprobs_SC
+        if batch.old_logprobs_SC is None:
+            batch.old_logprobs_SC = logprobs.detach()
+        old = batch.old_logprobs_SC
         mask, count = packed.mask_SC, packed.mask_SC.sum()
         weights = None
         if self._grpo.importance_sampling == "token":
@@ -215,9 +223,15 @@ def global_counts(samples: Sequence[TrainSample]) -> dict[str, int]:
 
 
 def build_packing(context: TrainContext[GrpoConfig]) -> Packing:
-    """The packing of [training]."""
-    training, tokenizer = context.config.training, context.tokenizer
-    return Packing(context.world, training.seq_len, training.local_batch_size, tokenizer.eos_id)
+    """The packing of [training]; prompts are shared where the model keeps segments of a document apart."""
+    training, eos_id = context.config.training, context.tokenizer.eos_id
+    shares_prompts = takes_segments(context.model)
+    return Packing(context.world, training.seq_len, training.local_batch_size, eos_id, shares_prompts)
+
+
+def takes_segments(model: nn.Module) -> bool:
+    """Whether the model's forward has the argument `segments_BL` (`protocols.model_spec.ModelSpec`)."""
+    return "segments_BL" in inspect.signature(model.forward).parameters
 
 
 @torch.no_grad()
