@@ -11,7 +11,8 @@ from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
 from titan_pt.models.transformer.args import flops_per_token
-from titan_pt.models.transformer.attention import available_backends, check_backend, document_mask
+from titan_pt.models.transformer.attention import available_backends, document_mask
+from titan_pt.models.transformer.kernels import check_backend
 from titan_pt.protocols.model_spec import get_model_spec
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -109,7 +110,8 @@ def test_a_kernel_the_device_lacks_is_refused_by_name() -> None:
 def test_unused_kernels_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("titan_pt.models.transformer.parallelize.uses_flex", lambda _device: True)
+    for module in ("parallelize", "kernels"):
+        monkeypatch.setattr(f"titan_pt.models.transformer.{module}.uses_flex", lambda _device: True)
     config = write_toml(tmp_path, training={"steps": 1})
     for flags in (["--model.sdpa_backend=math"], ["--training.document_mask"]):
         assert train_here(config, *flags) == 0

@@ -6,14 +6,15 @@ Legend: B batch, L sequence, N query heads, K key-value heads, G query heads of 
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from titan_pt.config.errors import ConfigError, one_of
+if TYPE_CHECKING:
+    from titan_pt.models.transformer.varlen import DocumentBounds
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -23,7 +24,7 @@ BACKENDS = {
 }
 
 # None is plain causal attention, which every kernel knows without a mask.
-Mask = torch.Tensor | BlockMask | None
+Mask: TypeAlias = "torch.Tensor | BlockMask | DocumentBounds | None"
 
 
 def kernel_context(backend: str) -> AbstractContextManager[None]:
@@ -38,6 +39,8 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
         if torch.compiler.is_compiling():
             return flex_attention(q_BNLH, k_BKLH, v_BKLH, block_mask=mask, enable_gqa=True)
         return _compiled_flex()(q_BNLH, k_BKLH, v_BKLH, block_mask=mask, enable_gqa=True)
+    if isinstance(mask, tuple):  # DocumentBounds, of a module that few runs load
+        return mask.attend(q_BNLH, k_BKLH, v_BKLH)
     batch, _, length, _ = q_BNLH.shape
     if length == 1 and mask is not None:
         # A new token's query heads that share a key head become that head's queries: torch's bfloat16 kernel of the
@@ -51,11 +54,17 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
         )
 
 
-def document_mask(positions_BL: torch.Tensor) -> Mask:
+def document_mask(positions_BL: torch.Tensor, *, varlen: bool = False) -> Mask:
     """Mask for causal attention inside each packed document; a document starts where the position is 0.
 
-    On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL.
+    On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL. With
+    `varlen` bounds for varlen_attn, where it is known without asking the device that there are not too many documents.
     """
+    if varlen:
+        from titan_pt.models.transformer.varlen import document_bounds
+
+        if bounds := document_bounds(positions_BL):
+            return bounds
     documents_BL = (positions_BL == 0).cumsum(dim=1)
     batch, length = positions_BL.shape
     if uses_flex(positions_BL.device):
@@ -98,16 +107,3 @@ def _runs(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> 
     except RuntimeError:
         return False
     return True
-
-
-def check_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> None:
-    """Raise a ConfigError that names the kernels this device has, if `backend` is not one of them."""
-    if backend == "auto":
-        return
-    available = available_backends(device_type, dtype, head_dim)
-    if backend not in available:
-        name = str(dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"model.sdpa_backend = {backend!r}: this device ({device_type}, {name}, head_dim {head_dim}) has "
-            f"{one_of(available)}; or use auto"
-        )

@@ -1,17 +1,13 @@
 """Activation checkpointing, compile and sharding of the transformer, in this order."""
 
-import logging
-
 import torch
 from torch import nn
 
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.fsdp import shard
 from titan_pt.distributed.world import World
-from titan_pt.models.transformer.attention import check_backend, uses_flex
+from titan_pt.models.transformer.attention import uses_flex
 from titan_pt.models.transformer.model import Transformer
-
-logger = logging.getLogger("titan_pt")
 
 
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
@@ -21,13 +17,11 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
         ConfigError: the device lacks model.sdpa_backend, or cannot compile.
     """
     assert isinstance(model, Transformer)
-    compute_type = getattr(torch, config.training.mixed_precision_param)
-    check_backend(config.model.sdpa_backend, world.device.type, compute_type, model.args.head_dim)
-    if model.document_mask and uses_flex(world.device) and config.model.sdpa_backend != "auto":
-        logger.warning(
-            f"model.sdpa_backend = {config.model.sdpa_backend!r}: has no effect on training with "
-            "training.document_mask, whose kernel on CUDA is FlexAttention"
-        )
+    backend = config.model.sdpa_backend
+    if backend != "auto" or uses_flex(world.device):
+        from titan_pt.models.transformer.kernels import choose_kernels
+
+        choose_kernels(model, backend, world.device, getattr(torch, config.training.mixed_precision_param))
     if config.activation_checkpoint.mode != "none":
         from titan_pt.distributed.activation_checkpoint import apply_activation_checkpoint
 
