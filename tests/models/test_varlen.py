@@ -99,8 +99,8 @@ def test_the_newest_flash_kernels_that_are_installed_are_taken(monkeypatch: pyte
     assert kernels.activate_flash(cuda) == "FA3"
     major = 10
     assert kernels.activate_flash(cuda) == "FA4"
-    for major, left in ((8, installed), (10, {"flash_attn"}), (9, set[str]())):
-        installed = left
+    for capability, left in ((8, installed), (10, {"flash_attn"}), (9, set[str]())):
+        major, installed = capability, left
         assert kernels.activate_flash(cuda) is None
     assert activated == ["FA3", "FA4"]
 

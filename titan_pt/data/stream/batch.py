@@ -26,7 +26,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on a device; does not wait for the copy."""
         moved = MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
-        if device != self.positions_BL.device:  # what the device knows too, but to ask it is to wait for it
+        if device.type != self.positions_BL.device.type:  # what the device knows too, but to ask it is to wait for it
             starts = int((self.positions_BL[:, 1:] == 0).sum()) + len(self.positions_BL)
             moved.positions_BL.num_documents = starts  # type: ignore[attr-defined]
         return moved
