@@ -19,7 +19,7 @@ class MicroBatch:
     targets_BL: torch.Tensor
     """The next token of each position; IGNORED where it has no loss."""
     positions_BL: torch.Tensor
-    """Position in the document."""
+    """Position in the document. Where `to` moved it off the host, its attribute `num_documents` tells what is in it."""
     sources_BL: torch.Tensor
     """Number of each target's source in the mixture."""
 
