@@ -83,7 +83,7 @@ def test_bounds_end_with_the_slots_that_are_left() -> None:
 def test_batches_count_their_documents_before_they_leave_the_host() -> None:
     where = positions()
     batch = MicroBatch(where, where, where, where)
-    assert batch.to(torch.device("meta")).positions_BL.num_documents == 11  # type: ignore[attr-defined]
+    assert batch.to(torch.device("meta")).positions_BL.num_documents == 16  # type: ignore[attr-defined]
     assert not hasattr(batch.to(torch.device("cpu")).positions_BL, "num_documents")
 
 

@@ -19,7 +19,7 @@ class MicroBatch:
     targets_BL: torch.Tensor
     """The next token of each position; IGNORED where it has no loss."""
     positions_BL: torch.Tensor
-    """Position in the document. Where `to` moved it off the host, its attribute `num_documents` tells what is in it."""
+    """Position in the document. Off the host the tensor has `num_documents`, at least as many as there are."""
     sources_BL: torch.Tensor
     """Number of each target's source in the mixture."""
 
@@ -28,7 +28,8 @@ class MicroBatch:
         moved = MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
         if device.type != self.positions_BL.device.type:  # what the device knows too, but to ask it is to wait for it
             starts = int((self.positions_BL[:, 1:] == 0).sum()) + len(self.positions_BL)
-            moved.positions_BL.num_documents = starts  # type: ignore[attr-defined]
+            # A power of two: where the whole model is compiled, each number is another graph.
+            moved.positions_BL.num_documents = 1 << (starts - 1).bit_length()  # type: ignore[attr-defined]
         return moved
 
 

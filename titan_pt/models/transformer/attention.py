@@ -72,7 +72,8 @@ def document_mask(positions_BL: torch.Tensor, *, varlen: bool = False) -> Mask:
         def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
 
-        return _compiled_block_mask()(same_document, batch, None, length, length, device=positions_BL.device)
+        create = create_block_mask if torch.compiler.is_compiling() else _compiled_block_mask()
+        return create(same_document, batch, None, length, length, device=positions_BL.device)
     same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
     return same_BLL.tril()[:, None]
 
