@@ -8,13 +8,14 @@ import numpy
 import pytest
 import torch
 from helpers import train_here, write_toml
-from torch.nn.attention.flex_attention import BlockMask
 
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention, segments
+from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
 from titan_pt.models.transformer.args import flops_per_token
-from titan_pt.models.transformer.attention import available_backends, check_backend, document_mask
+from titan_pt.models.transformer.attention import available_backends, document_mask
+from titan_pt.models.transformer.flex import FlexMask
+from titan_pt.models.transformer.kernels import check_backend
 from titan_pt.protocols.model_spec import get_model_spec
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -125,7 +126,8 @@ def test_a_kernel_the_device_lacks_is_refused_by_name() -> None:
 def test_unused_kernels_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("titan_pt.models.transformer.parallelize.uses_flex", lambda _device: True)
+    for module in ("parallelize", "kernels"):
+        monkeypatch.setattr(f"titan_pt.models.transformer.{module}.uses_flex", lambda _device: True)
     config = write_toml(tmp_path, training={"steps": 1})
     for flags in (["--model.sdpa_backend=math"], ["--training.document_mask"]):
         assert train_here(config, *flags) == 0
@@ -157,11 +159,10 @@ def test_flex_attention_equals_the_masked_kernel(monkeypatch: pytest.MonkeyPatch
     parts = (positions // 40) * (positions < 120) if has_segments else None
     expected = model(tokens, positions, segments_BL=parts)
     assert torch.equal(expected, model(tokens, positions)) != has_segments
-    for module in (attention, segments):
-        monkeypatch.setattr(module, "uses_flex", lambda _device: True)
+    monkeypatch.setattr(attention, "uses_flex", lambda _device: True)
     torch.compiler.set_stance("force_eager")
     try:
-        assert isinstance(document_mask(positions, parts), BlockMask)
+        assert isinstance(document_mask(positions, parts), FlexMask)
         torch.testing.assert_close(model(tokens, positions, segments_BL=parts), expected, rtol=1e-5, atol=2e-6)
     finally:
         torch.compiler.set_stance("default")

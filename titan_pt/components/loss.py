@@ -84,6 +84,11 @@ def cross_entropy_chunk(
     return losses_T, log_z_T, gradient_TV.to(hidden_TD.dtype)
 
 
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU; of a CPU as many as give chunks of 64 MiB, since larger ones are no faster there."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 50 * 2**26
+
+
 def default_chunk_tokens(memory_bytes: float, vocab_size: int) -> int:
     """Tokens whose logits in float32 fill 2% of a device's memory."""
     return int(memory_bytes) // 50 // (4 * vocab_size)
@@ -113,9 +118,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
         options: ChunkedCrossEntropy,
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # On a CPU 64 MiB: larger chunks are no faster there.
-        memory = torch.cuda.get_device_properties(hidden_TD.device).total_memory if hidden_TD.is_cuda else 50 * 2**26
-        most = options.chunk_tokens or default_chunk_tokens(memory, weight_VD.shape[0])
+        most = options.chunk_tokens or default_chunk_tokens(device_memory(hidden_TD.device), weight_VD.shape[0])
         rows = chunk_size(hidden_TD.shape[0], most)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
         # Summed over chunks in float32: bfloat16 would lose the small ones.

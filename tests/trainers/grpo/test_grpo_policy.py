@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from waits import CountWaits
 
 from titan_pt.config.schema.grpo import Grpo, Rollout
+from titan_pt.config.schema.job_config import Compile
+from titan_pt.distributed.compile import compile_blocks
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import PolicyUpdate, UpdateMetrics, global_counts, loglikelihoods
@@ -232,3 +236,39 @@ def test_loglikelihoods_equal_those_of_samples_alone() -> None:
         log_p = torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1], dim=-1)
         expected = log_p.gather(-1, torch.tensor(sample.completion_ids)[:, None]).sum()
         assert value == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_after_all_shapes_were_seen_nothing_is_compiled_and_no_update_waits() -> None:
+    """Rows and their lengths differ from step to step; graphs are few, and none is new once each shape was seen.
+
+    The one wait of a step is for its duration, behind the updates.
+    """
+    model = make_model()
+    samples = make_samples(model)
+    parts = make_parts(model, num_iterations=2)
+    parts.config.training.seq_len = 256
+    long = replace(samples[0], prompt_ids=samples[0].prompt_ids * 50)  # a row of another length, where they are trimmed
+    shapes = [samples, samples[:2], [*samples, long], [long] * 3]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    policy = PolicyUpdate(SimpleNamespace(**{**vars(parts), "optimizer": optimizer}), None)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(model.layers, Compile(backend="eager"), torch.device("cpu"))
+    for minibatch in shapes:
+        policy([minibatch], 1e-3)
+    graphs = counters["stats"]["unique_graphs"]
+    torch.compiler.set_stance("fail_on_recompile")
+    try:
+        for minibatch in reversed(shapes):
+            policy([minibatch], 1e-3)
+    finally:
+        torch.compiler.set_stance("force_eager")  # torch.compile does not work in a mode
+    try:
+        with CountWaits() as counter:
+            updated = policy([samples], 1e-3)
+            assert counter.operators > 300 and not counter.waits
+            float(updated.loss)
+    finally:
+        torch.compiler.set_stance("default")
+    assert counter.waits == {"aten._local_scalar_dense.default": 1}
+    assert not counters["graph_break"] and 2 <= graphs == counters["stats"]["unique_graphs"] <= 6

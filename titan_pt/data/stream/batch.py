@@ -19,13 +19,18 @@ class MicroBatch:
     targets_BL: torch.Tensor
     """The next token of each position; IGNORED where it has no loss."""
     positions_BL: torch.Tensor
-    """Position in the document."""
+    """Position in the document. Off the host the tensor has `num_documents`, at least as many as there are."""
     sources_BL: torch.Tensor
     """Number of each target's source in the mixture."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on a device; does not wait for the copy."""
-        return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        moved = MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        if device.type != self.positions_BL.device.type:  # what the device knows too, but to ask it is to wait for it
+            starts = int((self.positions_BL[:, 1:] == 0).sum()) + len(self.positions_BL)
+            # A power of two: where the whole model is compiled, each number is another graph.
+            moved.positions_BL.num_documents = 1 << (starts - 1).bit_length()  # type: ignore[attr-defined]
+        return moved
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ Legend: B batch, L sequence, N query heads, K key-value heads, G query heads of 
 """
 
 import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from titan_pt.config.errors import ConfigError, one_of
-from titan_pt.protocols.registry import import_attribute
+if TYPE_CHECKING:
+    from titan_pt.models.transformer.flex import FlexMask
+    from titan_pt.models.transformer.varlen import DocumentBounds
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -24,7 +23,7 @@ BACKENDS = {
 }
 
 # None is plain causal attention, which every kernel knows without a mask.
-Mask = torch.Tensor | BlockMask | None
+Mask: TypeAlias = "torch.Tensor | FlexMask | DocumentBounds | None"
 
 
 def kernel_context(backend: str) -> AbstractContextManager[None]:
@@ -34,11 +33,8 @@ def kernel_context(backend: str) -> AbstractContextManager[None]:
 
 def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mask: Mask, backend: str) -> torch.Tensor:
     """Compute attention output_BNLH; key and value heads are shared inside the kernel, not repeated in memory."""
-    if isinstance(mask, BlockMask):
-        # Inside a compiled block it is part of that graph; on its own it must be compiled, or it would hold all scores.
-        if torch.compiler.is_compiling():
-            return flex_attention(q_BNLH, k_BKLH, v_BKLH, block_mask=mask, enable_gqa=True)
-        return _compiled_flex()(q_BNLH, k_BKLH, v_BKLH, block_mask=mask, enable_gqa=True)
+    if isinstance(mask, tuple):  # it brings a kernel of CUDA
+        return mask.attend(q_BNLH, k_BKLH, v_BKLH)
     batch, _, length, _ = q_BNLH.shape
     if length == 1 and mask is not None:
         # A new token's query heads that share a key head become that head's queries: torch's bfloat16 kernel of the
@@ -52,40 +48,31 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
         )
 
 
-def document_mask(positions_BL: torch.Tensor, segments_BL: torch.Tensor | None = None) -> Mask:
+def document_mask(positions_BL: torch.Tensor, segments_BL: torch.Tensor | None = None, *, varlen: bool = False) -> Mask:
     """Mask for causal attention inside each packed document; a document starts where the position is 0.
 
-    On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL.
-    With segments, a token sees those of its document's segment 0 and of its own alone.
+    With segments, a token sees those of its document's segment 0 and of its own alone. A boolean mask_B1LL; on CUDA
+    blocks for FlexAttention, or with `varlen` the bounds of the documents, where they are known and not too many.
     """
-    if segments_BL is not None:  # few runs have them
-        return import_attribute("titan_pt.models.transformer.segments:segment_mask")(positions_BL, segments_BL)
-    documents_BL = (positions_BL == 0).cumsum(dim=1)
-    batch, length = positions_BL.shape
+    if varlen and segments_BL is None:
+        from titan_pt.models.transformer.varlen import document_bounds
+
+        if bounds := document_bounds(positions_BL):
+            return bounds
     if uses_flex(positions_BL.device):
+        from titan_pt.models.transformer.flex import flex_mask
 
-        def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
-
-        return compiled_block_mask()(same_document, batch, None, length, length, device=positions_BL.device)
-    same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
-    return same_BLL.tril()[:, None]
+        return flex_mask(positions_BL, segments_BL)
+    documents_BL = (positions_BL == 0).cumsum(dim=1)
+    visible_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
+    if segments_BL is not None:
+        visible_BLL &= (segments_BL[:, None] == 0) | (segments_BL[:, :, None] == segments_BL[:, None])
+    return visible_BLL.tril()[:, None]
 
 
 def uses_flex(device: torch.device) -> bool:
     """Whether documents are kept apart by FlexAttention, and not by scaled_dot_product_attention."""
     return device.type == "cuda"
-
-
-@functools.cache
-def compiled_block_mask() -> Callable[..., BlockMask]:
-    """Compiled: uncompiled it would make a score of every pair of tokens."""
-    return torch.compile(create_block_mask)
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention)
 
 
 @functools.cache
@@ -102,16 +89,3 @@ def _runs(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> 
     except RuntimeError:
         return False
     return True
-
-
-def check_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> None:
-    """Raise a ConfigError that names the kernels this device has, if `backend` is not one of them."""
-    if backend == "auto":
-        return
-    available = available_backends(device_type, dtype, head_dim)
-    if backend not in available:
-        name = str(dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"model.sdpa_backend = {backend!r}: this device ({device_type}, {name}, head_dim {head_dim}) has "
-            f"{one_of(available)}; or use auto"
-        )

@@ -52,8 +52,8 @@ def scale_frequencies(frequencies: torch.Tensor, args: TransformerArgs) -> torch
 
 
 def apply_rope(x_BNLH: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Rotate the pairs (i, i + H/2) by their position's angle; cos and sin broadcast over B and N."""
-    cos, sin = (table.to(x_BNLH.dtype) for table in rope)
+    """Rotate the pairs (i, i + H/2) by their position's angle; cos and sin are of x's type, and broadcast."""
+    cos, sin = rope
     first, second = x_BNLH.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -152,6 +152,7 @@ class Transformer(nn.Module):
     def __init__(self, args: TransformerArgs, *, sdpa_backend: str = "auto", document_mask: bool = False) -> None:
         super().__init__()
         self.args, self.document_mask = args, document_mask
+        self.varlen = False  # whether to do that by varlen_attn: `parallelize` asks the device
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = nn.ModuleList(Block(args, sdpa_backend) for _ in range(args.num_layers))
         self.norm = RMSNorm(args.hidden_size, eps=args.norm_eps)
@@ -180,8 +181,9 @@ class Transformer(nn.Module):
         """
         embedding_VD, output_VD = self._tables()
         x_BLD = F.embedding(tokens_BL, embedding_VD)
-        rope = self._rope(tokens_BL.shape[1], positions_BL)
-        mask = document_mask(positions_BL, segments_BL) if self.document_mask and positions_BL is not None else None
+        rope, mask = self._rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), None
+        if self.document_mask and positions_BL is not None:
+            mask = document_mask(positions_BL, segments_BL, varlen=self.varlen)
         for layer in self.layers:
             x_BLD = layer(x_BLD, rope, mask)
         return (head or self.logits)(self.norm(x_BLD), output_VD)
@@ -198,7 +200,7 @@ class Transformer(nn.Module):
         """
         embedding_VD, output_VD = self._tables()
         x_BLD = F.embedding(tokens_BL, embedding_VD)
-        rope, mask = self._rope(tokens_BL.shape[1], positions_BL), cache.mask(positions_BL)
+        rope, mask = self._rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), cache.mask(positions_BL)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             update = functools.partial(layer_cache.update, positions_RL=positions_BL)
             x_BLD = layer(x_BLD, rope, mask, update)
@@ -223,11 +225,12 @@ class Transformer(nn.Module):
         padding_V = torch.arange(self.args.vocab_size, device=logits_BLV.device) >= self.args.num_tokens
         return logits_BLV.masked_fill(padding_V, float("-inf"))
 
-    def _rope(self, length: int, positions_BL: torch.Tensor | None) -> Rope:
+    def _rope(self, length: int, positions_BL: torch.Tensor | None, dtype: torch.dtype) -> Rope:
+        """cos and sin of the positions in the hidden states' type: cast here once, not in every layer."""
         if positions_BL is None:
-            return self.rope_cos[:length], self.rope_sin[:length]
+            return self.rope_cos[:length].to(dtype), self.rope_sin[:length].to(dtype)
         # One axis for the heads: (B, 1, L, H/2).
-        return self.rope_cos[positions_BL][:, None], self.rope_sin[positions_BL][:, None]
+        return self.rope_cos[positions_BL][:, None].to(dtype), self.rope_sin[positions_BL][:, None].to(dtype)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

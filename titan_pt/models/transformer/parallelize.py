@@ -8,10 +8,8 @@ from torch import nn
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.init import offloads
 from titan_pt.distributed.world import World
-from titan_pt.models.transformer.attention import check_backend, uses_flex
+from titan_pt.models.transformer.attention import uses_flex
 from titan_pt.models.transformer.model import Transformer
-
-logger = logging.getLogger("titan_pt")
 
 
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
@@ -22,13 +20,12 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
     """
     assert isinstance(model, Transformer)
     compute_type = getattr(torch, config.training.mixed_precision_param)
-    check_backend(config.model.sdpa_backend, world.device.type, compute_type, model.args.head_dim)
-    if model.document_mask and uses_flex(world.device) and config.model.sdpa_backend != "auto":
-        logger.warning(
-            f"model.sdpa_backend = {config.model.sdpa_backend!r}: has no effect on training with "
-            "training.document_mask, whose kernel on CUDA is FlexAttention"
-        )
-    if config.quantize.linear.float8:
+    backend, float8 = config.model.sdpa_backend, config.quantize.linear.float8
+    if backend != "auto" or uses_flex(world.device):
+        from titan_pt.models.transformer.kernels import choose_kernels
+
+        choose_kernels(model, backend, world.device, compute_type)
+    if float8:
         from titan_pt.distributed.float8 import convert_blocks
 
         convert_blocks(model, config, world)
@@ -41,8 +38,10 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
 
         compile_blocks(model.layers, config.compile, world.device)
     if config.training.enable_cpu_offload and not offloads(config, world):
-        logger.warning("training.enable_cpu_offload: everything is in CPU memory already; it has no effect")
-    if world.size > 1 or offloads(config, world):
+        logging.getLogger("titan_pt").warning(
+            "training.enable_cpu_offload: everything is in CPU memory already; it has no effect"
+        )
+    if world.size > 1 or offloads(config, world) or float8:  # torchao's layers leave the cast of the weight to FSDP2
         from titan_pt.distributed.fsdp import shard
 
         shard(model, model.layers, config, world)
