@@ -40,8 +40,8 @@ class ModelSpec(Generic[Args]):
 
     `build` makes the module on the current device (meta while a run starts). The module's forward is
     `forward(tokens_BL, positions_BL=None, head=None)`: with a `head` it returns `head(hidden_BLD, weight_VD)`, else
-    logits_BLV; and `init_weights(seed)` fills parameters and buffers, the same numbers on any number of ranks. Where the
-    forward has an argument `segments_BL` too (`attention.document_mask`), RL computes a prompt once for its completions.
+    logits_BLV; and `init_weights(seed)` fills parameters and buffers, the same numbers on any number of ranks. RL reads
+    a prompt once for all of its completions where the forward also has an argument `segments_BL` (`document_mask`).
     """
 
     name: str

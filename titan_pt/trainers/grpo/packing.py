@@ -150,7 +150,7 @@ def fill_rows(documents: Sequence[Document], seq_len: int, batch_rows: int) -> l
 
 def row_length(tokens: int, seq_len: int) -> int:
     """Length of rows that hold so many tokens: a multiple of 32, 64 or 128, so that there are few shapes to compile."""
-    unit = next((unit for unit in (32, 64) if tokens <= 8 * unit), 128)
+    unit = next((unit for unit in (32, 64) if tokens <= 16 * unit), 128)
     return min(-(-tokens // unit) * unit, seq_len)
 
 
@@ -185,8 +185,7 @@ def pack(
     layout = lay_out(samples, num_ranks, seq_len=seq_len, batch_rows=batch_rows, shares_prompts=shares_prompts)
     own, rounds = layout[rank], max(map(len, layout))
     return [
-        _tensors(samples, rows or [[]], seq_len, eos_id, shares_prompts)
-        for rows in [*own, *[[]] * (rounds - len(own))]
+        _tensors(samples, rows or [[]], seq_len, eos_id, shares_prompts) for rows in [*own, *[[]] * (rounds - len(own))]
     ]
 
 
