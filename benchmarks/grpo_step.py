@@ -53,7 +53,13 @@ training = {{seq_len = 2048, local_batch_size = 8, mixed_precision_param = "floa
 activation_checkpoint = {{mode = "none"}}
 checkpoint = {{enable = false}}
 validation = {{enable = false}}
-grpo = {{probe = "off", dynamic_sampling = "none", max_idle_steps = 1000, tasks = [{{name = "bench", prompt_template = "{{question}}"}}]}}
+grpo.probe = "off"
+grpo.dynamic_sampling = "none"
+grpo.max_idle_steps = 1000
+
+[[grpo.tasks]]
+name = "bench"
+prompt_template = "{{question}}"
 """
 
 

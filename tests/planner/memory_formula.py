@@ -18,6 +18,10 @@ from titan_pt.protocols.trainer_spec import get_trainer_spec
 from titan_pt.trainers.grpo.dry_run import update_size
 
 
+# Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
+LOGPROB_CHUNK_ELEMENTS = 2**23
+
+
 @dataclass(frozen=True)
 class Shape:
     """What the formulas need of a run."""
@@ -151,11 +155,15 @@ def loss_bytes(shape: Shape) -> float:
 
 
 def logprob_bytes(shape: Shape) -> float:
-    """Of the backward of the chunked log-probabilities, which is in float32 and computes the logits again."""
+    """Of the log-probabilities, in float32: the logits of a chunk twice, or their kept gradients and the weight's."""
     args, scored = shape.args, shape.scored_tokens or 0
-    rows = min(scored, max(1, CHUNK_ELEMENTS // args.vocab_size))
-    embedding = args.vocab_size * args.hidden_size
-    return 4 * (3 * rows * args.vocab_size + 2 * embedding) + shape.element * scored * args.hidden_size
+    rows = min(scored, LOGPROB_CHUNK_ELEMENTS // args.vocab_size)
+    kept = scored if scored * args.vocab_size <= 2 * CHUNK_ELEMENTS else 0
+    weights = 4 * args.vocab_size * args.hidden_size
+    in_float32 = weights if shape.element != 4 else 0
+    forward = 4 * (kept + 2 * rows) * args.vocab_size + in_float32
+    backward = 4 * (kept or 2 * rows) * args.vocab_size + 2 * weights + in_float32
+    return max(forward, backward + shape.element * scored * args.hidden_size)
 
 
 def backward_bytes(shape: Shape) -> float:
@@ -206,8 +214,8 @@ def estimated_kinds(config: JobConfig, args: Any, num_gpus: int) -> dict[str, fl
         shape = shape_of(config, args, num_gpus, accumulates=run_size.accumulation_steps > 1)
         return estimate(shape)
     size = update_size(config, num_gpus)
-    # One of several micro-batches; a small step's rows may be fewer than training.local_batch_size.
-    training = config.training.model_copy(update={"local_batch_size": size.rows})
+    # One of several micro-batches; its rows are as many and as long as its completions need.
+    training = config.training.model_copy(update={"local_batch_size": size.rows, "seq_len": size.row_tokens})
     config = config.model_copy(update={"training": training})
     shape = shape_of(config, args, num_gpus, accumulates=size.accumulates, scored_tokens=size.scored_tokens)
     kinds = estimate(shape)

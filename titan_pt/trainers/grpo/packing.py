@@ -8,6 +8,8 @@ A model that knows no segments gets a document for each completion.
 Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C tokens of the longest completion.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +94,7 @@ def by_prompt(samples: Sequence[TrainSample], *, shares_prompts: bool) -> list[l
 def assign(samples: Sequence[TrainSample], groups: Sequence[Sequence[int]], num_ranks: int) -> list[list[list[int]]]:
     """The groups of each rank, in equal shares of tokens; a group is cut where a rank has its share."""
     ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    left = sum(_length(samples, group) for group in groups)
+    left = sum(document.length for group in groups for document in cut_documents(samples, group))
     rank, load = 0, 0
     for group in groups:
         own: list[int] = []
@@ -109,15 +111,21 @@ def assign(samples: Sequence[TrainSample], groups: Sequence[Sequence[int]], num_
     return ranks
 
 
-def cut_documents(samples: Sequence[TrainSample], group: Sequence[int], seq_len: int) -> Iterator[Document]:
+def cut_documents(
+    samples: Sequence[TrainSample], group: Sequence[int], seq_len: float = math.inf
+) -> Iterator[Document]:
     """The documents of a group; several with the prompt in each where one would be longer than seq_len."""
+    prompt = len(samples[group[0]].prompt_ids)
     own: list[int] = []
+    length = prompt
     for i in group:
-        if own and _length(samples, [*own, i]) > seq_len:
-            yield Document(tuple(own), _length(samples, own))
-            own = []
+        tokens = samples[i].num_inputs - prompt
+        if own and length + tokens > seq_len:
+            yield Document(tuple(own), length)
+            own, length = [], prompt
         own.append(i)
-    yield Document(tuple(own), _length(samples, own))
+        length += tokens
+    yield Document(tuple(own), length)
 
 
 def fill_rows(documents: Sequence[Document], seq_len: int, batch_rows: int) -> list[list[Row]]:
@@ -189,58 +197,54 @@ def pack(
     ]
 
 
-def _length(samples: Sequence[TrainSample], numbers: Sequence[int]) -> int:
-    prompt = len(samples[numbers[0]].prompt_ids)
-    return prompt + sum(samples[i].num_inputs - prompt for i in numbers)
-
-
 def _tensors(
     samples: Sequence[TrainSample], rows: Sequence[Row], seq_len: int, eos_id: int, shares_prompts: bool
 ) -> PackedBatch:
     numbers = [i for row in rows for document in row for i in document.numbers]
     counts = [len(samples[i].completion_ids) for i in numbers]
     longest = max(counts, default=1)
-    length = row_length(max((sum(document.length for document in row) for row in rows), default=1) or 1, seq_len)
-    shape = len(rows), length
-    tokens, positions = torch.full(shape, eos_id), torch.zeros(shape, dtype=torch.long)
-    segments = torch.zeros(shape, dtype=torch.long)
-    index = torch.zeros(len(numbers), longest, dtype=torch.long)
-    logprobs = torch.zeros(len(numbers), longest)
+    length = row_length(max(1, *(sum(document.length for document in row) for row in rows)), seq_len)
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
     where: list[int] = []
     targets: list[int] = []
-    s = 0
-    for b, row in enumerate(rows):
-        end = 0
+    for b, row in enumerate(rows, 1):
         for document in row:
             prompt = samples[document.numbers[0]].prompt_ids
-            start, end = end, end + len(prompt)
-            tokens[b, start:end] = torch.tensor(prompt)
-            positions[b, start:end] = torch.arange(len(prompt))
-            last = b * length + end - 1
+            tokens += prompt
+            positions += range(len(prompt))
+            segments += [0] * len(prompt)
+            last = len(tokens) - 1
             for segment, i in enumerate(document.numbers, 1):
-                sample, count = samples[i], counts[s]
-                start, end = end, end + count - 1
-                tokens[b, start:end] = torch.tensor(sample.completion_ids[:-1])
-                positions[b, start:end] = torch.arange(len(prompt), sample.num_inputs)
-                segments[b, start:end] = segment
-                index[s, :count] = torch.arange(len(where), len(where) + count)
-                logprobs[s, :count] = torch.tensor(sample.logprobs)
-                where += [last, *range(b * length + start, b * length + end)]
+                sample = samples[i]
+                where += [last, *range(len(tokens), len(tokens) + len(sample.completion_ids) - 1)]
                 targets += sample.completion_ids
-                s += 1
-        positions[b, end:] = torch.arange(length - end)  # the padding is a separate document
+                tokens += sample.completion_ids[:-1]
+                positions += range(len(prompt), sample.num_inputs)
+                segments += [segment] * (len(sample.completion_ids) - 1)
+        padding = b * length - len(tokens)
+        tokens += [eos_id] * padding
+        positions += range(padding)  # the padding is a separate document
+        segments += [0] * padding
+    firsts = itertools.accumulate(counts, initial=0)
+    index = [
+        [*range(first, first + count), *[0] * (longest - count)] for first, count in zip(firsts, counts, strict=False)
+    ]
+    logprobs = [[*samples[i].logprobs, *[0.0] * (longest - count)] for i, count in zip(numbers, counts, strict=True)]
     sampled = torch.arange(longest) < torch.tensor(counts, dtype=torch.long)[:, None]
     trains = torch.tensor([samples[i].trains for i in numbers], dtype=torch.bool)
+    shape_BL, shape_SC = (len(rows), length), (len(numbers), longest)
     return PackedBatch(
-        tokens_BL=tokens,
-        positions_BL=positions,
-        segments_BL=segments if shares_prompts else None,
+        tokens_BL=torch.tensor(tokens).view(shape_BL),
+        positions_BL=torch.tensor(positions).view(shape_BL),
+        segments_BL=torch.tensor(segments).view(shape_BL) if shares_prompts else None,
         where_N=torch.tensor(where or [0]),
         targets_N=torch.tensor(targets or [IGNORED]),
-        index_SC=index,
+        index_SC=torch.tensor(index, dtype=torch.long).view(shape_SC),
         mask_SC=sampled & trains[:, None],
         sampled_SC=sampled,
-        sampler_logprobs_SC=logprobs,
+        sampler_logprobs_SC=torch.tensor(logprobs, dtype=torch.float32).view(shape_SC),
         advantages_S=torch.tensor([samples[i].advantage for i in numbers], dtype=torch.float32),
         numbers_S=torch.tensor(numbers, dtype=torch.long),
     )
