@@ -22,8 +22,8 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     experiment(tmp_path, "quickstart_grpo")
     rows = read_rows(outputs / "quickstart_grpo")
     accuracy = accuracies(rows)
-    assert sorted(accuracy) == [0, 1, 10, 20, 30]
-    assert accuracy[0] <= 0.5 and accuracy[30] >= 0.9, "rewards alone raise it to its target"
+    assert sorted(accuracy) == [0, 1, 10, 20]
+    assert accuracy[0] <= 0.5 and accuracy[20] >= 0.9, "rewards alone raise it to its target"
     assert max(row["logprob_diff_max"] for row in rows[1:]) < 1e-3, "sampler and trainer are one model"
 
     experiment(tmp_path, "quickstart_sft")

@@ -17,7 +17,6 @@ from titan_pt.planner.memory import ELEMENT_BYTES, moment_bytes
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 from titan_pt.trainers.grpo.dry_run import update_size
 
-
 # Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
 LOGPROB_CHUNK_ELEMENTS = 2**23
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from titan_pt.data.stream.batch import IGNORED
 from titan_pt.models.transformer import Transformer, TransformerArgs
@@ -97,6 +98,21 @@ def test_rows_are_as_long_as_they_need_and_of_few_lengths() -> None:
     short, long = make_samples([(4, [3])]), make_samples([(4, [3]), (300, [9])])
     batches = [pack(each, 0, 1, seq_len=512, batch_rows=4, eos_id=EOS, shares_prompts=True) for each in (short, long)]
     assert [tuple(batch.tokens_BL.shape) for (batch,) in batches] == [(1, 32), (1, 320)]
+
+
+def test_rows_of_all_lengths_share_few_graphs() -> None:
+    model = Transformer(ARGS, document_mask=True)
+    model.init_weights(0)
+    counter = CompileCounter()
+    for block in model.layers:
+        block.compile(backend=counter, fullgraph=True)
+    found = set()
+    for group in [(9, [30]), (20, [9] * 9), (40, [40] * 4), (3, [1]), (90, [60] * 2), (5, [7] * 4), (150, [9])]:
+        samples = make_samples([group] * 3)
+        for batch in pack(samples, 0, 1, seq_len=256, batch_rows=2, eos_id=EOS, shares_prompts=True):
+            Scorer(model, 1.0, 37)(batch).logprobs_SC.sum().backward()
+            found.add(tuple(batch.tokens_BL.shape))
+    assert len(found) >= 6 and counter.frame_count <= 4, "first shape, other lengths, other rows, one row"
 
 
 @pytest.mark.parametrize("shares_prompts", [True, False])
