@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from titan_pt.config.errors import ConfigError, one_of
+from titan_pt.protocols.registry import import_attribute
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -55,24 +56,19 @@ def document_mask(positions_BL: torch.Tensor, segments_BL: torch.Tensor | None =
     """Mask for causal attention inside each packed document; a document starts where the position is 0.
 
     On CUDA a FlexAttention block mask, because the flash kernels take no mask; elsewhere a boolean mask_B1LL.
-
-    Args:
-        segments_BL: a token sees its own segment of its document, and segment 0; None: the whole document.
+    With segments, a token sees those of its document's segment 0 and of its own alone.
     """
+    if segments_BL is not None:  # few runs have them
+        return import_attribute("titan_pt.models.transformer.segments:segment_mask")(positions_BL, segments_BL)
     documents_BL = (positions_BL == 0).cumsum(dim=1)
     batch, length = positions_BL.shape
     if uses_flex(positions_BL.device):
 
-        def visible(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            same = (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
-            if segments_BL is None:
-                return same
-            return same & ((segments_BL[b, k] == 0) | (segments_BL[b, q] == segments_BL[b, k]))
+        def same_document(b: torch.Tensor, _h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return (q >= k) & (documents_BL[b, q] == documents_BL[b, k])
 
-        return _compiled_block_mask()(visible, batch, None, length, length, device=positions_BL.device)
+        return compiled_block_mask()(same_document, batch, None, length, length, device=positions_BL.device)
     same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
-    if segments_BL is not None:
-        same_BLL &= (segments_BL[:, None] == 0) | (segments_BL[:, :, None] == segments_BL[:, None])
     return same_BLL.tril()[:, None]
 
 
@@ -82,7 +78,7 @@ def uses_flex(device: torch.device) -> bool:
 
 
 @functools.cache
-def _compiled_block_mask() -> Callable[..., BlockMask]:
+def compiled_block_mask() -> Callable[..., BlockMask]:
     """Compiled: uncompiled it would make a score of every pair of tokens."""
     return torch.compile(create_block_mask)
 

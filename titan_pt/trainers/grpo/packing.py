@@ -11,7 +11,7 @@ Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,8 +75,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """A copy of the batch on a device."""
-        tensors = vars(self).values()
-        return PackedBatch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors))
+        fields = vars(self).items()
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in fields if x is not None})
 
     def by_sample(self, values_N: torch.Tensor) -> torch.Tensor:
         """values_SC of the completions' tokens; values where `sampled_SC` is False mean nothing."""
