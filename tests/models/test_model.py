@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
-from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
+from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention, segments
 from titan_pt.models.transformer.args import flops_per_token
 from titan_pt.models.transformer.attention import available_backends, check_backend, document_mask
 from titan_pt.protocols.model_spec import get_model_spec
@@ -124,18 +124,29 @@ def test_document_masks_equal_a_hand_made_one() -> None:
     assert isinstance(mask, torch.Tensor) and mask[0, 0].int().tolist() == expected
 
 
-def test_flex_attention_equals_the_masked_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_a_document_see_its_beginning_and_themselves() -> None:
+    mask = document_mask(torch.tensor([[0, 1, 2, 2, 3, 0, 1]]), torch.tensor([[0, 0, 1, 2, 2, 0, 1]]))
+    expected = ["1......", "11.....", "111....", "11.1...", "11.11..", ".....1.", ".....11"]
+    assert isinstance(mask, torch.Tensor)
+    assert ["".join("1" if seen else "." for seen in row) for row in mask[0, 0].tolist()] == expected
+
+
+@pytest.mark.parametrize("has_segments", [False, True])
+def test_flex_attention_equals_the_masked_kernel(monkeypatch: pytest.MonkeyPatch, has_segments: bool) -> None:
     """The path of CUDA devices, uncompiled and forward alone, as a CPU has it."""
     model = Transformer(TransformerArgs(**SMALL), document_mask=True).requires_grad_(False)
     model.init_weights(0)
     tokens = torch.randint(0, 96, (2, 256), generator=torch.Generator().manual_seed(0))
     positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in ((100, 28, 128), (1, 255))])
-    expected = model(tokens, positions)
-    monkeypatch.setattr(attention, "uses_flex", lambda _device: True)
+    parts = (positions // 40) * (positions < 120) if has_segments else None
+    expected = model(tokens, positions, segments_BL=parts)
+    assert torch.equal(expected, model(tokens, positions)) != has_segments
+    for module in (attention, segments):
+        monkeypatch.setattr(module, "uses_flex", lambda _device: True)
     torch.compiler.set_stance("force_eager")
     try:
-        assert isinstance(document_mask(positions), BlockMask)
-        torch.testing.assert_close(model(tokens, positions), expected, rtol=1e-5, atol=2e-6)
+        assert isinstance(document_mask(positions, parts), BlockMask)
+        torch.testing.assert_close(model(tokens, positions, segments_BL=parts), expected, rtol=1e-5, atol=2e-6)
     finally:
         torch.compiler.set_stance("default")
 
