@@ -21,6 +21,9 @@ from titan_pt.trainers.grpo.logprobs import CHUNK_ELEMENTS
 # Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
 LOGPROB_CHUNK_ELEMENTS = 2**23
 
+# Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
+LOGPROB_CHUNK_ELEMENTS = 2**23
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -1,11 +1,15 @@
 """Chunked log-probabilities against full logits in float64."""
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_pt.data.stream.batch import IGNORED
-from titan_pt.trainers.grpo.logprobs import logprob_head
+from titan_pt.trainers.grpo.logprobs import logprob_head, product
 
 
 @settings(max_examples=25, deadline=None)
@@ -53,3 +57,18 @@ def test_the_output_layer_is_float32_in_a_bfloat16_model() -> None:
     torch.testing.assert_close(result.logprobs_BL.double(), exact, rtol=1e-5, atol=1e-4)
     result.logprobs_BL.sum().backward()
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+
+
+def test_on_cuda_products_of_bfloat16_are_summed_in_float32_without_a_cast() -> None:
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Record():
+        a, b = (torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in ((64, 32), (32, 90)))
+        seen.clear()
+        assert product(a, b).dtype == torch.float32 and product(b.T, a.T).dtype == torch.float32
+    assert seen.count(torch.ops.aten.mm.dtype) == 2 and torch.ops.aten._to_copy.default not in seen

@@ -19,7 +19,7 @@ class FlexMask(NamedTuple):
     def attend(self, q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor) -> torch.Tensor:
         """Compute attention output_BNLH."""
         # Inside a compiled block it is part of that graph; on its own it must be compiled, or it would hold all scores.
-        kernel: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
         out_BNLH: torch.Tensor = kernel(q_BNLH, k_BKLH, v_BKLH, block_mask=self.blocks, enable_gqa=True)
         return out_BNLH
 
