@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from engine_helpers import ARGS, PROMPTS, STOP, generate, make_model, tokens_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from titan_pt.generation import decode
 from titan_pt.generation.decode import Decoder, GraphDecoder, OutputLayer
@@ -35,6 +36,41 @@ def test_the_output_layer_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None
         layer.refresh()
 
 
+def test_a_mixed_product_needs_no_copy_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype, out: torch.Tensor) -> None:
+        assert a.dtype == b.dtype == torch.bfloat16 and out_dtype == torch.float32
+        out.copy_(a.float() @ b.float())
+
+    model, hidden = make_model(dtype=torch.bfloat16), torch.randn(5, ARGS.hidden_size).bfloat16()
+    expected = next(OutputLayer(model)(hidden)).clone()
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "has_mixed_product", lambda _: True)
+        patched.setattr(torch, "mm", mm)
+        layer = OutputLayer(model)
+        torch.testing.assert_close(next(layer(hidden)), expected)
+        assert [tuple(tensor.shape) for tensor in layer.tensors] == [(layer.rows, ARGS.vocab_size)]
+        with torch.no_grad():
+            model.output_weight.mul_(2)
+        layer.refresh()
+        torch.testing.assert_close(next(layer(hidden)), 2 * expected)
+    with FakeTensorMode():
+        half, whole = (torch.empty(2, 2, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
+        assert decode.has_mixed_product(half) and not decode.has_mixed_product(whole)
+        assert torch.mm(half, half.T, out_dtype=torch.float32, out=whole).dtype == torch.float32
+        monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: ["default", "out"])
+        assert not decode.has_mixed_product(half), "a torch that has no such product"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cudas_output_layer_equals_products_in_float32() -> None:
+    model = make_model(dtype=torch.bfloat16).cuda()
+    hidden = torch.randn(5, ARGS.hidden_size, device="cuda").bfloat16()
+    (logits,) = OutputLayer(model)(hidden)
+    expected = hidden.double() @ model.output_weight.double().T
+    torch.testing.assert_close(logits[:, :50], expected[:, :50].float(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_steps_equal_plain_steps(model: Transformer, backend: str) -> None:
     torch._dynamo.reset()
@@ -46,7 +82,13 @@ def test_compiled_steps_equal_plain_steps(model: Transformer, backend: str) -> N
         assert tokens_of(completions) == tokens_of(expected)
         for one, other in zip(completions, expected, strict=True):
             torch.testing.assert_close(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "for all numbers of rows and slots"
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 2, "the model and the draw, for all numbers of rows above 1 and of slots"
+    assert tokens_of(compiled.generate(PROMPTS[:1], Sampling(2 * STRIDE), 1)) == tokens_of(
+        NativeEngine(model, [STOP]).generate(PROMPTS[:1], Sampling(2 * STRIDE), 1)
+    )
+    compiled.generate(PROMPTS, Sampling(2 * STRIDE, seed=1, step=2), 5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4, "and one row, where a size is a constant"
 
 
 @pytest.mark.gpu
@@ -96,7 +138,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
 
 def graph_engine(model: Transformer) -> NativeEngine:
     engine = NativeEngine(model, [STOP])
-    engine._decoder = GraphDecoder(model, [STOP])
+    engine._decoder = GraphDecoder(model, [STOP], "eager")
     return engine
 
 
@@ -114,6 +156,8 @@ def test_graphs_outlive_requests_and_new_weights(graphs: list[FakeGraph]) -> Non
         (rows.token_R.shape[0], rows.cache.slots) for graph in graphs[: counts[2]] for _, rows, _ in graph.captured
     ]
     assert len(set(sizes)) == len(sizes), "one for each size while the memory is the same"
+    held = {tensor.data_ptr() for tensor in engine.tensors()}
+    assert {tensor.data_ptr() for tensor in graphs[-1].captured[0][1].cache.tensors} <= held, "rows outlive a request"
 
 
 def test_a_failed_capture_is_warned_of_once(

@@ -77,7 +77,8 @@ def test_trace_and_formula_agree(name: str, ranks: int, device: Any, flags: tupl
 
 @pytest.mark.parametrize("name", ["grpo_debug", pytest.param("grpo_gsm8k", marks=pytest.mark.slow)])
 def test_trace_and_formula_agree_for_grpo(name: str) -> None:
-    config = config_of(name, "--rollout.max_rows=64", "--grpo.kl_coef=0.01")
+    flags = ("--rollout.max_rows=64", "--grpo.kl_coef=0.01")
+    config = config_of(name, *flags, "--rollout.compile=false")
     plan = make_plan(config, Target(A100, 2))
     assert plan.rollouts
     formula = estimated_kinds(config, plan.args, 2) | {"rollout_engine": plan.rollouts.engine_bytes}
@@ -85,6 +86,9 @@ def test_trace_and_formula_agree_for_grpo(name: str) -> None:
     for kind in ("reference", "rollout_engine"):
         assert formula[kind] == pytest.approx(plan.memory.by_kind[kind], rel=0.1), kind
     assert plan.rollouts.kv_cache_bytes == pytest.approx(plan.memory.sampling_bytes, rel=0.05)
+    graphs = make_plan(config_of(name, *flags, "--rollout.compile=true"), Target(A100, 2)).memory
+    kept = graphs.by_kind["rollout_engine"] - plan.memory.by_kind["rollout_engine"]
+    assert graphs.sampling_bytes == 0 and kept == plan.memory.sampling_bytes, "rows that CUDA graphs keep"
 
 
 @pytest.mark.parametrize(

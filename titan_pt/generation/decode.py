@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from titan_pt.generation.sampling import Sampling, sample, uniform
+from titan_pt.generation.sampling import Draws, Sampling, invert_softmax, sample, uniform
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.cache import KVCache
 from titan_pt.models.transformer.model import Transformer
@@ -67,6 +67,11 @@ class DecodeRows:
             logprobs_CT=zeros(rows, new_tokens, dtype=torch.float32),
         )
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the rows, the cache's included."""
+        return [*self.cache.tensors, *(value for value in vars(self).values() if isinstance(value, torch.Tensor))]
+
     def start(self, keys: Sequence[int], places: Sequence[int], lengths: Sequence[int]) -> None:
         """Begin a completion for each key.
 
@@ -103,35 +108,47 @@ class DecodeRows:
 class OutputLayer:
     """Output layer in float32 whatever the type of the model, like the trainer's log-probabilities (grpo/logprobs.py).
 
-    Its copy of the weight is transposed: for a few rows, as at the end of a generation, that is up to twice as fast
-    on a CPU.
+    On CUDA products of bfloat16 are added up in float32 by the tensor cores, straight from the model's weight.
+    Elsewhere the layer has a copy in float32, transposed: for a few rows, as at the end of a generation, that is up to
+    twice as fast on a CPU.
     """
 
     def __init__(self, model: Transformer) -> None:
         self._source_VD = model.output_weight.detach()
-        self._weight_DV = self._source_VD.T.contiguous().float()
+        self._is_mixed = has_mixed_product(self._source_VD)
+        self._weight_DV = self._source_VD.T if self._is_mixed else self._source_VD.T.contiguous().float()
         self._num_tokens = model.args.num_tokens or model.args.vocab_size
         self.rows = max(1, LOGIT_ELEMENTS // model.args.vocab_size)
         """Most rows whose logits come together."""
         # Kept: on a CPU the page faults of fresh memory of this size take longer than the sampling.
-        self._logits_RV = self._weight_DV.new_empty(self.rows, model.args.vocab_size)
+        self._logits_RV = self._weight_DV.new_empty(self.rows, model.args.vocab_size, dtype=torch.float32)
 
     @property
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tensors that the layer holds."""
-        return self._weight_DV, self._logits_RV
+    def tensors(self) -> list[torch.Tensor]:
+        """Tensors that the layer holds beside the model's."""
+        return [self._logits_RV] if self._is_mixed else [self._weight_DV, self._logits_RV]
 
     def refresh(self) -> None:
         """Copy the model's weight in place."""
-        self._weight_DV.copy_(self._source_VD.T)
+        if not self._is_mixed:
+            self._weight_DV.copy_(self._source_VD.T)
 
     def __call__(self, hidden_RD: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield logits_RV of `rows` rows at a time; each is overwritten by the next."""
         for part_RD in hidden_RD.split(self.rows):
             logits_RV = self._logits_RV[: len(part_RD)]
-            torch.mm(part_RD.float(), self._weight_DV, out=logits_RV)
+            if self._is_mixed:
+                torch.mm(part_RD, self._weight_DV, out_dtype=torch.float32, out=logits_RV)
+            else:
+                torch.mm(part_RD.float(), self._weight_DV, out=logits_RV)
             logits_RV[:, self._num_tokens :] = float("-inf")  # rows that only pad the vocabulary
             yield logits_RV
+
+
+def has_mixed_product(weight: torch.Tensor) -> bool:
+    """Whether torch.mm has products of this type and device whose result is in float32."""
+    half = weight.dtype in (torch.bfloat16, torch.float16)
+    return half and weight.device.type == "cuda" and "dtype_out" in torch.ops.aten.mm.overloads()
 
 
 class Decoder:
@@ -144,12 +161,16 @@ class Decoder:
 
     span = 16
     """Attention reads a multiple of this number of slots."""
-    min_rows = 1
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
         self.output = OutputLayer(model)
         self._model = model
         self._stop_S = torch.tensor(stop_ids, dtype=torch.long, device=model.output_weight.device)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Tensors held between requests, beside the model's."""
+        return self.output.tensors
 
     def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
         """Empty rows of at least the given size."""
@@ -167,7 +188,7 @@ class Decoder:
         """Draw the next token of each row."""
         noise_R = uniform(rows.keys_R, rows.drawn_1)
         parts = zip(self.output(hidden_RD), noise_R.split(self.output.rows), strict=True)
-        drawn = [sample(logits_RV, noise_R, sampling) for logits_RV, noise_R in parts]
+        drawn = [sample(logits_RV, noise_R, sampling, self._invert) for logits_RV, noise_R in parts]
         rows.token_R.copy_(torch.cat([token for token, _ in drawn]))
         logprob_R = torch.cat([logprob for _, logprob in drawn])
         rows.alive_R.logical_and_(logprob_R.isfinite())  # a row that ends without a stop token: the engine tells
@@ -176,31 +197,38 @@ class Decoder:
         rows.alive_R.logical_and_((rows.token_R[:, None] != self._stop_S).all(dim=-1))
         rows.drawn_1.add_(1)
 
+    def _invert(self, logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
+        return invert_softmax(logits_RV, noise_R)
+
 
 class CompiledDecoder(Decoder):
-    """Runs the model through torch.compile: one graph for all numbers of rows and slots."""
-
-    min_rows = 2  # a compiler takes a size of 1 as a constant
+    """Runs the model and the draw through torch.compile: one graph each for all numbers of rows and slots, and one more
+    for a single row, since a compiler takes a size of 1 as a constant.
+    """
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int], backend: str) -> None:
         super().__init__(model, stop_ids)
-        self._compiled = torch.compile(_new_hidden, backend=backend, fullgraph=True)
+        self._compiled_hidden = torch.compile(_new_hidden, backend=backend, fullgraph=True)
+        self._compiled_invert = torch.compile(invert_softmax, backend=backend, fullgraph=True)
 
     def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
         """Empty rows with spare slots: a cache that is read in full is contiguous, which would be another graph."""
         return super().room(rows, slots + self.span, new_tokens)
 
     def _read(self, rows: DecodeRows) -> torch.Tensor:
-        for tensor in (rows.token_R, rows.position_R):
-            torch._dynamo.mark_dynamic(tensor, 0)
-        for layer in rows.cache.layers:
-            for tensor in (layer.k_RKTH, layer.v_RKTH):
-                torch._dynamo.mark_dynamic(tensor, [0, 2])
-        return self._compiled(self._model, rows.token_R, rows.position_R, rows.cache)
+        _mark_rows(rows.token_R, rows.position_R)
+        _mark_rows(*rows.cache.tensors)
+        for tensor in rows.cache.tensors:
+            torch._dynamo.mark_dynamic(tensor, 2)
+        return self._compiled_hidden(self._model, rows.token_R, rows.position_R, rows.cache)
+
+    def _invert(self, logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
+        _mark_rows(logits_RV, noise_R)
+        return self._compiled_invert(logits_RV, noise_R)
 
 
-class GraphDecoder(Decoder):
-    """Replays the kernels of a step as one CUDA graph, captured for each number of rows and slots.
+class GraphDecoder(CompiledDecoder):
+    """Replays the compiled kernels of a step as one CUDA graph, captured for each number of rows and slots.
 
     A captured graph reads and writes fixed memory: the rows are kept from request to request while they are large
     enough, and new weights are copied in place. That it equals Decoder on a device is checked by the `gpu` test of
@@ -209,12 +237,17 @@ class GraphDecoder(Decoder):
 
     span = 128  # fewer graphs
 
-    def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
-        super().__init__(model, stop_ids)
+    def __init__(self, model: Transformer, stop_ids: Sequence[int], backend: str) -> None:
+        super().__init__(model, stop_ids, backend)
         self._rows: DecodeRows | None = None
         self._size = (0, 0, 0)
         self._graphs: dict[tuple[int, int, float, int, float], torch.cuda.CUDAGraph | None] = {}
         self._captures = True
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Tensors held between requests: the largest cache asked for too, whose addresses the graphs know."""
+        return [*super().tensors, *(self._rows.tensors if self._rows else [])]
 
     def room(self, rows: int, slots: int, new_tokens: int) -> DecodeRows:
         """The rows of the previous request, or larger ones, for which graphs are captured anew."""
@@ -260,15 +293,22 @@ def build_decoder(model: Transformer, stop_ids: Sequence[int], compile_backend: 
     """The decoder for the model's device.
 
     Args:
-        compile_backend: backend of torch.compile; on CUDA, graphs are used instead. None: neither.
+        compile_backend: backend of torch.compile; on CUDA the compiled step is also captured. None: neither.
     """
     if compile_backend is None:
         return Decoder(model, stop_ids)
     if model.output_weight.device.type == "cuda":
-        return GraphDecoder(model, stop_ids)
+        return GraphDecoder(model, stop_ids, compile_backend)
     return CompiledDecoder(model, stop_ids, compile_backend)
 
 
 def _new_hidden(model: Transformer, token_R: torch.Tensor, position_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
     """hidden_RD after one more token of each row."""
     return model.forward_cached(token_R[:, None], position_R[:, None], cache, lambda hidden, _: hidden[:, 0])
+
+
+def _mark_rows(*tensors: torch.Tensor) -> None:
+    """Tell the compiler that the number of rows changes."""
+    for tensor in tensors:
+        if tensor.shape[0] > 1:
+            torch._dynamo.mark_dynamic(tensor, 0)

@@ -132,12 +132,12 @@ class NativeEngine:
 
     def tensors(self) -> list[torch.Tensor]:
         """Tensors that the engine holds between generations."""
-        return [*self._model.parameters(), *self._model.buffers(), *self._decoder.output.tensors]
+        return [*self._model.parameters(), *self._model.buffers(), *self._decoder.tensors]
 
     @torch.no_grad()
     def decode_once(self, count: int, slots: int, sampling: Sampling) -> DecodeRows:
         """Run one decoding step of `count` completions of at least `slots` positions, for a dry run."""
-        size, slots = self._size(count), _round_up(slots, self._decoder.span)
+        size, slots = row_count(count), _round_up(slots, self._decoder.span)
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
         self._decoder.step(room.first(size, slots), sampling)
         return room
@@ -159,7 +159,7 @@ class NativeEngine:
 
     def _turn(self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None) -> list[Completion]:
         """Sample the completions of requests that are decoded together."""
-        longest, size = max(len(request.tokens) for request in requests), self._size(len(requests))
+        longest, size = max(len(request.tokens) for request in requests), row_count(len(requests))
         slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
         rows = room.first(size, slots)
@@ -172,8 +172,8 @@ class NativeEngine:
             going = int(rows.alive_R.sum())  # the one place that waits for the device
             if going == 0:
                 break
-            if self._size(going) < size:
-                size = self._size(going)
+            if row_count(going) < size:
+                size = row_count(going)
                 rows.keep(size)
             rows = room.first(size, min(slots, _round_up(longest + start + self._stride, self._decoder.span)))
             steps = min(self._stride, sampling.max_new_tokens - start)
@@ -184,10 +184,6 @@ class NativeEngine:
         self.stats.row_steps += row_steps
         self.stats.dead_row_steps += row_steps - sum(len(completion.token_ids) - 1 for completion in completions)
         return completions
-
-    def _size(self, rows: int) -> int:
-        """Number of rows to decode where `rows` are needed."""
-        return max(row_count(rows), self._decoder.min_rows)
 
     def _read(self, requests: Sequence[_Request], rows: DecodeRows) -> torch.Tensor:
         """Read each different prompt once, the longest first; returns hidden_RD of each row's last prompt token."""

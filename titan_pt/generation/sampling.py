@@ -4,12 +4,15 @@ Legend: R rows, V vocabulary, C parts of it, S tokens of a part.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.sampling import SAMPLING_RANGES
+
+Draws = tuple[torch.Tensor, torch.Tensor]
 
 _MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
@@ -72,12 +75,27 @@ def row_key(seed: int, step: int, prompt: int, sample: int) -> int:
     return key >> 1
 
 
-def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+def invert_softmax(logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
+    """Draw (choice_R, probability_R) by the noise; see `sample`."""
+    probabilities_RV = torch.softmax(logits_RV, dim=-1)
+    choice_R1 = _invert(probabilities_RV, noise_R[:, None])
+    return choice_R1[:, 0], probabilities_RV.gather(-1, choice_R1)[:, 0]
+
+
+def sample(
+    logits_RV: torch.Tensor,
+    noise_R: torch.Tensor,
+    sampling: Sampling,
+    invert: Callable[[torch.Tensor, torch.Tensor], Draws] = invert_softmax,
+) -> Draws:
     """Draw (token_R, logprob_R) by inverting the cumulative distribution, in the order of token ids, at `noise_R`.
 
     The log-probability is under the distribution that was drawn from: after temperature, top-k and top-p. Greedy
     decoding gives that of the model itself. Logits that are not finite give a log-probability of NaN, which the engine
     takes for an error; -inf alone leaves a token out.
+
+    Args:
+        invert: `invert_softmax`, or a compiled form of it.
     """
     if sampling.temperature == 0.0:
         logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
@@ -92,11 +110,9 @@ def sample(logits_RV: torch.Tensor, noise_R: torch.Tensor, sampling: Sampling) -
         logits_RV = logits_RV / sampling.temperature
     if sampling.top_p < 1.0:
         logits_RV = _nucleus(logits_RV, sampling.top_p)
-    probabilities_RV = torch.softmax(logits_RV, dim=-1)
-    choice_R1 = _invert(probabilities_RV, noise_R[:, None])
-    probability_R1 = probabilities_RV.gather(-1, choice_R1)
-    token_R1 = choice_R1 if ids_RV is None else ids_RV.gather(-1, choice_R1)
-    return torch.where(probability_R1 > 0.0, token_R1, 0)[:, 0], probability_R1.log()[:, 0]
+    choice_R, probability_R = invert(logits_RV, noise_R)
+    token_R = choice_R if ids_RV is None else ids_RV.gather(-1, choice_R[:, None])[:, 0]
+    return torch.where(probability_R > 0.0, token_R, 0), probability_R.log()
 
 
 def _nucleus(logits_RV: torch.Tensor, top_p: float) -> torch.Tensor:

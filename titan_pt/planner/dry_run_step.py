@@ -24,7 +24,6 @@ from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import padded_size, tokenizer_size
 from titan_pt.config.run_size import RunSize
-from titan_pt.config.schema.grpo import Rollout
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
 from titan_pt.config.schema.training import LinearQuantization
@@ -144,14 +143,11 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
     if config.training.enable_cpu_offload:
         updates["training"] = {"enable_cpu_offload": False}
         notes.append("training.enable_cpu_offload is off here: parameters, gradients and optimizer are counted too")
-    for name, section in config:
+    for _, section in config:
         if isinstance(section, Sft) and section.epochs is not None:
             notes.append(
                 f"sft.epochs = {section.epochs:g}: its steps follow from the data; training.steps stands for them"
             )
-        if isinstance(section, Rollout) and section.compile:
-            updates[name] = {"compile": False}
-            notes.append("rollout.compile is off here: there is nothing to compile")
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in updates.items()}
     return config.model_copy(update=sections), tuple(notes)
 

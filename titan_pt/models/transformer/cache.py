@@ -74,6 +74,11 @@ class KVCache:
         """Positions of a row that attention reads."""
         return self.layers[0].k_RKTH.shape[2]
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Keys and values of all layers."""
+        return [tensor for layer in self.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
+
     def mask(self, positions_RL: torch.Tensor) -> torch.Tensor:
         """mask_R1LT of the tokens at these positions: each sees the slots up to its own."""
         return (torch.arange(self.slots, device=positions_RL.device) <= positions_RL[..., None])[:, None]

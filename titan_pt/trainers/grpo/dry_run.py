@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
+from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.dry_run_world import allocate_without_numbers
-from titan_pt.generation.decode import DecodeRows
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
@@ -68,14 +68,22 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
 
 
 def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int, str]:
-    """Decode one token of each row; returns (the engine's tensors, bytes of its rows, text of what was done)."""
-    config = context.config
+    """Decode one token of each row; returns (tensors that stay, bytes of those that do not, text of what was done)."""
+    keeps_rows = switched_on(context.config.rollout.compile, "cuda")  # a captured graph knows the addresses of its rows
+    config = _uncompiled(context.config)
     engine = build_native_engine(config, context.tokenizer, context.world, [context.tokenizer.eos_id])
     engine.sync_weights(context.model)
     count, slots = sampled_rows(config, context.world.size), row_slots(config)
     rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
     tried = f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"
-    return engine.tensors(), _bytes(rows), tried
+    if keeps_rows:
+        tried += ", which CUDA graphs keep between steps; rollout.compile is off here: there is nothing to compile"
+        return [*engine.tensors(), *rows.tensors], 0, tried
+    return engine.tensors(), sum(tensor.untyped_storage().nbytes() for tensor in rows.tensors), tried
+
+
+def _uncompiled(config: GrpoConfig) -> GrpoConfig:
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"compile": False})})
 
 
 def _one_iteration(config: GrpoConfig) -> GrpoConfig:
@@ -182,10 +190,3 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
     allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)
-
-
-def _bytes(rows: DecodeRows) -> int:
-    fields: Mapping[str, object] = vars(rows)
-    cached = [tensor for layer in rows.cache.layers for tensor in (layer.k_RKTH, layer.v_RKTH)]
-    tensors = [value for value in fields.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.untyped_storage().nbytes() for tensor in (*cached, *tensors))

@@ -11,6 +11,7 @@ import torch
 
 from titan_pt.components.loss import chunk_size
 from titan_pt.data.stream.batch import IGNORED
+from titan_pt.generation.decode import has_mixed_product
 
 # Logits of one chunk: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
@@ -78,7 +79,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         rows = chunk_size(hidden_TD.shape[0], most // num_tokens)
         kept_TV = None
         if with_gradient and hidden_TD.shape[0] * num_tokens <= 2 * elements:
-            kept_TV = hidden_TD.new_empty(hidden_TD.shape[0], num_tokens, dtype=_product_type(hidden_TD, weight))
+            kept_TV = hidden_TD.new_empty(hidden_TD.shape[0], num_tokens, dtype=_product_type(hidden_TD))
         chosen, entropies = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
@@ -108,7 +109,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             kept_T, safe_T = _split(targets_T[part])
             if kept_TV is None:
                 p_TV = _log_softmax(hidden, weight, scale).exp_()
-                gradient_TV = _less_one(p_TV, safe_T).to(_product_type(hidden, weight))
+                gradient_TV = _less_one(p_TV, safe_T).to(_product_type(hidden))
             else:
                 gradient_TV = kept_TV[part]
             # d log p(y) / d logits = onehot(y) - softmax
@@ -120,18 +121,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def product(a_TD: torch.Tensor, b_DV: torch.Tensor) -> torch.Tensor:
     """The matrix product in float32. Of bfloat16 matrices where the device's kernel sums such products in float32."""
-    if _sums_in_float32(a_TD, b_DV):
+    if has_mixed_product(a_TD):
         return torch.mm(a_TD, b_DV, out_dtype=torch.float32)
     return a_TD.float() @ b_DV.float()
 
 
-def _sums_in_float32(*factors: torch.Tensor) -> bool:
-    return hasattr(torch.ops.aten.mm, "dtype") and all(t.is_cuda and t.dtype == torch.bfloat16 for t in factors)
-
-
-def _product_type(hidden_TD: torch.Tensor, weight_VD: torch.Tensor) -> torch.dtype:
+def _product_type(hidden_TD: torch.Tensor) -> torch.dtype:
     """Type in which the gradient of the logits enters the products."""
-    return torch.bfloat16 if _sums_in_float32(hidden_TD, weight_VD) else torch.float32
+    return hidden_TD.dtype if has_mixed_product(hidden_TD) else torch.float32
 
 
 def _log_softmax(hidden_TD: torch.Tensor, weight_VD: torch.Tensor, scale: float) -> torch.Tensor:
