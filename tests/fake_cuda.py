@@ -89,6 +89,8 @@ def two_steps(_context: Any, dry_run: Any, _log: Any) -> dict[str, int]:
     """Do a step and another; memory is not asked for."""
     from titan_pt.protocols.context import TrainState
 
+    OPERATORS.clear()
+    COPIES.clear()
     for number in range(2):
         dry_run.step(TrainState(step=number))
     return {}
@@ -143,8 +145,6 @@ def step(flags: list[str], varlen: bool = False) -> dict[str, Any]:
 
     def watched(spec: Any, context: Any) -> Any:
         dry_run = build(spec, context)
-        OPERATORS.clear()
-        COPIES.clear()
 
         def step(state: Any) -> Any:
             metrics = dry_run.step(state)

@@ -67,8 +67,7 @@ def test_hsdp_over_nodes_of_8(replicate: int, rows: int, local: int) -> None:
     assert {(8, 1), (replicate, replicate)} < ranks, "shards within a node, copies between nodes"
 
 
-def test_a_model_that_is_not_sharded_is_traced_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("titan_pt.models.transformer.parallelize.shard", lambda *_: None)
+def test_a_model_that_is_not_sharded_is_traced_as_it_is() -> None:
     result = dry_run_step(load_config(["--job.config_file", str(CONFIGS / "quickstart.toml")]), 1, counts=True)
     assert result.memory["parameters"] == pytest.approx(4 * result.num_parameters + 4 * 32768 * 16, rel=0.01)
     assert result.memory["communication"] == 0 and result.operations
