@@ -5,6 +5,7 @@ Kubernetes Job, Slurm) reads the codes of `titan_pt.run.exit_codes`. Processes p
 else the number of accelerators, else 1.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ[START_VARIABLE] = str(time.time())
     _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), lambda _: KeyboardInterrupt())
     try:
+        # One report or help text instead of one a rank, without waiting for torch or for ranks that cannot start.
+        config = None if (arguments := train_arguments(argv)) is None else resolve(arguments).config
         from torch.distributed import run
 
         os.environ.setdefault("PET_NPROC_PER_NODE", os.environ.get("NGPU") or str(count_accelerators()))
@@ -38,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.standalone and not args.local_addr:
             args.local_addr = "127.0.0.1"  # the machine's own name may mean nothing, as on many a laptop
         tell_who_hosts(args, argv)
-        if args.module and args.training_script == "titan_pt.train":
-            # One report or help text instead of one a rank, and no waiting for ranks that cannot start.
-            config = resolve(args.training_script_args).config
+        if config is not None:
             if config.comm.mode == "fake_backend":
                 return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
@@ -53,6 +54,14 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.USAGE
     except KeyboardInterrupt:  # a signal before there were workers
         return ExitCode.TERMINATED
+
+
+def train_arguments(argv: Sequence[str]) -> list[str] | None:
+    """The arguments of titan_pt.train, where that is what torchrun's arguments start; else None."""
+    for i, pair in enumerate(itertools.pairwise(argv), 2):
+        if pair in (("-m", "titan_pt.train"), ("--module", "titan_pt.train")):
+            return list(argv[i:])
+    return None
 
 
 def _dry_run(args: Any) -> int:
