@@ -1,8 +1,9 @@
-"""The short form of every benchmark, one after the other: `python -m benchmarks [name ...]`
+"""The short form of the benchmarks against others, one after the other: `python -m benchmarks [name ...]`
 
 Each prints its rows and a JSON line. The long forms, their options and figures: benchmarks/README.md.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ def main(names: list[str]) -> int:
         start = time.perf_counter()
         print(f"\n## {name}\n", flush=True)
         script = Path(__file__).parent / f"{name}.py"
-        if subprocess.run([sys.executable, str(script), *SHORT[name]]).returncode:
+        environment = {**os.environ, "PYTHONPATH": f"{script.parents[1]}:{os.environ.get('PYTHONPATH', '')}"}
+        if subprocess.run([sys.executable, str(script), *SHORT[name]], env=environment).returncode:
             failed.append(name)
         print(f"\n{name}: {time.perf_counter() - start:.0f} s", flush=True)
     if failed:

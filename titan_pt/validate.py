@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses
+from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, build_loss
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.sources.documents import SkipOptions
 from titan_pt.data.sources.opening import open_mixture
@@ -38,6 +38,7 @@ class LossValidator:
     num_bytes: float
     """UTF-8 bytes of all targets, over all ranks."""
     document_mask: bool
+    loss: ChunkedCrossEntropy
     raise_if_preempted: Callable[[], None]
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ class LossValidator:
 
     def _losses(self, batch: MicroBatch) -> TokenLosses:
         positions = batch.positions_BL if self.document_mask else None
-        return self.model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
+        return self.model(batch.tokens_BL, positions, self.loss.head(batch.targets_BL))
 
 
 def build_validator(context: TrainContext, _step: Step | None = None) -> Validator | None:
@@ -89,6 +90,7 @@ def build_validator(context: TrainContext, _step: Step | None = None) -> Validat
         batches=[collate(own[i : i + size]) for i in range(0, len(own), size)],
         num_bytes=num_bytes,
         document_mask=config.training.document_mask,
+        loss=replace(build_loss(config, world.device), z_loss_coef=0.0),
         raise_if_preempted=context.raise_if_preempted,
     )
     if not (config.validation.tasks or config.validation.sample_prompts):

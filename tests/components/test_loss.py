@@ -84,6 +84,14 @@ def test_no_gradients_are_computed_without_need() -> None:
     assert found[1][2] is not None and torch.equal(losses.total, with_gradient.total)
 
 
+def test_a_second_backward_of_one_loss_is_refused() -> None:
+    hidden, weight = torch.randn(1, 4, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    losses = ChunkedCrossEntropy().head(torch.zeros(1, 4, dtype=torch.long))(hidden, weight)
+    losses.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward"):
+        losses.total.backward()
+
+
 @pytest.mark.parametrize(
     ("tokens", "most", "size"),
     [

@@ -89,6 +89,8 @@ def test_compiled_steps_equal_plain_steps(model: Transformer, backend: str) -> N
     )
     compiled.generate(PROMPTS, Sampling(2 * STRIDE, seed=1, step=2), 5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4, "and one row, where a size is a constant"
+    fewer = Sampling(2 * STRIDE, top_k=5)  # the draw is of another width
+    assert tokens_of(compiled.generate(PROMPTS, fewer, 3)) == tokens_of(generate(model, fewer, 3))
 
 
 @pytest.mark.gpu

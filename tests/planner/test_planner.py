@@ -243,7 +243,8 @@ def test_rollouts_of_gsm8k_on_one_a100() -> None:
     flops = get_model_spec("transformer").flops_per_token(args, 2048)
     found = rollouts_of(config, args, Target(A100, 1), flops)
     assert found and found.kv_bytes_per_token == 24 * 2 * 4 * 64 * 2
-    assert found.completions == 24 * 16 and found.rows == 1024 and found.slots == 640
+    assert found.completions == 24 * 16 and found.rows == 1024
+    assert found.slots == 640 + 128, "CUDA graphs spare a span"
     assert 0.5 < found.floor_seconds < found.rollout_seconds < 10 and 1 < found.train_seconds < 4
     eight = rollouts_of(config, args, Target(A100, 8), flops)
     assert eight and eight.train_seconds == pytest.approx(found.train_seconds / 8) and eight.rows < found.rows

@@ -7,11 +7,13 @@ Legend: T tokens (B x L, flat), D model dim, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from titan_pt.config.schema.job_config import JobConfig
 
 IGNORED = -100
 """Target of a token that has no loss."""
@@ -106,6 +108,17 @@ def compiled_chunk(backend: str) -> ChunkFunction:
     return torch.compile(cross_entropy_chunk, backend=backend, fullgraph=True)
 
 
+def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
+    """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
+    loss = ChunkedCrossEntropy(config.training.z_loss_coef, chunk_tokens=config.training.loss_chunk_tokens)
+    if config.compile.is_on(device.type) and "loss" in config.compile.components:
+        from titan_pt.distributed.compile import check_compiler
+
+        check_compiler(config.compile, device)
+        return replace(loss, chunk=compiled_chunk(config.compile.backend))
+    return loss
+
+
 class _CrossEntropyFunction(torch.autograd.Function):
     """Computes gradients with each chunk's logits in the forward; the backward only scales them."""
 
@@ -145,7 +158,9 @@ class _CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_hidden_TD, grad_weight_VD), ctx.gradients = ctx.gradients, (None, None)  # in place, so only once
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward of one loss: the first scaled its gradients in place")
+        (grad_hidden_TD, grad_weight_VD), ctx.gradients = ctx.gradients, None
         total = grads[0]
         # The scale, one over the tokens of a batch, stays in float32: bfloat16 would round it by up to 0.4%.
         return (

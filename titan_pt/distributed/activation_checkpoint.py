@@ -25,6 +25,12 @@ SAVED_OPS = {
 }
 
 
+def _saved_ops() -> set[Any]:
+    """The operations, those included that only some versions of torch have."""
+    varlen = getattr(torch.ops.torch_attn, "_varlen_attn", None)
+    return SAVED_OPS | ({varlen.default} if varlen else set())
+
+
 def apply_activation_checkpoint(blocks: nn.ModuleList, config: ActivationCheckpoint) -> None:
     """Wrap the blocks, in place, as a `mode` of `[activation_checkpoint]` other than "none" says."""
     every = 1 if config.mode == "full" or config.selective_ac_option == "op" else int(config.selective_ac_option)
@@ -38,4 +44,4 @@ def apply_activation_checkpoint(blocks: nn.ModuleList, config: ActivationCheckpo
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in _saved_ops() else CheckpointPolicy.PREFER_RECOMPUTE

@@ -4,16 +4,21 @@ import os
 import shutil
 
 import torch
+import torch._dynamo.config
 import torch._inductor.config
 from torch import nn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Compile
 
+_GRAPHS = 64
+
 
 def compile_blocks(blocks: nn.ModuleList, config: Compile, device: torch.device) -> None:
     """Compile each block in place."""
     check_compiler(config, device)
+    # All blocks share their graphs: of shapes, with gradients and without. Rows of RL have many shapes.
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
     for block in blocks:
         block.compile(backend=config.backend, fullgraph=True)
 

@@ -7,8 +7,10 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.distributed.init import offloads
+from titan_pt.distributed.init import allocate, materialize, offloads
 from titan_pt.distributed.world import World
+
+__all__ = ["allocate", "materialize", "shard"]  # all that a plugin's model needs
 
 # Weights in the compute type that are kept whole from a step's first forward to its last backward.
 SMALL_BYTES = 2**31
@@ -32,7 +34,8 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], config: JobConfig, worl
     # The backward starts with the last block and the output layer: freeing them would only gather them again.
     for module in (last, model):
         fully_shard(module, mesh=world.mesh, reshard_after_forward=False, mp_policy=policy, offload_policy=offload)
-    model.sums_once = not reshard  # type: ignore[assignment]
+    # Whole gradients add up in the type of the reduction, shards in float32.
+    model.sums_once = not reshard and policy.reduce_dtype == torch.float32  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -224,6 +224,7 @@ class CompiledDecoder(Decoder):
 
     def _invert(self, logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
         _mark_rows(logits_RV, noise_R)
+        torch._dynamo.mark_static(logits_RV, 1)  # the draw is cut into parts by it; top-k makes it another
         return self._compiled_invert(logits_RV, noise_R)
 
 

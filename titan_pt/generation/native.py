@@ -247,7 +247,7 @@ def build_native_engine(
             "engine for this model in experimental.custom_import"
         )
     compiles = switched_on(rollout.compile, world.device.type)
-    if compiles and world.device.type != "cuda":
+    if compiles:
         check_compiler(config.compile, world.device, "rollout.compile")
     return NativeEngine(
         model,

@@ -106,7 +106,7 @@ def dry_run_step(
             log = KernelLog() if counts else None
             memory = _trace_step(context, dry_run, log)
             if dry_run.accumulates and getattr(context.model, "sums_once", False):
-                memory["gradients"] += _whole_gradients(context)
+                memory["communication"] += _whole_gradients(context)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
             run_size=run_size,

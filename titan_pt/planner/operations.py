@@ -152,7 +152,7 @@ class _Fusion:
 
 def _is_product(func: Any) -> bool:
     packet = func.overloadpacket
-    return packet in flop_registry or packet in _FORWARD or packet in _BACKWARD
+    return packet in flop_registry or packet in (_aten.addmm_, *_FORWARD, *_BACKWARD)
 
 
 def _product(
@@ -167,8 +167,9 @@ def _product(
         flops = (10 if backward else 4) * q.numel() * k.shape[2]
         kind: KernelKind = "attention_backward" if backward else "attention"
         return Kernel(kind, q.dtype, (q.shape[-1],), flops // 2 if causal else flops, moved), flops
-    flops = flop_registry[packet](*args, out_val=out[0] if len(out) == 1 else tuple(out))
-    left, right = [tensor for tensor in inputs if tensor.ndim >= 2][:2]
+    counted = _aten.addmm if packet is _aten.addmm_ else packet
+    flops = flop_registry[counted](*args, out_val=out[0] if len(out) == 1 else tuple(out))
+    left, right = [tensor for tensor in inputs if tensor.ndim >= 2][-2 if counted is _aten.addmm else 0 :][:2]
     sides = tuple(sorted((left.shape[-2], left.shape[-1], right.shape[-1])))
     return Kernel("product", left.dtype, sides, flops, moved), flops
 

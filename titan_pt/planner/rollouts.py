@@ -63,18 +63,19 @@ def plan_rollouts(
     turns = -(-own // rollout.max_rows)
     together = -(-own // turns)
     outside = args.num_embedding_parameters
-    weights = element * (args.num_parameters - outside) + 4.0 * outside  # the engine's output layer is in float32
+    weights = float(element * args.num_parameters)  # on CUDA the output layer's products are summed in float32
     read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
     floor = read / gpu.bandwidth
     rates = known_rates(gpu)
     reading = read / (1e9 * rates.copy) if rates else floor
     launches = 0.0 if switched_on(rollout.compile, "cuda") else _LAUNCH_SECONDS * args.num_layers
     decode = max(reading, launches, 2.0 * args.num_parameters * together / peak)
-    length = prompt_tokens(config) + rollout.max_new_tokens
-    trained = grpo.prompts_per_step * rollout.num_samples * length * grpo.num_iterations
-    several = grpo.num_minibatches * grpo.num_iterations > 1
+    a_prompt = prompt_tokens(config) + rollout.num_samples * rollout.max_new_tokens  # read once for its completions
+    trained = grpo.prompts_per_step * a_prompt * grpo.num_iterations
+    # The first update gives the old log-probabilities of its own minibatch.
+    old = (grpo.num_minibatches - 1) / grpo.num_minibatches
     # A forward is a third of a step's operations: the old log-probabilities, and the reference's.
-    forwards = ((1 if several else 0) + (1 if grpo.kl_coef > 0 else 0)) / 3 / grpo.num_iterations
+    forwards = (old + (1 if grpo.kl_coef > 0 else 0)) / 3 / grpo.num_iterations
     return Rollouts(
         kv_bytes_per_token=per_token,
         rows=rows,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, compiled_chunk
+from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, build_loss
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.components.optimizer import build_optimizers, guarded_update
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
@@ -40,17 +40,6 @@ def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
 def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
     """Checkpoint, compile and shard the model in place, by the `parallelize` of its model spec; returns it."""
     return get_model_spec(config.model.name).parallelize(model, config, world)
-
-
-def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
-    """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
-    loss = ChunkedCrossEntropy(config.training.z_loss_coef, chunk_tokens=config.training.loss_chunk_tokens)
-    if config.compile.is_on(device.type) and "loss" in config.compile.components:
-        from titan_pt.distributed.compile import check_compiler
-
-        check_compiler(config.compile, device)
-        return replace(loss, chunk=compiled_chunk(config.compile.backend))
-    return loss
 
 
 def build_step(context: TrainContext) -> Step:

@@ -81,7 +81,9 @@ def test_loads_are_even_and_a_prompt_is_read_as_seldom_as_can_be(
     documents = [[d for rows in batches for row in rows for d in row] for batches in layout]
     loads = [sum(document.length for document in own) for own in documents]
     assert max(loads) <= sum(loads) / num_ranks + 2 * max(sample.num_inputs for sample in samples)
-    for batches in layout:
+    for batches, load in zip(layout, loads, strict=True):
+        used = sum(bool(row) for rows in batches for row in rows)
+        assert used <= 2 * load / SEQ_LEN + 1, "two half-empty rows would have been one"
         for rows in batches:
             assert max(sum(document.length for document in row) for row in rows) <= row_length(
                 max(document.length for row in rows for document in row), SEQ_LEN

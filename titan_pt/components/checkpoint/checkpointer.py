@@ -78,6 +78,7 @@ class Checkpointer:
         self._waits = options.async_mode == "disabled" or (options.async_mode == "auto" and not on_cuda)
         pinned = options.async_mode in ("auto", "async_with_pinned_mem") and on_cuda
         self._stager = BlockingAsyncStager(cache_staged_state_dict=pinned)
+        self._staged: set[str] = set()
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
         self.seconds = 0.0
@@ -122,6 +123,8 @@ class Checkpointer:
         if self._waits:
             self._write(step, temporary, tensors, documents)
             return
+        if tensors.keys() != self._staged:  # pinned memory is made once, for tensors that stay the same
+            self._stager.state_dict_cache, self._staged = None, set(tensors)
         staged = self._stager.stage(dict(tensors))
         self._writer = threading.Thread(
             target=self._write_in_background, args=(step, temporary, staged, documents), name="checkpoint"

@@ -106,8 +106,8 @@ class Parallelism(Section):
     data_parallel_shard_degree: Annotated[int, Field(ge=-1)] = -1
     """Ranks that share one copy; -1: all that are left."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """"always" frees gathered parameters after each use. "never" keeps them, and sums gradients over the ranks, once a
-    step. "default": never where they take at most 2 GiB in the compute type."""
+    """"always" frees gathered parameters after each use. "never" gathers them once a step, and sums gradients over the
+    ranks once a step where mixed_precision_reduce is float32. "default": never where they take at most 2 GiB."""
 
 
 class ActivationCheckpoint(Section):

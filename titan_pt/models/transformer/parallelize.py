@@ -41,7 +41,8 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
         logging.getLogger("titan_pt").warning(
             "training.enable_cpu_offload: everything is in CPU memory already; it has no effect"
         )
-    if world.size > 1 or offloads(config, world) or float8:  # torchao's layers leave the cast of the weight to FSDP2
+    # torchao's layers leave the cast of the weight to FSDP2, and plugins may count on its DTensors.
+    if world.size > 1 or offloads(config, world) or float8 or config.experimental.custom_import:
         from titan_pt.distributed.fsdp import shard
 
         shard(model, model.layers, config, world)

@@ -11,6 +11,7 @@ import torch
 from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.dry_run_world import allocate_without_numbers
+from titan_pt.generation.decode import GraphDecoder
 from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
@@ -113,8 +114,11 @@ def step_rows(config: GrpoConfig) -> int:
 
 
 def row_slots(config: GrpoConfig) -> int:
-    """Positions of one row: a prompt and its completion."""
-    return prompt_tokens(config) + config.rollout.max_new_tokens
+    """Positions that the cache has for one row: a prompt and its completion; CUDA graphs round up and spare some."""
+    slots = prompt_tokens(config) + config.rollout.max_new_tokens
+    if switched_on(config.rollout.compile, "cuda"):
+        slots = (-(-slots // GraphDecoder.span) + 1) * GraphDecoder.span
+    return slots
 
 
 def prompt_tokens(config: GrpoConfig) -> int:

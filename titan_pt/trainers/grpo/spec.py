@@ -149,8 +149,8 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
     logger.info(
         f"Each of {context.run_size.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples "
         f"= {options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
-        f"{options.num_minibatches * options.num_iterations} updates of loss {options.loss}, packed into rows of "
-        f"{config.training.seq_len} tokens, {config.training.local_batch_size} rows a micro-batch"
+        f"{options.num_minibatches * options.num_iterations} updates of loss {options.loss}, packed into "
+        f"micro-batches of at most {config.training.local_batch_size * config.training.seq_len:,} tokens a rank"
     )
     total = sum(row.weight for row in options.tasks)
     for row, task in zip(options.tasks, prompts.tasks, strict=True):
