@@ -74,16 +74,11 @@ def _read_converters(merged: Merged) -> list[str]:
             if not isinstance(table.setdefault(name, {}), dict):
                 break  # validation says so
             table = table[name]
-    elif "float8" in linear and (model.get("converters") == [] or _is_off(linear["float8"])):
+    elif model.get("converters") == [] and "float8" in linear:
         origin = merged.blame("quantize", "linear", "float8")
         linear.pop("float8")
         return [f"quantize.linear.float8 = {{...}} ({origin})"]
     return []
-
-
-def _is_off(table: Any) -> bool:
-    """Whether a table without `model.converters` has TorchTitan's defaults alone, which do nothing there."""
-    return isinstance(table, dict) and bool(table) and not any(table.values())
 
 
 def _leaves(table: Tables) -> list[str]:
