@@ -561,12 +561,15 @@ def attention():
                 both_tflops=round(3.5 * forward / two / 1e12, 1),
             )
 
-    emit("backends", available=available_backends(DEVICE.type, DTYPE, dim), uncompiled_gqa=True)
+    available = available_backends(DEVICE.type, DTYPE, dim)
+    emit("backends", available=available, uncompiled_gqa=True)
     for name, backend in (
         ("flash", SDPBackend.FLASH_ATTENTION),
         ("cudnn", SDPBackend.CUDNN_ATTENTION),
         ("efficient", SDPBackend.EFFICIENT_ATTENTION),
     ):
+        if not CUDA and name not in available:
+            continue
 
         def run(backend=backend):
             with sdpa_kernel([backend]):
@@ -763,7 +766,7 @@ def peers():
             with torch.no_grad():
 
                 def run():
-                    return generate_theirs(theirs, prompts, n, new, sampled=True)
+                    return generate_theirs(theirs, prompts, n, new, sampled=True, cache="dynamic")
 
                 times = timed(run, 1, 1)
             emit(

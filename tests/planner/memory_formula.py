@@ -72,13 +72,15 @@ def shape_of(
     """
     assert isinstance(args, TransformerArgs)
     training = config.training
+    small = ELEMENT_BYTES[training.mixed_precision_param] * args.num_parameters <= 2**31
+    reshards = {"always": True, "never": False, "default": not small}[config.parallelism.fsdp_reshard_after_forward]
     return Shape(
         args=args,
         shards=max(1, num_ranks // config.parallelism.data_parallel_replicate_degree),
         rows=training.local_batch_size,
         seq_len=training.seq_len,
         element=ELEMENT_BYTES[training.mixed_precision_param],
-        reshards=config.parallelism.fsdp_reshard_after_forward != "never",
+        reshards=reshards,
         accumulates=accumulates,
         checkpoint=config.activation_checkpoint,
         moment_bytes=moment_bytes(config),
@@ -101,16 +103,23 @@ def estimate(shape: Shape) -> dict[str, float]:
     block, output = _gathered(shape)
     gathers = e * block
     held = e * (output + block * (1 if shape.reshards else args.num_layers))
-    at_loss = {**states, "activations": activations, "logits": loss_bytes(shape), "communication": held + gathers}
+    # Whole, until the last micro-batch sums them over the ranks.
+    added_up = 4 * args.num_parameters if shape.accumulates and not shape.reshards else 0.0
+    at_loss = {
+        **states,
+        "activations": activations,
+        "logits": loss_bytes(shape),
+        "communication": added_up + held + gathers,
+    }
     if shape.scored_tokens is not None:
         at_loss |= {"logits": e * shape.scored_tokens * args.hidden_size, "temporary": logprob_bytes(shape)}
     in_backward = {
         **states,
         "activations": activations - last_norm,
         "temporary": backward_bytes(shape),
-        "communication": held + 2 * e * block + gathers,
+        "communication": added_up + held + 2 * e * block + (gathers if shape.reshards else 0.0),
     }
-    at_update = {**states, "gradients": 4 * share, "communication": (2 * e + 4) * output}
+    at_update = {**states, "gradients": 4 * share, "communication": added_up + (2 * e + 4) * output}
     return max((at_loss, in_backward, at_update), key=lambda kinds: sum(kinds.values()))
 
 
