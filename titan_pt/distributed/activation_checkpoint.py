@@ -25,8 +25,9 @@ SAVED_OPS = {
 }
 
 
+@functools.cache
 def _saved_ops() -> set[Any]:
-    """The operations, those included that only some versions of torch have."""
+    """SAVED_OPS with the kernel of documents, which only some versions of torch have; asked for at every operation."""
     varlen = getattr(torch.ops.torch_attn, "_varlen_attn", None)
     return SAVED_OPS | ({varlen.default} if varlen else set())
 
