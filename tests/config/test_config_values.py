@@ -110,6 +110,7 @@ WRONG_VALUES = [
     ("[compile]\nenable = 1", "compile.enable = 1", "boolean"),
     ('[compile]\nenable = "true"', "compile.enable = 'true'", "boolean"),
     ('[compile]\ncomponents = "model"', "compile.components = 'model'", "list"),
+    ('[model]\nconverters = ["float8"]', "model.converters[0] = 'float8'", "'quantize.linear.float8'"),
     ('[compile]\ncomponents = ["modl"]', "compile.components[0] = 'modl'", "'model' or 'loss'"),
     ('[training]\ndtype = "bf16"', "training.dtype = 'bf16'", "'float32'"),
     ("[job]\ndescription = 10:00:00", "job.description = 10:00:00", "string"),

@@ -60,6 +60,12 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
             f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
             "Hugging Face layout",
         )
+    if config.quantize.linear.float8 and model.converters is None:
+        yield (
+            ["model.converters", "quantize"],
+            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
+            "leaves it off; set one of them",
+        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
