@@ -33,7 +33,7 @@ class Trainer:
         context: what the step function was built from.
         peak_flops: FLOP/s of one device at its best, for the MFU; None where it is not known.
         validates_first: validate before step 1 too.
-        started: when this attempt began, a Unix time; a deadline counts from the run's first one.
+        started: when this attempt began, by `time.monotonic`; a deadline counts from the run's first one.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: flo
 
     Args:
         run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, a Unix time.
+        started: when this attempt began, by `time.monotonic`.
     """
     if context.config.training.max_hours is None:
         return StepPlan(context)

@@ -102,9 +102,14 @@ def test_pruning_spares_steps_after_load_step(copy: Path) -> None:
     assert any(not torch.equal(old[name], new[name]) for name in old), "an old step-6 is replaced"
 
 
-def test_load_step_applies_once(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_step_applies_once(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the wall clock does: each start finds it a day further back."""
+    now = time.time()
     back = ("--checkpoint.load_step", "2", '--checkpoint.exclude_from_loading=["optimizer"]', "--optimizer.lr", "1e-3")
     for last, resumed in ((3, 2), (4, 3), (5, 4)):  # below and above the numbers of the branch that was left
+        monkeypatch.setattr(time, "time", lambda last=last: now - 86400.0 * last)
         assert train_here(copy / "run.toml", *back, "--training.steps", str(last)) == 0
         error = capsys.readouterr().err
         assert f"step-{resumed}: step {resumed}," in error

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
-from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
+from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
 from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
@@ -74,6 +74,7 @@ class Checkpointer:
         self._folder, self._options, self._world = folder, options, world
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
+        self._order = 0  # of the last save, among all of the folder; 0: not known yet
         on_cuda = world.device.type == "cuda"
         self._waits = options.async_mode == "disabled" or (options.async_mode == "auto" and not on_cuda)
         pinned = options.async_mode in ("auto", "async_with_pinned_mem") and on_cuda
@@ -208,7 +209,11 @@ class Checkpointer:
         write_text(temporary / "config.toml", documents.config)
         for name in ("train.json", "data.json", "config.toml"):
             files[name] = file_entry(temporary / name)
-        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
+        self._order = 1 + (
+            self._order or max((saved_order(path)[0] for _, path in iter_steps(self._folder)), default=0)
+        )
+        entry = {"format": FORMAT, "step": step, "time": time.time(), "order": self._order, "files": files}
+        write_json(temporary / MANIFEST, entry)
         sync_folder(temporary / "tensors")
         sync_folder(temporary)
         target = self._folder / f"step-{step}"

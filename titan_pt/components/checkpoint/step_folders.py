@@ -1,9 +1,11 @@
 """The step-N folders of runs, whole or not. No torch here."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from titan_pt.components.checkpoint.manifest import MANIFEST
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.run_folder import run_folder
 
@@ -19,6 +21,15 @@ def iter_steps(folder: Path) -> Iterator[tuple[int, Path]]:
         if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
     ]
     yield from sorted(steps, reverse=True)
+
+
+def saved_order(path: Path) -> tuple[int, float]:
+    """When a step was saved: its number among the saves of the folder, and for those without one the clock's time."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return int(manifest.get("order", 0)), float(manifest["time"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0, 0.0
 
 
 def has_steps(config: JobConfig) -> bool:

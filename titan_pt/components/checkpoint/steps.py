@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
-from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
+from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.run_folder import run_folder
@@ -89,8 +89,7 @@ def honoured(train: dict[str, Any]) -> dict[str, Any]:
 
 def _latest_saved(folder: Path) -> list[Path]:
     """Every `step-N`, the one saved last first; after a `load_step` it need not have the highest number."""
-    times = {path: _read_json(path / MANIFEST).get("time", 0.0) for _, path in iter_steps(folder)}
-    return sorted(times, key=lambda path: times[path], reverse=True)
+    return sorted((path for _, path in iter_steps(folder)), key=saved_order, reverse=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
