@@ -160,6 +160,7 @@ class Interval:
 
     start: float = field(default_factory=time.perf_counter)
     paused_seconds: float = 0.0
+    save_seconds: float = 0.0
     tokens: int = 0
     data_seconds: float = 0.0
     num_steps: int = 0
@@ -241,6 +242,7 @@ class MetricRows:
             "memory_gib": memory_gib(self._context.world.device),
             "skipped_steps": state.skipped_steps,
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
+            **({"save_seconds": interval.save_seconds} if interval.save_seconds else {}),
             **self._extras(metrics),
         }
 

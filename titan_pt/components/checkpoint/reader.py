@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, one_line
+from titan_pt.components.checkpoint.manifest import stays_inside
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.world import World
 
@@ -49,6 +50,9 @@ class SafeReader(FileSystemReader):
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
             metadata = _RestrictedUnpickler(io.BytesIO(stream.read())).load()
+        for name in {info.relative_path for info in (metadata.storage_data or {}).values()}:
+            if not stays_inside(Path(self.path), name):
+                raise pickle.UnpicklingError(f".metadata names {name!r}, which is outside of its folder; not loaded")
         if getattr(metadata, "storage_meta", None) is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata

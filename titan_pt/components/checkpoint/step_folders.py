@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from titan_pt.components.checkpoint.manifest import MANIFEST
+from titan_pt.components.checkpoint.file_hashes import MANIFEST
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.run_folder import run_folder
 

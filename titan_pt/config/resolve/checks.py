@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
-from titan_pt.config.run_size import batch_problems, global_rows
 from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], 
             f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
             f"the nearest are {near}",
         )
-    elif global_rows(config):  # else it follows from the ranks, which are not known yet
+    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import batch_problems
+
         yield from batch_problems(config, 1)
 
 
