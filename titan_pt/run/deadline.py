@@ -21,7 +21,7 @@ from typing import Any
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
 
@@ -184,7 +184,7 @@ def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | 
     starts = [now, *([saved["started"]] if saved else [])]
     # There may be none, or a damaged one: the checkpoint has it too.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text(encoding="utf-8"))["started"]))
+        starts.append(float(parse_json((run_folder / CLOCK_FILE).read_text(encoding="utf-8"))["started"]))
     return min(starts)
 
 

@@ -1,10 +1,11 @@
 """The manifest of a folder: size and sha256 of every file, so that damage is found before anything is loaded."""
 
 import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from titan_pt.run.files import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -32,12 +33,12 @@ def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = 
 
 def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written = manifest["format"]
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
     if written != FORMAT:
         return f"{MANIFEST} has format {written!r}, and this version of titan_pt reads {FORMAT}"
