@@ -89,6 +89,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing index": (lambda step: (step / "tensors" / ".metadata").unlink(), ".metadata is missing"),
     "missing manifest": (lambda step: (step / MANIFEST).unlink(), "it has no manifest.json"),
     "garbage manifest": (lambda step: (step / MANIFEST).write_bytes(b"\xff\x00{"), "manifest.json cannot be read"),
+    "deep manifest": (lambda step: (step / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read"),
     "manifest of another shape": (lambda step: (step / MANIFEST).write_text("[1]"), "manifest.json cannot be read"),
     "manifest of nothing": (leave_the_manifest_alone, "manifest.json does not name"),
     "manifest of the future": (from_the_future, "format 99"),

@@ -22,7 +22,7 @@ from typing import Any
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
 from titan_pt.run.moments import JUMP_SECONDS, moment, seconds_between, steady_seconds, tell_jump
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
@@ -199,8 +199,8 @@ def spent_seconds(run_folder: Path | None, attempt: float, saved: Mapping[str, A
     notes = [saved] if saved and run_folder else []
     if run_folder:
         # There may be none, or a damaged one: the checkpoint has it too.
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            notes.append(json.loads((run_folder / CLOCK_FILE).read_text(encoding="utf-8")))
+        with contextlib.suppress(OSError, ValueError):
+            notes.append(parse_json((run_folder / CLOCK_FILE).read_text(encoding="utf-8")))
     spent = [attempt]
     for note in sorted(notes, key=_noted, reverse=True)[:1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.exit_codes import ExitCode, GaveUp, Stalled
 from titan_pt.run.log import init_logging, open_console, quiet_libraries
-from titan_pt.run.pipes import nobody_reads
+from titan_pt.run.tool_files import nobody_reads
 
 LARGEST = 2**63 - 1
 """Largest number of a flag that names no other limit."""

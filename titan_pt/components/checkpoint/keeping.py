@@ -1,6 +1,5 @@
 """Which steps a run keeps. Imported where one has to go, or the best is marked."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.checkpoint import Checkpoint
-from titan_pt.run.files import remove_folder
+from titan_pt.run.files import parse_json, remove_folder
 from titan_pt.run.run_folder import METRICS_FILE
 
 logger = logging.getLogger("titan_pt")
@@ -107,7 +106,7 @@ def _values(path: Path, key: str) -> Iterator[tuple[int, float]]:
 
 def _row(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}

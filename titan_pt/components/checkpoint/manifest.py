@@ -1,12 +1,12 @@
 """The manifest of a folder: size and sha256 of every file, so that damage is found before anything is loaded."""
 
-import json
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from titan_pt.components.checkpoint.file_hashes import FORMAT, MANIFEST, file_entry
+from titan_pt.run.files import parse_json
 
 
 def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = True) -> str | None:
@@ -24,12 +24,12 @@ def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = 
 
 def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         written, step = manifest["format"], manifest.get("step")
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
     if written != FORMAT:
         return f"{MANIFEST} has format {written!r}, and this version of titan_pt reads {FORMAT}"

@@ -1,7 +1,6 @@
 """Reads a step. No arbitrary pickles: its tensors' index can create only the classes of one."""
 
 import io
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, one
 from titan_pt.components.checkpoint.manifest import stays_inside
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.world import World
+from titan_pt.run.files import parse_json
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -92,7 +92,7 @@ def load_documents(step_folder: Path) -> CheckpointDocuments:
     """Read everything of a step that is not a tensor."""
     config = step_folder / "config.toml"
     return CheckpointDocuments(
-        train=json.loads((step_folder / "train.json").read_text(encoding="utf-8")),
-        data=json.loads((step_folder / "data.json").read_text(encoding="utf-8")),
+        train=parse_json((step_folder / "train.json").read_text(encoding="utf-8")),
+        data=parse_json((step_folder / "data.json").read_text(encoding="utf-8")),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )

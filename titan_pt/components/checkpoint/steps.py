@@ -3,7 +3,6 @@
 Imported where there are such folders.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.files import parse_json
 from titan_pt.run.run_folder import run_folder
 
 logger = logging.getLogger("titan_pt")
@@ -95,7 +95,7 @@ def _latest_saved(folder: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where it cannot be read, for then `find_damage` reports the step."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
