@@ -23,6 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the faults of integration/test_chaos.py cost; the tests may have run in other processes."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    verdicts = [value for report in reports for key, value in report.user_properties if key == "chaos"]
+    if verdicts:
+        from chaos.table import table
+
+        terminalreporter.section("faults")
+        terminalreporter.line(table(verdicts))
+
+
 @pytest.fixture(autouse=True)
 def _close_loaders() -> Iterator[None]:
     """The threads of loaders that a test left open would slow down all tests after it."""

@@ -1,6 +1,6 @@
 """The exit codes, by the command line and by the launcher; the reason of a failure is the last line on stderr."""
 
-import contextlib
+import io
 import json
 import shutil
 import signal
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(*, dir: Path) -> Any:
         if dir == folder:
             raise PermissionError(13, "Permission denied")
-        return contextlib.nullcontext()
+        return io.BytesIO()
 
     monkeypatch.setattr("titan_pt.run.files.tempfile.TemporaryFile", refuse)
     config = write_toml(tmp_path)
@@ -176,7 +176,7 @@ def test_the_folder_of_completions_is_checked_too() -> None:
 
 def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(ConfigError, match=r"^job\.dump_folder: .*/\.lock cannot be written to: .*; remove it"):
+    with pytest.raises(ConfigError, match=r"^job\.dump_folder: .*/\.lock: cannot be written to: .*; remove it"):
         lock_run_folder(tmp_path)
 
 

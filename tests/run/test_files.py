@@ -1,6 +1,7 @@
 """Files that a run writes are whole at any time; text that it reads is UTF-8, or an error with line and byte."""
 
 import codecs
+import errno
 import json
 import os
 import re
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.run import files
-from titan_pt.run.files import decode_text, read_blocks, read_text, write_atomic
+from titan_pt.run.exit_codes import CannotStart
+from titan_pt.run.files import decode_text, make_writable, read_blocks, read_text, write_atomic
 from titan_pt.run.tool_files import read_lines
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,6 +32,26 @@ def test_write_atomic_replaces_the_file(tmp_path: Path) -> None:
         write_atomic(path, text)
         assert path.read_text(encoding="utf-8") == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        *((number, CannotStart) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ESTALE)),
+        *((number, ConfigError) for number in (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)),
+    ],
+)
+def test_a_disk_that_may_recover_is_no_mistake_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    """Exit code 1, after which clusters try again, and 2, after which they do not."""
+
+    def fail(*, dir: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("titan_pt.run.files.tempfile.TemporaryFile", fail)
+    with pytest.raises(kind, match=rf"^job\.dump_folder: cannot be written to: {os.strerror(number)}; "):
+        make_writable(tmp_path, "job.dump_folder")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

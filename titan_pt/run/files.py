@@ -105,14 +105,15 @@ def make_writable(folder: Path, name: str) -> None:
         name: the setting that names the folder, for the message.
 
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot be written to; CannotStart where that may pass, as a full disk may.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be written to: {error.strerror or error}; name another folder") from None
+        from titan_pt.run.unwritable import unwritable
+
+        raise unwritable(name, error, "name another folder") from None
 
 
 def write_atomic(path: Path, text: str) -> None:

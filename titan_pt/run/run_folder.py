@@ -46,16 +46,15 @@ def lock_run_folder(folder: Path) -> IO[str]:
     """Hold the run folder until the file is closed: a second run in it would drop the first one's rows and saves.
 
     Raises:
-        CannotStart: another process holds it.
+        CannotStart: another process holds it, or the disk is full.
         ConfigError: the lock's file cannot be written to.
     """
     try:
         file = (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigError(
-            f"job.dump_folder: {folder / LOCK_FILE} cannot be written to: {error.strerror or error}; remove it, or "
-            "name another folder"
-        ) from None
+        from titan_pt.run.unwritable import unwritable
+
+        raise unwritable(f"job.dump_folder: {folder / LOCK_FILE}", error, "remove it, or name another folder") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.run.exit_codes import ExitCode, GaveUp, Stalled
+from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Stalled
 from titan_pt.run.log import init_logging, open_console, quiet_libraries
 from titan_pt.run.tool_files import nobody_reads
 
@@ -93,7 +93,7 @@ def run_tool(action: Callable[[], None]) -> int:
         return _end(ExitCode.USAGE, error.report())
     except KeyboardInterrupt:
         return _end(ExitCode.TERMINATED, "Stopped by Ctrl-C")
-    except GaveUp as error:
+    except (GaveUp, CannotStart) as error:
         return _end(ExitCode.FAILED, f"failed: {error}")
     except (OSError, MemoryError, Stalled) as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():

@@ -1,0 +1,52 @@
+"""Random faults by seed: whatever comes, the run that was started again is the undisturbed one, to the last bit.
+
+`pytest -m chaos` runs 1,000 seeds, any other run 60 (marked slow); a table of faults and losses follows the tests.
+One seed: `pytest -m chaos -k 'seed17]'`.
+"""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from chaos.judge import Laboratory
+from chaos.scenarios import Scenario, draw
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the library of faults is for Linux"),
+    pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler: cc"),
+]
+FEW, MANY = 60, 1000
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """1,000 seeds where the marker expression asks for them; no expression that is true of all tests does."""
+    if "seed" in metafunc.fixturenames:
+        many = "chaos" in metafunc.config.option.markexpr
+        marks = pytest.mark.chaos if many else pytest.mark.slow
+        seeds = [pytest.param(seed, marks=marks, id=f"seed{seed}") for seed in range(MANY if many else FEW)]
+        metafunc.parametrize("seed", seeds)
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    found = Laboratory(tmp_path_factory.mktemp("chaos"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def survives(laboratory: Laboratory, record_property: Callable[[str, object], None]) -> Callable[[Scenario], None]:
+    """Judges a scenario, for the table too, and fails where something was lost."""
+
+    def judge(scenario: Scenario) -> None:
+        verdict = laboratory.judge(scenario)
+        record_property("chaos", dataclasses.asdict(verdict))
+        assert not verdict.problems, "\n".join([verdict.name, *verdict.problems])
+
+    return judge
+
+
+def test_faults_of_a_seed(seed: int, survives: Callable[[Scenario], None]) -> None:
+    survives(draw(seed))
