@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from titan_pt.components.lr_scheduler import PlannedSchedule, build_lr_schedulers
 from titan_pt.config.schema.job_config import Checkpoint, JobConfig, LrScheduler, Optimizer, Training, Validation
 from titan_pt.run.deadline import Deadline
+from titan_pt.run.moments import seconds_between
 
 HOUR = 3600.0
 
@@ -24,6 +25,10 @@ class Scenario:
     """start: length; the step under way takes so much longer."""
     kills: dict[float, float] = field(default_factory=dict)
     """time: seconds until the next attempt; the steps since the last save are lost."""
+    jumps: dict[float, float] = field(default_factory=dict)
+    """time: by how much the wall clock is set."""
+    moves: bool = False
+    """Each attempt is on another machine, which has the wall clock alone to measure from."""
     max_hours: float = 72.0
     max_steps: int = 10**6
     noise: float = 0.05
@@ -58,31 +63,44 @@ def simulate(scenario: Scenario, config: JobConfig, seed: int = 0) -> Result:
     rng, kills, stalls = random.Random(seed), sorted(scenario.kills.items()), sorted(scenario.stalls.items())
     now, step, saved_step, saved = 60.0, 0, 0, None
     rates: list[float] = []
-    for kill_at, down in [*kills, (math.inf, 0.0)]:
-        deadline = Deadline(config, scenario.max_steps, 0.0, saved)
+    noted, note = 60.0, moment_of(scenario, now, 0)
+    for attempt, (kill_at, down) in enumerate([*kills, (math.inf, 0.0)]):
+        # What is believed to be spent; the run knows no other time.
+        ahead = noted + seconds_between(note, moment_of(scenario, now, attempt)) - now
+        deadline = Deadline(config, scenario.max_steps, now + ahead, saved)
+        end = deadline.latest - ahead
         schedule = PlannedSchedule(functools.partial(build_lr_schedulers, config), scenario.max_steps)
-        while step < deadline.steps and now < deadline.latest:
-            schedule.end_at(deadline.plan(step, now))
+        while step < deadline.steps and now < end:
+            schedule.end_at(deadline.plan(step, now + ahead))
             seconds = scenario.seconds_per_step(now) * rng.uniform(1 - scenario.noise, 1 + scenario.noise)
             while stalls and stalls[0][0] <= now:
                 seconds += stalls.pop(0)[1]
-            if now + seconds > min(kill_at, deadline.latest):  # no step: it is lost, or dropped between micro-batches
-                now = min(kill_at, deadline.latest)
+            if now + seconds > min(kill_at, end):  # no step: it is lost, or dropped between micro-batches
+                now = min(kill_at, end)
                 break
             now, step = now + seconds, step + 1
             rates[step - 1 :] = [schedule(step)]
-            deadline.step_ends(now)
+            deadline.step_ends(now + ahead)
             if step == deadline.steps or step == 1 or step % 500 == 0:
                 for what, lasts in (("validation", scenario.validation_seconds), ("save", scenario.save_seconds)):
                     now += lasts
                     deadline.paused(what, lasts)
                 saved_step, saved = step, deadline.state_dict()
+                noted, note = now + ahead, moment_of(scenario, now, attempt)
+            end = deadline.latest - ahead
         if now < kill_at:
             break
         now, step = kill_at + down, saved_step
     if saved_step < step:
         now += scenario.validation_seconds + scenario.save_seconds
     return Result(now / HOUR, step, rates[-1], rates)
+
+
+def moment_of(scenario: Scenario, now: float, attempt: int) -> dict[str, object]:
+    """A `moments.moment`: the wall clock with its jumps, and a steady one that begins anew on each machine."""
+    boot = attempt if scenario.moves else 0
+    wall = now + sum(by for at, by in scenario.jumps.items() if at <= now)
+    return {"time": wall, "clock": now + 7 * boot, "boot": f"boot {boot}"}
 
 
 SCENARIOS = [
@@ -100,6 +118,13 @@ SCENARIOS = [
     Scenario(
         "killed, back on half the machines", lambda now: 2.7 if now < 40 * HOUR else 5.4, kills={40 * HOUR: 600.0}
     ),
+    Scenario("the clock is set 5 s back", jumps={600.0: -5.0}),
+    Scenario("2 hours forward, and back", jumps={600.0: 2 * HOUR, 40 * HOUR: -2 * HOUR}),
+    Scenario(
+        "a day back, killed before and after", kills={5 * HOUR: 600.0, 9 * HOUR: 600.0}, jumps={7 * HOUR: -86400.0}
+    ),
+    Scenario("killed, a day forward meanwhile", kills={30 * HOUR: 1200.0}, jumps={30 * HOUR + 60: 86400.0}),
+    Scenario("killed, on other machines", kills={h * HOUR: 1200.0 for h in (5, 20.3, 70.9)}, moves=True),
     Scenario("a length that is reached before", max_steps=50_000),
     Scenario("1 hour, 8 s a step", lambda _: 8.0, max_hours=1.0),
     Scenario("24 hours, 5 min a step (grpo)", lambda _: 300.0, max_hours=24.0, noise=0.3),

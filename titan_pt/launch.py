@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ[START_VARIABLE] = str(time.time())
+    os.environ[START_VARIABLE] = str(time.monotonic())
     _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), lambda _: KeyboardInterrupt())
     try:
         # One report or help text instead of one a rank, without waiting for torch or for ranks that cannot start.

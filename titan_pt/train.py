@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the arguments say; returns the exit code."""
-    started = float(os.environ.get(START_VARIABLE, time.time()))
+    started = float(os.environ.get(START_VARIABLE, time.monotonic()))
     # Idle OpenMP threads that spin take the other ranks' and the loader's cores; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     install_handlers()
@@ -38,7 +38,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED.
 
     Args:
-        started: when this attempt began, a Unix time.
+        started: when this attempt began, by `time.monotonic`.
     """
     if config.comm.mode == "fake_backend":
         return run_dry(config)
@@ -77,7 +77,7 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
     """Build a run, in the order in which it is decided: context, step function, validator, loop.
 
     Args:
-        started: when this attempt began, a Unix time; None: now.
+        started: when this attempt began, by `time.monotonic`; None: now.
     """
     import torch
 
@@ -99,7 +99,7 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
         spec.build_validator(context, step),
         peak_flops=peak,
         validates_first=spec.validates_first,
-        started=time.time() if started is None else started,
+        started=time.monotonic() if started is None else started,
     )
 
 

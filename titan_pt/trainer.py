@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
-from titan_pt.components.checkpoint.run_state import run_documents, run_identity, run_tensors
+from titan_pt.components.checkpoint.run_state import expected_bytes, run_documents, run_identity, run_tensors
 from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
@@ -33,7 +33,7 @@ class Trainer:
         context: what the step function was built from.
         peak_flops: FLOP/s of one device at its best, for the MFU; None where it is not known.
         validates_first: validate before step 1 too.
-        started: when this attempt began, a Unix time; a deadline counts from the run's first one.
+        started: when this attempt began, by `time.monotonic`; a deadline counts from the run's first one.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Trainer:
         self._folder = run_folder(context.config)
         self.state = TrainState()
         options, world = context.config.checkpoint, context.world
-        self._checkpointer = Checkpointer(self._folder / options.folder, options, world) if options.enable else None
+        self._checkpointer = Checkpointer(self._folder, options, world) if options.enable else None
         # Without checkpoints each start is another run.
         self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
@@ -81,13 +81,13 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
-            from titan_pt.components.checkpoint.resume import load_run, warn_of_another_rate
+            from titan_pt.components.checkpoint.resume import load_newest, warn_of_another_rate
 
-            resumed = load_run(context, self._step, found, self._identity)
+            resumed = load_newest(context, self._step, self._checkpointer, found, self._identity)
             self.state = resumed.state
             self._checkpointer.last_step = self.state.step
             protect_progress()
-            logger.info(f"Resumed from {found}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
+            logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
             from titan_pt.components.checkpoint.resume import load_weights
             from titan_pt.components.checkpoint.steps import find_initial
@@ -99,6 +99,9 @@ class Trainer:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
         self._plan.begin(resumed.deadline if resumed else None)
+        saves = self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only
+        if self._checkpointer and saves:
+            self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
             warn_of_another_rate(resumed, context, self._plan.total_steps)
         if resumed and resumed.unwritten_row:
@@ -267,6 +270,7 @@ class Trainer:
         yield
         seconds = time.perf_counter() - start
         self._rows.interval.paused_seconds += seconds
+        self._rows.interval.save_seconds += seconds if what == "save" else 0.0
         whole = self._checkpointer.seconds if self._checkpointer and what == "save" else 0.0
         self._plan.paused(what, seconds, whole)
 
@@ -279,7 +283,7 @@ class Trainer:
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
         first = early and self.state.step == 1
-        return last or first or self.state.step % options.interval == 0
+        return last or first or self._checkpointer.is_due(self.state.step)
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
@@ -329,7 +333,7 @@ def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: flo
 
     Args:
         run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, a Unix time.
+        started: when this attempt began, by `time.monotonic`.
     """
     if context.config.training.max_hours is None:
         return StepPlan(context)

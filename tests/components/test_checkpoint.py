@@ -1,7 +1,9 @@
 """Checkpoints: what is in them, when they are written, what is kept, what a run takes from them."""
 
 import base64
+import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +20,9 @@ import torch
 from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
 
 from titan_pt.components.checkpoint import checkpointer as checkpoint
+from titan_pt.components.checkpoint import keeping
+from titan_pt.components.checkpoint.background import BackgroundWriter
+from titan_pt.components.checkpoint.finite import first_not_finite
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.components.checkpoint.steps import find_initial, find_step, iter_steps
@@ -102,9 +107,14 @@ def test_pruning_spares_steps_after_load_step(copy: Path) -> None:
     assert any(not torch.equal(old[name], new[name]) for name in old), "an old step-6 is replaced"
 
 
-def test_load_step_applies_once(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_step_applies_once(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the wall clock does: each start finds it a day further back."""
+    now = time.time()
     back = ("--checkpoint.load_step", "2", '--checkpoint.exclude_from_loading=["optimizer"]', "--optimizer.lr", "1e-3")
     for last, resumed in ((3, 2), (4, 3), (5, 4)):  # below and above the numbers of the branch that was left
+        monkeypatch.setattr(time, "time", lambda last=last: now - 86400.0 * last)
         assert train_here(copy / "run.toml", *back, "--training.steps", str(last)) == 0
         error = capsys.readouterr().err
         assert f"step-{resumed}: step {resumed}," in error
@@ -137,6 +147,72 @@ def test_the_first_step_is_saved_on_request(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 1]
 
 
+def test_minutes_count_since_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    world = SimpleNamespace(device=torch.device("cpu"), any=bool)
+    writer = checkpoint.Checkpointer(tmp_path, CheckpointSection(interval=5, interval_minutes=10), world)  # type: ignore[arg-type]
+    due = []
+    for step in range(1, 9):
+        now[0] += 240
+        due.append(writer.is_due(step))
+        if due[-1]:
+            writer._saved_at = now[0]
+    assert due == [False, False, True, False, True, False, False, True]
+
+
+def test_a_step_is_saved_when_its_minutes_are_over(tmp_path: Path) -> None:
+    config = write_toml(tmp_path, checkpoint={"interval_minutes": 1e-7}, training={"steps": 3})
+    assert train_here(config) == 0
+    assert steps(tmp_path) == [3, 2, 1]
+    rows = read_rows(tmp_path / "run")
+    assert [row["step"] for row in rows if row.get("save_seconds", 0) > 0] == [2, 3], "it is in the row that follows"
+
+
+def test_every_nth_and_the_best_step_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By any key of metrics.jsonl: the learning rate is the highest at step 3."""
+    options = {"interval": 1, "keep_latest_k": 1, "keep_every_n": 5, "keep_best": "lr"}
+    config = write_toml(tmp_path, checkpoint=options)
+    assert train_here(config, "--training.steps", "7") == 0
+    assert steps(tmp_path) == [7, 5, 3]
+    best = tmp_path / "run" / "checkpoint" / "best"
+    assert best.is_symlink() and best.resolve().name == "step-3"
+    assert find_initial(str(best)) == best and find_initial(str(tmp_path / "run")).name == "step-7"
+    other = write_toml(tmp_path / "other", checkpoint={"initial_load_path": str(best)}, training={"steps": 1})
+    assert train_here(other) == 0
+    assert train_here(config, "--training.steps", "8", "--checkpoint.keep_best", "val_los") == 0
+    assert steps(tmp_path) == [8, 5]
+    assert "keep_best = 'val_los': no saved step has it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "best"),
+    [("val_loss", 4), ("val_bpb", 2), ("eval/gsm8k/accuracy", 4), ("eval/x/loss", 2), ("none", None)],
+)
+def test_the_best_step_is_told_by_its_row(tmp_path: Path, key: str, best: int | None) -> None:
+    rows: list[Any] = [
+        {"step": 2, "val_loss": 2.0, "val_bpb": 0.5, "eval/gsm8k/accuracy": 0.25, "eval/x/loss": 1},
+        {"step": 4, "val_loss": 1.0, "val_bpb": None, "eval/gsm8k/accuracy": 0.5, "eval/x/loss": 2},
+        {"step": 5, "val_loss": 0.5},
+        [key],
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "val_lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert keeping.best_step(tmp_path, key, [6, 4, 2]) == best
+
+
+@pytest.mark.parametrize(
+    ("keep", "coming", "gone"),
+    [(2, 0, [4, 3, 1]), (2, 1, [5, 4, 3, 1]), (1, 1, [5, 4, 3, 1]), (0, 1, []), (9, 1, [])],
+)
+def test_the_steps_that_go(keep: int, coming: int, gone: list[int]) -> None:
+    """Of those that are not kept for ever; the newest stays until the next is there."""
+    options = CheckpointSection(keep_latest_k=keep, keep_every_n=10)
+    assert (
+        keeping.surplus([20, 5, 4, 3, 2, 1] if coming == 0 else [6, 5, 4, 3, 2, 1], options, 2, coming=coming) == gone
+    )
+
+
 # -- asynchronous saves ------------------------------------------------------------------------------------------------
 
 
@@ -155,16 +231,14 @@ def test_async_saves_hold_the_values_of_their_own_step(
         assert_same_step(*(folder / "run" / "checkpoint" / f"step-{step}" for folder in (trained, tmp_path)))
 
 
-def test_a_save_in_the_background_is_on_the_ranks_own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = []
+def test_a_save_in_the_background_is_on_the_ranks_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Any] = []
     monkeypatch.setattr(torch.accelerator, "set_device_index", devices.append)
     device = torch.device("cuda", 3)
-    world = SimpleNamespace(rank=0, is_main=True, device=device, background=None, broadcast=lambda x: x)
-    writer = checkpoint.Checkpointer.__new__(checkpoint.Checkpointer)
-    writer._world = world
-    monkeypatch.setattr(writer, "_write", lambda: devices.append("written"), raising=False)
-    writer._write_in_background()
-    assert devices == [device, "written"]
+    writer = BackgroundWriter(SimpleNamespace(is_main=True, device=device), pinned=False)  # type: ignore[arg-type]
+    writer.start({"x": torch.ones(2)}, lambda staged: devices.append(staged["x"].sum().item()))
+    writer.join()
+    assert devices == [device, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +257,9 @@ def test_saves_are_asynchronous_where_the_mode_says(
 ) -> None:
     world = SimpleNamespace(device=torch.device(device))
     writer = checkpoint.Checkpointer(tmp_path, CheckpointSection(async_mode=mode), world)  # type: ignore[arg-type]
-    assert (writer._waits, writer._stager.cache_staged_state_dict) == (waits, pinned)
+    background = writer._background
+    assert (background is None) == waits
+    assert (background is not None and background._stager.cache_staged_state_dict) == pinned
 
 
 @pytest.mark.gpu
@@ -231,6 +307,158 @@ def test_training_continues_after_a_failed_save(
     full_at.clear()
     assert train_here(config, "--training.steps", "5") == 0
     assert steps(tmp_path) == [5] and list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5]
+
+
+class SmallDisk:
+    """A disk on which a run's checkpoints have room for some bytes.
+
+    `tells`: free space is known; otherwise, as with a quota, an error in the middle of a write alone shows it.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capacity, self.tells, self.error = 10**9, True, errno.ENOSPC
+        disk = self
+
+        def used() -> int:
+            return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+        def usage(path: Path) -> SimpleNamespace:
+            return SimpleNamespace(total=10**9, free=disk.capacity - used() if disk.tells else 10**9)
+
+        class Writer(checkpoint._Writer):
+            def write_data(self, *args: Any) -> Any:
+                done = super().write_data(*args)
+                if used() > disk.capacity:
+                    raise OSError(disk.error, os.strerror(disk.error))
+                return done
+
+        monkeypatch.setattr(checkpoint, "_Writer", Writer)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", usage)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
+    return SmallDisk(tmp_path / "run" / "checkpoint", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("tells", "error", "mode"),
+    [(True, errno.ENOSPC, "disabled"), (False, errno.ENOSPC, "async"), (False, errno.EDQUOT, "disabled")],
+)
+def test_a_superseded_step_makes_room(
+    tmp_path: Path, disk: SmallDisk, capsys: pytest.CaptureFixture[str], tells: bool, error: int, mode: str
+) -> None:
+    disk.capacity, disk.tells, disk.error = 3_500_000, tells, error  # two steps and a half
+    config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_latest_k": 2, "async_mode": mode})
+    assert train_here(config, "--training.steps", "4") == 0
+    assert steps(tmp_path) == [4, 3] and not list((tmp_path / "run" / "checkpoint").glob("*.tmp-*"))
+    assert "there is no space for step 4: step-2, which it supersedes, is removed first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keep", "tells", "error", "mode", "told"),
+    [
+        (0, True, errno.ENOSPC, "disabled", "No space left on device"),
+        (1, False, errno.EDQUOT, "async", "Disk quota exceeded"),
+        (2, False, errno.EROFS, "disabled", "Read-only file system"),
+    ],
+)
+def test_saves_that_go_on_failing_end_the_run(
+    tmp_path: Path,
+    disk: SmallDisk,
+    capsys: pytest.CaptureFixture[str],
+    keep: int,
+    tells: bool,
+    error: int,
+    mode: str,
+    told: str,
+) -> None:
+    """The newest whole step is never removed for one that is not written yet."""
+    disk.capacity, disk.tells, disk.error = 2_000_000, tells, error
+    options = {"interval": 1, "keep_latest_k": keep, "async_mode": mode, "max_failed_saves": 2}
+    config = write_toml(tmp_path, checkpoint=options)
+    assert train_here(config, "--training.steps", "9") == 70
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("gave up: checkpoint.max_failed_saves = 2 saves in a row failed; step 3 could not be saved")
+    assert told in last and f"the last whole step is {tmp_path}/run/checkpoint/step-1" in last
+    assert bool(re.search(r"a step needs 1,\d+,\d+ bytes, [\d,]+ are free", last)) == (error != errno.EROFS)
+    assert steps(tmp_path) == [1] and not list((tmp_path / "run" / "checkpoint").glob("*.tmp-*"))
+    disk.capacity = 10**9
+    assert train_here(config, "--training.steps", "3") == 0
+    assert list(losses(tmp_path / "run")) == [1, 2, 3]
+
+
+def test_a_run_without_room_for_a_step_does_not_start(
+    tmp_path: Path, disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_latest_k": 1})
+    disk.capacity = 1_000_000
+    assert train_here(config, "--training.steps", "2") == 70
+    error = capsys.readouterr().err
+    assert "gave up: no step can be saved: " in error and "bytes, 1,000,000 are free)" in error
+    assert "the last whole step is none" in error and not (tmp_path / "run" / "metrics.jsonl").exists()
+    disk.capacity = 10**9
+    assert train_here(config, "--training.steps", "2") == 0
+    disk.capacity = 1_500_000
+    assert train_here(config, "--training.steps", "2") == 0, "a finished run has nothing to save"
+    assert train_here(config, "--training.steps", "3") == 70
+    assert "checkpoint/step-2" in capsys.readouterr().err.strip().splitlines()[-1] and steps(tmp_path) == [2]
+
+
+# -- weights that are not finite ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "own", "bad"),
+    [
+        ("model.x", math.inf, False, True),
+        ("model.x", math.nan, True, True),
+        ("optimizer.x.exp_avg", -math.inf, False, True),
+        ("optimizer.x.exp_avg", math.nan, True, True),
+        ("optimizer.x.least", math.inf, True, False),  # "none yet", of a plugin's optimizer
+        ("step.reference", math.nan, False, True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_first_tensor_that_is_not_finite_is_found(
+    name: str, value: float, own: bool, bad: bool, dtype: torch.dtype
+) -> None:
+    tensors = {
+        "model.w": torch.full((3, 3), torch.finfo(dtype).max, dtype=dtype),
+        "model.none": torch.empty(0),
+        "model.codes": torch.full((4,), 255, dtype=torch.uint8),
+        "optimizer.x.best": torch.tensor(math.inf),
+        name: torch.tensor([[1.0, value], [2.0, 3.0]], dtype=dtype),
+        "model.y": torch.full((2,), math.nan),
+    }
+    assert first_not_finite(tensors, own_optimizer=own) == (name if bad else "model.y")
+    del tensors[name], tensors["model.y"]
+    assert first_not_finite(tensors) is None
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_a_step_that_is_not_finite_replaces_no_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, mode: str
+) -> None:
+    save = checkpoint.Checkpointer.save
+
+    def poisoned(self: Any, step: int, tensors: dict[str, torch.Tensor], documents: Any) -> None:
+        if step == 3:
+            name = next(
+                name for name in tensors if name.endswith(".exp_avg" if where == "moment" else "up_proj.weight")
+            )
+            tensors[name].view(-1)[7] = math.nan if where == "moment" else math.inf
+        save(self, step, tensors, documents)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", poisoned)
+    config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_latest_k": 2, "async_mode": mode})
+    assert train_here(config) == 70
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("gave up: step 3 is not saved: ") and "is not finite; the last step that is good: " in last
+    assert ("optimizer." in last) == (where == "moment") and last.endswith("checkpoint/step-2")
+    assert steps(tmp_path) == [2, 1]
+    assert first_not_finite(read_tensors(tmp_path / "run" / "checkpoint" / "step-2")) is None
 
 
 # -- what a resume accepts ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from helpers import losses, read_rows, train_here, write_toml
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from titan_pt.components.checkpoint import checkpointer
 from titan_pt.components.checkpoint.manifest import MANIFEST, file_entry, find_damage
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.components.checkpoint.steps import REQUIRED, find_step
@@ -70,6 +71,16 @@ def empty_the_folder(step: Path) -> None:
     step.mkdir()
 
 
+def lead_out(step: Path) -> None:
+    (step / "train.json").rename(step.parent / "elsewhere.json")
+    (step / "train.json").symlink_to("../elsewhere.json")
+
+
+def rename_to_a_later_step(step: Path) -> None:
+    manifest = json.loads((step / MANIFEST).read_text())
+    (step / MANIFEST).write_text(json.dumps({**manifest, "step": 2}))
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "flipped byte": (flip_a_byte, "__0_0.distcp has changed"),
     "cut file": (cut_a_file, "__0_0.distcp has 1000 bytes"),
@@ -78,9 +89,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing index": (lambda step: (step / "tensors" / ".metadata").unlink(), ".metadata is missing"),
     "missing manifest": (lambda step: (step / MANIFEST).unlink(), "it has no manifest.json"),
     "garbage manifest": (lambda step: (step / MANIFEST).write_bytes(b"\xff\x00{"), "manifest.json cannot be read"),
+    "deep manifest": (lambda step: (step / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read"),
     "manifest of another shape": (lambda step: (step / MANIFEST).write_text("[1]"), "manifest.json cannot be read"),
     "manifest of nothing": (leave_the_manifest_alone, "manifest.json does not name"),
     "manifest of the future": (from_the_future, "format 99"),
+    "link to another folder": (lead_out, "train.json leads out of the folder"),
+    "renamed folder": (rename_to_a_later_step, "manifest.json is of step-2: the folder was renamed"),
     "empty folder": (empty_the_folder, "it has no manifest.json"),
 }
 
@@ -104,6 +118,29 @@ def test_a_damaged_step_is_trained_again(copy: Path, trained: Path, capsys: pyte
     assert losses(copy / "run") == losses(trained / "run")
     assert [path.name for path in (copy / "run" / "checkpoint").iterdir()] == ["step-4"]
     assert find_damage(copy / "run" / "checkpoint" / "step-4") is None
+
+
+def test_a_step_of_an_earlier_release_that_is_not_finite_is_passed_over(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were saved unseen."""
+    shutil.rmtree(copy / "run" / "checkpoint" / "step-4")
+    save = checkpointer.Checkpointer.save
+
+    def poisoned(self: Any, step: int, tensors: dict[str, torch.Tensor], documents: Any) -> None:
+        tensors["model.norm.weight"][0] = torch.inf
+        save(self, step, tensors, documents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer.Checkpointer, "save", poisoned)
+        patch.setattr(checkpointer, "first_not_finite", lambda *_arguments, **_options: None)
+        assert train_here(copy / "run.toml", "--training.steps", "3") == 0
+    assert train_here(copy / "run.toml", "--checkpoint.load_step", "3") == 2
+    assert "step-3: model.norm.weight is not finite" in capsys.readouterr().err
+    assert train_here(copy / "run.toml") == 0
+    error = capsys.readouterr().err
+    assert "it is passed over, and named step-3.not-finite" in error and "step-2: step 2," in error
+    assert {path.name for path in (copy / "run" / "checkpoint").iterdir()} == {"step-2", "step-3.not-finite", "step-4"}
 
 
 def test_damaged_steps_do_not_push_out_whole_ones(copy: Path) -> None:
@@ -187,6 +224,25 @@ def test_the_reader_creates_only_index_classes(tmp_path: Path, attack: bytes) ->
     (tmp_path / ".metadata").write_bytes(attack)
     with pytest.raises((pickle.UnpicklingError, EOFError)):
         SafeReader(tmp_path).read_metadata()
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link"])
+def test_the_index_does_not_lead_out_of_its_folder(copy: Path, tmp_path: Path, kind: str) -> None:
+    tensors, outside = copy / "run" / "checkpoint" / "step-4" / "tensors", tmp_path / "outside.distcp"
+    shutil.move(tensors / "__0_0.distcp", outside)
+    if kind == "link":
+        (tensors / "__0_0.distcp").symlink_to(outside)
+    else:
+        metadata = pickle.loads((tensors / ".metadata").read_bytes())
+        name = str(outside) if kind == "absolute" else os.path.relpath(outside, tensors)
+        for info in metadata.storage_data.values():
+            info.relative_path = name
+        (tensors / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(pickle.UnpicklingError, match="which is outside of its folder"):
+        SafeReader(tensors).read_metadata()
+    (tmp_path / "link").symlink_to(copy / "run" / "checkpoint" / "step-2")
+    assert SafeReader(tmp_path / "link" / "tensors").read_metadata(), "the folder itself may be reached by a link"
+    assert find_damage(tmp_path / "link", REQUIRED) is None
 
 
 def test_a_value_that_is_no_tensor_is_refused() -> None:

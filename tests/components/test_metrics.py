@@ -63,7 +63,7 @@ def test_rows_have_the_documented_keys_at_the_documented_steps(trained: Path) ->
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 6, 7]
     for row in rows:
         validated = row["step"] != 3
-        assert set(row) == {*KEYS, *(VALIDATION if validated else [])}, row["step"]
+        assert set(row) - {"save_seconds"} == {*KEYS, *(VALIDATION if validated else [])}, row["step"]
         assert row["tokens_seen"] == row["step"] * 16 * 128
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
 
@@ -176,13 +176,31 @@ def test_a_start_from_nothing_drops_the_old_record(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "end",
-    ['{"step": 4, "lo', '{"step": 4}', "123\n", "[]\n", '{"loss": 1.0}\n', "\x00\x00\x00", "\n\n"],
-    ids=["cut", "without a line end", "number", "list", "no step", "zeros", "empty lines"],
+    [
+        '{"step": 4, "lo',
+        '{"step": 4}',
+        "123\n",
+        "[]\n",
+        '{"loss": 1.0}\n',
+        "\x00\x00\x00",
+        "\n\n",
+        "[" * 100_000 + "\n",
+        '{"step": 1e999}\n',
+    ],
+    ids=["cut", "without a line end", "number", "list", "no step", "zeros", "empty lines", "deep", "infinite"],
 )
 def test_what_is_no_whole_row_of_an_earlier_step_is_dropped(tmp_path: Path, end: str) -> None:
     write_rows(tmp_path / FILE, [0, 1, 2, 3], end)
     keep_rows_up_to(tmp_path / FILE, 2)
     assert [row["step"] for row in read_rows(tmp_path)] == [0, 1, 2]
+
+
+def test_a_deep_line_costs_no_start_and_is_told(copy: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (copy / "run" / FILE).read_text()
+    (copy / "run" / FILE).write_text("[" * 100_000 + "\n" + whole)
+    assert train_here(copy / "run.toml") == 0
+    assert f"{FILE}, line 1: damaged" in capsys.readouterr().err
+    assert (copy / "run" / FILE).read_text() == whole
 
 
 def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:

@@ -87,16 +87,11 @@ def test_a_torchtitan_file_with_no_ops_runs_with_one_notice(tmp_path: Path) -> N
     text = """
 [metrics]
 enable_wandb = false
-[model]
-converters = []
 [training.dataloader]
 num_workers = 0
 [parallelism]
 tensor_parallel_degree = 1
 pipeline_parallel_degree = 1
-[quantize.linear.float8]
-enable_fsdp_float8_all_gather = false
-filter_fqns = ["output"]
 [fault_tolerance]
 enable = false
 process_group = "gloo"
@@ -114,20 +109,21 @@ enable = false
         assert name in notice
 
 
-def test_torchtitan_s_converters_mean_the_table(tmp_path: Path) -> None:
+def test_converters_turn_the_table_on_as_in_torchtitan_and_a_table_alone_is_an_error(tmp_path: Path) -> None:
+    """TorchTitan ignores it: neither may a run be of another precision than its TOML's reader thinks."""
     table = '[quantize.linear.float8]\nfilter_fqns = ["down_proj"]\n'
-    for converters in ("", '[model]\nconverters = ["quantize.linear.float8"]\n'):
-        resolved = resolve_text(tmp_path, converters + table)
+    for converters in ([], ["quantize.linear.float8"]):
+        resolved = resolve_text(tmp_path, f"[model]\nconverters = {converters}\n{table}")
+        assert resolved.config.model.converters == converters and not resolved.notices
         assert resolved.config.quantize.linear.float8 == Float8(filter_fqns=["down_proj"])
-        assert not resolved.notices
-    assert config_of(tmp_path, '[model]\nconverters = ["quantize.linear.float8"]').quantize.linear.float8 == Float8()
-    assert config_of(tmp_path, "", "--quantize.linear.float8.emulate").quantize.linear.float8 == Float8(emulate=True)
-    assert config_of(tmp_path, f"[model]\nconverters = []\n{table}") == config_of(tmp_path, "")
+        assert config_of(tmp_path, resolved.config.to_toml()) == resolved.config
+    for flag in ("--model.converters=quantize.linear.float8", '--model.converters=["quantize.linear.float8"]'):
+        assert config_of(tmp_path, "", flag).model.converters == ["quantize.linear.float8"]
+    for text, flags in ((table, ()), ("", ("--quantize.linear.float8.emulate",))):
+        problem = problem_of(tmp_path, text, *flags)
+        assert problem.startswith('quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this')
     for text in ("quantize = 3", "[quantize]\nlinear = 3", "[quantize.linear]\nfloat8 = true"):
         assert ": must be a table, [quantize" in problem_of(tmp_path, text)
-        assert "must be a table" in "".join(
-            problems_of(tmp_path, f'{text}\n[model]\nconverters = ["quantize.linear.float8"]')
-        )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,6 @@ def test_torchtitan_s_converters_mean_the_table(tmp_path: Path) -> None:
         ("[parallelism]\ntensor_parallel_degree = 2", "parallelism.tensor_parallel_degree = 2", "data only"),
         ("[parallelism]\ntensor_parallel_degree = true", "parallelism.tensor_parallel_degree = true", "data only"),
         ("[parallelism.tensor_parallel_degree]\na = 1", "parallelism.tensor_parallel_degree = {...}", "data only"),
-        ('[model]\nconverters = ["float8"]', "model.converters = [...]", "the table [quantize.linear.float8]"),
         ("[training.dataloader]\nnum_workers = 4", "training.dataloader.num_workers = 4", "data.prefetch_steps"),
         ("[training.dataloader]\nfoo = 4", "training.dataloader.foo", "data.prefetch_steps"),
         ("[fault_tolerance]\nenable = true\nreplica_id = 0", "fault_tolerance.enable = true", "checkpoint"),

@@ -110,6 +110,7 @@ WRONG_VALUES = [
     ("[compile]\nenable = 1", "compile.enable = 1", "boolean"),
     ('[compile]\nenable = "true"', "compile.enable = 'true'", "boolean"),
     ('[compile]\ncomponents = "model"', "compile.components = 'model'", "list"),
+    ('[model]\nconverters = ["float8"]', "model.converters[0] = 'float8'", "'quantize.linear.float8'"),
     ('[compile]\ncomponents = ["modl"]', "compile.components[0] = 'modl'", "'model' or 'loss'"),
     ('[training]\ndtype = "bf16"', "training.dtype = 'bf16'", "'float32'"),
     ("[job]\ndescription = 10:00:00", "job.description = 10:00:00", "string"),
@@ -147,8 +148,16 @@ def test_the_file_that_is_not_toml(tmp_path: Path) -> None:
     for text in ("[training\nsteps = 3", "steps = 3\nsteps = 4", '{"training": {}}', "training:\n  steps: 3"):
         assert "x.toml" in problem_of(tmp_path, text)
         assert "not valid TOML" in problem_of(tmp_path, text)
-    for text in ("a." * 3000 + "b = 3", f"a = {'[' * 3000}{']' * 3000}", "[job]\na = " + "{a=" * 30 + "1" + "}" * 30):
+    for text in (
+        "a." * 3000 + "b = 3",
+        "a . " * 30_000 + "b = 3",
+        "[" + "a.\t" * 30_000 + "b]",
+        f"a = {'[' * 3000}{']' * 3000}",
+        "[job]\na = " + "{a=" * 30 + "1" + "}" * 30,
+    ):
         assert "nested too deeply" in problem_of(tmp_path, text)
+    assert "is larger than the 1,048,576 bytes" in problem_of(tmp_path, "#" * (1 << 20) + "\n")
+    assert "model.num_layers" in problem_of(tmp_path, "[model]\nnum_layers = 10_000_000")
     assert "cannot be read" in problem_of(tmp_path, f"[debug]\nseed = {'9' * 5000}")
 
 

@@ -17,7 +17,7 @@ from titan_pt.distributed.float8 import check_float8, convert_blocks
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.tools.export import main as export
 
-TABLE = "--quantize.linear.float8"
+ON, TABLE = "--model.converters=quantize.linear.float8", "--quantize.linear.float8"
 # 40 is no multiple of 16.
 ARGS = TransformerArgs(
     hidden_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=40, vocab_size=96,
@@ -90,7 +90,7 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], wo
 
 
 def test_a_cpu_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_here(write_toml(tmp_path), f"{TABLE}.recipe_name=rowwise") == 2
+    assert train_here(write_toml(tmp_path), ON, f"{TABLE}.recipe_name=rowwise") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("config error")]
     assert "[quantize.linear.float8]: a cpu device has no products of 8-bit floats" in line
 
@@ -100,7 +100,7 @@ def steps(folder: Path) -> tuple[Path, Path]:
     return checkpoint / "step-3", checkpoint / "step-6"
 
 
-EMULATED = f"{TABLE}.emulate"
+EMULATED = (ON, f"{TABLE}.emulate")
 SAVED_AT_3 = {"checkpoint": {"interval": 3}}
 
 
@@ -121,7 +121,7 @@ def assert_near_but_rounded(run: Path, exact: Path) -> None:
 def test_a_run_is_near_the_exact_one_and_resumes_to_the_bit(exact: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     config = write_toml(whole, **SAVED_AT_3)
-    assert train_here(config, EMULATED) == 0
+    assert train_here(config, *EMULATED) == 0
     assert_near_but_rounded(whole, exact)
     saved, plain = read_tensors(steps(whole)[1]), read_tensors(steps(exact)[1])
     assert {name: (type(tensor), tensor.dtype, tensor.shape) for name, tensor in saved.items()} == {
@@ -129,7 +129,7 @@ def test_a_run_is_near_the_exact_one_and_resumes_to_the_bit(exact: Path, tmp_pat
     }, "a checkpoint like any other"
     shutil.copytree(whole, parts)
     shutil.rmtree(steps(parts)[1])
-    assert train_here(config, EMULATED, "--job.dump_folder", str(parts / "run")) == 0
+    assert train_here(config, *EMULATED, "--job.dump_folder", str(parts / "run")) == 0
     assert_same_step(steps(whole)[1], steps(parts)[1])
     folders = [tmp_path / "hf" / run.name for run in (whole, exact)]
     for run, folder in zip((whole, exact), folders, strict=True):
@@ -141,7 +141,7 @@ def test_a_run_is_near_the_exact_one_and_resumes_to_the_bit(exact: Path, tmp_pat
 @pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp"])
 def test_scales_of_rows_and_recomputed_activations(exact: Path, tmp_path: Path, recipe: str) -> None:
     config = write_toml(tmp_path, activation_checkpoint={"selective_ac_option": "op"})
-    assert train_here(config, EMULATED, f"{TABLE}.recipe_name={recipe}") == 0
+    assert train_here(config, *EMULATED, f"{TABLE}.recipe_name={recipe}") == 0
     assert_near_but_rounded(tmp_path, exact)
 
 
@@ -149,14 +149,14 @@ def test_weights_are_gathered_in_8_bits(exact: Path, tmp_path: Path) -> None:
     """Two ranks, the scales reduced at once; what is saved are the weights of 32 bits, which any run reads."""
     config = write_toml(tmp_path, **SAVED_AT_3)
     gather = [f"{TABLE}.enable_fsdp_float8_all_gather", f"{TABLE}.precompute_float8_dynamic_scale_for_fsdp"]
-    done = train(config, EMULATED, *gather, ranks=2)
+    done = train(config, *EMULATED, *gather, ranks=2)
     assert done.code == 0, done.stderr
     assert_near_but_rounded(tmp_path, exact)
     whole = read_tensors(steps(tmp_path)[1])
     for file in (steps(tmp_path)[1] / "tensors").glob("*.distcp"):
         assert b"torchao" not in file.read_bytes(), "its classes are read by no run without float8"
     shutil.rmtree(steps(tmp_path)[1])
-    again = train(config, EMULATED, *gather, ranks=2)
+    again = train(config, *EMULATED, *gather, ranks=2)
     assert again.code == 0, again.stderr
     resumed = read_tensors(steps(tmp_path)[1])
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
@@ -170,7 +170,7 @@ def test_float8_on_a_card(tmp_path: Path) -> None:
     """Compiled, in bfloat16: refused before Hopper and Ada, else near the run without it."""
     folders = (tmp_path / "exact", tmp_path / "float8")
     for folder in folders:
-        table = {"quantize": {"linear": {"float8": {"filter_fqns": []}}}} if folder.name == "float8" else {}
+        table = {"model": {"converters": ["quantize.linear.float8"]}} if folder.name == "float8" else {}
         config = write_toml(folder, compile={"enable": "auto"}, training={"mixed_precision_param": "bfloat16"}, **table)
         done = train(config)
         if table and torch.cuda.get_device_capability() < (8, 9):

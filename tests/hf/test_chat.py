@@ -19,6 +19,7 @@ from titan_pt.hf import chat
 from titan_pt.hf import template as rendering
 from titan_pt.hf.chat import chat_text, chat_tokens, encode_behind, learnt_tokens, prompt_tokens, stop_ids
 from titan_pt.hf.model_source import open_model_source
+from titan_pt.run.exit_codes import Preempted
 from titan_pt.tools import generate
 from titan_pt.tools.export import main as export_main
 from titan_pt.trainers.sft.records import record_tokens
@@ -325,6 +326,38 @@ def test_what_a_template_makes_is_bounded(template: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         chat_text(Templated(template), TALK)
     assert time.monotonic() - start < 4 and "\n" not in str(error.value)
+
+
+MANY = "{% set many = range(99999) | list %}{% set many2 = range(99999) | list %}"
+NESTED = (
+    "{% set n = namespace(a=(1,), b=(1,)) %}"
+    "{% for i in range(60) %}{% set n.a = (n.a, n.a) %}{% set n.b = (n.b, n.b) %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        MANY + "{% for i in many if -1 in many %}{% endfor %}",
+        MANY + "{% if -1 in many %}{% endif %}{% if many is eq(many2) %}{% endif %}" * 400,
+        MANY + "{% set x = many[1:] %}" * 4000,
+        NESTED + "{{ n.a == n.b }}",
+        NESTED + "{{ {(n.a, 1): 2} }}",
+        NESTED + "{{ raise_exception(n.a) }}",
+        "{% set a = namespace(x=1) %}" + "{% set a = namespace(x=[a, a]) %}" * 40 + "{{ a }}",
+        "{{ messages }}" * 15_000,
+    ],
+)
+def test_what_a_template_compares_and_nests_is_bounded(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.1)
+    with pytest.raises(ConfigError, match=r"not done after 0.1 s|too long|has 210,000 characters; 200,000 are read"):
+        rendering.render(template, messages=[])
+
+
+def test_a_template_ends_when_the_process_is_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "stop_requested", lambda: True)
+    with pytest.raises(Preempted):
+        rendering.render(ENDLESS, messages=[])
 
 
 def test_bounds_change_nothing_else() -> None:

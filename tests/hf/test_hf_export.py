@@ -1,6 +1,8 @@
 """Exports: transformers loads them offline, with equal logits and equal greedy text; memory; safe writing."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +193,25 @@ def test_a_full_disk_leaves_the_old_export(
     assert capsys.readouterr().err.splitlines()[-1] == "failed: OSError: [Errno 28] No space left on device"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     load_reference(tmp_path / "out")
+
+
+def test_what_killed_exports_left_is_removed(run: Path, tmp_path: Path) -> None:
+    """By the next export to the same place, unless one is still writing there, and of a run by its next start."""
+    left, held = tmp_path / "out.tmp-0123abcd", tmp_path / "out.tmp-89abcdef"
+    for folder in (left, held):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+    writing = os.open(held, os.O_RDONLY)
+    fcntl.flock(writing, fcntl.LOCK_EX)
+    assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
+    os.close(writing)
+    assert not left.exists() and held.exists()
+    assert export_here(["--checkpoint", str(run), "--output", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    of_run = tmp_path / "run" / "hf" / "step-1.tmp-0123abcd"
+    of_run.mkdir(parents=True)
+    assert train_here(write_run(tmp_path, True, True)) == 0
+    assert not of_run.exists()
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_trainer_that_cannot_be_tried_is_told(
 
 def test_settings_that_need_numbers_or_a_device_are_replaced_with_a_note(tmp_path: Path) -> None:
     flags = ["--optimizer.implementation=foreach", "--compile.enable", "--model.sdpa_backend=cudnn"]
-    flags += ["--quantize.linear.float8.recipe_name=rowwise"]
+    flags += ["--model.converters=quantize.linear.float8"]
     config = load_config(["--job.config_file", str(write_toml(tmp_path)), *flags])
     notes = " ".join(dry_run_step(config, 1).notes)
     assert "foreach" in notes and "compile.enable" in notes and "cudnn" in notes and "quantize.linear.float8" in notes

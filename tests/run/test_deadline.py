@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from titan_pt.config import load_config
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
-from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, first_start, keep_start
+from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, spent_seconds
+from titan_pt.run.moments import moment, seconds_between
 from titan_pt.trainers import pretrain
 
 DAY = Scenario("one day", max_hours=24.0, noise=0.0)
@@ -84,7 +86,7 @@ def test_a_speed_is_known_from_the_second_step_on_and_the_first_one_compiles() -
 def test_a_plan_that_changes_by_more_than_a_percent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(logging.getLogger("titan_pt"), "info", told.append)
-    deadline = Deadline(config_of(DAY), 10**6, 0.0)
+    deadline = Deadline(config_of(DAY), 10**6)
     for step in range(1, 400):
         deadline.step_ends(step * 2.0)
         deadline.plan(step, step * 2.0)
@@ -96,41 +98,87 @@ def test_a_plan_that_changes_by_more_than_a_percent_is_told(monkeypatch: pytest.
 
 
 def test_a_raised_deadline_or_budget_goes_on_and_the_same_one_does_not() -> None:
-    first = Deadline(config_of(DAY), 1000, 0.0)
+    first = Deadline(config_of(DAY), 1000)
     for step in range(1, 6):
         first.step_ends(step * 10_000.0)
     planned = first.plan(5, 50_000.0)
     assert planned == 7
     saved = json.loads(json.dumps(first.state_dict()))
-    assert Deadline(config_of(DAY), 1000, 0.0, saved).steps == 7
+    assert Deadline(config_of(DAY), 1000, 60_000.0, saved).steps == 7
+    assert Deadline(config_of(DAY), 1000, 20_000.0, saved).steps == 12, "a clock had cut it: there is time for more"
+    assert Deadline(config_of(DAY), 1000, 20_000.0, {**saved, "seconds_per_step": -1.0}).steps == 1000
+    earlier = {"started": 5.0, "end": 5.0 + 24 * HOUR, **{key: saved[key] for key in saved if key != "max_seconds"}}
+    assert Deadline(config_of(DAY), 1000, 60_000.0, earlier).steps == 7
     longer = Scenario("two days", max_hours=48.0)
-    assert Deadline(config_of(longer), 1000, 0.0, saved).plan(7, 80_000.0) == 15
-    assert Deadline(config_of(DAY), 2000, 0.0, saved).steps == 2000
+    assert Deadline(config_of(longer), 1000, 60_000.0, saved).plan(7, 80_000.0) == 15
+    assert Deadline(config_of(DAY), 2000, 60_000.0, saved).steps == 2000
 
 
-def test_the_first_start_is_the_earliest_that_is_known(tmp_path: Path) -> None:
-    assert first_start(tmp_path, 50.0, None) == 50.0
-    keep_start(tmp_path, 20.0)
-    assert first_start(tmp_path, 50.0, None) == 20.0
-    assert first_start(tmp_path, 50.0, {"started": 10.0}) == 10.0
-    assert first_start(None, 50.0, None) == 50.0, "without checkpoints each start is another run"
-    (tmp_path / CLOCK_FILE).write_text('{"start')
-    assert first_start(tmp_path, 50.0, {"started": 30.0}) == 30.0
+def test_what_was_spent_is_what_the_newest_note_says(tmp_path: Path) -> None:
+    """Of the run folder and the checkpoint; damaged notes and those of earlier releases included."""
+    note = tmp_path / CLOCK_FILE
+    assert spent_seconds(tmp_path, 5.0, None) == 5.0
+    note.write_text(json.dumps({"spent": 20.0, "at": moment()}))
+    assert spent_seconds(tmp_path, 5.0, None) == pytest.approx(20.0, abs=1)
+    saved = {"spent": 70.0, "at": moment()}
+    assert spent_seconds(tmp_path, 5.0, saved) == pytest.approx(70.0, abs=1)
+    assert spent_seconds(None, 5.0, saved) == 5.0, "without checkpoints each start is another run"
+    for text in ('{"spe', "[]", '{"spent": 9}', '{"spent": "x"}', "[" * 100_000):
+        note.write_text(text)
+        assert spent_seconds(tmp_path, 5.0, saved) == pytest.approx(70.0, abs=1)
+        assert spent_seconds(tmp_path, 5.0, None) == 5.0
+    earlier = {"started": time.time() - 90.0}
+    assert spent_seconds(tmp_path, 5.0, earlier) == pytest.approx(90.0, abs=1)
+    assert spent_seconds(tmp_path, 5.0, {"started": time.time() + 90.0}) == 5.0
+
+
+@pytest.mark.parametrize(("boot", "jump", "spent"), [("", 0.0, 30.0), ("another", 0.0, 30.0), ("another", -99.0, 0.0)])
+def test_between_two_machines_the_wall_clock_counts_and_never_backwards(
+    monkeypatch: pytest.MonkeyPatch, boot: str, jump: float, spent: float
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("titan_pt"), "warning", warnings.append)
+    then = {"time": 1000.0, "clock": 500.0, "boot": boot}
+    now = {"time": 1030.0 + jump, "clock": 7.0, "boot": boot and "this one"}
+    assert seconds_between(then, now) == spent
+    assert [("back by 69 s" in text) for text in warnings] == ([True] if jump else [])
+
+
+@pytest.mark.parametrize("jump", [-5.0, 7200.0, -86400.0])
+def test_on_one_machine_a_jump_between_starts_is_told_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("titan_pt"), "warning", warnings.append)
+    then = {"time": 1000.0, "clock": 500.0, "boot": "one"}
+    assert seconds_between(then, {"time": 1030.0 + jump, "clock": 530.0, "boot": "one"}) == 30.0
+    assert len(warnings) == 1 and f"{'forward' if jump > 0 else 'back'} by {abs(jump):,.0f} s" in warnings[0]
 
 
 class Clock:
-    """Unix time that only a step moves, by `seconds` of the first step that they hold for."""
+    """Clocks that only a step moves, by `seconds` of the first step that they hold for."""
 
+    CLOCK_BOOTTIME = 7
     now = 1_000_000.0
     breaks_at = 0
+    wall_jumps: Mapping[int, float] = {}
+    """step: by how much the wall clock is set in it."""
 
     def __init__(self) -> None:
-        self.seconds = {1: 10.0}
+        self.seconds, self.ahead = {1: 10.0}, 0.0
 
     def time(self) -> float:
+        return self.now + self.ahead
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def clock_gettime(self, clock: int) -> float:
+        assert clock == self.CLOCK_BOOTTIME
         return self.now
 
     def tick(self, step: int) -> None:
+        self.ahead += self.wall_jumps.get(step, 0.0)
         if step == self.breaks_at:
             raise RuntimeError("as if it were killed")
         self.now += self.seconds[max(first for first in self.seconds if first <= step)]
@@ -176,9 +224,9 @@ register_trainer_spec(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of runs with job.trainer = "ticking"."""
-    for module in ("titan_pt.run.deadline", "titan_pt.run.signals", "titan_pt.train"):
+    for module in ("titan_pt.run.deadline", "titan_pt.run.moments", "titan_pt.run.signals", "titan_pt.train"):
         monkeypatch.setattr(f"{module}.time", CLOCK)
-    CLOCK.now, CLOCK.breaks_at, CLOCK.seconds = 1_000_000.0, 0, {1: 10.0}
+    CLOCK.now, CLOCK.ahead, CLOCK.breaks_at, CLOCK.seconds, CLOCK.wall_jumps = 1_000_000.0, 0.0, 0, {1: 10.0}, {}
     return CLOCK
 
 
@@ -207,6 +255,24 @@ def test_a_run_keeps_its_deadline(tmp_path: Path, clock: Clock) -> None:
     assert (tmp_path / "run" / "checkpoint" / "step-1").is_dir(), "to know how long a save takes"
     assert train_here(write_ticking(tmp_path)) == 0, "the same command finds the run at its end"
     assert read_rows(tmp_path / "run") == rows
+
+
+@pytest.mark.parametrize("jump", [-5.0, 7200.0])
+def test_a_wall_clock_that_jumps_changes_no_plan(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], jump: float
+) -> None:
+    """In a run and between two starts of it; the plan and all rates are those of a clock that did not jump."""
+    training = {"steps": 60, "max_hours": 1}
+    clock.wall_jumps, clock.breaks_at = {5: jump, 52: jump}, 55
+    assert train_here(config := write_ticking(tmp_path, training=training)) == 1
+    clock.breaks_at, clock.ahead = 0, 3 * jump
+    assert train_here(config) == 0
+    told = f"The clock was set {'forward' if jump > 0 else 'back'} by {abs(jump):,.0f} s"
+    assert capsys.readouterr().err.count(told) == 3
+    rates = [row["lr"] for row in read_rows(tmp_path / "run")]
+    clock.now, clock.wall_jumps, clock.ahead = 1_000_000.0, {}, 0.0
+    assert train_here(write_ticking(tmp_path / "without", training=training)) == 0
+    assert rates == [row["lr"] for row in read_rows(tmp_path / "without" / "run")]
 
 
 def test_hours_are_spent_over_restarts_and_in_between(tmp_path: Path, clock: Clock) -> None:

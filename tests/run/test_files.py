@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from titan_pt.config.errors import ConfigError
 from titan_pt.run import files
 from titan_pt.run.exit_codes import CannotStart
-from titan_pt.run.files import decode_text, make_writable, read_blocks, read_lines, read_text, write_atomic
+from titan_pt.run.files import decode_text, make_writable, read_blocks, read_text, write_atomic
+from titan_pt.run.tool_files import read_lines
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Each ends a line for str.splitlines; only the first two end one in a file.

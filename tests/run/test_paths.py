@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.run.paths import escape_path, expand_path, flag_path
+from titan_pt.run.paths import escape_path, expand_path
+from titan_pt.run.tool_files import flag_path
 
 
 @pytest.fixture(autouse=True)

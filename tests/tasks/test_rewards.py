@@ -373,15 +373,16 @@ def test_a_name_is_registered_once(reward: Callable[..., Score]) -> None:
 
 
 def test_scoring_is_cheap() -> None:
-    """256 samples of a step must not be noticed."""
+    """256 samples of a step must not be noticed: one takes less than adding 10,000 numbers, some 200 microseconds."""
     sample, task = make_sample("9 + 9 = 18\n" * 20 + RIGHT), make_task()
-    best = math.inf
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(100):
-            score(sample, task, 10.0)
-        best = min(best, (time.perf_counter() - start) / 100)
-    assert best < 200e-6, f"{best * 1e6:.1f} us"
+    best = {"score": math.inf, "sum": math.inf}
+    for _ in range(50):  # in turns: a machine that is busy is so for both
+        for name, work in (("score", lambda: score(sample, task, 10.0)), ("sum", lambda: sum(range(10_000)))):
+            start = time.perf_counter()
+            for _ in range(20):
+                work()
+            best[name] = min(best[name], time.perf_counter() - start)
+    assert best["score"] < best["sum"], best
 
 
 def test_grading_options_have_the_config_defaults() -> None:

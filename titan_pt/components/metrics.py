@@ -17,7 +17,7 @@ import torch
 from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
 from titan_pt.run.log import terminal_colors
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
@@ -91,7 +91,7 @@ class MetricsWriter:
     def last_row(self, step: int) -> dict[str, Any] | None:
         """The last row of metrics.jsonl where it is of this step, else None."""
         lines = self._path.read_text("utf-8", "replace").splitlines() if self._path.exists() else []
-        return json.loads(lines[-1]) if lines and _step_of(lines[-1]) == step else None
+        return parse_json(lines[-1]) if lines and _step_of(lines[-1]) == step else None
 
     def write_texts(self, texts: Mapping[str, str], step: int) -> None:
         """Show texts, such as samples, in the console and in TensorBoard."""
@@ -160,6 +160,7 @@ class Interval:
 
     start: float = field(default_factory=time.perf_counter)
     paused_seconds: float = 0.0
+    save_seconds: float = 0.0
     tokens: int = 0
     data_seconds: float = 0.0
     num_steps: int = 0
@@ -241,6 +242,7 @@ class MetricRows:
             "memory_gib": memory_gib(self._context.world.device),
             "skipped_steps": state.skipped_steps,
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
+            **({"save_seconds": interval.save_seconds} if interval.save_seconds else {}),
             **self._extras(metrics),
         }
 
@@ -283,7 +285,10 @@ def keep_rows_up_to(path: Path, step: int) -> None:
 def rows_up_to(path: Path, step: int) -> str:
     """The whole rows up to a step of a metrics file; none where there is no file."""
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    return "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
+    steps = [_step_of(line) for line in lines]
+    if math.inf in steps[:-1]:  # the last one may have been cut off by a crash
+        logger.warning(f"{path}, line {steps.index(math.inf) + 1}: damaged; such lines are dropped")
+    return "".join(f"{line}\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step)
 
 
 def _line_of(row: Mapping[str, Any]) -> str:
@@ -293,8 +298,8 @@ def _line_of(row: Mapping[str, Any]) -> str:
 def _step_of(line: str) -> float:
     """The step of a row; infinity where the line is not a whole row."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf
 
 

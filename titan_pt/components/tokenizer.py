@@ -12,6 +12,7 @@ from titan_pt.config.errors import ConfigError, nearest, shown
 from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.protocols.registry import import_attribute
+from titan_pt.run.files import read_bytes
 
 logger = logging.getLogger("titan_pt")
 
@@ -138,6 +139,6 @@ def read_file(file: Path) -> bytes:
         ConfigError: it cannot be read.
     """
     try:
-        return file.read_bytes()
+        return read_bytes(file)
     except OSError as error:
         raise ConfigError(f"tokenizer.name = '{file}': cannot be read: {error.strerror or error}") from None

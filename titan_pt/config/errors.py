@@ -1,6 +1,5 @@
 """Messages about users' mistakes: every problem found, the allowed values, the nearest known name."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -37,23 +36,10 @@ class ConfigError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The text "; did you mean ...?" for the closest known name, or an empty string."""
+    from titan_pt.config.names import closest
+
     match = closest(name, known)
     return f"; did you mean {match}?" if match else ""
-
-
-def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name most like this one, whatever the case and the kind of dash, or None.
-
-    Args:
-        cutoff: least share of common letters; 1.0 is equality.
-    """
-    folded = {_fold(candidate): candidate for candidate in known}
-    matches = difflib.get_close_matches(_fold(name), list(folded), n=1, cutoff=cutoff)
-    return folded[matches[0]] if matches else None
-
-
-def _fold(name: str) -> str:
-    return name.lower().replace("-", "_")
 
 
 def one_of(names: Iterable[str]) -> str:

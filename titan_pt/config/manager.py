@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, closest, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
@@ -139,6 +139,8 @@ def _known(choices: Merged, name: str, known: Set[str], default: str, problems: 
 
     hint = f"; in titan_pt it is {MODELS[value]}" if name == "model.name" and value in MODELS else nearest(value, known)
     problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{hint}")
+    from titan_pt.config.names import closest
+
     return closest(value, known) or default
 
 

@@ -31,8 +31,7 @@ def convert_blocks(model: nn.Module, config: JobConfig, world: World) -> None:
     Raises:
         ConfigError: the device has no such products, or the options do not go together.
     """
-    options = config.quantize.linear.float8
-    assert options is not None
+    options = config.quantize.linear.float8 or Float8()
     check_float8(config, world.device)
     if config.training.mixed_precision_param != "bfloat16" and not options.emulate:
         logger.warning(f"{_TABLE}: what is not computed in float8 is in float32; bfloat16 is faster")
@@ -68,8 +67,7 @@ def check_float8(config: JobConfig, device: torch.device) -> None:
     Raises:
         ConfigError: they do not.
     """
-    options = config.quantize.linear.float8
-    assert options is not None
+    options = config.quantize.linear.float8 or Float8()
     compiles = config.compile.is_on(device.type) and "model" in config.compile.components
     if options.emulate:
         if compiles:
@@ -77,7 +75,7 @@ def check_float8(config: JobConfig, device: torch.device) -> None:
     elif _capability(device) < _CAPABILITY:
         raise ConfigError(
             f"[{_TABLE}]: {_described(device)} has no products of 8-bit floats; they need an H100 or later (compute "
-            f"capability {_CAPABILITY[0]}.{_CAPABILITY[1]}); leave the table out, or to try it here, slowly, set "
+            f"capability {_CAPABILITY[0]}.{_CAPABILITY[1]}); set model.converters = [], or to try it here, slowly, set "
             f"{_TABLE}.emulate = true"
         )
     elif not compiles:

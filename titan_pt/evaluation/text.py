@@ -18,7 +18,7 @@ from titan_pt.data.stream.batch import collate
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.run.files import read_text
+from titan_pt.run.files import MOST_BYTES, read_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -110,7 +110,7 @@ def read_documents(pattern: str, column: str = "text") -> Iterator[str]:
     """
     for file in matching_files(pattern, "--text"):
         if file.endswith(".txt"):
-            yield read_text(Path(file))
+            yield read_text(Path(file), 8 * MOST_BYTES)
             continue
         for place, row in read_rows(file):
             if not isinstance(row.get(column), str):

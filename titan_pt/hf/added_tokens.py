@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from titan_pt.components.tokenizer import read_file
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.hf.tokenizer_class import DEFAULT_TOKENS, class_of, warn_of_other_rules
-from titan_pt.run.files import decode_text
+from titan_pt.run.files import decode_text, parse_json
 
 logger = logging.getLogger("titan_pt")
 
@@ -36,10 +36,10 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(decode_text(read_file(file), f"tokenizer.name = '{file}'"))
+        content = parse_json(decode_text(read_file(file), f"tokenizer.name = '{file}'"))
     except ConfigError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"tokenizer.name = '{file.parent}': {file.name} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise _problem(file, f"is {shown(content)}; want a JSON object")

@@ -4,6 +4,8 @@ Tensors are read one by one, so an export takes the memory of one shard. The fol
 renamed when it is whole.
 """
 
+import fcntl
+import glob
 import os
 import shutil
 import uuid
@@ -85,9 +87,14 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
         OSError: it cannot be written; nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    for leftover in target.parent.glob(f"{glob.escape(target.name)}.tmp-*"):
+        if (held := _lock(leftover)) is not None:  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(held)
+    temporary, lock = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}"), None
     try:
         temporary.mkdir()
+        lock = _lock(temporary)
         stored = _write_tensors(source, temporary, dtype, max_shard)
         _write_config(source, temporary, stored)
         write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
@@ -102,6 +109,23 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a folder while it is written; the system lets go of it when this process is gone. None: it is held."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def plan_shards(infos: Mapping[str, TensorInfo], max_shard: int) -> list[list[str]]:

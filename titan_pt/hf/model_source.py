@@ -1,6 +1,5 @@
 """Open any model for generation, evaluation or export, whether of a run or in a Hugging Face folder."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from titan_pt.components.checkpoint.reader import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.config.resolve.layers import parse_toml
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text
@@ -23,12 +23,8 @@ from titan_pt.hf.transformer import LAYOUT, read_object
 from titan_pt.hf.weights import fill, tied_copies
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.files import read_text
 from titan_pt.run.paths import escape_path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -188,9 +184,12 @@ def _saved_config(text: str, folder: Path) -> dict[str, Any]:
     """Parse the run's resolved config, saved in the step, or for older steps in the run folder."""
     file = folder / "config.toml" if text else folder.parent.parent / "config.toml"
     try:
-        return tomllib.loads(text or file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = parse_toml(text or read_text(file))
+        return found
     except FileNotFoundError:
         return {}
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinja2 import TemplateError, filters, pass_environment
+from jinja2.utils import Namespace
 
 WIDEST = 10**6
 """Longest text or list of one multiplication, and largest number that a filter or a method takes."""
@@ -50,6 +51,9 @@ def size_of(value: Any) -> int:
         elif isinstance(one, list | tuple):
             total += 2 + 2 * len(one)
             waiting += one if total <= LONGEST else []
+        elif isinstance(one, Namespace):
+            waiting.append(one._Namespace__attrs)
+            total += 16
         else:
             total += 8
     return total

@@ -1,6 +1,5 @@
 """Readers of a model's weights on disk: one tensor at a time, by the names of the model's parameters."""
 
-import json
 import logging
 import re
 import warnings
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.model_spec import HuggingFaceLayout
-from titan_pt.run.files import read_text
+from titan_pt.run.files import parse_json, read_text
 
 logger = logging.getLogger("titan_pt")
 
@@ -241,10 +240,10 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     if not index.is_file():
         raise ConfigError(f"{folder}: has neither {SINGLE} nor {INDEX}; weights in other files cannot be read")
     try:
-        places = dict(json.loads(read_text(index))["weight_map"])
+        places = dict(parse_json(read_text(index))["weight_map"])
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{index}: cannot be read: {type(error).__name__}: {error}") from None
     files: dict[Path, set[str]] = {}
     for name, file in places.items():

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.models.transformer.args import ROPE_SCALING, TransformerArgs
 from titan_pt.protocols.model_spec import HuggingFaceLayout
-from titan_pt.run.files import read_text
+from titan_pt.run.files import parse_json, read_text
 
 # (prefix here, prefix there)
 PREFIXES = (
@@ -97,7 +97,6 @@ _INERT = frozenset(
     transformers.js_config layer_types rope_theta rope_scaling rope_parameters tie_encoder_decoder""".split()  # noqa: SIM905
 )
 _SLIDING = frozenset({"sliding_window", "max_window_layers"})
-_MOST_LAYERS = 10_000
 _ROPE_KINDS = ("default", "llama3")
 
 
@@ -164,13 +163,13 @@ def read_object(file: Path) -> dict[str, Any]:
         ConfigError: the file is missing, or holds something else; names the file.
     """
     try:
-        content = json.loads(read_text(file))
+        content = parse_json(read_text(file))
     except FileNotFoundError:
         reason = "no such folder" if not file.parent.is_dir() else f"a folder without {file.name}"
         raise ConfigError(f"{file.parent}: {reason}; give a Hugging Face folder") from None
     except ConfigError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: not a JSON object")
@@ -198,9 +197,8 @@ def _unlike_this_model(config: Mapping[str, Any], family: Family) -> Iterator[st
             meant = "no such key" if allowed is None else json.dumps(allowed)
             yield f"{key} = {shown(value)}: {why}; supported is {meant}"
     kinds, count = config.get("layer_types"), config.get("num_hidden_layers")
-    if isinstance(count, int) and count > _MOST_LAYERS:
-        yield f"num_hidden_layers = {shown(count)}: above {_MOST_LAYERS}"
-    if kinds is not None and kinds != ["full_attention"] * (count if isinstance(count, int) else 0):
+    every = all(kind == "full_attention" for kind in kinds) if isinstance(kinds, list) else False
+    if kinds is not None and not (every and len(kinds) == count):
         yield "layer_types: supported is full_attention for each of num_hidden_layers: it reaches all earlier tokens"
     known = {*KEYS.values(), *_ONLY, *_INERT, *(_SLIDING if family.qk_norm else ())}
     for key in sorted(config.keys() - known):

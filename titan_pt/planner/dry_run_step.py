@@ -26,7 +26,6 @@ from titan_pt.config.resolve.checks import padded_size, tokenizer_size
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
-from titan_pt.config.schema.training import LinearQuantization
 from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_numbers, dry_run_world
 from titan_pt.planner.kernels import cuda_kernels
@@ -128,11 +127,11 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
     if config.compile.enable:  # "auto" too, whatever the device
         updates["compile"] = {"enable": False}
         notes.append("compile.enable is off here: there is nothing to compile")
-    if config.quantize.linear.float8:
-        updates["quantize"] = {"linear": LinearQuantization()}
+    if config.model.converters:
+        updates["model"] = {"converters": None}
         notes.append("quantize.linear.float8 is not tried: its layers compute in training.mixed_precision_param")
     if config.model.sdpa_backend != "auto":
-        updates["model"] = {"sdpa_backend": "auto"}
+        updates.setdefault("model", {})["sdpa_backend"] = "auto"
         notes.append(f'model.sdpa_backend = "{config.model.sdpa_backend}" is not tried: kernels belong to a device')
     if config.optimizer.name == "AdamW8bit":
         updates["optimizer"] = {"name": "AdamW", "implementation": "fused"}

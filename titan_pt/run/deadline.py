@@ -1,8 +1,9 @@
 """`training.max_hours`: a run measures its speed and plans its last step so that it ends, decayed and saved, on time.
 
 The time is the calendar's: it counts from the first start, and what passes between two starts of a run is spent too.
-Rank 0 plans before each step how many more there is time for, and the learning rate follows the plan: a cosine is
-stretched or squeezed, a cooldown starts when it must.
+It is measured by a clock that nobody sets, from one machine to another by theirs (`moments`). Rank 0 plans before
+each step how many more there is time for, and the learning rate follows the plan: a cosine is stretched or squeezed,
+a cooldown starts when it must.
 """
 
 import contextlib
@@ -14,14 +15,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
+from titan_pt.run.moments import JUMP_SECONDS, moment, seconds_between, steady_seconds, tell_jump
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
 
@@ -35,6 +37,8 @@ _BLOCK_STEPS, _NUM_BLOCKS = 10, 5
 _TOLERANCE = 0.005
 # A change of the run's steps that is worth a line.
 _TOLD = 0.01
+# A run that is at its planned end goes on where there is time for so many more of its steps: a clock had cut the plan.
+_GROWS = 0.05
 # Kept free at the end: some of the whole time, the time to leave the processes, and more than the last save took.
 _MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 5.0, 1.25
 # By how much short steps may be late all the same.
@@ -88,35 +92,36 @@ class Work:
 
 
 class Deadline:
-    """The plan of a run with training.max_hours. Times are Unix times, in seconds.
+    """The plan of a run with training.max_hours. Times are seconds since the first start of the run.
 
     Args:
         max_steps: the steps of the run if there were no deadline.
-        started: when the run was started for the first time.
+        now: what has passed of the hours.
         saved: `state_dict` of the checkpoint that is resumed.
     """
 
     def __init__(
-        self, config: JobConfig, max_steps: int, started: float, saved: Mapping[str, Any] | None = None
+        self, config: JobConfig, max_steps: int, now: float = 0.0, saved: Mapping[str, Any] | None = None
     ) -> None:
         assert config.training.max_hours is not None
-        self._max_seconds = config.training.max_hours * 3600
-        self._max_steps, self.started = max_steps, started
-        self.end = started + self._max_seconds
-        more = saved is None or self.end > saved["end"] + 1 or max_steps > saved["max_steps"]
-        self.steps = max_steps if saved is None or more else min(saved["steps"], max_steps)
+        self.end = config.training.max_hours * 3600
+        self._max_steps = max_steps
+        speed = max(0.0, saved["seconds_per_step"]) if saved else 0.0  # releases that trusted the wall clock saved less
+        more = not saved or not speed or self.end > _hours_of(saved) + 1 or max_steps > saved["max_steps"]
+        self._told = self.steps = max_steps if not saved or more else min(saved["steps"], max_steps)
         """The steps that the run will have, as planned."""
-        self._told = self.steps
-        self._speed = Speed(saved["seconds_per_step"] if saved else 0.0)
+        self._speed = Speed(speed)
         self._works = {what: Work(every) for what, every in _periods(config).items()}
         for what, work in self._works.items():
             work.pause, work.whole = saved["works"][what] if saved else (0.0, 0.0)
+        if speed and (left := self._steps_left(self.steps, now)) > max(1, _GROWS * self.steps):
+            self.steps = min(self.steps + left, max_steps)
 
     @property
     def latest(self) -> float:
         """When the last work has to begin."""
         work = sum(work.whole for work in self._works.values())
-        return self.end - _CAUTION * work - _MARGIN * self._max_seconds - _LEAVE_SECONDS
+        return self.end - _CAUTION * work - _MARGIN * self.end - _LEAVE_SECONDS
 
     def step_ends(self, now: float) -> None:
         """A step is done; call it before what comes between steps."""
@@ -136,9 +141,7 @@ class Deadline:
         per_step = self._speed.seconds_per_step
         if not per_step:
             return self.steps
-        seconds = self.latest - max(per_step, _JITTER_SECONDS) - now
-        pauses = sum(work.seconds(step, step + int(seconds / per_step)) for work in self._works.values())
-        left = max(1, int((seconds - pauses) / per_step))
+        left = max(1, self._steps_left(step, now))
         planned = min(step + left, self._max_steps)
         if self.steps <= step or abs(planned - self.steps) > _TOLERANCE * left:
             self.steps = planned
@@ -150,17 +153,23 @@ class Deadline:
             self._told = self.steps
         return self.steps
 
+    def _steps_left(self, step: int, now: float) -> int:
+        """Steps for which there is time when `step` are done."""
+        per_step = self._speed.seconds_per_step
+        seconds = self.latest - max(per_step, _JITTER_SECONDS) - now
+        pauses = sum(work.seconds(step, step + int(seconds / per_step)) for work in self._works.values())
+        return int((seconds - pauses) / per_step)
+
     def describe(self, now: float) -> str:
         """When it is."""
-        date = datetime.fromtimestamp(self.end, timezone.utc)
+        date = datetime.fromtimestamp(time.time(), timezone.utc) + timedelta(seconds=self.end - now)
         left = f"in {format_seconds(self.end - now)}" if now < self.end else f"{format_seconds(now - self.end)} ago"
         return f"{date:%Y-%m-%d %H:%M:%S} UTC, {left}"
 
     def state_dict(self) -> dict[str, Any]:
         """JSON, for a checkpoint."""
         return {
-            "started": self.started,
-            "end": self.end,
+            "max_seconds": self.end,
             "max_steps": self._max_steps,
             "steps": self.steps,
             "seconds_per_step": self._speed.seconds_per_step,
@@ -174,31 +183,48 @@ def _periods(config: JobConfig) -> dict[str, int]:
     return periods | {"export": max(1, config.checkpoint.export_hf_interval)}
 
 
-def first_start(run_folder: Path | None, now: float, saved: Mapping[str, Any] | None) -> float:
-    """When a run was first started: what its folder or the checkpoint says, else now.
+def _hours_of(saved: Mapping[str, Any]) -> float:
+    """max_hours of a saved plan, in seconds; earlier releases saved Unix times."""
+    return float(saved["max_seconds"] if "max_seconds" in saved else saved["end"] - saved["started"])
+
+
+def spent_seconds(run_folder: Path | None, attempt: float, saved: Mapping[str, Any] | None) -> float:
+    """What has passed since a run was first started, as its folder or the checkpoint says.
 
     The folder knows before there is a checkpoint: a run that was killed early has spent time too.
+
+    Args:
+        attempt: seconds since this start.
     """
-    if run_folder is None:
-        return now
-    starts = [now, *([saved["started"]] if saved else [])]
-    # There may be none, or a damaged one: the checkpoint has it too.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        starts.append(float(json.loads((run_folder / CLOCK_FILE).read_text(encoding="utf-8"))["started"]))
-    return min(starts)
+    notes = [saved] if saved and run_folder else []
+    if run_folder:
+        # There may be none, or a damaged one: the checkpoint has it too.
+        with contextlib.suppress(OSError, ValueError):
+            notes.append(parse_json((run_folder / CLOCK_FILE).read_text(encoding="utf-8")))
+    spent = [attempt]
+    for note in sorted(notes, key=_noted, reverse=True)[:1]:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if _noted(note) >= 0:
+                spent.append(_noted(note) + seconds_between(note["at"], moment()))
+            else:  # of an earlier release, whose Unix times are all there is
+                spent.append(time.time() - float(note["started"]))
+    return max(spent)
 
 
-def keep_start(run_folder: Path, started: float) -> None:
-    """Write the time of the first start down for the next one."""
-    write_atomic(run_folder / CLOCK_FILE, json.dumps({"started": started}))
+def _noted(note: Any) -> float:
+    """The hours that a note says were spent, in seconds: the newest note says most. Negative where it does not."""
+    try:
+        return float(note["spent"])
+    except (ValueError, KeyError, TypeError):
+        return -1.0
 
 
 class DeadlinePlan(StepPlan):
     """Plans the last step of a run with training.max_hours; all ranks agree on it, by the clock of rank 0.
 
     Args:
-        run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, a Unix time.
+        run_folder: keeps the time that was spent; None where each start is a run of its own.
+        started: when this attempt began, by `time.monotonic`.
     """
 
     def __init__(self, context: TrainContext, run_folder: Path | None, started: float) -> None:
@@ -206,6 +232,10 @@ class DeadlinePlan(StepPlan):
         self._world, self._max_steps = context.world, context.run_size.steps
         self._run_folder, self._started = run_folder, started
         self._deadline: Deadline | None = None
+        self._first_start = 0.0
+        """By `steady_seconds`, as if the first start had been in this process."""
+        self._ahead = 0.0
+        """Of the wall clock, to `steady_seconds`."""
 
     @property
     def total_steps(self) -> int:
@@ -220,40 +250,52 @@ class DeadlinePlan(StepPlan):
         assert self._deadline is not None, "begin() was called"
         return self._deadline
 
+    @property
+    def _now(self) -> float:
+        return steady_seconds() - self._first_start
+
     def begin(self, saved: Mapping[str, Any] | None) -> None:
-        started = self._world.on_main(lambda: first_start(self._run_folder, self._started, saved))
-        self._deadline = Deadline(self.context.config, self._max_steps, started, saved)
+        attempt = time.monotonic() - self._started
+        spent = self._world.on_main(lambda: spent_seconds(self._run_folder, attempt, saved))
+        self._first_start, self._ahead = steady_seconds() - spent, time.time() - steady_seconds()
+        self._deadline = Deadline(self.context.config, self._max_steps, spent, saved)
         logger.info(
-            f"Deadline: {self._deadline.describe(time.time())}; the run ends there, or at step {self._max_steps:,} "
-            "before it"
+            f"Deadline: {self._deadline.describe(spent)}; the run ends there, or at step {self._max_steps:,} before it"
         )
 
     def keep_start(self) -> None:
         if self._run_folder and self._world.is_main:
-            keep_start(self._run_folder, self.deadline.started)
+            write_atomic(self._run_folder / CLOCK_FILE, json.dumps(self._spent()))
 
     def replan(self, step: int) -> None:
-        planned = self.deadline.plan(step, time.time()) if self._world.is_main else 0
+        planned = self.deadline.plan(step, self._now) if self._world.is_main else 0
         self.deadline.steps = self._world.add(planned)[0]
         self.context.schedule.end_at(self.deadline.steps)
         if self._world.is_main:
-            stop_at(self.deadline.latest)
+            stop_at(time.monotonic() + self.deadline.latest - self._now)
+            ahead = time.time() - steady_seconds()
+            if abs(jump := ahead - self._ahead) > JUMP_SECONDS:
+                tell_jump(jump, "the deadline moves with it: the run has its hours")
+                self._ahead = ahead
 
     def step_ends(self) -> None:
-        self.deadline.step_ends(time.time())
+        self.deadline.step_ends(self._now)
 
     def paused(self, what: str, seconds: float, whole: float = 0.0) -> None:
         self.deadline.paused(what, seconds, whole)
 
     def is_over(self) -> bool:
         """Whether the deadline stopped the run, and no signal did. From now on the deadline stops nothing any more."""
-        over = self._world.is_main and time.time() >= self.deadline.latest
+        over = self._world.is_main and self._now >= self.deadline.latest
         stop_at(math.inf)
         came, signals = self._world.add(over, signalled())
         return came > 0 and not signals
 
     def describe_end(self) -> str:
-        return f"; the deadline is {self.deadline.describe(time.time())}"
+        return f"; the deadline is {self.deadline.describe(self._now)}"
 
     def state_dict(self) -> dict[str, Any] | None:
-        return self.deadline.state_dict()
+        return {**self.deadline.state_dict(), **self._spent()}
+
+    def _spent(self) -> dict[str, Any]:
+        return {"spent": self._now, "at": moment()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # The folder where each worker writes how it is about to leave: the agent loses it when it was signalled itself.
 EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
-# When the launcher was started (Unix time): a deadline counts from there.
+# When the launcher was started, by `time.monotonic` of this machine: a deadline counts from there.
 START_VARIABLE = "TITAN_PT_STARTED"
 
 

@@ -17,22 +17,39 @@ from typing import Any
 from titan_pt.config.errors import ConfigError
 
 _BLOCK_BYTES = 1 << 20
+MOST_BYTES = 1 << 27
+"""Size of a file that is read whole: tokenizers and indexes have a tenth of it."""
 
 
-def read_text(path: Path) -> str:
-    """The text of a file.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file, at most `most` bytes, however long the file says it is.
 
     Raises:
-        ConfigError: it is not UTF-8; names the line and the byte.
+        ConfigError: it is larger.
         OSError: it cannot be read.
     """
-    return "".join(read_blocks(path))
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ConfigError(f"{path}: is larger than the {most:,} bytes that are read of such a file")
+    return content
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file without their ends. Raises as `read_text` does."""
-    lines = read_text(path).split("\n")
-    return lines if lines[-1] else lines[:-1]
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a file. Raises as `read_bytes` does, and a ConfigError with line and byte where it is not UTF-8."""
+    return decode_text(read_bytes(path, most), str(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A value of JSON that somebody else wrote, or that a crash may have damaged.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_blocks(path: Path) -> Iterator[str]:

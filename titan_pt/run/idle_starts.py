@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
 
 logger = logging.getLogger("titan_pt")
 
@@ -42,6 +42,6 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
 def _read(path: Path) -> int:
     """Idle starts so far; a file that cannot be read counts as none."""
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["idle_starts"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(parse_json(path.read_text(encoding="utf-8"))["idle_starts"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0

@@ -4,7 +4,6 @@ import hashlib
 import io
 import logging
 import os
-import select
 import sys
 import warnings
 from pathlib import Path
@@ -31,20 +30,6 @@ def open_console() -> None:
             if not stream.isatty() and stream.encoding.lower() != "utf-8":
                 stream.reconfigure(encoding="utf-8")
             stream.reconfigure(errors="strict" if name == "stdin" else "backslashreplace")
-
-
-def nobody_reads() -> bool:
-    """Whether the reader of the standard output is gone; what is still to be flushed at the exit then goes nowhere."""
-    try:
-        output = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return False
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
 
 
 def init_logging() -> None:

@@ -2,9 +2,6 @@
 
 import os
 import re
-from pathlib import Path
-
-from titan_pt.config.errors import ConfigError, shown
 
 _DOLLAR = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}|\{)", re.ASCII)
 
@@ -43,17 +40,3 @@ def _value(found: re.Match[str]) -> str:
 def escape_path(path: str) -> str:
     """The text that `expand_path` turns into this path."""
     return path.replace("$", "$$")
-
-
-def flag_path(flag: str, text: str) -> Path:
-    """The path that a flag of a tool names.
-
-    Raises:
-        ConfigError: it is empty, or not one (`expand_path`).
-    """
-    try:
-        if not text.strip() or "\0" in text:
-            raise ValueError("must name a file or folder")
-        return Path(expand_path(text))
-    except ValueError as error:
-        raise ConfigError(f"{flag} = {shown(text)}: {error}") from None

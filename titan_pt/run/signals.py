@@ -62,14 +62,14 @@ def protect_progress() -> None:
 
 
 def stop_at(moment: float) -> None:
-    """Ask this process to stop at a Unix time; infinity for never."""
+    """Ask this process to stop at a moment of `time.monotonic`; infinity for never."""
     global _deadline
     _deadline = moment
 
 
 def stop_requested() -> bool:
     """Whether this process was asked to stop, by a signal or because its time is over."""
-    return _requested.is_set() or time.time() >= _deadline
+    return _requested.is_set() or time.monotonic() >= _deadline
 
 
 def signalled() -> bool:

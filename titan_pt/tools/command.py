@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Stalled
-from titan_pt.run.log import init_logging, nobody_reads, open_console, quiet_libraries
+from titan_pt.run.log import init_logging, open_console, quiet_libraries
+from titan_pt.run.tool_files import nobody_reads
 
 LARGEST = 2**63 - 1
 """Largest number of a flag that names no other limit."""

@@ -22,7 +22,7 @@ from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.stream import Stream
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.command import ToolParser, whole
 from titan_pt.tools.prepare import iterate

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from titan_pt.config.errors import ConfigError, one_of, shown
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
 from titan_pt.tools.model import (
     OpenModel,

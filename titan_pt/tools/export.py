@@ -5,7 +5,7 @@ import re
 import sys
 
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 from titan_pt.tools.model import add_source_flags, open_source
 

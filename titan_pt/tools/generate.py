@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.run.files import read_lines
 from titan_pt.run.log import logger
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path, read_lines
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool
 from titan_pt.tools.model import OpenModel, add_model_flags, add_sampling_flags, open_model, sampling, sampling_problems
 

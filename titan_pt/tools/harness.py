@@ -12,7 +12,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.exit_codes import GaveUp
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser, run_tool, whole
 from titan_pt.tools.model import add_model_flags, open_model, sampling_problems
 

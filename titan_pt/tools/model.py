@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.sampling import SAMPLING_RANGES
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import INTEGER, ToolParser
 
 if TYPE_CHECKING:

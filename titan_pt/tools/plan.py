@@ -19,9 +19,9 @@ from titan_pt.distributed.dry_run_world import MOST_RANKS
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
 from titan_pt.planner.report import lines, shown
 from titan_pt.planner.search import Choice, cheapest_changes, fastest
-from titan_pt.run.files import read_lines
-from titan_pt.run.paths import flag_path
+from titan_pt.run.files import parse_json
 from titan_pt.run.run_folder import METRICS_FILE as FILE
+from titan_pt.run.tool_files import flag_path, read_lines
 from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.command import ToolParser
 
@@ -60,7 +60,7 @@ def measured_mfu(run: Path) -> float:
     """
     path = run / FILE
     try:
-        rows = [json.loads(line) for line in read_lines(path)]
+        rows = [parse_json(line) for line in read_lines(path)]
     except OSError as error:
         raise ConfigError(
             f"--from_run {str(run)!r}: its {FILE} cannot be read: {error.strerror or error}; give a run folder"

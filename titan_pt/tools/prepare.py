@@ -23,7 +23,7 @@ from titan_pt.data.sources.opening import MixtureSource, open_alone
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable
-from titan_pt.run.paths import flag_path
+from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.command import ToolParser
 from titan_pt.trainers.sft.records import reads_records

@@ -70,7 +70,13 @@ class RawHandler(socketserver.StreamRequestHandler):
             self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html; charset=utf-8"})
             return
         start, end = (start + 1, end + 1) if kind == "shifted" else (start, end)
-        size = len(FILE) + (kind == "grown")
+        size: object = len(FILE) + (kind == "grown")
+        if kind == "digits":
+            size = "9" * 5000
+        if kind == "endless":
+            self.wfile.write(f"HTTP/1.1 206 Why\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
+            while True:
+                self.wfile.write(FILE)
         body, headers = FILE[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
         if kind == "trickle":
             self._head(206, len(body), headers)
@@ -115,6 +121,16 @@ def test_servers_that_know_parts_in_their_own_way(server: RawServer, kind: str) 
     http = Http(PATIENCE)
     assert http.read(server.url, 100, 50, 5000) == FILE[100:150]
     assert http.read_end(server.url, 64) == (FILE[-64:], 5000)
+
+
+def test_numbers_of_thousands_of_digits_are_none(server: RawServer) -> None:
+    server.kind = "digits"
+    assert Http(PATIENCE).read(server.url, 100, 50, 5000) == FILE[100:150]
+    with pytest.raises(Refused, match="does not tell the size"):
+        Http(PATIENCE).read_end(server.url, 64)
+    with pytest.raises(Refused, match="4,000,000,000 bytes is not asked for"):
+        Http(PATIENCE).read(server.url, 0, 4 * 10**9, 10**10)
+    assert retry_after("Mon, 01 Jan 99999999999999999999 00:00:00 GMT") == 0
 
 
 @pytest.mark.parametrize("kind", ["trickle", "trickling head"])
@@ -162,6 +178,7 @@ def test_bytes_before_a_break_are_kept(server: RawServer) -> None:
         ("503", Transient, "HTTP 503"),
         ("page", Refused, "a web page came"),
         ("shifted", Refused, "bytes from 101 came, not from 100"),
+        ("endless", Refused, "of 50 bytes came, and more"),
         ("short", Refused, "25 of 50 bytes came"),
         ("whole and cut", Refused, "4,990 of 5,000 bytes came"),
         ("grown", Changed, "has 5,001 bytes now, not the 5,000 of the listing"),

@@ -288,6 +288,44 @@ def test_a_changed_manifest_is_told(tmp_path: Path, hub: HubServer) -> None:
         open_row_groups(config)
 
 
+def test_a_manifest_that_is_no_json_is_made_anew(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path, Source(name="fineweb_edu"))
+    open_row_groups(config)
+    path = tmp_path / "run" / "data" / "units.json"
+    content = path.read_text()
+    path.write_text("[" * 100_000)
+    open_row_groups(config)
+    assert "units.json: damaged: nested too deeply" in caplog.text and path.read_text() == content
+
+
+def test_lists_without_end_and_footers_that_lie_are_refused(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, Source(name="fineweb_edu"))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConfigError, match=r"an answer of more than 100 bytes \(8 times\)"),
+    ):
+        patch.setattr("titan_pt.data.remote.hub.MOST_BYTES", 100)
+        open_row_groups(config)
+    hub.card = {"configs": 7}
+    with pytest.raises(ConfigError, match="does not say which files"):
+        open_row_groups(config_of(tmp_path, Source(name="other", dataset="a/b")))
+    for name, value, reason in (
+        ("remote.row_groups._MOST_ROWS", 9, "a row group has 10 rows by its footer, and at most 9"),
+        ("remote.parquet._MOST_FOOTER_BYTES", 100, "its footer is longer than the 100 bytes"),
+        ("remote.parquet.MOST_GROUP_BYTES", 100, "unpacks to more than 10 rows or 100 bytes"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=reason):
+            patch.setattr(f"titan_pt.data.{name}", value)
+            open_row_groups(config)
+    open_row_groups(config)
+    with pytest.raises(ConfigError, match="stands for more than 1,000,000 addresses"):
+        open_row_groups(config_of(tmp_path, Source(name="web", path=hub.url + "/a{0..9999999}{0..999999999}.parquet")))
+
+
 def test_a_listing_comes_back_from_json() -> None:
     listing = Listing("x", (RowGroupFile("a", "/a", 10, "i", (3, 4)), RowGroupFile("b", "/b", 10, "j", (5,))))
     again = Listing.from_json(json.loads(json.dumps(listing.to_json())))

@@ -132,6 +132,21 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
 ]
 
 
+def test_what_is_unpacked_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("titan_pt.data.sources.json_rows._LONGEST_LINE", 1000)
+    monkeypatch.setattr("titan_pt.data.sources.json_rows._LONGEST_ARRAY", 1000)
+    for name, content, reason in (
+        (
+            "line.jsonl.gz",
+            lines({"text": "a"}, {"text": "b" * 2000}),
+            "line.jsonl.gz, line 2: is longer than 1,000 bytes",
+        ),
+        ("array.jsonl.gz", b"[" + b'{"text": "a"},' * 200, "array.jsonl.gz: an array of more than 1,000 bytes"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        assert reason in problem(tmp_path, name)
+
+
 @pytest.mark.parametrize(("name", "content", "reason"), BAD_FILES, ids=[name for name, _, _ in BAD_FILES])
 def test_bad_files(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -10,28 +10,32 @@ A step is written to `step-N.tmp-*` and renamed when whole. DCP has no checksums
 and raises BaseExceptions: the manifest, the rename, `reader` and the `except` clauses here answer that.
 """
 
+import errno
 import logging
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from titan_pt.components.checkpoint.manifest import FORMAT, MANIFEST, file_entry, find_damage
-from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
+from titan_pt.components.checkpoint.file_hashes import FORMAT, MANIFEST, file_entry
+from titan_pt.components.checkpoint.finite import first_not_finite
+from titan_pt.components.checkpoint.step_folders import iter_steps, saved_order
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
+from titan_pt.run.exit_codes import GaveUp
 from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    from titan_pt.components.checkpoint.background import BackgroundWriter
 
 logger = logging.getLogger("titan_pt")
 
@@ -70,24 +74,27 @@ class _Writer(FileSystemWriter):
 class Checkpointer:
     """Saves and finds the steps of one run."""
 
-    def __init__(self, folder: Path, options: CheckpointSection, world: World) -> None:
-        self._folder, self._options, self._world = folder, options, world
-        self._writer: threading.Thread | None = None
-        self._error: Exception | None = None
+    def __init__(self, run_folder: Path, options: CheckpointSection, world: World) -> None:
+        self._run_folder, self._folder = run_folder, run_folder / options.folder
+        self._options, self._world = options, world
+        self._order = 0  # of the last save, among all of the folder; 0: not known yet
+        self._background: BackgroundWriter | None = None
         on_cuda = world.device.type == "cuda"
-        self._waits = options.async_mode == "disabled" or (options.async_mode == "auto" and not on_cuda)
-        pinned = options.async_mode in ("auto", "async_with_pinned_mem") and on_cuda
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=pinned)
-        self._staged: set[str] = set()
+        if options.async_mode not in ("auto", "disabled") or (options.async_mode == "auto" and on_cuda):
+            from titan_pt.components.checkpoint import background
+
+            self._background = background.BackgroundWriter(world, pinned=options.async_mode != "async" and on_cuda)
+        self._num_failed = 0
+        self._saved_at = time.monotonic()
         self.last_step = 0
         """The newest step that is known to be whole on disk."""
         self.seconds = 0.0
         """Duration of the last save, until the step was whole on disk."""
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary folders of killed saves. Only the run that holds the run folder may call it."""
+        """Remove what killed saves and exports left. Only the run that holds the run folder may call it."""
         if self._world.is_main and not self._options.load_only:
-            for leftover in self._folder.glob("step-*.tmp-*"):
+            for leftover in (*self._folder.glob("step-*.tmp-*"), *(self._run_folder / "hf").glob("step-*.tmp-*")):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def find(self) -> Path | None:
@@ -106,6 +113,15 @@ class Checkpointer:
 
         return find_resume(self._folder, load_step)
 
+    def require_space(self, size: int) -> None:
+        """Raise GaveUp on all ranks unless there is room for a step of so many bytes."""
+        self._persist(self.last_step, size)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step is to be saved. A collective where the time counts too."""
+        minutes, passed = self._options.interval_minutes, time.monotonic() - self._saved_at
+        return step % self._options.interval == 0 or (minutes is not None and self._world.any(passed >= 60 * minutes))
+
     def save(self, step: int, tensors: Tensors, documents: CheckpointDocuments) -> None:
         """Write `step-N`; with an async mode return once the tensors are copied.
 
@@ -115,67 +131,77 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it failed; an asynchronous save's error is logged, and raised by `wait`.
+            GaveUp: a tensor is not finite, which replaces no good step; or several saves in a row failed.
         """
-        self._join()
-        self._error = None
-        attempt = self._world.broadcast(uuid.uuid4().hex[:8])
-        temporary = self._folder / f"step-{step}.tmp-{attempt}"
-        if self._waits:
+        self.close()
+        if self._background:
+            self._background.raise_error(GaveUp)
+        bad = first_not_finite(tensors, own_optimizer="optimizer" in documents.train)
+        marks = self._world.gather((uuid.uuid4().hex[:8], bad))
+        if bad := next((name for _, name in marks if name), None):
+            last = self._folder / f"step-{self.last_step}" if self.last_step else "none"
+            raise GaveUp(f"step {step} is not saved: {bad} is not finite; the last step that is good: {last}")
+        self._saved_at = time.monotonic()
+        temporary = self._folder / f"step-{step}.tmp-{marks[0][0]}"
+        if self._background:
+            self._background.start(tensors, lambda staged: self._write(step, temporary, staged, documents))
+        else:
             self._write(step, temporary, tensors, documents)
-            return
-        if tensors.keys() != self._staged:  # pinned memory is made once, for tensors that stay the same
-            self._stager.state_dict_cache, self._staged = None, set(tensors)
-        staged = self._stager.stage(dict(tensors))
-        self._writer = threading.Thread(
-            target=self._write_in_background, args=(step, temporary, staged, documents), name="checkpoint"
-        )
-        self._writer.start()
 
     def wait(self) -> None:
         """Wait for a save in progress, and raise the error of the last save."""
-        self._join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self.close()
+        if self._background:
+            self._background.raise_error(Exception)
 
     def has(self, step: int) -> bool:
         """Whether this step is whole on disk; waits for a save in progress."""
-        self._join()
+        self.close()
         return 0 < step == self.last_step
 
     def close(self) -> None:
         """Wait for a save in progress; its error was logged."""
-        self._join()
-
-    def _join(self) -> None:
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-
-    def _write_in_background(self, *args: Any) -> None:
-        try:
-            if self._world.device.index is not None:  # a thread begins on device 0, whatever the rank's is
-                torch.accelerator.set_device_index(self._world.device)
-            self._write(*args)
-        except Exception as error:
-            self._error = error
-            if self._world.is_main:  # now: the next save or the end of the run may be hours away
-                logger.error(f"{error}")
+        if self._background:
+            self._background.join()
 
     def _write(self, step: int, temporary: Path, tensors: Tensors, documents: CheckpointDocuments) -> None:
         start = time.monotonic()
-        try:
+
+        def write() -> None:
             self._on_all_ranks(lambda: temporary.mkdir(parents=True, exist_ok=True))
             parts = self._on_all_ranks(lambda: self._write_tensors(temporary, tensors))
             files = {name: entry for part in parts for name, entry in part.items()}
             self._on_all_ranks(lambda: self._commit(step, temporary, files, documents) if self._world.is_main else None)
-        except CheckpointError as error:
-            if self._world.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"step {step} could not be saved to {self._folder}: {error}") from None
-        self.last_step, self.seconds = step, time.monotonic() - start
+
+        self._persist(step, step_bytes(tensors), write, temporary)
+        self.last_step, self.seconds, self._num_failed = step, time.monotonic() - start, 0
         if self._world.is_main:
             logger.info(f"saved {self._folder / f'step-{step}'} in {self.seconds:.1f} s")
+
+    def _persist(
+        self, step: int, size: int, write: Callable[[], None] | None = None, temporary: Path | None = None
+    ) -> None:
+        """Write where there is space; again where a step could go that this one supersedes."""
+        while True:
+            try:
+                self._on_all_ranks(lambda: self._check_space(size))
+                return write() if write else None
+            except CheckpointError as error:
+                from titan_pt.components.checkpoint.failed_save import FailedSave
+
+                if temporary and self._world.is_main:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                failed = FailedSave(error, step, size, self.last_step, self._num_failed + 1 if write else 0)
+                self._num_failed += bool(write)
+                failed.make_room(self._run_folder, self._options, self._world)
+                self._num_failed -= bool(write)
+
+    def _check_space(self, size: int) -> None:
+        """Raise an OSError unless there is room; some network disks do not tell."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        usage = shutil.disk_usage(self._folder)
+        if usage.total and usage.free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _on_all_ranks(self, action: Callable[[], T]) -> list[T]:
         """Run the action on every rank and return all values; where any rank fails, all raise a CheckpointError."""
@@ -208,7 +234,11 @@ class Checkpointer:
         write_text(temporary / "config.toml", documents.config)
         for name in ("train.json", "data.json", "config.toml"):
             files[name] = file_entry(temporary / name)
-        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
+        self._order = 1 + (
+            self._order or max((saved_order(path)[0] for _, path in iter_steps(self._folder)), default=0)
+        )
+        entry = {"format": FORMAT, "step": step, "time": time.time(), "order": self._order, "files": files}
+        write_json(temporary / MANIFEST, entry)
         sync_folder(temporary / "tensors")
         sync_folder(temporary)
         target = self._folder / f"step-{step}"
@@ -216,23 +246,15 @@ class Checkpointer:
             remove_folder(target)
         os.rename(temporary, target)
         sync_folder(self._folder)
-        self._prune(step)
+        if self._options.keep_best or 0 < self._options.keep_latest_k < len(list(iter_steps(self._folder))):
+            from titan_pt.components.checkpoint.keeping import prune
 
-    def _prune(self, step: int) -> None:
-        """Keep the newest whole steps up to this one, and `load_step`, which the user named.
+            prune(self._run_folder, self._options, step)
 
-        Damaged steps do not count and later ones are of a branch that was left (`load_step`, or a fallback from
-        damage): neither may push out the steps to go on from.
-        """
-        keep, loaded = self._options.keep_latest_k, self._options.load_step
-        if not keep:
-            return
-        steps = [path for number, path in iter_steps(self._folder) if number <= step and number != loaded]
-        try:
-            for path in [path for path in steps if find_damage(path, REQUIRED, hashes=False) is None][keep:]:
-                remove_folder(path)
-        except OSError as error:  # the new step is whole all the same
-            logger.warning(f"an old step could not be removed: {error}")
+
+def step_bytes(tensors: Tensors) -> int:
+    """Size of a step's folder: its tensors, and what their file and index add to each."""
+    return sum(tensor.numel() * tensor.element_size() + 3000 for tensor in tensors.values())
 
 
 def one_line(error: BaseException) -> str:

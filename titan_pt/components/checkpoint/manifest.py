@@ -1,20 +1,12 @@
 """The manifest of a folder: size and sha256 of every file, so that damage is found before anything is loaded."""
 
-import hashlib
-import json
+import os
+import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-"""Format of the manifest and of the files it names; a reader of another format refuses the folder."""
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """{"size": bytes, "sha256": hex} of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": _sha256(file)}
+from titan_pt.components.checkpoint.file_hashes import FORMAT, MANIFEST, file_entry
+from titan_pt.run.files import parse_json
 
 
 def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = True) -> str | None:
@@ -32,20 +24,24 @@ def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = 
 
 def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        written = manifest["format"]
+        written, step = manifest["format"], manifest.get("step")
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
     if written != FORMAT:
         return f"{MANIFEST} has format {written!r}, and this version of titan_pt reads {FORMAT}"
+    if re.fullmatch(r"step-\d+", folder.name) and step is not None and folder.name != f"step-{step}":
+        return f"{MANIFEST} is of step-{step}: the folder was renamed"
     unnamed = sorted(set(required) - set(entries))
     if unnamed:
         return f"{MANIFEST} does not name {', '.join(unnamed)}"
     for name, (size, _) in entries.items():
         path = folder / name
+        if not stays_inside(folder, name):
+            return f"{name} leads out of the folder"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
@@ -56,8 +52,9 @@ def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str |
     return None
 
 
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def stays_inside(folder: Path, name: str) -> bool:
+    """Whether a name leads to a place in the folder, links followed. The folder itself may be reached by a link."""
+    return Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+
+
+__all__ = ["FORMAT", "MANIFEST", "file_entry", "find_damage", "stays_inside"]

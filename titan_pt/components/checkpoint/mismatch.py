@@ -5,9 +5,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import tomllib
-
 from titan_pt.config.errors import shown
+from titan_pt.config.resolve.layers import parse_toml
 from titan_pt.config.run_size import divisors
 from titan_pt.config.schema.job_config import JobConfig
 
@@ -52,7 +51,7 @@ def changed_keys(config_toml: str, config: JobConfig, names: Collection[str]) ->
     """A text with both values for each of these keys, or keys of tables, that changed since a config was saved."""
     if not config_toml:
         return []
-    there, here = tomllib.loads(config_toml), config.dump()
+    there, here = parse_toml(config_toml), config.dump()
     changes: dict[str, str] = {}
     for name in names:
         table, _, key = name.partition(".")

@@ -1,7 +1,6 @@
 """Reads a step. No arbitrary pickles: its tensors' index can create only the classes of one."""
 
 import io
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, one_line
+from titan_pt.components.checkpoint.manifest import stays_inside
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.world import World
+from titan_pt.run.files import parse_json
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -49,6 +50,9 @@ class SafeReader(FileSystemReader):
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
             metadata = _RestrictedUnpickler(io.BytesIO(stream.read())).load()
+        for name in {info.relative_path for info in (metadata.storage_data or {}).values()}:
+            if not stays_inside(Path(self.path), name):
+                raise pickle.UnpicklingError(f".metadata names {name!r}, which is outside of its folder; not loaded")
         if getattr(metadata, "storage_meta", None) is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -88,7 +92,7 @@ def load_documents(step_folder: Path) -> CheckpointDocuments:
     """Read everything of a step that is not a tensor."""
     config = step_folder / "config.toml"
     return CheckpointDocuments(
-        train=json.loads((step_folder / "train.json").read_text(encoding="utf-8")),
-        data=json.loads((step_folder / "data.json").read_text(encoding="utf-8")),
+        train=parse_json((step_folder / "train.json").read_text(encoding="utf-8")),
+        data=parse_json((step_folder / "data.json").read_text(encoding="utf-8")),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, Checkpointer
 from titan_pt.components.checkpoint.compatibility import check_compatible, check_model_compatible
+from titan_pt.components.checkpoint.finite import first_not_finite
 from titan_pt.components.checkpoint.mismatch import changed_keys
 from titan_pt.components.checkpoint.reader import load_documents, load_tensors
 from titan_pt.components.checkpoint.run_state import of_optimizer, run_tensors
@@ -36,6 +37,7 @@ _OF_THE_RATE = (
 class Resumed:
     """The trainer's part of a checkpoint."""
 
+    folder: Path
     state: TrainState
     deadline: dict[str, Any] | None
     """State of the step plan of a run with training.max_hours."""
@@ -49,11 +51,43 @@ class Resumed:
     """Log row that earlier releases kept in a checkpoint when a signal ended its validation."""
 
 
+class _NotFiniteStep(Exception):
+    """The first tensor of a step that is not finite, on all ranks."""
+
+
+def load_newest(
+    context: TrainContext, step: Step, checkpointer: Checkpointer, found: Path, identity: Mapping[str, Any]
+) -> Resumed:
+    """Restore the step that was found or, where its tensors are not finite, the newest one that is good.
+
+    Steps with such tensors are no longer saved; those of earlier releases get another name here, which nothing opens.
+
+    Raises:
+        ConfigError: it is of another run, or the data read differently now, or no step is good; on all ranks.
+    """
+    options = context.config.checkpoint
+    while True:
+        try:
+            return load_run(context, step, found, identity)
+        except _NotFiniteStep as error:
+            why = f"{found}: {error} is not finite"
+        if options.load_only or found.name == f"step-{options.load_step}":
+            raise ConfigError(f"{why}; set checkpoint.load_step to another step")
+        if context.world.is_main:
+            logger.warning(f"{why}; it is passed over, and named {found.name}.not-finite")
+            found.rename(found.with_name(f"{found.name}.not-finite"))
+        other = checkpointer.find()
+        if other is None:
+            raise ConfigError(f"{why}, and no other step is there; move the folder away to start anew")
+        found = other
+
+
 def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[str, Any]) -> Resumed:
     """Restore a step into the parts of a run, except what checkpoint.exclude_from_loading names.
 
     Raises:
         ConfigError: it is of another run, or the data read differently now; on all ranks.
+        _NotFiniteStep: of its tensors one is not.
     """
     world, documents = context.world, load_documents(folder)
     excluded = _excluded(context, documents, identity)
@@ -68,7 +102,11 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     document = documents.train.get("optimizer")
     if "optimizer" not in excluded:
         moments = context.optimizer_state.targets(document, folder)
-    load_tensors(folder, tensors | of_optimizer(moments), world)
+    loaded = tensors | of_optimizer(moments)
+    load_tensors(folder, loaded, world)
+    bad = world.gather(first_not_finite(loaded, own_optimizer=document is not None))
+    if any(bad):
+        raise _NotFiniteStep(next(filter(None, bad)))
     if "optimizer" not in excluded:
         context.optimizer_state.load(document, moments)
     if "data" not in excluded:
@@ -82,9 +120,14 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
-    state = TrainState(**train["state"])
     return Resumed(
-        state, train.get("deadline"), train.get("rate"), train.get("lr_ratios"), documents.config, train.get("owed_row")
+        folder=folder,
+        state=TrainState(**train["state"]),
+        deadline=train.get("deadline"),
+        rate=train.get("rate"),
+        lr_ratios=train.get("lr_ratios"),
+        config_toml=documents.config,
+        unwritten_row=train.get("owed_row"),
     )
 
 

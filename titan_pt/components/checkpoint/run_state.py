@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments
+from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, step_bytes
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.init import parameter_name
@@ -34,6 +34,14 @@ def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: b
     if isinstance(step, StatefulStep):
         tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
+
+
+def expected_bytes(context: TrainContext, step: Step) -> int:
+    """Size of a step of this run; before the first one AdamW's moments are added, and nothing for other optimizers."""
+    optimizer = context.optimizer
+    size = step_bytes(run_tensors(context, step, optimizer=bool(optimizer.state)))
+    fresh = isinstance(optimizer, torch.optim.AdamW) and not optimizer.state
+    return size + 2 * step_bytes(dict(context.model.named_parameters())) if fresh else size
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,16 +3,16 @@
 Imported where there are such folders.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
-from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
+from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.files import parse_json
 from titan_pt.run.run_folder import run_folder
 
 logger = logging.getLogger("titan_pt")
@@ -89,14 +89,13 @@ def honoured(train: dict[str, Any]) -> dict[str, Any]:
 
 def _latest_saved(folder: Path) -> list[Path]:
     """Every `step-N`, the one saved last first; after a `load_step` it need not have the highest number."""
-    times = {path: _read_json(path / MANIFEST).get("time", 0.0) for _, path in iter_steps(folder)}
-    return sorted(times, key=lambda path: times[path], reverse=True)
+    return sorted((path for _, path in iter_steps(folder)), key=saved_order, reverse=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where it cannot be read, for then `find_damage` reports the step."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

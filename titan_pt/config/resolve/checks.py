@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
-from titan_pt.config.run_size import batch_problems, global_rows
 from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
             f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
             "Hugging Face layout",
         )
+    if config.quantize.linear.float8 and model.converters is None:
+        yield (
+            ["model.converters", "quantize"],
+            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
+            "leaves it off; set one of them",
+        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
@@ -81,7 +87,9 @@ def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], 
             f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
             f"the nearest are {near}",
         )
-    elif global_rows(config):  # else it follows from the ranks, which are not known yet
+    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import batch_problems
+
         yield from batch_problems(config, 1)
 
 

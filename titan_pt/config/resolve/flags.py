@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from titan_pt.config.errors import looks_secret
 from titan_pt.config.resolve.fields import holds, keys, rows_of
-from titan_pt.config.resolve.layers import Layer, tomllib
+from titan_pt.config.resolve.layers import Layer, parse_toml
 from titan_pt.config.schema.job_config import JobConfig
 
 ORIGIN = "command line"
@@ -100,8 +100,8 @@ def _toml_readings(text: str) -> list[Any]:
     """The text as a TOML value, if it is one; TRUE and 1E9 are read too."""
     for literal in (text, text.lower()):
         try:
-            document = tomllib.loads(f"value = {literal}")
-        except (ValueError, RecursionError):
+            document = parse_toml(f"value = {literal}")
+        except ValueError:
             continue
         if document.keys() == {"value"}:
             return [document["value"]]

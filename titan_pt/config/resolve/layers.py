@@ -1,6 +1,7 @@
 """Layers of a config: TOML files with their `extends` parents, merged with the origin of every value."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +19,24 @@ else:
 
 Tables = dict[str, Any]
 _DEEPEST = 16
+_MOST_BYTES = 1 << 20
+_LONG_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]{1,80}[ \t]*\.[ \t]*){32}")
+"""Keys a.a.a.a...: the library needs the square of their parts in memory."""
+
+
+def parse_toml(text: str) -> Any:
+    """The tables of a TOML document.
+
+    Raises:
+        ValueError: it is none (`tomllib.TOMLDecodeError`), is nested too deeply, has a number of thousands of digits.
+    """
+    try:
+        found = None if _LONG_KEY.search(text) else tomllib.loads(text)
+    except RecursionError:
+        found = None
+    if found is None or not _is_shallow(found, _DEEPEST):
+        raise ValueError("nested too deeply")
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,8 @@ def _read_into(layers: dict[str, Layer], path: Path, children: tuple[str, ...]) 
         raise ConfigError(f"extends: files extend each other in a circle: {chain}")
     if absolute in layers:
         return
+    if len(children) > _DEEPEST or len(layers) > _DEEPEST**2:
+        raise ConfigError(f"extends: more than {_DEEPEST} files, one by another, or {_DEEPEST**2} in all; up to {path}")
     said_by = f" (extends of {children[-1]})" if children else " (--job.config_file)"
     tables = _read_toml(path, said_by)
     parents = tables.pop("extends", [])
@@ -95,23 +116,12 @@ def _expanded(path: str, said_by: str) -> str:
 
 
 def _read_toml(path: Path, said_by: str) -> Tables:
-    where = f"{path}{said_by}"
     try:
-        tables = tomllib.loads(read_text(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{where}: a folder; give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: nested too deeply") from None
-    except ConfigError as error:  # not UTF-8
-        raise ConfigError(f"{error}{said_by}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with NUL, a number of thousands of digits
-        raise ConfigError(f"{where}: cannot be read: {error}") from None
-    if not _is_shallow(tables, _DEEPEST):
-        raise ConfigError(f"{where}: nested too deeply")
+        tables: Tables = parse_toml(read_text(path, _MOST_BYTES))
+    except (OSError, ValueError) as error:
+        from titan_pt.config.resolve.unreadable import unreadable
+
+        raise unreadable(error, path, said_by) from None
     return tables
 
 

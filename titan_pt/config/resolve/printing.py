@@ -8,7 +8,8 @@ import tomli_w
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.run.log import nobody_reads, open_console
+from titan_pt.run.log import open_console
+from titan_pt.run.tool_files import nobody_reads
 
 if TYPE_CHECKING:
     from titan_pt.config.manager import Resolved

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from titan_pt.config.errors import closest, dotted, nearest, one_of, shown
+from titan_pt.config.errors import dotted, nearest, one_of, shown
+from titan_pt.config.names import closest
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
 from titan_pt.config.resolve.layers import Merged, Tables
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign

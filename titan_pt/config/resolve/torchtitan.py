@@ -30,7 +30,7 @@ RENAMED: dict[str, str] = _LISTS["renamed"]
 
 def drop_foreign(merged: Merged, problems: list[str]) -> list[str]:
     """Take TorchTitan's unused keys out of the tree: no-ops become one notice, the rest problems."""
-    ignored = _read_converters(merged)
+    ignored = []
     for name, unused in UNUSED.items():
         *path, key = name.split(".")
         table = merged.table_at(path)
@@ -62,23 +62,6 @@ def drop_foreign(merged: Merged, problems: list[str]) -> list[str]:
     if not ignored:
         return []
     return [f"ignored, TorchTitan keys that have no effect in titan_pt: {', '.join(ignored)}"]
-
-
-def _read_converters(merged: Merged) -> list[str]:
-    """TorchTitan's `model.converters` turns a table on, which is here where it is given; returns what it took away."""
-    model, linear = merged.table_at(["model"]) or {}, merged.table_at(["quantize", "linear"]) or {}
-    if model.get("converters") == ["quantize.linear.float8"]:
-        del model["converters"]
-        table = merged.tables
-        for name in ("quantize", "linear", "float8"):
-            if not isinstance(table.setdefault(name, {}), dict):
-                break  # validation says so
-            table = table[name]
-    elif model.get("converters") == [] and "float8" in linear:
-        origin = merged.blame("quantize", "linear", "float8")
-        linear.pop("float8")
-        return [f"quantize.linear.float8 = {{...}} ({origin})"]
-    return []
 
 
 def _leaves(table: Tables) -> list[str]:

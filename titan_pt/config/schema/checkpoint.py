@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from titan_pt.config.schema.section import AllOrCount, AnyPath, Count, PathName, PositiveInt, Section
+from titan_pt.config.schema.section import AllOrCount, AnyPath, Count, Name, PathName, Positive, PositiveInt, Section
 
 
 class Checkpoint(Section):
@@ -14,6 +14,8 @@ class Checkpoint(Section):
     """Folder inside the run folder."""
     interval: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
+    interval_minutes: Positive | None = None
+    """Minutes after a save, of either kind, at which the next step is saved too. Unset: steps alone count."""
     initial_load_path: AnyPath | None = None
     """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
     folder. Empty text: none, whatever a file below says."""
@@ -22,6 +24,13 @@ class Checkpoint(Section):
     "auto": pinned on CUDA, else disabled."""
     keep_latest_k: Count = 10
     """Whole checkpoints kept; 0 keeps all."""
+    keep_every_n: PositiveInt | None = None
+    """Keep the steps that this number divides too, for ever."""
+    keep_best: Name | None = None
+    """Keep the step that is the best by this key of metrics.jsonl too, of those that were validated: "val_loss", or an
+    evaluation such as "eval/gsm8k/accuracy". The link `best` beside the steps leads to it."""
+    max_failed_saves: PositiveInt = 3
+    """Failed saves in a row that end the run with exit code 70."""
     load_step: AllOrCount = -1
     """Step to go back to, once: the same command then goes on from its own steps. -1: the newest whole one."""
     exclude_from_loading: list[Literal["optimizer", "data"]] = []

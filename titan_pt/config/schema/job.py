@@ -44,6 +44,8 @@ class Model(Section):
     """Attention implementation: "sdpa" is torch's scaled_dot_product_attention."""
     sdpa_backend: Literal["auto", "flash", "efficient", "math", "cudnn"] = "auto"
     """Kernel of scaled_dot_product_attention; "auto" lets torch choose. A kernel the device lacks is refused."""
+    converters: list[Literal["quantize.linear.float8"]] | None = None
+    """What the layers are converted to: [] nothing, ["quantize.linear.float8"] as that table says."""
 
 
 class TokenizerSection(Section):

@@ -156,6 +156,6 @@ class LinearQuantization(Section):
 
 
 class Quantize(Section):
-    """[quantize] what layers compute in; a table that is given is on."""
+    """[quantize] what layers compute in; model.converters says which table is on."""
 
     linear: LinearQuantization = LinearQuantization()

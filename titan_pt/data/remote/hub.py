@@ -1,13 +1,41 @@
 """The errors of the hub's libraries, sorted into those that pass and those that do not."""
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.remote.ranges import retry_after
-from titan_pt.data.remote.retry import Denied, Transient
+from titan_pt.data.remote.retry import Denied, Refused, Transient
+from titan_pt.run.files import MOST_BYTES
 
 T = TypeVar("T")
+
+
+@functools.cache
+def bound_answers() -> None:
+    """Have the hub's client refuse lists of files without end, for this process."""
+    from huggingface_hub.utils import _http
+
+    def client() -> Any:
+        found = _http.default_client_factory()
+        hooks = found.event_hooks
+        found.event_hooks = {**hooks, "response": [*hooks["response"], _read_bounded]}
+        return found
+
+    _http.set_client_factory(client)
+
+
+def _read_bounded(response: Any) -> None:
+    """Read an answer of the API, of which the client would take any size. Files come by another way."""
+    if not response.request.url.path.startswith("/api/"):
+        return
+    body = bytearray()
+    for piece in response.iter_bytes(1 << 16):
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise Refused(f"{response.request.url.path}: an answer of more than {MOST_BYTES:,} bytes")
+    response._content = bytes(body)
 
 
 def attempt(ask: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ import pyarrow
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.remote.hub import attempt
+from titan_pt.data.remote.hub import attempt, bound_answers
 from titan_pt.data.remote.parquet import ParquetStore, describe_local
 from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, Unreadable, persist
 from titan_pt.data.remote.row_groups import Listing, RowGroupFile
@@ -25,6 +25,7 @@ from titan_pt.data.sources.parquet_rows import check_columns
 T = TypeVar("T")
 
 _FOOTERS_AT_ONCE = 16
+_MOST_FILES = 1_000_000
 
 
 def list_local(files: list[str], columns: Sequence[str], known: KnownFiles) -> Listing:
@@ -54,7 +55,9 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     Raises:
         ConfigError: not a .parquet address, none, or it cannot be read.
     """
-    addresses = list(expand(pattern))
+    addresses = list(itertools.islice(expand(pattern), _MOST_FILES + 1))
+    if len(addresses) > _MOST_FILES:
+        raise ConfigError(f"path = {pattern!r}: stands for more than {_MOST_FILES:,} addresses")
     if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
         raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
     if not addresses:
@@ -72,6 +75,7 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     from huggingface_hub import HfApi, hf_hub_url
 
     assert source.dataset is not None
+    bound_answers()
     repository, api = source.dataset, HfApi()
     timeout = patience.attempt_seconds
     try:
@@ -86,7 +90,13 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     except Unreadable as error:
         raise ConfigError(f"cannot be listed: {error}") from error
     found = {file.rfilename: file for file in info.siblings or []}
-    patterns = _patterns(source, info.card_data or {})
+    try:
+        patterns = _patterns(source, info.card_data or {})
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the card of {repository} does not say which files are its subsets: {reason}") from error
     names = sorted(name for name in found if any(_matches(name, pattern) for pattern in patterns))
     if not names or not all(name.endswith(".parquet") for name in names):
         return Listing(f"{repository}@{info.sha}", ())
@@ -99,14 +109,13 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
 
 def expand(pattern: str) -> Iterator[str]:
     """Expand every range of numbers in a pattern: `a{08..10}b` gives a08b, a09b, a10b."""
-    parts: list[list[str]] = []
-    for part in re.split(r"(\{\d+\.\.\d+\})", pattern):
-        match = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
-        if match:
-            parts.append([str(n).zfill(len(match[1])) for n in range(int(match[1]), int(match[2]) + 1)])
-        else:
-            parts.append([part])
-    yield from ("".join(choice) for choice in itertools.product(*parts))
+    match = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    for number in range(int(match[1]), int(match[2]) + 1):
+        for rest in expand(pattern[match.end() :]):
+            yield f"{pattern[: match.start()]}{str(number).zfill(len(match[1]))}{rest}"
 
 
 def _listing(origin: str, files: Mapping[str, tuple[str, str | None]], store: ParquetStore) -> Listing:
@@ -176,5 +185,11 @@ def _listed(ask: Callable[[], T], seconds: float) -> T:
         raise Transient(f"no whole answer within {2 * seconds:g} s") from error
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a web page, or half of an answer
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # a web page, or half of an answer
         raise Refused(f"what came is no list of files: {type(error).__name__}: {error}") from error

@@ -1,6 +1,7 @@
 """The files that a run began with, kept in its folder: a resume reads the same ones."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.remote.row_groups import Listing
 from titan_pt.data.sources.registry import ListingJson, is_address
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, write_atomic
+
+logger = logging.getLogger("titan_pt")
 
 
 @dataclass(frozen=True)
@@ -20,19 +23,25 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a run's data folder; empty where there is none.
+        """The manifest of a run's data folder; empty where there is none, or one that is no JSON.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: it cannot be read, or its content was changed.
         """
         path = folder / "units.json"
         if not path.is_file():
             return cls(path, {})
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = parse_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            logger.warning(f"{path}: damaged: {error}; the data is listed anew, and a resume compares it")
+            return cls(path, {})
+        try:
             for listing in known.values():
                 Listing.from_json(listing)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(
                 f"{path}: damaged: {error}; restore it, or remove it to list the data anew (a resume then checks it)"
             ) from error

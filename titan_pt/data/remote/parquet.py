@@ -17,10 +17,12 @@ from titan_pt.data.remote.ranges import Http
 from titan_pt.data.remote.retry import Attempts, Changed, Patience, Refused, persist
 from titan_pt.data.remote.row_groups import UNKNOWN_VERSION, RowGroup, RowGroupFile, byte_ranges, rows_of_groups
 from titan_pt.data.sources.identity import same_content
+from titan_pt.data.sources.parquet_rows import batch_rows
 from titan_pt.data.sources.registry import is_address
 
 _MAGIC = b"PAR1"
 _FOOTER = "footer-"  # begins an identity that is made of the file's footer
+_MOST_FOOTER_BYTES, MOST_GROUP_BYTES = 1 << 27, 1 << 33
 _END_BYTES = 1 << 16  # holds the footer of a small file; of a large one it tells the footer's size
 
 
@@ -71,7 +73,7 @@ class ParquetStore:
             else:
                 metadata, source = self._footers(file), file.location
             reader = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
-            table = reader.read_row_group(row_group.group, columns=list(columns), use_threads=False)
+            table = _bounded_table(reader, row_group, columns)
         except (pa.ArrowException, OSError, EOFError) as error:
             if not is_address(file.location):
                 raise
@@ -119,11 +121,30 @@ class ParquetStore:
         if len(end) < 12 or end[-4:] != _MAGIC:
             raise Refused("does not end as a parquet file does")
         length = int.from_bytes(end[-8:-4], "little") + 8
-        if length > size:
-            raise Refused("its footer is longer than the file")
+        if length > min(size, _MOST_FOOTER_BYTES):
+            limit = "the file" if length > size else f"the {_MOST_FOOTER_BYTES:,} bytes that one may have"
+            raise Refused(f"its footer is longer than {limit}")
         footer = end[-length:] if length <= len(end) else self._http.read(location, size - length, length, size)
         parse_footer(footer)
         return footer, size
+
+
+def _bounded_table(reader: Any, row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
+    """The columns of a row group, as long as they have the promised rows and a size that a row group may have."""
+    part = reader.metadata.row_group(row_group.group)
+    chunks = (part.column(number) for number in range(part.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    batches: list[pa.RecordBatch] = []
+    rows, unpacked = 0, 0
+    for batch in reader.iter_batches(
+        batch_rows(size), row_groups=[row_group.group], columns=list(columns), use_threads=False
+    ):
+        rows, unpacked = rows + batch.num_rows, unpacked + batch.nbytes
+        if rows > row_group.num_rows or unpacked > MOST_GROUP_BYTES:
+            raise Refused(f"unpacks to more than {row_group.num_rows:,} rows or {MOST_GROUP_BYTES:,} bytes")
+        batches.append(batch)
+    schema = batches[0].schema if batches else pa.schema([reader.schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(batches, schema)
 
 
 def describe_local(path: str) -> dict[str, Any]:
@@ -162,7 +183,9 @@ def parse_footer(footer: bytes | pa.Buffer) -> Any:
         Refused: they are damaged.
     """
     try:
-        return pq.read_metadata(pa.BufferReader(_MAGIC + bytes(footer)))
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + bytes(footer)))
+        rows_of_groups(metadata)
+        return metadata
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"its footer cannot be decoded: {error}") from error
 

@@ -18,6 +18,7 @@ from titan_pt.data.remote.retry import Changed, Denied, Patience, Refused, Trans
 
 _PIECE_BYTES = 1 << 16
 _WHOLE_BYTES = 1 << 26  # a file up to this size may come from a server that knows no parts
+_PART_BYTES = 1 << 31  # of one request
 _RETRIED_STATUS = (408, 425, 429)  # and 5xx
 _DENIED_STATUS = (401, 403, 404, 410, 451)
 _LONGEST_RETRY_AFTER = 300.0
@@ -41,10 +42,12 @@ class Http:
         Raises:
             Transient, Refused.
         """
+        if length > _PART_BYTES:
+            raise Refused(f"a part of {length:,} bytes is not asked for; row groups and footers have {_PART_BYTES:,}")
         key = url, start, length
         begun = self._begun.pop(key, b"")
         at = start + len(begun)
-        answer = _Answer()
+        answer = _Answer(start + length - at)
         try:
             self._get(url, f"bytes={at}-{start + length - 1}", answer)
         except Transient as error:
@@ -73,13 +76,13 @@ class Http:
         size = self._sizes.pop(url, None)
         if size is not None:
             return self._read_end_by_place(url, length, size)
-        answer = _Answer()
+        answer = _Answer(length)
         try:
             self._get(url, f"bytes=-{length}", answer)
         except Denied:
             raise
         except Refused:  # some servers know parts by their place alone
-            first = _Answer()
+            first = _Answer(1)
             self._get(url, "bytes=0-0", first)
             return self._read_end_by_place(url, length, _size_of(first))
         except Transient:
@@ -138,10 +141,14 @@ class Http:
 
 
 class _Answer:
-    """One HTTP answer, as far as it has come."""
+    """One HTTP answer, as far as it has come.
 
-    def __init__(self) -> None:
-        self.body = bytearray()
+    Args:
+        length: bytes that were asked for; a body of more is refused as it comes.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.body, self._length = bytearray(), length
         self.first: int | None = None
         """Number of the body's first byte in the file, where the server gives it."""
         self.size: int | None = None
@@ -158,16 +165,16 @@ class _Answer:
         """
         _check_status(response)
         self.whole = response.status_code == 200
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
         if match:
             self.first, self.size = int(match[1]), None if match[2] == "*" else int(match[2])
         length = response.headers.get("Content-Length", "")
-        self._check_size(int(length) if self.whole and length.isdigit() else 0)
+        self._check_size(int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0)
 
     def add(self, piece: bytes) -> None:
         """Append some of the body."""
         self.body += piece
-        self._check_size(len(self.body) if self.whole else 0)
+        self._check_size(len(self.body))
 
     @contextlib.contextmanager
     def ending_after(self, seconds: float, answers: "set[_Answer]") -> Iterator[None]:
@@ -190,8 +197,10 @@ class _Answer:
                 self.socket.shutdown(socket.SHUT_RDWR)
 
     def _check_size(self, size: int) -> None:
-        if size > _WHOLE_BYTES:
+        if self.whole and size > _WHOLE_BYTES:
             raise Refused("the server sends whole files where a part is asked for, and this one is large")
+        if not self.whole and size > self._length:
+            raise Refused(f"{size:,} of {self._length:,} bytes came, and more")
 
 
 _answering = threading.local()
@@ -252,7 +261,7 @@ def retry_after(text: str) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     return min(_LONGEST_RETRY_AFTER, max(0.0, seconds))
 

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from titan_pt.data.permutation import digest, keyed_hash
 
 UNKNOWN_VERSION = "listed "
+_MOST_ROWS = 1 << 24
 _HOLDOUT_KEY = b"titan_pt holdout units"
 
 
@@ -140,8 +143,16 @@ class Listing:
 
 
 def rows_of_groups(metadata: Any) -> tuple[int, ...]:
-    """Rows of each row group of a parquet file."""
-    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    """Rows of each row group of a parquet file.
+
+    Raises:
+        pyarrow.ArrowInvalid: more or fewer than any row group has.
+    """
+    found = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    for rows in found:
+        if not 0 <= rows <= _MOST_ROWS:
+            raise pa.ArrowInvalid(f"a row group has {rows:,} rows by its footer, and at most {_MOST_ROWS:,} are read")
+    return found
 
 
 def byte_ranges(metadata: Any, group: int, columns: Sequence[str], gap: int = 1 << 16) -> list[tuple[int, int]]:

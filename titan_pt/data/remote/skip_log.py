@@ -1,9 +1,14 @@
 """Decisions that depended on the moment, kept for every resume: substituted blocks and row groups given up."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
+
+from titan_pt.run.files import parse_json
+
+logger = logging.getLogger("titan_pt")
 
 
 class SkipLog:
@@ -22,8 +27,9 @@ class SkipLog:
         self._taken: dict[tuple[str, int, int, int], int] = {}
         self._lost: dict[tuple[str, int, int], str] = {}
         for path in sorted(folder.glob("ledger-*.jsonl")) if folder else []:
-            for line in path.read_text("utf-8", "replace").splitlines():
-                self._remember(line)
+            for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+                if not self._remember(line):
+                    logger.warning(f"{path}, line {number}: damaged; passed over")
 
     def taken(self, source: str, num_streams: int, stream: int, count: int) -> int | None:
         """Number of the block that a stream took out of turn after `count` others, or None."""
@@ -62,13 +68,15 @@ class SkipLog:
             file.flush()
             os.fsync(file.fileno())  # before a document that follows from it is trained on
 
-    def _remember(self, line: str) -> None:
+    def _remember(self, line: str) -> bool:
+        """Take over a line; False where it is damaged, such as one cut off when the machine went down."""
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["kind"] == "substituted":
                 key = entry["source"], entry["num_streams"], entry["stream"], entry["count"]
                 self._taken[key] = entry["block"]
             else:
                 self._lost[entry["source"], entry["epoch"], entry["unit"]] = entry["reason"]
         except (ValueError, KeyError, TypeError):
-            return  # a last line cut off when the machine went down: nothing after it was trained on
+            return False
+        return True

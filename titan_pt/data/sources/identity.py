@@ -20,6 +20,7 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.exit_codes import Preempted
+from titan_pt.run.files import parse_json
 from titan_pt.run.signals import stop_requested
 
 logger = logging.getLogger("titan_pt")
@@ -208,7 +209,7 @@ def _read(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if checksum == hashlib.sha256(text.encode()).hexdigest():
-            found: dict[str, Any] = json.loads(text)
+            found: dict[str, Any] = parse_json(text)
             return found
     return {}
 

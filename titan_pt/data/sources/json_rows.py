@@ -2,13 +2,14 @@
 
 import codecs
 import gzip
-import json
-from collections.abc import Iterable
+import itertools
 from typing import IO, Any
 
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.data.sources.local import Columns, Located
-from titan_pt.run.files import decode_text
+from titan_pt.run.files import MOST_BYTES, decode_text, parse_json
+
+_LONGEST_LINE, _LONGEST_ARRAY = 2 * MOST_BYTES, 16 * MOST_BYTES  # bytes, unpacked
 
 
 def read(path: str, columns: Columns) -> Located:
@@ -26,21 +27,29 @@ def read(path: str, columns: Columns) -> Located:
             yield place, row
 
 
-def _lines(file: Iterable[bytes], path: str) -> Located:
-    for number, line in enumerate(file, 1):
+def _lines(file: IO[bytes], path: str) -> Located:
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > _LONGEST_LINE:
+            raise ConfigError(f"{path}, line {number}: is longer than {_LONGEST_LINE:,} bytes; repair or remove it")
         if line := line.removeprefix(codecs.BOM_UTF8).strip():
             yield f"line {number}", _parsed(decode_text(line, path, number), f"{path}, line {number}")
 
 
 def _array_items(file: IO[bytes], path: str) -> Located:
-    for number, row in enumerate(_parsed(decode_text(file.read(), path), path)):
+    content = file.read(_LONGEST_ARRAY + 1)
+    if len(content) > _LONGEST_ARRAY:
+        raise ConfigError(f"{path}: an array of more than {_LONGEST_ARRAY:,} bytes; write one object a line (.jsonl)")
+    for number, row in enumerate(_parsed(decode_text(content, path), path)):
         yield f"item {number}", row
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits
+        return parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}; repair or remove it") from None
 
 

@@ -13,11 +13,17 @@ def read(path: str, columns: Columns) -> Located:
     """The rows of a file."""
     file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)  # where the file has any
     check_columns(file.schema_arrow.names, columns, path)
-    first = 0
-    for batch in file.iter_batches(batch_size=256, columns=list(columns) or None):
+    first, groups = 0, range(file.metadata.num_row_groups)
+    size = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0)
+    for batch in file.iter_batches(batch_size=min(256, batch_rows(size)), columns=list(columns) or None):
         for row in to_rows(batch, f"{path}, ", first):
             yield f"row {first}", row
             first += 1
+
+
+def batch_rows(size: int) -> int:
+    """Rows to decode at once of a row group of an unpacked size: each may hold the longest value of its dictionary."""
+    return max(1, min(1024, (2 << 30) // max(size, 1)))
 
 
 def check_columns(names: Sequence[str], columns: Columns, path: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from titan_pt.components.tokenizer import Tokenizer
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.documents import TokenDocuments
@@ -26,9 +26,9 @@ from titan_pt.data.sources.shard_checks import (
     damaged,
     largest_id,
 )
-from titan_pt.run.files import write_atomic
+from titan_pt.run.files import parse_json, read_bytes, write_atomic
 
-_FORMAT = 1
+_FORMAT, _DTYPES = 1, ("uint16", "uint32")
 _ARRAYS = ("ends", "bytes", "hashes")
 _FILES = (SHARD_TOKENS, *(f"{name}.npy" for name in _ARRAYS))
 
@@ -53,14 +53,16 @@ class PreparedDocuments(TokenDocuments):
     def __init__(self, folder: Path, known: KnownFiles) -> None:
         self.folder, self._known = folder, known
         try:
-            self.about = json.loads((folder / SHARD_DESCRIPTION).read_text(encoding="utf-8"))
+            self.about = parse_json(read_bytes(folder / SHARD_DESCRIPTION))
             if self.about["format"] != _FORMAT:
                 raise ValueError(f"format {self.about['format']}, not {_FORMAT}; prepare it anew")
+            if self.about["dtype"] not in _DTYPES:
+                raise ValueError(f"dtype {shown(self.about['dtype'])}")
             self._ends, self._bytes, self._hashes = (np.load(folder / f"{a}.npy", mmap_mode="r") for a in _ARRAYS)
             self._tokens = np.memmap(folder / SHARD_TOKENS, dtype=self.about["dtype"], mode="r")
             self.fingerprint, self.tokenizer = self.about["fingerprint"], self.about["tokenizer"]
             lengths = [self.about["tokens"], *[self.about["documents"]] * len(_ARRAYS)]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
             raise ConfigError(f"{folder}: not a whole set of token shards: {error}") from error
         for name, found, length in zip(
             _FILES, (self._tokens, self._ends, self._bytes, self._hashes), lengths, strict=True
@@ -152,7 +154,7 @@ def write_prepared(
         encode: makes the tokens of a text, where it is not the tokenizer's plain encoding.
     """
     encode = encode or tokenizer.encode
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    dtype = _DTYPES[tokenizer.vocab_size > 2**16]
     ends, sizes, hashes = array("q"), array("I"), array("Q")  # of a hundred million documents
     total = 0
     contents: dict[str, str] = {}

@@ -7,27 +7,28 @@ from pydantic import Field, model_validator
 from titan_pt.config.schema.section import Positive, PositiveInt, Section
 from titan_pt.config.schema.values import Size
 
+Width = Annotated[int, Field(gt=0, le=1 << 24)]
 ROPE_SCALING = ("rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_seq_len")
 
 
 class TransformerArgs(Section):
     """A pre-norm decoder: RoPE, optional QK-norm, grouped-query attention, SwiGLU, RMSNorm, no biases."""
 
-    hidden_size: PositiveInt
+    hidden_size: Width
     """Width of the residual stream."""
-    num_layers: PositiveInt
+    num_layers: Annotated[int, Field(gt=0, le=4096)]
     """Blocks."""
-    num_heads: PositiveInt
+    num_heads: Width
     """Query heads."""
-    num_kv_heads: PositiveInt
+    num_kv_heads: Width
     """Key and value heads; divides num_heads (grouped-query attention)."""
-    intermediate_size: PositiveInt
+    intermediate_size: Width
     """Width of the SwiGLU."""
-    vocab_size: Annotated[Size, Field(gt=0)] = 50304
+    vocab_size: Annotated[Size, Field(gt=0, lt=1 << 31)] = 50304
     """Rows of the embedding and of the output layer."""
     num_tokens: PositiveInt | None = None
     """Rows that stand for a token; the logits of the padding rows above are -inf. Unset: all."""
-    head_dim: PositiveInt = 64
+    head_dim: Width = 64
     """Width of a head; even, for RoPE."""
     max_seq_len: Annotated[Size, Field(gt=0)] = 32768
     """Positions the model is made for; training.seq_len may not exceed it."""

@@ -20,7 +20,7 @@ def parallelize(model: nn.Module, config: JobConfig, world: World) -> nn.Module:
     """
     assert isinstance(model, Transformer)
     compute_type = getattr(torch, config.training.mixed_precision_param)
-    backend, float8 = config.model.sdpa_backend, config.quantize.linear.float8
+    backend, float8 = config.model.sdpa_backend, config.model.converters
     if backend != "auto" or uses_flex(world.device):
         from titan_pt.models.transformer.kernels import choose_kernels
 
