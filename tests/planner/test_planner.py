@@ -226,6 +226,13 @@ def test_recomputation_and_small_batches_cost_hours(small_plan: Plan) -> None:
     assert more and more.hours == pytest.approx(small_plan.hours / 2, rel=0.1)
 
 
+def test_on_several_gpus_gathered_weights_can_be_freed(small_plan: Plan) -> None:
+    plan = make_plan(small_plan.config, dataclasses.replace(small_plan.target, num_gpus=2))
+    found = {choice.flags: choice.memory for choice in Search(plan).single_changes()}
+    freed = found["--parallelism.fsdp_reshard_after_forward always"].by_kind
+    assert freed["communication"] < plan.memory.by_kind["communication"]
+
+
 def test_memory_without_offloaded_or_smaller_states() -> None:
     config, target = config_of("quickstart"), Target(A100, 1)
     whole = dry_run_step(config, 1)

@@ -59,6 +59,8 @@ class DryRunResult:
     """Bytes of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
     operations: Operations | None
     """The work of the step; None if not asked for."""
+    sums_once: bool
+    """The ranks gather weights and sum gradients once a step, and not in every micro-batch."""
     notes: tuple[str, ...]
     """Differences from the real run, and what was tried."""
     seconds: float
@@ -104,7 +106,8 @@ def dry_run_step(
             _make_state(context)
             log = KernelLog() if counts else None
             memory = _trace_step(context, dry_run, log)
-            if dry_run.accumulates and getattr(context.model, "sums_once", False):
+            sums_once = getattr(context.model, "sums_once", False)
+            if dry_run.accumulates and sums_once:
                 memory["communication"] += _whole_gradients(context)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
@@ -115,6 +118,7 @@ def dry_run_step(
             memory={**memory, **held},
             sampling_bytes=dry_run.sampling_bytes,
             operations=log.operations() if log else None,
+            sums_once=sums_once,
             notes=(*notes, *dry_run.notes),
             seconds=time.perf_counter() - start,
         )
