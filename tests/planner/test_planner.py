@@ -1,7 +1,7 @@
 """The planner: formulas and trace agree, and the numbers are those of the arithmetic."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,10 @@ def config_of(name: str, *flags: str) -> JobConfig:
     return load_config(["--job.config_file", str(CONFIGS / f"{name}.toml"), "--training.max_hours=72", *flags])
 
 
-def benchmark(name: str) -> Any:
-    """The module of a benchmark, which is a script."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def memory_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/memory.py, as `python -m benchmarks.memory` finds it."""
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.memory")
 
 
 def args_of(config: JobConfig) -> Any:
@@ -314,7 +311,7 @@ def test_a_real_step_takes_the_memory_that_was_predicted(
 ) -> None:
     """The peak of torch's CPU allocator, which sees what no dispatch mode does."""
     monkeypatch.chdir(tmp_path)
-    memory = benchmark("memory")
+    memory = memory_benchmark(monkeypatch)
     measured, predicted = memory.measure(*TINY, *flags), memory.predict(*TINY, *flags)
     assert predicted["bytes"] == pytest.approx(measured["bytes"], rel=0.05, abs=ALLOCATOR_NOISE)
     assert predicted["flops"] == measured["flops"]
@@ -326,7 +323,7 @@ def test_a_real_step_takes_the_memory_that_was_predicted(
 def test_moments_of_8_bits_take_the_memory_that_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own: the update is compiled."""
     monkeypatch.chdir(tmp_path)
-    memory = benchmark("memory")
+    memory = memory_benchmark(monkeypatch)
     for flags in (NONE, FULL):
         wanted = (*TINY, *flags, "--optimizer.name=AdamW8bit")
         measured, predicted = memory.in_process("measure", *wanted), memory.in_process("predict", *wanted)
