@@ -98,18 +98,10 @@ def _read_toml(path: Path, said_by: str) -> Tables:
     where = f"{path}{said_by}"
     try:
         tables = tomllib.loads(read_text(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{where}: a folder; give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: nested too deeply") from None
-    except ConfigError as error:  # not UTF-8
-        raise ConfigError(f"{error}{said_by}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with NUL, a number of thousands of digits
-        raise ConfigError(f"{where}: cannot be read: {error}") from None
+    except (ConfigError, OSError, ValueError, RecursionError) as error:
+        from titan_pt.config.resolve.unreadable import explain
+
+        raise ConfigError(explain(error, path, said_by)) from None
     if not _is_shallow(tables, _DEEPEST):
         raise ConfigError(f"{where}: nested too deeply")
     return tables

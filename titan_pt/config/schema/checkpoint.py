@@ -39,5 +39,8 @@ class Checkpoint(Section):
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
     """Load, never save."""
+    mirror: PathName | None = None
+    """Address, such as s3://bucket/run or gs://bucket/run, where each step is uploaded behind the run, and from which a
+    start on an empty disk goes on. Needs titan-pt[mirror]."""
     export_hf_interval: Count = 0
     """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""
