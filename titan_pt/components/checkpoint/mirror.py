@@ -85,7 +85,7 @@ class Mirror:
 
     Raises:
         CannotStart: another start of the run writes there now.
-        ConfigError: it belongs to another run.
+        ConfigError: it belongs to another run, or there is no such bucket.
     """
 
     def __init__(self, run_folder: Path, options: Checkpoint) -> None:
@@ -100,6 +100,8 @@ class Mirror:
             self._claim()
         except (ConfigError, CannotStart):
             raise
+        except FileNotFoundError as error:  # what is missing is not the object that is written, but what it goes to
+            raise ConfigError(f"checkpoint.mirror: {self._store.url} cannot be written to: {error}") from None
         except Exception as error:
             logger.error(f"{self._store.url}: {type(error).__name__}: {error}; it is tried again with each step")
         self._threads = [

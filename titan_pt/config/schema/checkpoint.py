@@ -35,6 +35,10 @@ class Checkpoint(Section):
     """Step to go back to, once: the same command then goes on from its own steps. -1: the newest whole one."""
     exclude_from_loading: list[Literal["optimizer", "data"]] = []
     """State that a resume leaves at its start, once: the way out when optimizer or data of a run have to change."""
+    allow_mismatch: list[
+        Literal["model.rope_theta", "model.norm_eps", "tokenizer", "data.sources", "validation.holdout_fraction"]
+    ] = []
+    """Differences from its checkpoint that a resume takes with a warning; docs/architecture.md says what each means."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
