@@ -112,17 +112,21 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
 
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     run_size = spec.plan_run_size(config, world_size())
-    if has_steps(config):
-        from titan_pt.components.checkpoint.steps import saved_streams
-        from titan_pt.config.run_size import with_saved_streams
-
-        run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)
     set_determinism(config.debug, find_device())
 
     world = start_world(config, run_folder)
+    if config.checkpoint.enable and config.checkpoint.mirror:
+        from titan_pt.components.checkpoint.mirror import fetch
+
+        world.on_main(lambda: fetch(run_folder, config.checkpoint))
+    if has_steps(config):
+        from titan_pt.components.checkpoint.steps import saved_streams
+        from titan_pt.config.run_size import with_saved_streams
+
+        run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     return build_context(
         spec,
         config,

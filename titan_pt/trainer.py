@@ -78,7 +78,7 @@ class Trainer:
         if self._checkpointer and not context.config.checkpoint.load_only:
             context.optimizer_state.check()  # before a state is loaded into it
         if self._checkpointer:
-            self._checkpointer.remove_leftovers()
+            self._checkpointer.open()
         initial_path = context.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
