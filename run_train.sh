@@ -2,6 +2,7 @@
 # Train: ./run_train.sh [--section.field value ...]
 #   NGPU         processes on this machine (default: its accelerators, or 1)
 #   CONFIG_FILE  the experiment (default: train_configs/quickstart.toml); --job.config_file F overrides it
+#   MAX_RESTARTS how often a run that fails, or has no data, is started again (default 0); a signal is obeyed
 #   LOG_RANK     ranks that log, such as 0,1 (default 0)
 #   PYTHON       the interpreter (default: python, else python3)
 set -euo pipefail

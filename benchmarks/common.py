@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from titan_pt.models.transformer import TransformerArgs
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -121,6 +123,31 @@ def serve(measure: Callable[[], Mapping[str, float]], started: Mapping[str, floa
     print(json.dumps(started), flush=True)
     for _ in sys.stdin:
         print(json.dumps(measure()), flush=True)
+
+
+def qwen3(args: TransformerArgs, max_positions: int, **options: Any) -> Any:
+    """transformers' model of the same shape, with weights of its own.
+
+    Args:
+        options: of its config.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.num_heads,
+        num_key_value_heads=args.num_kv_heads,
+        head_dim=args.head_dim,
+        intermediate_size=args.intermediate_size,
+        vocab_size=args.vocab_size,
+        rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
+        rms_norm_eps=args.norm_eps,
+        tie_word_embeddings=args.tie_embeddings,
+        max_position_embeddings=max_positions,
+        **options,
+    )
+    return Qwen3ForCausalLM(config)
 
 
 def memory(key: str) -> int:

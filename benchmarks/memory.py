@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common import memory
+
 MODES = {
     "none": ("--activation_checkpoint.mode=none",),
     "selective op": ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op"),
@@ -48,14 +50,11 @@ def measure(*flags: str) -> dict[str, float]:
     """Bytes of two real steps at their peak, and the operations of a third."""
     from torch.profiler import ProfilerActivity, profile
 
-    from titan_pt.build import build_context
     from titan_pt.config import load_config
-    from titan_pt.config.resolve.checks import tokenizer_size
-    from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.operations import KernelLog
-    from titan_pt.planner.sized_tokenizer import SizedTokenizer
     from titan_pt.planner.trace import StepTrace
+    from titan_pt.planner.without_data import build_without_data
     from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
     from titan_pt.run.run_folder import run_folder
@@ -63,21 +62,10 @@ def measure(*flags: str) -> dict[str, float]:
     config = load_config(list(flags))
     spec = get_trainer_spec(config.job.trainer)
     assert spec.build_dry_run is not None
-    run_size, tokenizer = spec.plan_run_size(config, 1), SizedTokenizer(tokenizer_size(config))
     world = start_world(config, run_folder(config))
-    before = resident("VmRSS")
+    before = memory("VmRSS")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        context = build_context(
-            spec,
-            config,
-            world,
-            tokenizer,
-            spec.build_model(config, tokenizer),
-            run_size,
-            materialize=materialize,
-            raise_if_preempted=lambda: None,
-            reads_data=False,
-        )
+        context = build_without_data(config, spec, world)
         step = spec.build_dry_run(spec, context).step
         for number in range(2):
             step(TrainState(step=number))
@@ -100,12 +88,6 @@ def allocated_peak(profiler: Any) -> int:
         total += event.nbytes()
         most = max(most, total)
     return most
-
-
-def resident(key: str) -> int:
-    """Bytes of this process by a key of /proc/self/status."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{key}:"))
 
 
 def predict(*flags: str) -> dict[str, float]:

@@ -18,7 +18,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from common import qwen3
+from transformers import Qwen3ForCausalLM
 
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.sampling import Sampling
@@ -32,24 +33,7 @@ Generate = Callable[[Prompts, int, int], Any]
 
 def convert(model: Transformer) -> Qwen3ForCausalLM:
     """A transformers model with the weights of a titan_pt model."""
-    args = model.args
-    config = Qwen3Config(
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.num_heads,
-        num_key_value_heads=args.num_kv_heads,
-        head_dim=args.head_dim,
-        intermediate_size=args.intermediate_size,
-        vocab_size=args.vocab_size,
-        rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
-        rms_norm_eps=args.norm_eps,
-        tie_word_embeddings=args.tie_embeddings,
-        max_position_embeddings=args.max_seq_len,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    other = Qwen3ForCausalLM(config)
+    other = qwen3(model.args, model.args.max_seq_len, eos_token_id=None, bos_token_id=None, pad_token_id=0)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}

@@ -19,6 +19,7 @@ from common import (
     has_fast_bfloat16,
     matmul_peak,
     memory,
+    qwen3,
     ratios,
     report,
     serve,
@@ -55,23 +56,8 @@ def ours(options: argparse.Namespace, *, compiled: bool) -> Callable[[], object]
 
 def theirs(options: argparse.Namespace, *, compiled: bool) -> Callable[[], object]:
     """A step of transformers' Qwen3 of the same shape, in a plain loop."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    args = FLAVORS[options.flavor]
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_layers,
-            num_attention_heads=args.num_heads,
-            num_key_value_heads=args.num_kv_heads,
-            head_dim=args.head_dim,
-            intermediate_size=args.intermediate_size,
-            vocab_size=VOCABULARY,
-            tie_word_embeddings=args.tie_embeddings,
-            max_position_embeddings=options.length,
-            use_cache=False,
-        )
-    )
+    args = FLAVORS[options.flavor].model_copy(update={"vocab_size": VOCABULARY})
+    model = qwen3(args, options.length, use_cache=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if compiled else model
     tokens = torch.randint(0, 50257, (options.rows, options.length), generator=torch.Generator().manual_seed(0))

@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 
-from titan_pt.build import build_context
 from titan_pt.config import load_config
-from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.data.stream.batch import MicroBatch, StepBatch
-from titan_pt.distributed.init import materialize
 from titan_pt.distributed.world import start_world
-from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.planner.without_data import build_without_data
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 from titan_pt.run.run_folder import run_folder
@@ -40,20 +37,9 @@ class FixedBatches:
 def build_step(flags: list[str]) -> tuple[Callable[[], StepMetrics], TrainContext[Any]]:
     """A step of the pretraining that the flags ask for, on fixed tokens."""
     config = load_config(['--data.sources=[{name="arithmetic"}]', *flags])
-    spec, tokenizer = get_trainer_spec(config.job.trainer), SizedTokenizer(tokenizer_size(config))
-    context = build_context(
-        spec,
-        config,
-        start_world(config, run_folder(config)),
-        tokenizer,
-        spec.build_model(config, tokenizer),
-        spec.plan_run_size(config, 1),
-        materialize=materialize,
-        raise_if_preempted=lambda: None,
-        reads_data=False,
-    )
-    training = config.training
-    batches = FixedBatches(training.local_batch_size, training.seq_len, tokenizer.vocab_size)
+    spec, training = get_trainer_spec(config.job.trainer), config.training
+    context = build_without_data(config, spec, start_world(config, run_folder(config)))
+    batches = FixedBatches(training.local_batch_size, training.seq_len, context.tokenizer.vocab_size)
     step, state = spec.build_step(dataclasses.replace(context, dataloader=batches)), TrainState()
 
     def one() -> StepMetrics:

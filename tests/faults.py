@@ -15,7 +15,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Section
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
-from titan_pt.run.exit_codes import GaveUp
+from titan_pt.run.exit_codes import GaveUp, Stalled
 from titan_pt.run.signals import stop_requested
 from titan_pt.trainers import pretrain
 
@@ -23,7 +23,9 @@ from titan_pt.trainers import pretrain
 class Fault(Section):
     """[fault]"""
 
-    kind: Literal["none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep"] = "none"
+    kind: Literal["none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep", "stall"] = (
+        "none"
+    )
     """What goes wrong."""
     steps: list[int] = Field(default_factory=list)
     """At which steps; with `during_validation`, at which validations of this process."""
@@ -47,6 +49,8 @@ def build_step(context: TrainContext) -> Step:
         now["calls"] += 1
         if now["calls"] == 2 and not fault.during_validation and is_here(fault, context, now["step"]):
             happen(fault)
+        if fault.kind == "stall" and now["calls"] == 2:  # together, as the loader tells it
+            context.world.together(lambda: stall(fault, context, now["step"]))
         context.raise_if_preempted()
 
     inner = pretrain.build_step(dataclasses.replace(context, raise_if_preempted=before_micro_batch))
@@ -99,6 +103,11 @@ def happen(fault: Fault) -> None:
     if fault.kind == "signal":
         for name in fault.signals:
             os.kill(os.getppid() if fault.to_parent else os.getpid(), getattr(signal, name))
+
+
+def stall(fault: Fault, context: TrainContext, step: int) -> None:
+    if is_here(fault, context, step):
+        raise Stalled("no data")
 
 
 def poison(model: nn.Module, kind: str, is_now: Callable[[], bool]) -> None:

@@ -12,8 +12,9 @@ import pytest
 from helpers import ROOT, losses, run, write_toml
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.launch import count_workers, pick, tell_who_hosts
-from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, read_exit_codes, record_exit_code
+from titan_pt.launch import count_restarts, count_workers, pick, tell_who_hosts
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, record_exit_code
+from titan_pt.run.told_codes import read_exit_codes
 
 # Saves for a second after the first signal, whatever comes after it.
 WORKER = """
@@ -77,6 +78,76 @@ def test_workers_tell_their_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_number_of_workers_that_is_none(number: str) -> None:
     with pytest.raises(ConfigError, match="NGPU or --nproc_per_node"):
         count_workers(number)
+
+
+@pytest.mark.parametrize("number", ["abc", "-1", "1.5", "9" * 99])
+def test_a_number_of_restarts_that_is_none(number: str) -> None:
+    assert (count_restarts(""), count_restarts("12")) == (0, 12)
+    with pytest.raises(ConfigError, match=r"MAX_RESTARTS = .*: must be a number of restarts, 0 or more"):
+        count_restarts(number)
+
+
+# Each start leaves the code that its number in `codes` says.
+STARTS = """
+import os, signal, sys, time
+from pathlib import Path
+from titan_pt.run.exit_codes import SIGNALLED, record_exit_code
+
+starts = Path("starts")
+number = int(starts.read_text() or 0) if starts.exists() else 0
+starts.write_text(str(number + 1))
+code, told = sys.argv[1:][number].split(":")
+if told == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+record_exit_code(int(code), {"signal": SIGNALLED, "": ""}.get(told, told))
+sys.exit(int(code))
+"""
+
+
+@pytest.mark.parametrize(
+    ("starts", "restarts", "code", "used"),
+    [
+        (["1:", "75:", "0:"], "5", 0, 3),
+        (["1:kill", "1:failed: again"], "1", 1, 2),
+        (["75:signal", "0:"], "5", 75, 1),
+        (["75:", "0:"], "", 75, 1),
+        (["1:", "70:gave up"], "5", 70, 2),
+        (["1:", "2:config error"], "5", 2, 2),
+    ],
+    ids=["until it is done", "the last code", "a signal is obeyed", "none by default", "gave up", "a mistake"],
+)
+def test_restarts_of_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[str], restarts: str, code: int, used: int
+) -> None:
+    (tmp_path / "worker.py").write_text(STARTS)
+    monkeypatch.setenv("MAX_RESTARTS", restarts)
+    done = run(
+        [sys.executable, "-m", "titan_pt.launch", "--standalone", "--nproc_per_node", "1", "worker.py", *starts],
+        cwd=tmp_path,
+    )
+    assert (done.code, (tmp_path / "starts").read_text()) == (code, str(used)), done.stderr
+    assert done.stderr.count(": restart ") == used - 1
+
+
+def test_a_signal_between_two_starts_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(STARTS)
+    arguments = [
+        sys.executable,
+        "-m",
+        "titan_pt.launch",
+        "--standalone",
+        "--nproc_per_node=1",
+        "worker.py",
+        *["1:"] * 9,
+    ]
+    launcher = subprocess.Popen(
+        arguments, cwd=tmp_path, env={**os.environ, "MAX_RESTARTS": "9"}, stderr=subprocess.PIPE, text=True
+    )
+    assert launcher.stderr
+    while "restart 2 of 9" not in launcher.stderr.readline():
+        assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(30) == 143 and (tmp_path / "starts").read_text() == "2"
 
 
 def test_the_script_works_from_any_folder(tmp_path: Path) -> None:

@@ -11,7 +11,18 @@ from titan_pt.distributed.dry_run_world import dry_run_size
 from titan_pt.distributed.world import world_size
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.run.exit_codes import ExitCode, Preempted
 from titan_pt.run.log import logger
+
+
+def run_dry(config: JobConfig) -> ExitCode:
+    """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
+    try:
+        dry_run(config)
+    except Preempted:
+        logger.warning("Stopped by a signal; a dry run leaves nothing")
+        return ExitCode.TERMINATED
+    return ExitCode.DONE
 
 
 def dry_run(config: JobConfig) -> None:

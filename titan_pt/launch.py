@@ -1,10 +1,12 @@
 """torchrun that keeps its children's exit codes: `python -m titan_pt.launch [torchrun options] -m titan_pt.train ...`.
 
 torchrun's own options and engine. Bare torchrun turns every non-zero exit code into 1; here the caller (a shell, a
-Kubernetes Job, Slurm) reads the codes of `titan_pt.run.exit_codes`. Processes per node: `--nproc_per_node`, else NGPU,
-else the number of accelerators, else 1.
+Kubernetes Job, Slurm) reads the codes of `titan_pt.run.exit_codes`. Processes per node: `--nproc_per_node`, else
+NGPU, else the number of accelerators, else 1. MAX_RESTARTS (default 0) is how often a run that fails, or has no data,
+is started again; one that a signal stopped is not.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -18,10 +20,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from titan_pt.run.signals import install_handlers, signalled
+
+if __name__ == "__main__":
+    install_handlers()  # before imports of a second or two
+
+from titan_pt.components.checkpoint.step_folders import has_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
-from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
+from titan_pt.config.resolve.flags import read_flags
+from titan_pt.config.resolve.layers import merge, read_layers
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.cgroup import oom_kills
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIABLE, ExitCode
 from titan_pt.run.log import open_console
+from titan_pt.run.told_codes import read_exit_codes, read_reasons
+
+_LONGEST_PAUSE = 60.0
+"""Seconds before a restart; the first ones come sooner."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,11 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ[START_VARIABLE] = str(time.monotonic())
-    _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), lambda _: KeyboardInterrupt())
+    _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP), lambda _: KeyboardInterrupt())
+    config = None
+    arguments = train_arguments(argv)
     try:
+        if signalled():
+            raise KeyboardInterrupt
         # One report or help text instead of one a rank, without waiting for torch or for ranks that cannot start.
-        config = None if (arguments := train_arguments(argv)) is None else resolve(arguments).config
+        config = None if arguments is None else resolve(arguments).config
+        restarts = count_restarts(os.environ.get("MAX_RESTARTS", ""))
         from torch.distributed import run
 
         os.environ.setdefault("PET_NPROC_PER_NODE", os.environ.get("NGPU") or str(count_accelerators()))
@@ -46,14 +66,47 @@ def main(argv: list[str] | None = None) -> int:
                 return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
-        with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
-            os.environ[EXIT_CODES_VARIABLE] = folder
-            return _run(run, args, Path(folder))
+        return _run_again(run, args, restarts, lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
     except KeyboardInterrupt:  # a signal before there were workers
-        return ExitCode.TERMINATED
+        return stopped_code(config, arguments)
+
+
+def stopped_code(config: JobConfig | None, arguments: Sequence[str] | None) -> int:
+    """The code of a run that a signal stopped before its workers could tell theirs: what is on disk decides.
+
+    Args:
+        config: None where it was not known yet; the arguments then tell where the checkpoints are.
+    """
+    with contextlib.suppress(ConfigError, ValueError, OSError):
+        if config is None and arguments is not None:
+            flags = dict(read_flags(list(arguments)))
+            layers = read_layers(file) if (file := flags.get("job.config_file")) else []
+            keys = {"job": ("dump_folder",), "checkpoint": ("enable", "folder")}
+            tables = merge(layers, {}, []).tables
+            known = {
+                name: {key: tables[name][key] for key in keys[name] if key in tables.get(name, {})} for name in keys
+            }
+            for name in keys:
+                known[name] |= {key: text for key in keys[name] if (text := flags.get(f"{name}.{key}")) is not None}
+            config = JobConfig.model_validate(known)
+        if config is not None and has_steps(config):
+            print("Stopped by a signal; the same command goes on from the checkpoint", file=sys.stderr)
+            return ExitCode.PREEMPTED
+    return ExitCode.TERMINATED
+
+
+def count_restarts(text: str) -> int:
+    """The restarts that MAX_RESTARTS means.
+
+    Raises:
+        ConfigError: it is not a number of restarts.
+    """
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ConfigError(f"MAX_RESTARTS = {text!r}: must be a number of restarts, 0 or more")
+    return int(text or 0)
 
 
 def train_arguments(argv: Sequence[str]) -> list[str] | None:
@@ -72,8 +125,12 @@ def _dry_run(args: Any) -> int:
     return main(args.training_script_args)
 
 
-def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseException]) -> None:
-    """Raise on the first of these signals and ignore the next ones: the workers may take their time to save."""
+def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseException]) -> list[int]:
+    """Raise on the first of these signals and ignore the next ones: the workers may take their time to save.
+
+    Returns:
+        Those that are handled: under nohup SIGHUP is not.
+    """
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     handled = [number for number in signals if not (nohup and number == signal.SIGHUP)]
 
@@ -82,6 +139,7 @@ def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseExcepti
         raise make_error(number)
 
     _set_handlers(handled, handle)
+    return handled
 
 
 def _set_handlers(signals: Iterable[int], handler: Any) -> None:
@@ -89,26 +147,70 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _run(run: Any, args: Any, folder: Path) -> int:
-    from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
+def _run_again(run: Any, args: Any, restarts: int, stopped: Callable[[], int]) -> int:
+    """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
+    Args:
+        stopped: gives the code of a run that a signal stopped while there were no workers.
+    """
     # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
     numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
     numbers = list(dict.fromkeys([*numbers, signal.SIGUSR1]))  # what Slurm sends before the time limit
     args.signals_to_handle = ""
-    _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
+    for restart in itertools.count(1):
+        os.environ[START_VARIABLE] = str(time.monotonic())
+        late: list[int] = []
+        with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
+            os.environ[EXIT_CODES_VARIABLE] = folder
+            code, reasons, signals_came = _run(run, args, numbers, Path(folder), late)
+        for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
+            print(reason, file=sys.stderr)
+        if code is None:
+            return stopped()
+        # A person's Ctrl-C and a pod's SIGTERM are obeyed, whichever process they reached.
+        if signals_came or restart > restarts or code not in (ExitCode.FAILED, ExitCode.PREEMPTED):
+            return code
+        pause = min(2.0 ** (restart - 1), _LONGEST_PAUSE)
+        print(f"The run ended with {int(code)}: restart {restart} of {restarts} in {pause:.0f} s", file=sys.stderr)
+        end = time.monotonic() + pause
+        while not late and time.monotonic() < end:
+            time.sleep(0.05)
+        if late:
+            return stopped()
+    raise AssertionError
+
+
+def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int]) -> tuple[int | None, list[str], bool]:
+    """Run the workers once.
+
+    Args:
+        late: gets the signals that come when they have ended.
+
+    Returns:
+        The code, None where a signal came before a worker could tell one; reasons; whether a signal came to a process.
+    """
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    code: int | None
+    by_memory, signals_came = oom_kills(), False
+    handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
         run.run(args)
-        return ExitCode.DONE
+        code, reasons = ExitCode.DONE, []
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
-        code = pick([failure.exitcode for failure in error.failures.values()] + read_exit_codes(folder))
-        reasons = [f"failed: rank {rank}: {_reason(first)}"] if code == ExitCode.FAILED else read_reasons(folder, code)
+        told = read_exit_codes(folder)
+        code = pick([failure.exitcode for failure in error.failures.values()] + told)
+        reasons = read_reasons(folder, code)
+        if code == ExitCode.FAILED:
+            reasons = [f"failed: rank {rank}: {_reason(first, oom_kills() > by_memory)}"]
+        if code == ExitCode.TERMINATED and not told:
+            code = None
     except RendezvousError as error:
         code = ExitCode.FAILED
         reasons = [
@@ -121,14 +223,16 @@ def _run(run: Any, args: Any, folder: Path) -> int:
         where = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
         reasons = [f"failed: the rendezvous at {where}: {used} ({str(error).strip().splitlines()[0]})"]
     except SignalException:
-        codes = read_exit_codes(folder)
-        code = pick(codes) if codes else ExitCode.TERMINATED
-        reasons = read_reasons(folder, code)
+        signals_came, code, reasons = True, None, []
+        if codes := read_exit_codes(folder):
+            code = pick(codes)
+            reasons = read_reasons(folder, code)
     finally:
-        _set_handlers(numbers, signal.SIG_IGN)  # the code is decided
-    for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
-        print(reason, file=sys.stderr)
-    return code
+        _set_handlers(handled, lambda number, _frame: late.append(number))
+    if SIGNALLED in reasons:
+        signals_came = True
+        reasons.remove(SIGNALLED)
+    return code, reasons, signals_came
 
 
 def _forwarded(number: int) -> signal.Signals:
@@ -211,11 +315,12 @@ def _time_of(failure: Any) -> float:
     return file.stat().st_mtime if file.is_file() else float(failure.timestamp)
 
 
-def _reason(failure: Any) -> str:
+def _reason(failure: Any, out_of_memory: bool) -> str:
     if not isinstance(failure.message, str):
         return " ".join(str(failure.message.get("message", "")).split())
     if failure.exitcode < 0:
-        return f"killed by signal {-failure.exitcode}"
+        why = "; the memory of its cgroup was spent" if out_of_memory and failure.exitcode == -signal.SIGKILL else ""
+        return f"killed by signal {-failure.exitcode}{why}"
     return f"exit code {failure.exitcode}; its own lines are above"  # what torchrun says instead names no reason
 
 

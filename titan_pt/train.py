@@ -9,12 +9,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from titan_pt.run.signals import install_handlers
+
+if __name__ == "__main__":
+    install_handlers()  # before imports of a second or two
+
 from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.ending import RunEnding, exit_code_of, leave
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
-from titan_pt.run.log import init_logging, logger, open_console, quiet_libraries, terminal_colors
-from titan_pt.run.signals import install_handlers
+from titan_pt.run.log import init_logging, open_console, quiet_libraries, terminal_colors
 
 if TYPE_CHECKING:
     from titan_pt.protocols.context import TrainContext
@@ -27,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     started = float(os.environ.get(START_VARIABLE, time.monotonic()))
     # Idle OpenMP threads that spin take the other ranks' and the loader's cores; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    install_handlers()
+    if __name__ != "__main__":
+        install_handlers()
     open_console()
     init_logging()
     quiet_libraries()
@@ -41,10 +46,12 @@ def run(config: JobConfig, started: float) -> ExitCode:
         started: when this attempt began, by `time.monotonic`.
     """
     if config.comm.mode == "fake_backend":
+        from titan_pt.dry_run import run_dry
+
         return run_dry(config)
     from titan_pt.run.run_folder import write_config
 
-    ending = RunEnding(config)
+    ending = RunEnding()
     try:
         trainer = ending.trainer = build_trainer(config, started)
         trainer.load()
@@ -53,23 +60,13 @@ def run(config: JobConfig, started: float) -> ExitCode:
             write_config(config)
         trainer.train()
     except Preempted as error:
-        return ending.stopped(error)
+        from titan_pt.run.stopped import close_stopped
+
+        return close_stopped(ending, config, error)
     except (Exception, GeneratorExit) as error:
         ending.failed(error)
         raise
     ending.close(wait=True)
-    return ExitCode.DONE
-
-
-def run_dry(config: JobConfig) -> ExitCode:
-    """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
-    from titan_pt.dry_run import dry_run
-
-    try:
-        dry_run(config)
-    except Preempted:
-        logger.warning("Stopped by a signal; a dry run leaves nothing")
-        return ExitCode.TERMINATED
     return ExitCode.DONE
 
 
@@ -115,17 +112,21 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
 
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     run_size = spec.plan_run_size(config, world_size())
-    if has_steps(config):
-        from titan_pt.components.checkpoint.steps import saved_streams
-        from titan_pt.config.run_size import with_saved_streams
-
-        run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)
     set_determinism(config.debug, find_device())
 
     world = start_world(config, run_folder)
+    if config.checkpoint.enable and config.checkpoint.mirror:
+        from titan_pt.components.checkpoint.mirror import fetch
+
+        world.on_main(lambda: fetch(run_folder, config.checkpoint))
+    if has_steps(config):
+        from titan_pt.components.checkpoint.steps import saved_streams
+        from titan_pt.config.run_size import with_saved_streams
+
+        run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     return build_context(
         spec,
         config,

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint.run_state import expected_bytes, run_documents, run_identity, run_tensors
@@ -15,7 +15,7 @@ from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.world import tighten_timeouts
 from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
-from titan_pt.run.run_folder import lock_run_folder, run_folder
+from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
 
@@ -58,7 +58,7 @@ class Trainer:
         self._garbage = GarbageCollection(context.config.training)
         self._profiler = _profiler(context, self._folder)
         self._rows = MetricRows(context, self._folder, peak_flops)
-        self._lock: IO[str] | None = None
+        self._lock: RunLock | None = None
         self._warm = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -72,11 +72,13 @@ class Trainer:
         """
         context = self.context
         if context.world.is_main:
-            self._lock = lock_run_folder(self._folder)
+            options = context.config.checkpoint
+            saves = self._checkpointer and not options.load_only
+            self._lock = lock_run_folder(self._folder, self._folder / options.folder if saves else None)
         if self._checkpointer and not context.config.checkpoint.load_only:
             context.optimizer_state.check()  # before a state is loaded into it
         if self._checkpointer:
-            self._checkpointer.remove_leftovers()
+            self._checkpointer.open()
         initial_path = context.config.checkpoint.initial_load_path
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
@@ -98,6 +100,11 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
+        if self._lock and self._lock.killed:
+            from titan_pt.run.idle_starts import count_kill
+
+            if reason := count_kill(self._folder, self.state.step):
+                raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
         saves = self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only
         if self._checkpointer and saves:

@@ -267,25 +267,13 @@ def float8(recipe):
 
 
 def build(arguments, accumulate=1, world=None):
-    from titan_pt.build import build_context
     from titan_pt.config import load_config
-    from titan_pt.distributed.init import materialize
-    from titan_pt.planner.sized_tokenizer import SizedTokenizer
+    from titan_pt.planner.without_data import build_without_data
     from titan_pt.protocols.trainer_spec import get_trainer_spec
 
     config = load_config(arguments)
-    spec, tokenizer = get_trainer_spec(config.job.trainer), SizedTokenizer(259)
-    context = build_context(
-        spec,
-        config,
-        world,
-        tokenizer,
-        spec.build_model(config, tokenizer),
-        spec.plan_run_size(config, 1),
-        materialize=materialize,
-        raise_if_preempted=lambda: None,
-        reads_data=False,
-    )
+    spec = get_trainer_spec(config.job.trainer)
+    context = build_without_data(config, spec, world)
     batches = RandomBatches(config, accumulate, context.args.vocab_size)
     return config, spec, dataclasses.replace(context, dataloader=batches), context.args, context.flops_per_token
 

@@ -26,6 +26,7 @@ from titan_pt.components.checkpoint.finite import first_not_finite
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.components.checkpoint.steps import find_initial, find_step, iter_steps
+from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.config.schema.job_config import JobConfig
@@ -602,6 +603,8 @@ def test_a_resume_on_corrected_files_is_refused_or_starts_the_data_anew(
         ("peach", (anew,), 5, 0),
         ("peach", (), 6, 0),
         ("cherr", (anew,), 7, 0),
+        ("cherr", (), 8, 0),
+        ("lemon", ('--checkpoint.allow_mismatch=["data.sources"]',), 9, 2),  # the rows before come out otherwise
     ):
         correct(word)
         assert train_here(config, "--training.steps", str(step), *flags) == code
@@ -622,6 +625,36 @@ def test_harmless_settings_may_change_on_resume(copy: Path, capsys: pytest.Captu
     notice = "have no effect in titan_pt: 'lr_scheduler' in checkpoint.exclude_from_loading (command line)"
     error = capsys.readouterr().err
     assert notice in error and "model.max_seq_len is 32768 there and 4096 here; the weights fit" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "told"),
+    [
+        (["--model.rope_theta", "5e5"], "model.rope_theta", "model.rope_theta is 10000.0 there and 500000.0 here"),
+        (["--validation.holdout_fraction", "0.001"], "validation.holdout_fraction", "data.holdout_fraction is"),
+        (["--tokenizer.name", "TOKENIZER"], "tokenizer", "tokenizer.fingerprint is"),
+        (['--data.sources=[{name="arithmetic", weight=2.0}]'], "data.sources", "weight ('arithmetic') is 1.0 there"),
+        (["--model.norm_eps", "1e-5"], "model.rope_theta", ""),
+        (["--debug.seed", "7"], "data.sources", ""),
+    ],
+)
+def test_a_mismatch_that_is_allowed_is_a_warning(
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    name: str,
+    told: str,
+) -> None:
+    if "TOKENIZER" in flags:  # the same tokenizer with another hash
+        flags = []
+        monkeypatch.setattr(ByteTokenizer, "fingerprint", "another")
+    flags = [*flags, "--training.steps", "7"]
+    assert train_here(copy / "run.toml", *flags) == 2
+    assert (f'checkpoint.allow_mismatch = ["{name}"]' in capsys.readouterr().err) == bool(told)
+    code = train_here(copy / "run.toml", *flags, f'--checkpoint.allow_mismatch=["{name}"]')
+    assert code == (0 if told else 2)
+    assert f"{told}" in capsys.readouterr().err and steps(copy)[0] == (7 if told else 6)
 
 
 def test_a_run_folder_has_one_run_at_a_time(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def test_the_rank_that_failed_is_named_and_not_those_that_lost_it(tmp_path: Path
     done = launch(write_faulty(tmp_path, {"kind": "raise", "steps": [2], "rank": 1}), ranks=2)
     assert done.code == 1, done.stderr
     assert done.last_line == "failed: rank 1: RuntimeError: the fault has two lines"
+    assert done.stderr.count("Traceback") == 1, done.stderr
 
 
 @pytest.mark.parametrize(

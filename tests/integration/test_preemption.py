@@ -3,6 +3,7 @@
 What then goes on is, to the last bit, the run that was never stopped.
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,20 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_is_75(tmp_path: Path, m
     monkeypatch.setattr("titan_pt.train.build_trainer", stopped)
     assert train_here(config) == 75
     assert train_here(config, "--checkpoint.enable=false") == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals a process handles")
+@pytest.mark.parametrize("ranks", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_signal_during_the_imports_of_a_resumed_run_is_75(tmp_path: Path, ranks: int) -> None:
+    config = write_toml(tmp_path, training={"steps": 2})
+    assert train_here(config) == 0
+    process = subprocess.Popen(command(config, ranks=ranks), stderr=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{process.pid}/status")
+    handled = 1 << (signal.SIGTERM - 1)
+    wait_until(lambda: bool(int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) & handled))
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and "the same command goes on from the checkpoint" in error.splitlines()[-1], error
 
 
 def stopped(*_args: Any) -> None:

@@ -172,6 +172,7 @@ def test_the_training_container(name: str) -> None:
     spec = pod_spec(name)
     train = containers(spec)["train"]
     assert train["command"][:3] == ["python", "-m", "titan_pt.launch"], "process 1, which gets the signals"
+    assert "MAX_RESTARTS" not in {entry["name"] for entry in train["env"]}, "Kubernetes restarts, and nobody else"
     resources = train["resources"]
     assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] >= 1

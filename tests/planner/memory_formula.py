@@ -21,9 +21,6 @@ from titan_pt.trainers.grpo.logprobs import CHUNK_ELEMENTS
 # Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
 LOGPROB_CHUNK_ELEMENTS = 2**23
 
-# Logits of a chunk of log-probabilities where the tensors of a trace are: on the CPU.
-LOGPROB_CHUNK_ELEMENTS = 2**23
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -168,14 +165,19 @@ def loss_bytes(shape: Shape) -> float:
 
 
 def logprob_bytes(shape: Shape) -> float:
-    """Of the log-probabilities, in float32: the logits of a chunk twice, or their kept gradients and the weight's."""
+    """Of the log-probabilities: the logits of a chunk twice in float32, or their kept gradients and the weight's.
+
+    On CUDA bfloat16 has products that are summed in float32: neither gradients nor weights are copied for them.
+    """
     args, scored = shape.args, shape.scored_tokens or 0
+    copies = shape.element != 4 and shape.device == "cpu"
+    kept_bytes = shape.element if shape.device == "cuda" else 4
     rows = min(scored, LOGPROB_CHUNK_ELEMENTS // args.vocab_size)
     kept = scored if scored * args.vocab_size <= 2 * CHUNK_ELEMENTS else 0
     weights = 4 * args.vocab_size * args.hidden_size
-    in_float32 = weights if shape.element != 4 else 0
-    forward = 4 * (kept + 2 * rows) * args.vocab_size + in_float32
-    backward = 4 * (kept or 2 * rows) * args.vocab_size + 2 * weights + in_float32
+    in_float32 = weights if copies else 0
+    forward = (kept_bytes * kept + 4 * 2 * rows) * args.vocab_size + in_float32
+    backward = (kept_bytes * kept or 4 * 2 * rows) * args.vocab_size + 2 * weights + in_float32
     return max(forward, backward + shape.element * scored * args.hidden_size)
 
 

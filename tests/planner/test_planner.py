@@ -1,7 +1,7 @@
 """The planner: formulas and trace agree, and the numbers are those of the arithmetic."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,10 @@ def config_of(name: str, *flags: str) -> JobConfig:
     return load_config(["--job.config_file", str(CONFIGS / f"{name}.toml"), "--training.max_hours=72", *flags])
 
 
-def benchmark(name: str) -> Any:
-    """The module of a benchmark, which is a script."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def memory_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/memory.py, as `python -m benchmarks.memory` finds it."""
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.memory")
 
 
 def args_of(config: JobConfig) -> Any:
@@ -226,6 +223,13 @@ def test_recomputation_and_small_batches_cost_hours(small_plan: Plan) -> None:
     assert more and more.hours == pytest.approx(small_plan.hours / 2, rel=0.1)
 
 
+def test_on_several_gpus_gathered_weights_can_be_freed(small_plan: Plan) -> None:
+    plan = make_plan(small_plan.config, dataclasses.replace(small_plan.target, num_gpus=2))
+    found = {choice.flags: choice.memory for choice in Search(plan).single_changes()}
+    freed = found["--parallelism.fsdp_reshard_after_forward always"].by_kind
+    assert freed["communication"] < plan.memory.by_kind["communication"]
+
+
 def test_memory_without_offloaded_or_smaller_states() -> None:
     config, target = config_of("quickstart"), Target(A100, 1)
     whole = dry_run_step(config, 1)
@@ -307,7 +311,7 @@ def test_a_real_step_takes_the_memory_that_was_predicted(
 ) -> None:
     """The peak of torch's CPU allocator, which sees what no dispatch mode does."""
     monkeypatch.chdir(tmp_path)
-    memory = benchmark("memory")
+    memory = memory_benchmark(monkeypatch)
     measured, predicted = memory.measure(*TINY, *flags), memory.predict(*TINY, *flags)
     assert predicted["bytes"] == pytest.approx(measured["bytes"], rel=0.05, abs=ALLOCATOR_NOISE)
     assert predicted["flops"] == measured["flops"]
@@ -319,7 +323,7 @@ def test_a_real_step_takes_the_memory_that_was_predicted(
 def test_moments_of_8_bits_take_the_memory_that_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own: the update is compiled."""
     monkeypatch.chdir(tmp_path)
-    memory = benchmark("memory")
+    memory = memory_benchmark(monkeypatch)
     for flags in (NONE, FULL):
         wanted = (*TINY, *flags, "--optimizer.name=AdamW8bit")
         measured, predicted = memory.in_process("measure", *wanted), memory.in_process("predict", *wanted)

@@ -48,6 +48,11 @@ def test_collectives_hide_behind_the_layers_but_for_the_first_and_last() -> None
     slow = step_time(work(kernels={**computing, gathers[8]: 10}), A100, 1, compiled=True)
     assert slow.communication == pytest.approx(10 * 0.23 / RATES.network - slow.products)
     assert step_time(work(kernels=computing), A100, 1, compiled=True).communication == 0
+    every, once = (
+        step_time(work(kernels={**computing, gathers[8]: 10}), A100, 16, compiled=True, sums_once=sums_once)
+        for sums_once in (False, True)
+    )
+    assert every.communication == pytest.approx(16 * slow.communication) and once.communication == slow.communication
 
 
 def test_small_kernels_wait_for_the_host() -> None:

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from titan_pt.build import build_context
 from titan_pt.components.loss import default_chunk_tokens
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.errors import ConfigError
@@ -31,8 +30,8 @@ from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_num
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import peak_of, storage_bytes
 from titan_pt.planner.operations import KernelLog, Operations
-from titan_pt.planner.sized_tokenizer import SizedTokenizer
 from titan_pt.planner.trace import StepTrace
+from titan_pt.planner.without_data import build_without_data
 from titan_pt.protocols.context import TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
@@ -59,6 +58,8 @@ class DryRunResult:
     """Bytes of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
     operations: Operations | None
     """The work of the step; None if not asked for."""
+    sums_once: bool
+    """The ranks gather weights and sum gradients once a step, and not in every micro-batch."""
     notes: tuple[str, ...]
     """Differences from the real run, and what was tried."""
     seconds: float
@@ -104,7 +105,8 @@ def dry_run_step(
             _make_state(context)
             log = KernelLog() if counts else None
             memory = _trace_step(context, dry_run, log)
-            if dry_run.accumulates and getattr(context.model, "sums_once", False):
+            sums_once = getattr(context.model, "sums_once", False)
+            if dry_run.accumulates and sums_once:
                 memory["communication"] += _whole_gradients(context)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
         return DryRunResult(
@@ -115,6 +117,7 @@ def dry_run_step(
             memory={**memory, **held},
             sampling_bytes=dry_run.sampling_bytes,
             operations=log.operations() if log else None,
+            sums_once=sums_once,
             notes=(*notes, *dry_run.notes),
             seconds=time.perf_counter() - start,
         )
@@ -166,18 +169,8 @@ def _whole_gradients(context: TrainContext) -> int:
 
 
 def _build(config: JobConfig, spec: TrainerSpec, run_size: RunSize, world: DryRunWorld) -> TrainContext:
-    """Build the context of a real run, without anything that opens a file."""
-    tokenizer = SizedTokenizer(tokenizer_size(config))
-    context = build_context(
-        spec,
-        config,
-        world,
-        tokenizer,
-        spec.build_model(config, tokenizer),
-        run_size,
-        materialize=allocate_without_numbers,
-        raise_if_preempted=_raise_if_preempted,
-        reads_data=False,
+    context = build_without_data(
+        config, spec, world, run_size, materialize=allocate_without_numbers, raise_if_preempted=_raise_if_preempted
     )
     context.model.train()
     return context

@@ -19,8 +19,15 @@ from titan_pt.models.transformer import Transformer
 
 @contextlib.contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """A context in which norms and causal attention of modules keep for the backward what CUDA's kernels keep."""
-    kernels = _CudaKernels()
+    """A context in which norms and causal attention of modules keep for the backward what CUDA's kernels keep.
+
+    The output layer of sampling and of log-probabilities takes bfloat16 as it is, without a copy in float32.
+    """
+    from titan_pt.generation import decode
+    from titan_pt.trainers.grpo import logprobs
+
+    kernels, known = _CudaKernels(), decode.has_mixed_product
+    decode.has_mixed_product = logprobs.has_mixed_product = lambda weight: weight.dtype == torch.bfloat16
     hooks = (
         register_module_forward_pre_hook(kernels.enter_module),
         register_module_forward_hook(kernels.leave_module, always_call=True),
@@ -28,6 +35,7 @@ def cuda_kernels() -> Iterator[None]:
     try:
         yield
     finally:
+        decode.has_mixed_product = logprobs.has_mixed_product = known
         for hook in hooks:
             hook.remove()
 

@@ -178,7 +178,8 @@ def update_time(config: JobConfig, target: Target, dry_run: DryRunResult) -> Ste
     micro_batches: float = dry_run.run_size.accumulation_steps
     if isinstance(config, GrpoConfig):
         micro_batches = update_samples(config) / update_size(config, target.num_gpus).samples
-    return step_time(dry_run.operations, target.gpu, micro_batches, compiled=config.compile.is_on("cuda"))
+    compiled = config.compile.is_on("cuda")
+    return step_time(dry_run.operations, target.gpu, micro_batches, compiled=compiled, sums_once=dry_run.sums_once)
 
 
 def update_mfu(

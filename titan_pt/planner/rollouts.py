@@ -62,8 +62,9 @@ def plan_rollouts(
     own = -(-completions // num_gpus)
     turns = -(-own // rollout.max_rows)
     together = -(-own // turns)
-    outside = args.num_embedding_parameters
-    weights = float(element * args.num_parameters)  # on CUDA the output layer's products are summed in float32
+    weights = float(element * args.num_parameters)
+    # Of float32 the output layer has a transposed copy; bfloat16's products are summed in float32 without one.
+    copied = 4 * args.num_embedding_parameters if element == 4 else 0
     read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
     floor = read / gpu.bandwidth
     rates = known_rates(gpu)
@@ -81,9 +82,7 @@ def plan_rollouts(
         rows=rows,
         slots=slots,
         kv_cache_bytes=float(rows * slots * per_token),
-        engine_bytes=float(
-            element * args.num_parameters + 4 * outside + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim
-        ),
+        engine_bytes=weights + copied + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim,
         floor_seconds=turns * rollout.max_new_tokens * floor,
         rollout_seconds=turns * rollout.max_new_tokens * decode,
         train_seconds=trained * flops_per_token * (1 + forwards) / (peak * num_gpus * mfu),

@@ -94,13 +94,16 @@ def data_sheet(gpu: Accelerator) -> CardRates:
     return CardRates("data sheet", {(1, 1): peak}, {64: (peak, peak)}, gpu.bandwidth / 1e9)
 
 
-def step_time(work: Operations, gpu: Accelerator, micro_batches: float, *, compiled: bool) -> StepTime:
+def step_time(
+    work: Operations, gpu: Accelerator, micro_batches: float, *, compiled: bool, sums_once: bool = False
+) -> StepTime:
     """The time of so many micro-batches like the traced one, and of one update.
 
     Gathers and reductions run while other layers compute, as FSDP orders them.
 
     Args:
         compiled: kernels between two products are one, and are launched together.
+        sums_once: weights are gathered and gradients summed once a step, not in every micro-batch.
     """
     rates = known_rates(gpu) or data_sheet(gpu)
     bandwidth = 1e9 * rates.copy
@@ -121,7 +124,7 @@ def step_time(work: Operations, gpu: Accelerator, micro_batches: float, *, compi
         attention=micro_batches * seconds["attention"],
         other=micro_batches * other,
         launches=micro_batches * launches,
-        communication=micro_batches * waiting,
+        communication=waiting if sums_once else micro_batches * waiting,
         update=work.update_bytes / bandwidth,
     )
 

@@ -145,6 +145,8 @@ class Search:
             self.try_settings({"training.enable_cpu_offload": "true"}),
             self.try_settings(self.sampled_together()),
         ]
+        if freed := self._weights_freed():
+            ways.append(self.try_settings(freed))
         if self.plan.config.parallelism.data_parallel_replicate_degree > 1:
             ways.append(self.try_settings({_REPLICATE: 1}))
         if without_activations < memory.available_bytes:
@@ -166,10 +168,14 @@ class Search:
     def combined_change(self) -> Choice | None:
         """The least recomputation that makes it fit together with another local batch."""
         for checkpoint in _CHECKPOINTS[1:]:
-            choice = self.largest_batch({**checkpoint, _RESHARD: "default", **self.sampled_together()})
+            choice = self.largest_batch({**checkpoint, **self._weights_freed(), **self.sampled_together()})
             if choice is not None and choice.fits and len({name.split(".")[0] for name, _ in choice.settings}) > 1:
                 return choice
         return None
+
+    def _weights_freed(self) -> Settings:
+        """On several GPUs gathered weights can be freed after each use, which "default" does for large models alone."""
+        return {_RESHARD: "always"} if self.plan.target.num_gpus > 1 else {}
 
     def _is_now(self, wanted: Settings) -> bool:
         return all(_now(self.plan.config, name) == value for name, value in wanted.items())
@@ -229,8 +235,7 @@ def _hours(choice: Choice) -> float:
 
 def _now(config: JobConfig, name: str) -> Any:
     section, key = name.split(".")
-    value = getattr(getattr(config, section), key)
-    return "default" if value == "always" else value
+    return getattr(getattr(config, section), key)
 
 
 def _with(config: JobConfig, settings: Settings) -> JobConfig:

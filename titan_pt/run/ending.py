@@ -2,19 +2,16 @@
 
 import atexit
 import contextlib
-import functools
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
-from titan_pt.run.log import logger, print_once
-from titan_pt.run.signals import ignore_signals
+from titan_pt.run.exit_codes import SIGNALLED, CannotStart, ExitCode, GaveUp, Stalled, record_exit_code
+from titan_pt.run.log import print_once
+from titan_pt.run.signals import ignore_signals, signalled
 
 if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
@@ -32,17 +29,11 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     except (CannotStart, Stalled) as error:
         code, reason = ExitCode.FAILED, f"failed: {error}"
     except (Exception, GeneratorExit) as error:  # a user's code may raise that one too
-        from titan_pt.protocols.plugins import users_line
+        from titan_pt.run.failure import tell
 
-        told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
-        if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
-            code, reason = ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
-        else:
-            code = ExitCode.FAILED
-            traceback.print_exc()
-            print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
+        code, reason = tell(error)
     ignore_signals()
-    recorded = record_exit_code(code, reason)
+    recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
     if reason and not recorded:
         print_once(reason)
     return code
@@ -65,10 +56,9 @@ def leave(code: int) -> NoReturn:
 
 
 class RunEnding:
-    """Ends one run: closes what it opened, and decides the exit code of a run that was stopped."""
+    """Ends one run: closes what it opened. `stopped.py` ends one that was asked to stop."""
 
-    def __init__(self, config: JobConfig) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self.trainer: Trainer | None = None
         """Set when it is built."""
         self.first_step = 0
@@ -86,63 +76,10 @@ class RunEnding:
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
         if not isinstance(error, ConfigError | GaveUp):
-            _record_failure(error)  # before this rank leaves, which makes the others fail too
+            from titan_pt.run.failure import record_failure
+
+            record_failure(error)  # before this rank leaves, which makes the others fail too
         self.close(wait=_is_alone())
-
-    def stopped(self, error: Preempted) -> ExitCode:
-        """Close a run that was asked to stop, or has no data. PREEMPTED where a checkpoint exists, else TERMINATED.
-
-        Raises:
-            GaveUp: several starts in a row finished no step.
-            Stalled: there is no data, and no checkpoint.
-        """
-        why = str(error) or "Stopped by a signal"
-        if not self._has_checkpoint():
-            if isinstance(error, Stalled):
-                self.failed(error)
-                raise error
-            logger.warning(f"{why} before there was a checkpoint")
-            self.close(wait=True)
-            return ExitCode.TERMINATED
-        self._give_up_without_progress(why)
-        logger.warning(f"{why}; the same command goes on from the checkpoint")
-        self.close(wait=True)
-        return ExitCode.PREEMPTED
-
-    def _has_checkpoint(self) -> bool:
-        from titan_pt.components.checkpoint.step_folders import has_steps
-
-        if self.trainer is not None and self.trainer.state.step > 0:
-            return self.trainer.has_checkpoint
-        return has_steps(self._config)
-
-    def _give_up_without_progress(self, why: str) -> None:
-        """Count a start that was stopped; raise GaveUp where several in a row finished no step.
-
-        On all ranks, but for a start that has not met the others yet: then on the main one, whose code the launcher
-        takes.
-        """
-        from titan_pt.run.idle_starts import count_start
-        from titan_pt.run.run_folder import run_folder
-
-        trainer = self.trainer
-        last_step = trainer.state.step if trainer else self.first_step
-        count = functools.partial(
-            count_start, run_folder(self._config), why, first_step=self.first_step, last_step=last_step
-        )
-        is_main = os.environ.get("RANK", "0") == "0"
-        reason = trainer.context.world.on_main(count) if trainer else (count() if is_main else None)
-        if reason:
-            self.close(wait=trainer is not None or _is_alone())
-            raise GaveUp(reason)
-
-
-def _record_failure(error: BaseException) -> None:
-    """Tell the launcher the reason: other ranks may print after this one, and fail because it did."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
 
 
 def _is_alone() -> bool:

@@ -1,7 +1,6 @@
 """Exit codes, the exceptions that lead to them, and the files in which workers tell them to the launcher."""
 
 import os
-from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -9,6 +8,9 @@ from pathlib import Path
 EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
 # When the launcher was started, by `time.monotonic` of this machine: a deadline counts from there.
 START_VARIABLE = "TITAN_PT_STARTED"
+
+# The reason that a worker tells its launcher where a signal stopped it.
+SIGNALLED = "signalled"
 
 
 class ExitCode(IntEnum):
@@ -60,20 +62,3 @@ def record_exit_code(code: int, reason: str = "") -> bool:
     except OSError:  # the launcher may be gone; the code itself still says it
         return False
     return True
-
-
-def read_exit_codes(folder: Path) -> list[int]:
-    """The codes that workers recorded."""
-    return [code for code, _ in _records(folder)]
-
-
-def read_reasons(folder: Path, code: int) -> list[str]:
-    """The reasons of the workers that left with this code, each once."""
-    return list(dict.fromkeys(reason for recorded, reason in _records(folder) if recorded == code and reason))
-
-
-def _records(folder: Path) -> Iterator[tuple[int, str]]:
-    for path in sorted(folder.glob("rank-*")):
-        code, _, reason = path.read_text("utf-8").partition("\n")
-        if code:  # empty: killed while it wrote
-            yield int(code), reason

@@ -1,20 +1,53 @@
-"""Starts of a run that end without a newly finished step: a cluster that repeats exit code 75 would do so for ever."""
+"""Starts of a run that end by themselves without a newly finished step: a cluster would repeat them for ever.
+
+For want of data, or killed for using too much memory. A start that a signal stopped is not counted, nor one that never
+held the run folder: a busy cluster is no fault of the run.
+"""
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from titan_pt.run.cgroup import oom_kills
+from titan_pt.run.exit_codes import CannotStart, Stalled
 from titan_pt.run.files import parse_json, write_atomic
+
+if TYPE_CHECKING:
+    from titan_pt.run.exit_codes import Preempted
+    from titan_pt.trainer import Trainer
 
 logger = logging.getLogger("titan_pt")
 
 FILE = "attempts.json"
-"""In the run folder: {"idle_starts": n, "step": the last finished one}."""
+"""In the run folder: idle_starts, and step, the last finished one; kills, killed_at (a step), and oom_kills by then."""
 LIMIT = 3
 
 
+def count_stop(trainer: "Trainer | None", run_folder: Path, error: "Preempted", first_step: int) -> str | None:
+    """Note a start that was stopped, by a signal or for want of data. On all ranks that have met, else on the main one.
+
+    Args:
+        first_step: the step that it resumed from.
+
+    Returns:
+        Why the run should give up, else None.
+    """
+    last_step = trainer.state.step if trainer else first_step
+
+    def count() -> str | None:
+        if not isinstance(error, Stalled) and last_step <= first_step:
+            return None  # a signal
+        if trainer is None and not _is_free(run_folder):
+            return None
+        return count_start(run_folder, str(error), first_step=first_step, last_step=last_step)
+
+    return trainer.context.world.on_main(count) if trainer else count()
+
+
 def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) -> str | None:
-    """Note a start that was stopped, by a signal or for want of data. For rank 0.
+    """Note a start that ended by itself, or one that made progress. For rank 0.
 
     Args:
         why: what stopped it.
@@ -25,12 +58,9 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
         Why the run should give up: LIMIT starts in a row finished no step. The count then begins anew, since a person
         has looked before the next start.
     """
-    idle = 0 if last_step > first_step else _read(run_folder / FILE) + 1
+    idle = 0 if last_step > first_step else _number(_read(run_folder), "idle_starts") + 1
     gives_up = idle >= LIMIT
-    try:
-        write_atomic(run_folder / FILE, json.dumps({"idle_starts": 0 if gives_up else idle, "step": last_step}))
-    except OSError as error:  # the checkpoint is whole; it must not be lost to a count
-        logger.warning(f"{run_folder / FILE} cannot be written: {error}; this start is not counted")
+    _write(run_folder, {"idle_starts": 0 if gives_up else idle, "step": last_step})
     if not gives_up:
         return None
     return (
@@ -39,9 +69,61 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
     )
 
 
-def _read(path: Path) -> int:
-    """Idle starts so far; a file that cannot be read counts as none."""
+def count_kill(run_folder: Path, step: int) -> str | None:
+    """Note that the start before this one was killed. For rank 0.
+
+    Args:
+        step: the step that this start resumes from.
+
+    Returns:
+        Why the run should give up: LIMIT starts in a row were killed before they saved a step, and this one's cgroup
+        was out of memory meanwhile. Without that sign a warning tells it, for a cluster kills too.
+    """
+    before, by_memory = _read(run_folder), oom_kills()
+    kills = _number(before, "kills") + 1 if _number(before, "killed_at") == step else 0
+    out_of_memory = by_memory > _number(before, "oom_kills")
+    gives_up = kills >= LIMIT and out_of_memory
+    _write(run_folder, {**before, "kills": 0 if gives_up else kills, "killed_at": step, "oom_kills": by_memory})
+    if kills < LIMIT:
+        return None
+    told = f"{kills} starts in a row were killed (exit code 137) before they saved a step after step {step}"
+    advice = (
+        "lower training.local_batch_size or data.num_workers, give the container more memory, or save more often "
+        "(checkpoint.interval)"
+    )
+    if gives_up:
+        return f"{told}, and the memory of their cgroup was spent; {advice}; then run the same command again"
+    logger.warning(f"{told}; where they were out of memory (dmesg, the state of the pod), {advice}")
+    return None
+
+
+def _is_free(run_folder: Path) -> bool:
+    """Whether no other run is in the folder: a start that this one would have kept out is not the run's."""
+    from titan_pt.run.run_folder import lock_run_folder
+
     try:
-        return int(parse_json(path.read_text(encoding="utf-8"))["idle_starts"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return 0
+        lock_run_folder(run_folder).close()
+    except CannotStart:
+        return False
+    return True
+
+
+def _write(run_folder: Path, counts: Mapping[str, Any]) -> None:
+    try:
+        write_atomic(run_folder / FILE, json.dumps(counts))
+    except OSError as error:  # the checkpoint is whole; it must not be lost to a count
+        logger.warning(f"{run_folder / FILE} cannot be written: {error}; this start is not counted")
+
+
+def _read(run_folder: Path) -> dict[str, Any]:
+    """The counts so far; a file that cannot be read counts as none."""
+    try:
+        counts = parse_json((run_folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return counts if isinstance(counts, dict) else {}
+
+
+def _number(counts: Mapping[str, Any], name: str) -> int:
+    value = counts.get(name)
+    return value if isinstance(value, int) else 0

@@ -1,11 +1,11 @@
 """The run folder (`job.dump_folder`): its files, its lock, its config."""
 
+import contextlib
 import fcntl
 import logging
 import os
 import socket
 from pathlib import Path
-from typing import IO
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
@@ -42,34 +42,59 @@ def run_folder(config: JobConfig) -> Path:
     return Path(config.job.dump_folder)
 
 
-def lock_run_folder(folder: Path) -> IO[str]:
-    """Hold the run folder until the file is closed: a second run in it would drop the first one's rows and saves.
+class RunLock(contextlib.ExitStack):
+    """Folders that are held until this is closed, by a file in each of them that is there no longer than its run."""
 
-    Raises:
-        CannotStart: another process holds it, or the disk is full.
-        ConfigError: the lock's file cannot be written to.
-    """
-    try:
-        file = (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
-    except OSError as error:
-        from titan_pt.run.unwritable import unwritable
+    killed = False
+    """Whether the run that held one of them before this one did not end itself."""
 
-        raise unwritable(f"job.dump_folder: {folder / LOCK_FILE}", error, "remove it, or name another folder") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def hold(self, folder: Path, key: str) -> None:
+        """Hold one more folder; raises as `lock_run_folder` does."""
+        path = folder / LOCK_FILE
+        try:
+            file = self.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
+        except OSError as error:
+            from titan_pt.run.unwritable import unwritable
+
+            raise unwritable(f"{key}: {path}", error, "remove it, or name another folder") from None
+        file.seek(0)
+        holder = file.readline(200).strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                self.hold(folder, key)  # its run removed it meanwhile
+                return
+        except BlockingIOError:
+            raise CannotStart(
+                f"{key}: {folder} is in use by another run{f', {holder}' if holder else ''}; stop it or wait"
+            ) from None
+        except OSError as error:
+            logger.warning(f"{key}: its file system has no locks ({error}); see that no other run uses it")
+            return
+        self.killed |= bool(holder)
+        self.callback(path.unlink, missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.readline(200).strip()
-        file.close()
-        raise CannotStart(
-            f"job.dump_folder: {folder} is in use by another run{f', {holder}' if holder else ''}; stop it or wait"
-        ) from None
-    except OSError as error:
-        logger.warning(f"job.dump_folder: its file system has no locks ({error}); see that no other run uses it")
-    return file
+
+
+def lock_run_folder(folder: Path, checkpoints: Path | None = None) -> RunLock:
+    """Hold the run folder, and that of its checkpoints wherever it is: a second run would drop rows and steps.
+
+    Raises:
+        CannotStart: another process holds one of them.
+        ConfigError: a lock's file cannot be written to.
+    """
+    lock = RunLock()
+    try:
+        lock.hold(folder, "job.dump_folder")
+        if checkpoints is not None and not (checkpoints.exists() and checkpoints.samefile(folder)):
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            lock.hold(checkpoints, "checkpoint.folder")
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 def write_config(config: JobConfig) -> None:

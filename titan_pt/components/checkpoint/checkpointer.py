@@ -36,6 +36,7 @@ from titan_pt.run.files import remove_folder, sync_folder, write_json, write_tex
 
 if TYPE_CHECKING:
     from titan_pt.components.checkpoint.background import BackgroundWriter
+    from titan_pt.components.checkpoint.mirror import Mirror
 
 logger = logging.getLogger("titan_pt")
 
@@ -84,6 +85,7 @@ class Checkpointer:
             from titan_pt.components.checkpoint import background
 
             self._background = background.BackgroundWriter(world, pinned=options.async_mode != "async" and on_cuda)
+        self._mirror: Mirror | None = None
         self._num_failed = 0
         self._saved_at = time.monotonic()
         self.last_step = 0
@@ -91,11 +93,15 @@ class Checkpointer:
         self.seconds = 0.0
         """Duration of the last save, until the step was whole on disk."""
 
-    def remove_leftovers(self) -> None:
-        """Remove what killed saves and exports left. Only the run that holds the run folder may call it."""
+    def open(self) -> None:
+        """Remove what killed saves and exports left, and take the mirror; for the run that holds the run folder."""
         if self._world.is_main and not self._options.load_only:
             for leftover in (*self._folder.glob("step-*.tmp-*"), *(self._run_folder / "hf").glob("step-*.tmp-*")):
                 shutil.rmtree(leftover, ignore_errors=True)
+        if self._options.mirror and not self._options.load_only:
+            from titan_pt.components.checkpoint.mirror import open_mirror
+
+            self._mirror = open_mirror(self._run_folder, self._options, self._world)
 
     def find(self) -> Path | None:
         """Find the folder of the step to resume from by `find_resume`; None if the run has no steps.
@@ -133,7 +139,7 @@ class Checkpointer:
             CheckpointError: it failed; an asynchronous save's error is logged, and raised by `wait`.
             GaveUp: a tensor is not finite, which replaces no good step; or several saves in a row failed.
         """
-        self.close()
+        self._join()
         if self._background:
             self._background.raise_error(GaveUp)
         bad = first_not_finite(tensors, own_optimizer="optimizer" in documents.train)
@@ -150,17 +156,22 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for a save in progress, and raise the error of the last save."""
-        self.close()
+        self._join()
         if self._background:
             self._background.raise_error(Exception)
 
     def has(self, step: int) -> bool:
         """Whether this step is whole on disk; waits for a save in progress."""
-        self.close()
+        self._join()
         return 0 < step == self.last_step
 
     def close(self) -> None:
-        """Wait for a save in progress; its error was logged."""
+        """Wait for a save in progress, whose error was logged, and for its upload."""
+        self._join()
+        if self._mirror:
+            self._mirror.close()
+
+    def _join(self) -> None:
         if self._background:
             self._background.join()
 
@@ -250,6 +261,8 @@ class Checkpointer:
             from titan_pt.components.checkpoint.keeping import prune
 
             prune(self._run_folder, self._options, step)
+        if self._mirror:
+            self._mirror.add(step)
 
 
 def step_bytes(tensors: Tensors) -> int:

@@ -19,6 +19,15 @@ _LONGEST_INPUT = "model.max_seq_len"
 # The shapes of weights do not depend on these, but the weights were trained with them.
 _ARITHMETIC = ("model.rope_theta", "model.norm_eps")
 
+# Names of checkpoint.allow_mismatch, by parts of an identity. "data.sources" is compared by files (`resume.py`).
+_ALLOWABLE = {
+    **{name: name for name in _ARITHMETIC},
+    "tokenizer.fingerprint": "tokenizer",
+    "data.tokenizer": "tokenizer",
+    "data.sources": "data.sources",
+    "data.holdout_fraction": "validation.holdout_fraction",
+}
+
 _FIX = "set the config back, or start another run with another job.dump_folder"
 
 
@@ -45,15 +54,23 @@ def check_compatible(
     """
     differences = dict(_differences(saved, current, ""))
     differences.pop(_INITIAL_ONLY, None)
-    for name in sorted(differences.keys() & set(allowed)):
-        there, here = differences.pop(name)
-        both = f"{name} is {there!r} there and {here!r} here"
-        logger.warning(f"{folder}: {both}; the weights fit, but results may change")
+    wished = config.checkpoint.allow_mismatch
+    for name in sorted(differences):
+        if name in allowed or _ALLOWABLE.get(name) in wished:
+            there, here = differences.pop(name)
+            both = f"{name} is {there!r} there and {here!r} here"
+            logger.warning(f"{folder}: {both}; the weights fit, but results may change")
+    if others and "data.sources" in wished:
+        logger.warning(f"{folder}: {'; '.join(others)}; allowed by checkpoint.allow_mismatch")
+        others = ()
     if others or differences:
         parts = [part for part in ("optimizer", "data") if any(name.split(".")[0] == part for name in differences)]
         if others and "data" not in parts:
             parts.append("data")
         anew = f", or start {parts[0]} anew with checkpoint.exclude_from_loading = {json.dumps(parts)}" if parts else ""
+        names = {*map(_ALLOWABLE.get, differences), *(["data.sources"] if others else [])}
+        if None not in names:
+            anew += f", or go on all the same with checkpoint.allow_mismatch = {json.dumps(sorted(map(str, names)))}"
         told = [*others, *describe(differences, config_toml, config, keys)]
         raise ConfigError(f"{folder} is of another run: {'; '.join(told)}; {fix}{anew}")
 

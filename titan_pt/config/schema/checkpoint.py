@@ -35,9 +35,16 @@ class Checkpoint(Section):
     """Step to go back to, once: the same command then goes on from its own steps. -1: the newest whole one."""
     exclude_from_loading: list[Literal["optimizer", "data"]] = []
     """State that a resume leaves at its start, once: the way out when optimizer or data of a run have to change."""
+    allow_mismatch: list[
+        Literal["model.rope_theta", "model.norm_eps", "tokenizer", "data.sources", "validation.holdout_fraction"]
+    ] = []
+    """Differences from its checkpoint that a resume takes with a warning; docs/architecture.md says what each means."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
     """Load, never save."""
+    mirror: PathName | None = None
+    """Address, such as s3://bucket/run or gs://bucket/run, where each step is uploaded behind the run, and from which a
+    start on an empty disk goes on. Needs titan-pt[mirror]."""
     export_hf_interval: Count = 0
     """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""

@@ -1,0 +1,259 @@
+"""`checkpoint.mirror`: a run's steps in an object store, uploaded behind the run, for a start on an empty disk.
+
+One run owns a mirror at a time. It writes `owner.json` again and again; a start that is not known to be the same run on
+the same disk watches that object for LEASE_SECONDS, by its own clock, and takes over only if nothing changes.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from titan_pt.components.checkpoint.keeping import best_step, surplus
+from titan_pt.components.checkpoint.manifest import find_damage
+from titan_pt.components.checkpoint.mirror_store import MirrorStore, remove_if_there
+from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.checkpoint import Checkpoint
+from titan_pt.distributed.world import World
+from titan_pt.run.exit_codes import CannotStart
+from titan_pt.run.files import write_atomic
+from titan_pt.run.run_folder import METRICS_FILE
+
+logger = logging.getLogger("titan_pt")
+
+BEAT_SECONDS = 20.0
+LEASE_SECONDS = 90.0
+_FILE = "mirror.json"
+"""Beside the steps: {"run": whose they are, "holder": the start that last wrote to the mirror}."""
+
+
+def fetch(run_folder: Path, options: Checkpoint) -> None:
+    """Download the newest step of the mirror where the disk has none as new. For rank 0, before anything is opened.
+
+    With `load_step` all steps are fetched, for the one to go on from may be any.
+
+    Raises:
+        CannotStart: the mirror cannot be read, and there is no step here to go on from.
+        ConfigError: none of its steps is whole.
+    """
+    folder = run_folder / options.folder
+    here = {number for number, path in iter_steps(folder) if find_damage(path, REQUIRED, hashes=False) is None}
+    store = MirrorStore(options.mirror or "")
+    try:
+        there, owner = store.steps(), store.owner()
+        every = options.load_step >= 0
+        wanted = [number for number in there if number not in here and (every or number > max(here, default=-1))]
+        damages = []
+        for number in wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+            damage = store.get_step(number, folder)
+            if damage is None:
+                logger.info(f"step-{number} was fetched from {store.url}")
+                store.get_rows(run_folder / METRICS_FILE)
+                if not (folder / _FILE).exists():
+                    write_atomic(folder / _FILE, json.dumps({"run": (owner or {}).get("run"), "holder": None}))
+                if not every:
+                    break
+            else:
+                damages.append(f"step-{number}: {damage}")
+                logger.warning(f"{store.url}/step-{number} is not whole: {damage}; it is passed over")
+    except ConfigError:
+        raise
+    except Exception as error:  # each library has its own
+        told = f"checkpoint.mirror: {store.url} cannot be read: {type(error).__name__}: {error}"
+        if not here:
+            raise CannotStart(f"{told}; whether it holds steps of this run is not known") from error
+        logger.error(f"{told}; the run goes on from its own step-{max(here)}")
+        return
+    if damages and not here and len(damages) == len(wanted):
+        raise ConfigError(f"checkpoint.mirror: {store.url}: no step is whole ({'; '.join(damages)})")
+
+
+def open_mirror(run_folder: Path, options: Checkpoint, world: World) -> "Mirror | None":
+    """The mirror of a run on rank 0, None elsewhere. A collective. Raises as `Mirror` does, a ConfigError on all."""
+    return world.together(lambda: Mirror(run_folder, options) if world.is_main else None)
+
+
+class Mirror:
+    """Uploads the steps of one run in a thread, the newest first. For rank 0, while it holds the run folder.
+
+    Raises:
+        CannotStart: another start of the run writes there now.
+        ConfigError: it belongs to another run, or there is no such bucket.
+    """
+
+    def __init__(self, run_folder: Path, options: Checkpoint) -> None:
+        self._run_folder, self._folder, self._options = run_folder, run_folder / options.folder, options
+        self._store = MirrorStore(options.mirror or "")
+        self._news, self._owning = threading.Condition(), threading.Lock()
+        self._pending: tuple[int, Path] | None = None
+        self._stops = threading.Event()
+        self._lost = False
+        self._owner: dict[str, Any] = {}
+        try:
+            self._claim()
+        except (ConfigError, CannotStart):
+            raise
+        except FileNotFoundError as error:  # what is missing is not the object that is written, but what it goes to
+            raise ConfigError(f"checkpoint.mirror: {self._store.url} cannot be written to: {error}") from None
+        except Exception as error:
+            logger.error(f"{self._store.url}: {type(error).__name__}: {error}; it is tried again with each step")
+        self._threads = [
+            threading.Thread(target=target, name="mirror", daemon=True) for target in (self._upload_all, self._beat)
+        ]
+        for thread in self._threads:
+            thread.start()
+        newest = next(iter(iter_steps(self._folder)), None)
+        if newest and find_damage(newest[1], REQUIRED, hashes=False) is None:
+            self.add(newest[0])  # whether or not an earlier start has uploaded it
+
+    def add(self, step: int) -> None:
+        """Upload this step; one that waits is passed over for it."""
+        with self._news:
+            if self._pending:
+                remove_if_there(self._pending[1])
+            self._pending = step, _hold(self._folder / f"step-{step}")
+            self._news.notify_all()
+
+    def close(self) -> None:
+        """Wait for the last step to be uploaded or given up, and let go of the mirror."""
+        if self._stops.is_set():
+            return
+        with self._news:
+            self._stops.set()
+            self._news.notify_all()
+        for thread in self._threads:
+            thread.join()
+        if self._owner and not self._lost:
+            try:
+                self._store.set_owner({**self._owner, "released": True})
+            except Exception as error:
+                logger.error(f"{self._store.url}: {type(error).__name__}: {error}; it was not let go of")
+
+    # -- the owner ----------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        known, there = _read(self._folder / _FILE), self._store.owner()
+        run = known.get("run") or (there or {}).get("run") or uuid.uuid4().hex
+        if there is not None:
+            strange = known.get("run") is None and any(iter_steps(self._folder))
+            if strange or there.get("run") not in (run, None):
+                raise ConfigError(
+                    f"checkpoint.mirror = {self._store.url!r}: holds the steps of another run, of {_name(there)}; name "
+                    "another mirror"
+                )
+            if not there.get("released") and there.get("holder") != known.get("holder"):
+                self._watch(there)
+        self._owner = {
+            "run": run,
+            "holder": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "released": False,
+            "beat": 0,
+        }
+        write_atomic(self._folder / _FILE, json.dumps({"run": run, "holder": self._owner["holder"]}))
+        self._store.set_owner(self._owner)
+
+    def _watch(self, there: dict[str, Any]) -> None:
+        """Return when the owner has shown no sign of life for long enough, or has let go."""
+        logger.info(f"{self._store.url}: waiting up to {LEASE_SECONDS:g} s for {_name(there)}, which may be at work")
+        end = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(min(BEAT_SECONDS / 4, LEASE_SECONDS / 4))
+            now = self._store.owner() or {}
+            if now.get("released"):
+                return
+            if now != there:
+                raise CannotStart(
+                    f"checkpoint.mirror: {self._store.url} is in use by another run, {_name(now)}; stop it or wait"
+                )
+
+    def _beat(self) -> None:
+        while not self._stops.wait(BEAT_SECONDS):
+            self._is_owner()
+
+    def _is_owner(self) -> bool:
+        """Show a sign of life, unless another start has taken over."""
+        with self._owning:
+            if self._lost:
+                return False
+            try:
+                if not self._owner:
+                    self._claim()
+                there = self._store.owner()
+                if there is not None and there.get("holder") != self._owner["holder"]:
+                    raise CannotStart(f"{_name(there)} has taken it over")
+                self._owner["beat"] += 1
+                self._store.set_owner(self._owner)
+            except (CannotStart, ConfigError) as error:
+                self._lost = True
+                logger.error(f"{self._store.url}: {error}; this run uploads nothing any more, and goes on")
+                return False
+            except Exception as error:
+                logger.warning(f"{self._store.url}: {type(error).__name__}: {error}")
+                return bool(self._owner)
+        return True
+
+    # -- uploads ------------------------------------------------------------------------------------------------------
+
+    def _upload_all(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._pending or self._stops.is_set())
+                if self._pending is None:
+                    return
+                (step, held), self._pending = self._pending, None
+            try:
+                if self._is_owner():
+                    self._upload(step, held)
+            except Exception as error:
+                logger.error(
+                    f"step-{step} could not be uploaded to {self._store.url}: {type(error).__name__}: {error}; "
+                    "training goes on, and the next step is tried"
+                )
+            finally:
+                if held.name != f"step-{step}":
+                    remove_if_there(held)
+
+    def _upload(self, step: int, held: Path) -> None:
+        start = time.monotonic()
+        self._store.put_rows(self._run_folder / METRICS_FILE)
+        self._store.put_step(step, held)
+        logger.info(f"uploaded step-{step} to {self._store.url} in {time.monotonic() - start:.1f} s")
+        steps = [number for number in self._store.steps() if number <= step and number != self._options.load_step]
+        key = self._options.keep_best
+        for number in surplus(steps, self._options, best_step(self._run_folder, key, steps) if key else None):
+            self._store.remove_step(number)
+
+
+def _hold(step: Path) -> Path:
+    """The files of a step by links of their own, which outlive its pruning; the step itself where links cannot be."""
+    held = step.with_name(f"{step.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        for path in step.rglob("*"):
+            if path.is_file():
+                (held / path.relative_to(step)).parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, held / path.relative_to(step))
+    except OSError:
+        remove_if_there(held)
+        return step
+    return held
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('process', '?')} on {owner.get('host', '?')}"

@@ -1,0 +1,38 @@
+"""What is told of an exception that ends a run. Imported where there is one."""
+
+import os
+import sys
+import traceback
+
+from titan_pt.protocols.plugins import users_line
+from titan_pt.run.exit_codes import ExitCode
+
+_OF_ANOTHER_RANK = ("another rank has left", "closed by peer", "reset by peer", "Socket closed")
+
+
+def tell(error: BaseException) -> tuple[ExitCode, str]:
+    """Print an exception; returns the exit code, and a reason that is still to be told.
+
+    One that follows from the failure of another rank is one line: that rank's own traceback says what happened.
+    """
+    told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
+    if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
+        return ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
+    if not _is_of_another_rank(error):
+        traceback.print_exc()
+    print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
+    return ExitCode.FAILED, ""
+
+
+def _is_of_another_rank(error: BaseException) -> bool:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "DistBackendError" or any(words in str(error) for words in _OF_ANOTHER_RANK)
+
+
+def record_failure(error: BaseException) -> None:
+    """Tell the launcher the reason: other ranks may print after this one, and fail because it did."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
