@@ -5,19 +5,41 @@ One seed: `pytest -m chaos -k 'seed17]'`.
 """
 
 import dataclasses
+import errno
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 from chaos.judge import Laboratory
-from chaos.scenarios import Scenario, draw
+from chaos.library import Rule
+from chaos.scenarios import Scenario, Start, draw
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the library of faults is for Linux"),
     pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler: cc"),
 ]
 FEW, MANY = 60, 1000
+
+FOUND = {
+    # The run had its steps, and the export of the last one was never made.
+    "killed between the last save and its export": Scenario(
+        "background saves",
+        (Start("SIGKILL before an operation", (Rule("kill before", 1, kinds=("mkdir",), part="hf/step-16"),)),),
+    ),
+    # 2, after which a cluster gives the job up.
+    "a disk that fails while a step is read": Scenario(
+        "sft",
+        (
+            Start("SIGTERM", stops=6),
+            Start("EIO for a while", (Rule("fail", 4, 40, ("read",), errno.EIO, part="__0_0.distcp"),)),
+        ),
+    ),
+    "a disk that is full at a start": Scenario(
+        "sft", (Start("ENOSPC for a while", (Rule("fail", 1, 20, ("open", "write", "mkdir")),)),)
+    ),
+}
+"""What seeds found."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,6 +68,12 @@ def survives(laboratory: Laboratory, record_property: Callable[[str, object], No
         assert not verdict.problems, "\n".join([verdict.name, *verdict.problems])
 
     return judge
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUND)
+def test_what_a_seed_found(name: str, survives: Callable[[Scenario], None]) -> None:
+    survives(FOUND[name])
 
 
 def test_faults_of_a_seed(seed: int, survives: Callable[[Scenario], None]) -> None:

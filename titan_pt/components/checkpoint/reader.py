@@ -16,6 +16,7 @@ from titan_pt.components.checkpoint.checkpointer import CheckpointDocuments, one
 from titan_pt.components.checkpoint.manifest import stays_inside
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.world import World
+from titan_pt.run.exit_codes import CannotStart
 from titan_pt.run.files import parse_json
 
 _ALLOWED = {
@@ -70,6 +71,7 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
 
     Raises:
         ConfigError: the folder lacks one of the tensors or has it in another shape.
+        CannotStart: the disk failed just now; the files were whole when the step was chosen.
     """
     problem: str | None = None
     try:
@@ -84,6 +86,8 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
     except (Exception, CheckpointException) as error:
         problem = one_line(error)
     problem = next((text for text in world.gather(problem) if text), None)
+    if problem is not None and problem.startswith(f"{OSError.__name__}: "):
+        raise CannotStart(f"{step_folder}: its tensors cannot be read: {problem}; run the same command again")
     if problem is not None:
         raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
 
