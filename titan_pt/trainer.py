@@ -134,6 +134,7 @@ class Trainer:
                 completed = self._complete_row()  # the first evaluation, or a validation that a signal ended
                 if completed and state.step and isinstance(self._step, StatefulStep) and self._saves(last=True):
                     self._save(required=True)  # the step's own state may follow from validations, as a plateau does
+            self._export(last=state.step >= self._plan.total_steps, owed=True)  # a kill may come behind its save
             self._rows.interval = Interval()
             with self._garbage, self._profiler or contextlib.nullcontext():
                 while state.step < self._plan.total_steps:
@@ -291,14 +292,16 @@ class Trainer:
         first = early and self.state.step == 1
         return last or first or self._checkpointer.is_due(self.state.step)
 
-    def _export(self, last: bool) -> None:
-        """Write `hf/step-N` where checkpoint.export_hf_interval says so."""
-        interval = self.context.config.checkpoint.export_hf_interval
-        if interval and (last or self.state.step % interval == 0):
+    def _export(self, last: bool, *, owed: bool = False) -> None:
+        """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
+        interval, step = self.context.config.checkpoint.export_hf_interval, self.state.step
+        target = self._folder / "hf" / f"step-{step}"
+        due = interval and step and (last or step % interval == 0)
+        if due and not (owed and self.context.world.on_main(target.exists)):
             from titan_pt.hf.export_running import export_running
 
             with self._pause("export"):
-                export_running(self.context, self.state, self._folder / "hf" / f"step-{self.state.step}")
+                export_running(self.context, self.state, target)
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""

@@ -26,6 +26,8 @@ from chaos.server import ForkServer, Job
 
 SECONDS = 60.0
 """After which a start counts as hung."""
+GRACE = 3.0
+"""What the other ranks have to end when one has failed."""
 CLOCK_KEYS = ("time", "seconds", "per_second", "memory", "mfu")
 OF_TIME = ("attempts.json", "clock.json", "goodput.jsonl", ".lock", "heartbeats")
 """Files of a run folder that an undisturbed run need not have."""
@@ -180,8 +182,8 @@ class Laboratory:
                 return 0
         if start.second:
             job = self._job(experiment, folder / "run.toml", Start(), 0, _free_port())
-            again = Job(**{**vars(job), "log": str(folder / "second"), "record": str(folder / "second-record")})
-            again = Job(**{**vars(again), "counters": str(folder / "second-counters"), "variables": {}})
+            own = {"log": str(folder / "second"), "counters": str(folder / "second-counters")}
+            again = Job(**{**vars(job), **own, "variables": {}})
             code = self._server.wait(self._server.start(again), SECONDS)
             said = (folder / "second").read_text("utf-8", "replace")
             assert code in (0, 1), said  # 0: the first had just ended
@@ -201,13 +203,15 @@ class Laboratory:
         return fired
 
     def _ends(self, pids: list[int]) -> list[int]:
-        """Wait for all ranks; when one has failed the others have a few seconds, as a launcher gives them."""
-        end, codes = time.monotonic() + SECONDS, [self._server.wait(pid, 0) for pid in pids]
+        """Wait for all ranks; when one has failed the others are told and have a few seconds, as by a launcher."""
+        end, codes, told = time.monotonic() + SECONDS, [self._server.wait(pid, 0) for pid in pids], False
         while None in codes and time.monotonic() < end:
             self._server.wait(pids[codes.index(None)], 0.2)
             codes = [self._server.wait(pid, 0) for pid in pids]
-            if any(codes):
-                end = min(end, time.monotonic() + 15)
+            if any(codes) and not told:
+                end, told = time.monotonic() + GRACE, True
+                for pid in (pid for pid, code in zip(pids, codes, strict=True) if code is None):
+                    os.kill(pid, signal.SIGTERM)
         hung = [pid for pid, code in zip(pids, codes, strict=True) if code is None]
         for pid in hung:
             os.kill(pid, signal.SIGKILL)
@@ -325,6 +329,9 @@ def _differences(whole: Path, folder: Path, *, hurt_steps: bool) -> Iterator[str
     else:
         yield from _of_steps_end(*steps)
     names = [set(_names(path / "run")) for path in (whole, folder)]
+    for log in folder.glob("log-*"):  # told, and training went on
+        missed = re.findall(r"/(hf/step-\d+) could not be exported", log.read_text())
+        names[0] = {name for name in names[0] if not name.startswith(tuple(missed))} if missed else names[0]
     missing, more = sorted(names[0] - names[1]), sorted(names[1] - names[0])
     if hurt_steps:
         more = [name for name in more if not re.match(r"checkpoint/step-\d+/", name)]

@@ -103,6 +103,12 @@ def test_a_failed_export_does_not_end_training(
     assert train_here(config) == 0
     assert "could not be exported" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint" / "step-2").is_dir()
+    monkeypatch.undo()
+    assert train_here(config) == 0, "the next start makes up for it, as for one that a kill came before"
+    target = tmp_path / "run" / "hf" / "step-2"
+    before = (target / "model.safetensors").stat().st_ino
+    assert train_here(config) == 0
+    assert (target / "model.safetensors").stat().st_ino == before, "not again"
 
 
 def test_an_export_holds_all_files(run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from helpers import losses, read_json, read_rows, train, train_here, write_toml
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.config import load_config
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import Checkpoint, JobConfig, Training
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, spent_seconds
@@ -95,6 +96,18 @@ def test_a_plan_that_changes_by_more_than_a_percent_is_told(monkeypatch: pytest.
         deadline.step_ends(800 + (step - 400) * 3.0)
         deadline.plan(step, 800 + (step - 400) * 3.0)
     assert len(told) > 1 and "3 s a step" in told[-1]
+
+
+def test_what_comes_between_steps_is_paid_by_them_even_where_it_costs_more_than_they_do() -> None:
+    """A save of 0.2 s every 4 steps of 0.04 s: 0.09 s a step."""
+    config = JobConfig(training=Training(max_hours=1.0), checkpoint=Checkpoint(interval=4))
+    for max_steps, fewest, most in ((16, 16, 16), (10**6, 39_500, 40_000)):
+        deadline, now = Deadline(config, max_steps, 0.0), 0.0
+        for _ in range(3):
+            now += 0.04
+            deadline.step_ends(now)
+        deadline.paused("save", 0.2)
+        assert fewest <= deadline.plan(3, now + 0.2) <= most
 
 
 def test_a_raised_deadline_or_budget_goes_on_and_the_same_one_does_not() -> None:

@@ -3,7 +3,6 @@
 import gc
 import logging
 import time
-from types import TracebackType
 
 from titan_pt.config.schema.job_config import Training
 
@@ -21,9 +20,7 @@ class GarbageCollection:
         self._collect(generation=2)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         gc.enable()
 
     def step(self, step: int) -> None:

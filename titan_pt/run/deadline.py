@@ -154,11 +154,12 @@ class Deadline:
         return self.steps
 
     def _steps_left(self, step: int, now: float) -> int:
-        """Steps for which there is time when `step` are done."""
-        per_step = self._speed.seconds_per_step
+        """Steps for which there is time when `step` are done, with what comes between them."""
+        per_step, works = self._speed.seconds_per_step, self._works.values()
         seconds = self.latest - max(per_step, _JITTER_SECONDS) - now
-        pauses = sum(work.seconds(step, step + int(seconds / per_step)) for work in self._works.values())
-        return int((seconds - pauses) / per_step)
+        number = int(seconds / (per_step + sum(work.pause / work.every for work in works)))
+        pauses = sum(work.seconds(step, step + number) for work in works)
+        return min(number, int((seconds - pauses) / per_step))
 
     def describe(self, now: float) -> str:
         """When it is."""
