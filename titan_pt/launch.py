@@ -22,6 +22,8 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import resolve
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, ExitCode, read_exit_codes, read_reasons
 from titan_pt.run.log import open_console
+from titan_pt.run.run_folder import run_folder
+from titan_pt.run.watchdog import Watchdog
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         _share_cores(count_workers(args.nproc_per_node))
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
-            return _run(run, args, Path(folder))
+            stacks = run_folder(config) / config.comm.save_traces_folder if config else None
+            with Watchdog(Path(folder), stacks).watching() as watchdog:
+                return _run(run, args, Path(folder), watchdog)
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
@@ -89,7 +93,7 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _run(run: Any, args: Any, folder: Path) -> int:
+def _run(run: Any, args: Any, folder: Path, watchdog: Watchdog) -> int:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -109,6 +113,8 @@ def _run(run: Any, args: Any, folder: Path) -> int:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         code = pick([failure.exitcode for failure in error.failures.values()] + read_exit_codes(folder))
         reasons = [f"failed: rank {rank}: {_reason(first)}"] if code == ExitCode.FAILED else read_reasons(folder, code)
+        if watchdog.reason:
+            code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
     except RendezvousError as error:
         code = ExitCode.FAILED
         reasons = [

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.run.heartbeat import enter
 from titan_pt.run.log import logger, print_once
 from titan_pt.run.signals import ignore_signals
 
@@ -73,6 +74,9 @@ class RunEnding:
         """Set when it is built."""
         self.first_step = 0
         """The step that this start resumed from."""
+        enter("the start", "init", config.comm)
+        self._closed = threading.Event()
+        threading.Thread(target=_be_watched, args=(config, self._closed), name="watched", daemon=True).start()
 
     def close(self, *, wait: bool) -> None:
         """Flush the records; with `wait`, meet the other ranks for the end of a save and of the process groups."""
@@ -82,6 +86,7 @@ class RunEnding:
             self.trainer.close(wait=wait)
         if wait:
             stop_world()
+        self._closed.set()
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
@@ -143,6 +148,14 @@ def _record_failure(error: BaseException) -> None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
+
+
+def _be_watched(config: JobConfig, closed: threading.Event) -> None:
+    """In a thread, which holds nothing of torch: let a watcher see this process. A short run alone has none."""
+    if not closed.wait(0.0 if "TORCHELASTIC_ERROR_FILE" in os.environ else config.comm.init_timeout_seconds / 10):
+        from titan_pt.run.watched import be_watched
+
+        be_watched(config, closed, _record_failure)
 
 
 def _is_alone() -> bool:

@@ -32,6 +32,7 @@ from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
 from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
+from titan_pt.run.heartbeat import beat
 
 logger = logging.getLogger("titan_pt")
 
@@ -181,6 +182,7 @@ class Checkpointer:
         """Run the action on every rank and return all values; where any rank fails, all raise a CheckpointError."""
         value: T | None = None
         problem: str | None = None
+        beat()
         try:
             value = action()
         except (Exception, CheckpointException) as error:

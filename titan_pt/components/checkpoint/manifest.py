@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from titan_pt.run.heartbeat import beat
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Format of the manifest and of the files it names; a reader of another format refuses the folder."""
@@ -60,4 +62,5 @@ def _sha256(file: Any) -> str:
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
+        beat()
     return digest.hexdigest()
