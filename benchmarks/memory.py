@@ -94,9 +94,10 @@ def predict(*flags: str) -> dict[str, float]:
     """Bytes and operations of the same step by a dry run, and its operations by the formula of the MFU."""
     from titan_pt.components.accelerators import ACCELERATORS
     from titan_pt.config import load_config
-    from titan_pt.config.resolve.checks import model_args, tokenizer_size
+    from titan_pt.config.resolve.checks import model_args
     from titan_pt.planner.dry_run_step import dry_run_step
     from titan_pt.planner.plan import Target, memory_of
+    from titan_pt.planner.sized_tokenizer import tokenizer_size
     from titan_pt.protocols.model_spec import get_model_spec
 
     config = load_config(list(flags))

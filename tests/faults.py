@@ -16,16 +16,16 @@ from titan_pt.config.schema.job_config import Section
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.exit_codes import GaveUp, Stalled
-from titan_pt.run.signals import stop_requested
+from titan_pt.run.signals import signalled, stop_requested
 from titan_pt.trainers import pretrain
 
 
 class Fault(Section):
     """[fault]"""
 
-    kind: Literal["none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep", "stall"] = (
-        "none"
-    )
+    kind: Literal[
+        "none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep", "work", "stall"
+    ] = "none"
     """What goes wrong."""
     steps: list[int] = Field(default_factory=list)
     """At which steps; with `during_validation`, at which validations of this process."""
@@ -36,7 +36,7 @@ class Fault(Section):
     to_parent: bool = False
     """Send them to the launcher."""
     seconds: float = 600.0
-    """Length of a sleep."""
+    """Length of a sleep, or of work that gets on."""
     during_validation: bool = False
     """In the second micro-batch of a validation, not of a step."""
 
@@ -96,9 +96,9 @@ def happen(fault: Fault) -> None:
         raise ConfigError("fault.kind: a mistake that one rank found")
     if fault.kind == "give_up":
         raise GaveUp("one rank had enough")
-    if fault.kind == "sleep":
-        end = time.monotonic() + fault.seconds
-        while time.monotonic() < end and not stop_requested():  # deaf to signals, it would be killed 30 s later
+    if fault.kind in ("sleep", "work"):
+        end, asked = time.monotonic() + fault.seconds, stop_requested if fault.kind == "work" else signalled
+        while time.monotonic() < end and not asked():  # deaf to signals, it would be killed 30 s later
             time.sleep(0.1)
     if fault.kind == "signal":
         for name in fault.signals:

@@ -22,7 +22,11 @@ REPOSITORY = "HuggingFaceFW/fineweb-edu"
 
 Fault = Callable[[str, int], str]
 """(path of the request, requests so far) -> "", or "sleep", "trickle", "reset", "429", "500", "404", "page", "cut",
-"short" or "garbage"."""
+"short", "garbage", or one of FLIPS."""
+
+
+FLIPS = {"flip": b"wopd", "no text": b"wo\xf2d"}
+"""Faults of one bit of a text "word", which nothing in an uncompressed page tells."""
 
 
 def no_fault(_path: str, _count: int) -> str:
@@ -45,6 +49,7 @@ class HubServer(ThreadingHTTPServer):
         self.card: dict[str, Any] = {}
         self.version: dict[str, str] = {}  # headers that tell the version of every file
         self.down = False
+        self.publishes_sha256 = False
 
     @property
     def url(self) -> str:
@@ -97,12 +102,19 @@ class Handler(BaseHTTPRequestHandler):
                 "rfilename": str(path.relative_to(self.server.folder)),
                 "size": path.stat().st_size,
                 "blobId": hashlib.sha1(path.read_bytes()).hexdigest(),
+                **self._lfs(path),
             }
             for path in files
         ]
         info = {"id": REPOSITORY, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "tags": []}
         body = {**info, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": self.server.card}
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _lfs(self, path: Path) -> dict[str, Any]:
+        if not self.server.publishes_sha256:
+            return {}
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"lfs": {"size": path.stat().st_size, "sha256": sha256, "pointerSize": 1}}
 
     def _file(self, path: str, fault: str) -> None:
         match = re.search(r"/resolve/([^/]+)/(.*)", path)
@@ -116,6 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         body = content[start:end]
         if fault == "garbage":
             body = bytes(byte ^ 0x5A for byte in body)
+        if fault in FLIPS:
+            before, _, behind = body.rpartition(b"word")  # the first are in statistics
+            body = before + FLIPS[fault] * (len(before) + len(behind) < len(body)) + behind
         if fault == "short":  # a proxy that cut the file and says so
             body = body[: len(body) // 2]
         headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}", **self.server.version}

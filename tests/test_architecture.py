@@ -19,6 +19,7 @@ WINGS = (
     *("data.remote", "data.builtin", "hf", "generation", "tasks", "evaluation", "trainers.sft", "trainers.grpo"),
     *("data.stream.workers", "data.stream.synthetic", "data.sources.prepared", "data.sources.records", "data.overlap"),
     *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
+    *("run.watchdog", "run.watched"),
     *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""
@@ -41,6 +42,7 @@ def loaded_by_a_pretraining_run(folder: Path) -> dict[str, str]:
         *("--job.config_file", str(ROOT / "train_configs" / "quickstart.toml")),
         *("--job.dump_folder", str(folder / "run"), "--training.steps", "3"),
         *("--data.sources", f'[{{name = "local", path = "{text}"}}]'),
+        *("--comm.init_timeout_seconds", "10000"),  # a run that took long would have a watcher
         *("--validation.enable", "--validation.steps", "2", "--validation.holdout_fraction", "0.2"),
     ]
     done = subprocess.run(

@@ -34,7 +34,9 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.cgroup import oom_kills
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIABLE, ExitCode
 from titan_pt.run.log import open_console
+from titan_pt.run.run_folder import run_folder
 from titan_pt.run.told_codes import read_exit_codes, read_reasons
+from titan_pt.run.watchdog import Watchdog
 
 _LONGEST_PAUSE = 60.0
 """Seconds before a restart; the first ones come sooner."""
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
                 return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
-        return _run_again(run, args, restarts, lambda: stopped_code(config, arguments))
+        stacks = run_folder(config) / config.comm.save_traces_folder if config else None
+        return _run_again(run, args, restarts, stacks, lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
@@ -147,10 +150,11 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _run_again(run: Any, args: Any, restarts: int, stopped: Callable[[], int]) -> int:
+def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped: Callable[[], int]) -> int:
     """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
     Args:
+        stacks: where the stacks of a rank that hangs go, if anywhere.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
     # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
@@ -164,7 +168,10 @@ def _run_again(run: Any, args: Any, restarts: int, stopped: Callable[[], int]) -
         late: list[int] = []
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
-            code, reasons, signals_came = _run(run, args, numbers, Path(folder), late)
+            with Watchdog(Path(folder), stacks).watching() as watchdog:
+                code, reasons, signals_came = _run(run, args, numbers, Path(folder), late)
+        if watchdog.reason:
+            code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
         for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
             print(reason, file=sys.stderr)
         if code is None:

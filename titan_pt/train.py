@@ -18,6 +18,7 @@ from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.ending import RunEnding, exit_code_of, leave
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
+from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.log import init_logging, open_console, quiet_libraries, terminal_colors
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def run(config: JobConfig, started: float) -> ExitCode:
         return run_dry(config)
     from titan_pt.run.run_folder import write_config
 
-    ending = RunEnding()
+    ending = RunEnding(config)
     try:
         trainer = ending.trainer = build_trainer(config, started)
-        trainer.load()
+        with phase("the resume", "save"):
+            trainer.load()
         ending.first_step = trainer.state.step
         if trainer.context.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
@@ -66,6 +68,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     except (Exception, GeneratorExit) as error:
         ending.failed(error)
         raise
+    enter("the end", "save")
     ending.close(wait=True)
     return ExitCode.DONE
 

@@ -12,9 +12,9 @@ from titan_pt.components.checkpoint.run_state import expected_bytes, run_documen
 from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.distributed.world import tighten_timeouts
 from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
+from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
@@ -173,6 +173,7 @@ class Trainer:
 
     def _one_step(self) -> StepMetrics | None:
         state, config = self.state, self.context.config
+        enter(f"step {state.step + 1}", "train" if self._warm else "init")
         self.context.raise_if_preempted()
         self._plan.replan(state.step)
         try:
@@ -200,7 +201,6 @@ class Trainer:
                 self.context.optimizer_state.document()  # refuses now what it could not save in hours
             protect_progress()
             self._plan.keep_start()
-            tighten_timeouts(self.context.world, config.comm.train_timeout_seconds)
         self._garbage.step(state.step)
         if self._profiler:
             self._profiler.step()
@@ -254,8 +254,7 @@ class Trainer:
     def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:
         """(values for the row, texts by name) of the validator. A collective."""
         assert self._validator is not None
-        # Patient: the first one compiles, and ranks may evaluate at their own pace.
-        with self._pause("validation"), self.context.world.patient():
+        with self._pause("validation"):
             values = self._validator()
         return values, getattr(self._validator, "texts", {})
 
@@ -274,7 +273,9 @@ class Trainer:
     def _pause(self, what: str) -> Iterator[None]:
         """Training waits for a validation, a save or an export: no time of a step."""
         start = time.perf_counter()
-        yield
+        limit = "save" if what != "validation" else "train" if self._warm else "init"
+        with phase(f"the {what} of step {self.state.step}", limit):
+            yield
         seconds = time.perf_counter() - start
         self._rows.interval.paused_seconds += seconds
         self._rows.interval.save_seconds += seconds if what == "save" else 0.0

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -74,13 +75,36 @@ def test_plain_torchrun_tells_the_reason_once(tmp_path: Path, rank: int) -> None
     assert done.code == 1 and done.stderr.count("a mistake that one rank found") == 1, done.stderr
 
 
-def test_a_rank_that_hangs_ends_the_run(tmp_path: Path) -> None:
+FROZEN = {"kind": "signal", "signals": ["SIGSTOP"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "ranks", "where", "why"),
+    [
+        ({"kind": "sleep", "steps": [3]}, 2, "step 3", r"it is in .*/faults.py:\d+ in happen"),
+        ({**FROZEN, "steps": [2], "during_validation": True}, 2, "the validation of step 2", "the process was stopped"),
+        pytest.param({**FROZEN, "steps": [3]}, 1, "step 3", "the process was stopped", marks=pytest.mark.slow),
+    ],
+    ids=["stuck", "frozen in a validation", "frozen alone"],
+)
+def test_the_rank_that_hangs_is_named(tmp_path: Path, fault: dict[str, Any], ranks: int, where: str, why: str) -> None:
     limits = {"train_timeout_seconds": 3, "grace_seconds": 1}
-    config = write_faulty(tmp_path, {"kind": "sleep", "steps": [3], "rank": 1}, comm=limits)
-    done = launch(config, ranks=2)
+    validation = {"enable": True, "freq": 2, "steps": 1, "local_batch_size": 4}
+    config = write_faulty(tmp_path, {"rank": ranks - 1, **fault}, comm=limits, validation=validation)
+    done = launch(config, ranks=ranks)
     assert done.code == 1, done.stderr
-    assert "rank 0: RuntimeError: another rank has left, or hangs for longer than comm.train" in done.last_line
-    assert losses(tmp_path / "run").keys() == {1, 2}, "the rows are there"
+    said = rf"failed: rank {ranks - 1} hangs in {where}: no progress for \d+ s, comm.train_timeout_seconds = 3; {why}"
+    assert re.match(said, done.last_line), done.stderr
+    assert losses(tmp_path / "run").keys() >= {1}, "the rows are there"
+    stacks = (tmp_path / "run" / "comm_traces" / f"stacks-rank-{ranks - 1}.txt").read_text()
+    assert "in _one_step" in stacks and stacks.count("hread 0x") > 1, "of all threads"
+
+
+def test_a_run_without_a_launcher_has_a_watcher_of_its_own(tmp_path: Path) -> None:
+    limits = {"train_timeout_seconds": 2, "init_timeout_seconds": 20}  # the watcher comes after a tenth of that
+    config = write_faulty(tmp_path, {**FROZEN, "steps": [20]}, comm=limits, training={"steps": 10**6})
+    done = train(config)
+    assert done.code == 1 and done.last_line.startswith("failed: rank 0 hangs in step 20: "), done.stderr
 
 
 # Rank 1 hangs in its part of a save in the background.
@@ -113,11 +137,11 @@ def test_a_failed_rank_does_not_wait_for_a_save_of_one_that_hangs(tmp_path: Path
 def test_a_rank_that_is_slow_in_a_validation_is_waited_for(tmp_path: Path) -> None:
     config = write_faulty(
         tmp_path,
-        {"kind": "sleep", "seconds": 4.0, "steps": [2], "rank": 1, "during_validation": True},
+        {"kind": "work", "seconds": 4.0, "steps": [2], "rank": 1, "during_validation": True},
         comm={"train_timeout_seconds": 2, "grace_seconds": 1},
         validation={"enable": True, "freq": 2, "steps": 1, "local_batch_size": 4},
     )
-    done = train(config, ranks=2)
+    done = launch(config, ranks=2)
     assert done.code == 0, done.stderr
 
 

@@ -14,13 +14,14 @@ from tool_helpers import tool_here
 from titan_pt.components.accelerators import ACCELERATORS, GIB, find_accelerator, named_device
 from titan_pt.config import JobConfig, load_config
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.config.resolve.checks import model_args
 from titan_pt.planner.dry_run_step import dry_run_step
 from titan_pt.planner.memory import needed_bytes
 from titan_pt.planner.mixture import plan_sources
 from titan_pt.planner.plan import Plan, Target, as_json, make_plan, memory_of, pace, rollouts_of, storage, update_time
 from titan_pt.planner.report import lines
 from titan_pt.planner.search import Choice, Search, apply, cheapest_changes, fastest, gpus_in_time
+from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.tools.plan import main, measured_mfu
 

@@ -98,7 +98,9 @@ class MetricsWriter:
         for tag, text in texts.items():
             logger.info(f"{tag}:\n{text}")
             if self._board is not None:
-                self._board.add_text(tag, f"```\n{text}\n```", step)
+                from titan_pt.run.secrets import fenced
+
+                self._board.add_text(tag, fenced(text), step)
 
     def close(self) -> None:
         """Flush and close."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,8 +12,10 @@ from torch.distributed.tensor import DTensor
 from titan_pt.config.schema.job_config import Compile, JobConfig
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
-from titan_pt.protocols.context import OptimizerState
 from titan_pt.protocols.registry import import_attribute
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.parts import OptimizerState
 
 _EIGHT_BIT = "titan_pt.optimizers.adamw8bit"
 
@@ -152,7 +154,7 @@ class MomentState:
         _zero_state(self.optimizer)
 
 
-def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> OptimizerState:
+def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> "OptimizerState":
     """What checkpoints hold of an optimizer that took no step yet.
 
     Raises:

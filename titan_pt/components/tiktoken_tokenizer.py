@@ -10,7 +10,8 @@ from pathlib import Path
 import tiktoken
 from tiktoken_ext import openai_public
 
-from titan_pt.components.tokenizer import END_OF_TEXT, read_file
+from titan_pt.components.tokenizer import END_OF_TEXT
+from titan_pt.components.tokenizer_files import read_file
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.files import decode_text
 

@@ -12,7 +12,6 @@ from titan_pt.config.errors import ConfigError, nearest, shown
 from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.run.files import read_bytes
 
 logger = logging.getLogger("titan_pt")
 
@@ -130,15 +129,3 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
         f'tokenizer.name = {shown(name)}: {reason}{hint}; allowed are "byte", "gpt2", or '
         "the path of a .tiktoken file, a tokenizer.json, or a folder that holds one"
     )
-
-
-def read_file(file: Path) -> bytes:
-    """Read a file of a tokenizer.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return read_bytes(file)
-    except OSError as error:
-        raise ConfigError(f"tokenizer.name = '{file}': cannot be read: {error.strerror or error}") from None

@@ -5,13 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from titan_pt.run.outgoing import MASK, looks_secret, redact
+
 _LONGEST_SHOWN = 80
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-# Tokens of Hugging Face, OpenAI-like services, GitHub and AWS, private keys, and passwords inside a URL.
-_SECRET = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
-    r"|\bAKIA[A-Z0-9]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@"
-)
 
 
 class ConfigError(ValueError):
@@ -59,11 +56,6 @@ def dotted(path: Iterable[str | int]) -> str:
     return name
 
 
-def looks_secret(text: str) -> bool:
-    """Whether the text holds what looks like a token, a private key or a password."""
-    return _SECRET.search(text) is not None
-
-
 def shown(value: Any) -> str:
     """A value in a message: short, and never what may be a secret, such as the inside of a misplaced table."""
     if isinstance(value, dict):
@@ -75,6 +67,6 @@ def shown(value: Any) -> str:
     if isinstance(value, int):  # Python refuses to write integers of thousands of digits
         return str(value) if value.bit_length() <= 128 else "a huge integer"
     if isinstance(value, str):
-        text = "***" if looks_secret(value) else value
+        text = MASK if looks_secret(value) else redact(value)
         return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}...")
     return str(value)

@@ -177,7 +177,7 @@ def _with_metadata(info: FieldInfo) -> Any:
 
 
 def dump_toml(config: JobConfig) -> str:
-    """The resolved config as TOML; loading it again gives an equal config."""
+    """The resolved config as TOML; loading it again gives an equal config, but for secrets of addresses."""
     return config.to_toml()
 
 

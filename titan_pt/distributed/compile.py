@@ -1,15 +1,19 @@
 """torch.compile, block by block: one graph serves all equal blocks, so the first step compiles faster."""
 
+import contextlib
+import functools
 import os
 import shutil
 
 import torch
+import torch._dynamo.callback
 import torch._dynamo.config
 import torch._inductor.config
 from torch import nn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Compile
+from titan_pt.run.heartbeat import phase
 
 _GRAPHS = 64
 
@@ -32,6 +36,7 @@ def check_compiler(config: Compile, device: torch.device, switch: str = "compile
     Raises:
         ConfigError: compile cannot work: the backend is unknown, or there is no compiler.
     """
+    _tell_watchers()
     backends = torch.compiler.list_backends(exclude_tags=())
     if config.backend not in backends:
         raise ConfigError(f"compile.backend = {config.backend!r}: torch has {', '.join(sorted(backends))}")
@@ -45,6 +50,15 @@ def check_compiler(config: Compile, device: torch.device, switch: str = "compile
             f"install one (Debian: apt-get install g++), name it in CXX, or set {switch} = false"
         )
     torch._inductor.config.cpp.cxx = (None, found)  # it takes CXX for one word, and looks for no other
+
+
+@functools.cache
+def _tell_watchers() -> None:
+    """Each compilation is a phase, whenever it comes: nothing beats in it."""
+    compilation = contextlib.ExitStack()
+    handler = torch._dynamo.callback.callback_handler
+    handler.register_start_callback(lambda *_: compilation.enter_context(phase("a compilation", "compile")))
+    handler.register_end_callback(lambda *_: compilation.close())
 
 
 def _compilers() -> list[str]:

@@ -41,13 +41,6 @@ class DryRunWorld(World):
     def together(self, action: Callable[[], T]) -> T:
         return action()
 
-    def barrier(self) -> None:
-        pass
-
-    @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        yield
-
 
 @contextlib.contextmanager
 def dry_run_world(config: JobConfig, size: int) -> Iterator[DryRunWorld]:

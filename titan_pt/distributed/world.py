@@ -16,21 +16,21 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Comm, JobConfig
 from titan_pt.run.exit_codes import Preempted, Stalled
-from titan_pt.run.files import make_writable
+from titan_pt.run.heartbeat import waiting
 
 T = TypeVar("T")
 
-# Where a rank may wait for another one's download, validation or checkpoint.
-PATIENCE = timedelta(hours=2)
+# Of collectives: ranks wait for whom gets on, and a watcher ends who does not (run/watchdog.py).
+_NO_LIMIT = timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class World:
     """All ranks share the data; the mesh is (replicate, shard).
 
-    Three gloo groups work whatever the device is doing: `flags` for flags and counts, where a rank that does not come
-    in time is taken for hung ([comm] has the limits); `control` for small Python objects, where ranks wait patiently;
-    `background`, as patient, for the thread that writes checkpoints.
+    Three gloo groups work whatever the device is doing: `flags` for flags and counts, to which all ranks come at once;
+    `control` for small Python objects, where ranks wait for another one's work; `background` for the thread that
+    writes checkpoints.
     """
 
     rank: int
@@ -50,7 +50,7 @@ class World:
         """Sum each count over all ranks.
 
         Raises:
-            RuntimeError: a rank has left, or did not come in time.
+            RuntimeError: a rank has left.
         """
         if self.size == 1:
             return list(counts)
@@ -58,10 +58,7 @@ class World:
         try:
             dist.all_reduce(values, group=self.flags)
         except RuntimeError as error:
-            raise RuntimeError(
-                "another rank has left, or hangs for longer than comm.train_timeout_seconds (until the first step is "
-                f"done, comm.init_timeout_seconds): {error}"
-            ) from error
+            raise RuntimeError(f"another rank has left: {error}") from error
         return values.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -71,13 +68,15 @@ class World:
     def broadcast(self, value: T | None, group: dist.ProcessGroup | None = None) -> T:
         """Return rank 0's value on every rank."""
         values: list[T | None] = [value]
-        dist.broadcast_object_list(values, src=0, group=group or self.control)
+        with waiting() if group is None else contextlib.nullcontext():
+            dist.broadcast_object_list(values, src=0, group=group or self.control)
         return values[0]  # type: ignore[return-value]
 
     def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         """Return the values of all ranks on every rank, in rank order."""
         values: list[T | None] = [None] * self.size
-        dist.all_gather_object(values, value, group=group or self.control)
+        with waiting() if group is None else contextlib.nullcontext():
+            dist.all_gather_object(values, value, group=group or self.control)
         return values  # type: ignore[return-value]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -93,7 +92,7 @@ class World:
         return value
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run an action on every rank, wait patiently for all, and return this rank's value.
+        """Run an action on every rank, wait for all, and return this rank's value.
 
         A ConfigError or Preempted of any rank is raised on all, so that none waits for it.
         """
@@ -119,23 +118,6 @@ class World:
     def on_main(self, action: Callable[[], T]) -> T:
         """Run an action on rank 0 and return its value, or raise its ConfigError, on every rank."""
         return self.broadcast(self.together(lambda: action() if self.is_main else None))
-
-    def barrier(self) -> None:
-        """Wait patiently for all ranks."""
-        dist.barrier(group=self.control)
-
-    @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Context in which ranks wait patiently for each other in every collective, and for all at its end.
-
-        For work whose length differs between ranks, such as a first compilation or a generation. After an exception
-        they stay patient: what is left to do then is to save and leave.
-        """
-        limit = self.flags._get_backend(torch.device("cpu")).options._timeout
-        _limit_waits(self, PATIENCE)
-        yield
-        self.barrier()
-        _limit_waits(self, limit)
 
 
 def world_size() -> int:
@@ -182,7 +164,9 @@ def start_world(config: JobConfig, run_folder: Path, *, alone: bool = False) -> 
     size = 1 if alone else world_size()
     timeout = timedelta(seconds=config.comm.init_timeout_seconds)
     if device.type == "cuda" and config.comm.trace_buf_size:
-        _enable_flight_recorder(config, run_folder)
+        from titan_pt.distributed.flight_recorder import enable_flight_recorder
+
+        enable_flight_recorder(config.comm, run_folder)
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
@@ -192,15 +176,11 @@ def start_world(config: JobConfig, run_folder: Path, *, alone: bool = False) -> 
         meet(backend, timeout)
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
-    return World(
-        rank=dist.get_rank(),
-        size=size,
-        device=device,
-        mesh=build_mesh(device.type, size, config),
-        flags=dist.new_group(backend="gloo", timeout=timeout),
-        control=dist.new_group(backend="gloo", timeout=PATIENCE),
-        background=dist.new_group(backend="gloo", timeout=PATIENCE),
-    )
+    mesh = build_mesh(device.type, size, config)
+    for group in [*mesh.get_all_groups(), dist.group.WORLD]:
+        dist.distributed_c10d._set_pg_timeout(_NO_LIMIT, group)
+    groups = {name: dist.new_group(backend="gloo", timeout=_NO_LIMIT) for name in ("flags", "control", "background")}
+    return World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, **groups)
 
 
 def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
@@ -234,22 +214,3 @@ def stop_world() -> None:
     """Leave the process groups."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def tighten_timeouts(world: World, seconds: float) -> None:
-    """Set the time limit of collectives after the first step, which compiles and may be slow."""
-    _limit_waits(world, timedelta(seconds=seconds))
-
-
-def _limit_waits(world: World, limit: timedelta) -> None:
-    """Set the time limit of every later collective except the patient groups'."""
-    for group in [*world.mesh.get_all_groups(), world.flags, dist.group.WORLD]:
-        dist.distributed_c10d._set_pg_timeout(limit, group)
-
-
-def _enable_flight_recorder(config: JobConfig, run_folder: Path) -> None:
-    folder = run_folder / config.comm.save_traces_folder
-    make_writable(folder, f"comm.save_traces_folder: {folder}")
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(config.comm.trace_buf_size))
-    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "rank_"))

@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from titan_pt.components.tokenizer import read_file
+from titan_pt.components.tokenizer_files import read_file
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.hf.tokenizer_class import DEFAULT_TOKENS, class_of, warn_of_other_rules
 from titan_pt.run.files import decode_text, parse_json

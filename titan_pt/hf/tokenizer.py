@@ -13,7 +13,8 @@ from typing import Any
 
 import tokenizers
 
-from titan_pt.components.tokenizer import APART, END_OF_TEXT, read_file
+from titan_pt.components.tokenizer import APART, END_OF_TEXT
+from titan_pt.components.tokenizer_files import read_file
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.hf.added_tokens import CONFIG, add_tokens, read_object
 from titan_pt.run.files import decode_text

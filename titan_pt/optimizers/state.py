@@ -22,7 +22,7 @@ from titan_pt.distributed.world import World
 from titan_pt.optimizers.attributes import fingerprints
 from titan_pt.optimizers.encoding import Json, StateEncoder, UnsavableState, decode, equal, local_bytes, same
 from titan_pt.optimizers.trial import IN_NO_CHECKPOINT, check_callable, own_state_functions, try_steps
-from titan_pt.protocols.context import OptimizerState
+from titan_pt.protocols.parts import OptimizerState
 
 _WAY_OUT = 'leave its state out once with checkpoint.exclude_from_loading = ["optimizer"]'
 _NOT_RESTORED = "its load_state_dict does not restore to the bit what its state_dict gave"

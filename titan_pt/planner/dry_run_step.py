@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 from titan_pt.components.loss import default_chunk_tokens
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import padded_size, tokenizer_size
+from titan_pt.config.resolve.checks import padded_size
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import Sft
@@ -30,6 +30,7 @@ from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_num
 from titan_pt.planner.kernels import cuda_kernels
 from titan_pt.planner.memory import peak_of, storage_bytes
 from titan_pt.planner.operations import KernelLog, Operations
+from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.planner.trace import StepTrace
 from titan_pt.planner.without_data import build_without_data
 from titan_pt.protocols.context import TrainContext, TrainState

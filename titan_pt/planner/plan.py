@@ -7,7 +7,7 @@ from typing import Any
 
 from titan_pt.components.accelerators import GIB, Accelerator
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import model_args, tokenizer_size
+from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.models.transformer import TransformerArgs
@@ -16,6 +16,7 @@ from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_
 from titan_pt.planner.mixture import SourcePlan, plan_sources
 from titan_pt.planner.rollouts import Rollouts, plan_rollouts
 from titan_pt.planner.roofline import StepTime, known_rates, step_time
+from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.trainers.grpo.dry_run import row_slots, update_samples, update_size
 

@@ -6,12 +6,11 @@ from typing import Any
 from torch import nn
 
 from titan_pt.build import build_context
-from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.init import materialize
 from titan_pt.distributed.world import World
-from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.planner.sized_tokenizer import SizedTokenizer, tokenizer_size
 from titan_pt.protocols.context import TrainContext
 from titan_pt.protocols.trainer_spec import TrainerSpec
 

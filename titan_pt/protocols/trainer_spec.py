@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from titan_pt.components.lr_scheduler import Schedule
     from titan_pt.components.tokenizer import Tokenizer
     from titan_pt.distributed.world import World
-    from titan_pt.protocols.context import BaseDataLoader, Step, TrainContext, Validator
+    from titan_pt.protocols.context import Step, TrainContext, Validator
     from titan_pt.protocols.dry_run_step import DryRunStep
+    from titan_pt.protocols.parts import BaseDataLoader
 
 Config = TypeVar("Config", bound=JobConfig)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import SIGNALLED, CannotStart, ExitCode, GaveUp, Stalled, record_exit_code
+from titan_pt.run.heartbeat import enter
 from titan_pt.run.log import print_once
 from titan_pt.run.signals import ignore_signals, signalled
 
@@ -58,11 +60,14 @@ def leave(code: int) -> NoReturn:
 class RunEnding:
     """Ends one run: closes what it opened. `stopped.py` ends one that was asked to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: JobConfig) -> None:
         self.trainer: Trainer | None = None
         """Set when it is built."""
         self.first_step = 0
         """The step that this start resumed from."""
+        enter("the start", "init", config.comm)
+        self._closed = threading.Event()
+        threading.Thread(target=_be_watched, args=(config, self._closed), name="watched", daemon=True).start()
 
     def close(self, *, wait: bool) -> None:
         """Flush the records; with `wait`, meet the other ranks for the end of a save and of the process groups."""
@@ -72,6 +77,7 @@ class RunEnding:
             self.trainer.close(wait=wait)
         if wait:
             stop_world()
+        self._closed.set()
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
@@ -80,6 +86,15 @@ class RunEnding:
 
             record_failure(error)  # before this rank leaves, which makes the others fail too
         self.close(wait=_is_alone())
+
+
+def _be_watched(config: JobConfig, closed: threading.Event) -> None:
+    """In a thread, which holds nothing of torch: let a watcher see this process. A short run alone has none."""
+    if not closed.wait(0.0 if "TORCHELASTIC_ERROR_FILE" in os.environ else config.comm.init_timeout_seconds / 10):
+        from titan_pt.run.failure import record_failure
+        from titan_pt.run.watched import be_watched
+
+        be_watched(config, closed, record_failure)
 
 
 def _is_alone() -> bool:

@@ -4,6 +4,8 @@ import os
 from enum import IntEnum
 from pathlib import Path
 
+from titan_pt.run.outgoing import redact
+
 # The folder where each worker writes how it is about to leave: the agent loses it when it was signalled itself.
 EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
 # When the launcher was started, by `time.monotonic` of this machine: a deadline counts from there.
@@ -57,7 +59,7 @@ def record_exit_code(code: int, reason: str = "") -> bool:
         return False
     try:
         (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(
-            f"{int(code)}\n{reason}", "utf-8", "backslashreplace"
+            f"{int(code)}\n{redact(reason)}", "utf-8", "backslashreplace"
         )
     except OSError:  # the launcher may be gone; the code itself still says it
         return False

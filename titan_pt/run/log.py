@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from titan_pt.run.outgoing import guard_console
+
 logger = logging.getLogger("titan_pt")
 
 
@@ -30,12 +32,14 @@ def open_console() -> None:
             if not stream.isatty() and stream.encoding.lower() != "utf-8":
                 stream.reconfigure(encoding="utf-8")
             stream.reconfigure(errors="strict" if name == "stdin" else "backslashreplace")
+    guard_console()
 
 
 def init_logging() -> None:
     """Log to stderr. Ranks not named in LOG_RANK (default 0, or a list such as 0,3) only log errors."""
     rank = os.environ.get("RANK", "0")
     speaking = {part.strip() for part in os.environ.get("LOG_RANK", "0").split(",")}
+    guard_console()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"[rank{rank}]:[titan] %(asctime)s - %(levelname)s - %(message)s"))
     logger.handlers = [handler]

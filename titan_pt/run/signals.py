@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from titan_pt.run.exit_codes import ExitCode, Preempted, record_exit_code
+from titan_pt.run.heartbeat import beat
 
 if TYPE_CHECKING:  # the handlers are installed before torch is imported
     from titan_pt.distributed.world import World
@@ -68,7 +69,8 @@ def stop_at(moment: float) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop, by a signal or because its time is over."""
+    """Whether this process was asked to stop, by a signal or because its time is over. Whoever asks is alive."""
+    beat()
     return _requested.is_set() or time.monotonic() >= _deadline
 
 

@@ -6,9 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from titan_pt.components.optimizer import describe_groups
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.planner.sized_tokenizer import SizedTokenizer, tokenizer_size
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 
 

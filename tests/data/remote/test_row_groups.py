@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import ThreadWorld, on_ranks, texts
-from hub_server import COMMIT, HubServer, serving, write_shards
+from hub_server import COMMIT, HubServer, no_fault, serving, write_shards
 from row_group_helpers import TEXTS, config_of, hub, open_row_groups, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
-from titan_pt.config.schema.job_config import Source, Training
+from titan_pt.config.schema.job_config import JobConfig, Source, Training
 from titan_pt.data.remote.cache import SpillCache
 from titan_pt.data.remote.listing import expand
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
@@ -298,6 +299,73 @@ def test_a_manifest_that_is_no_json_is_made_anew(
     path.write_text("[" * 100_000)
     open_row_groups(config)
     assert "units.json: damaged: nested too deeply" in caplog.text and path.read_text() == content
+
+
+def test_a_signed_address_is_the_same_however_it_is_signed(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither its listing, its cache nor its name in a checkpoint has the signature, and a resume may have another."""
+    path = hub.url + "/sample/10BT/00{0..1}_00000.parquet?sv=1&sig="
+    first = open_row_groups(config_of(tmp_path, Source(name="web", path=path + "S3CRET")))
+    asked = hub.requests["file"]
+    again = open_row_groups(config_of(tmp_path, Source(name="web", path=path + "0THER&se=2")))
+    assert [*again.iterate()] == [*first.iterate()]
+    assert again.listing.files[0].location.endswith("sig=0THER&se=2")
+    listed = hub.requests["file"] - asked
+    written = [*(tmp_path / "run").rglob("*.json*"), *(tmp_path / "cache").rglob("*")]
+    kept = "".join(p.read_bytes().decode("latin-1") for p in written if p.is_file())
+    told = str([again.contents, first.contents, again.place(3), first.fingerprint])
+    assert "S3CRET" not in kept + told and "0THER" not in kept + told and listed > 0
+    plain = open_row_groups(config_of(tmp_path / "plain", Source(name="web", path=path[:-5].rstrip("?"))))
+    assert [*plain.iterate()] == [*first.iterate()]
+
+
+WORDS = [f"{i} {'word ' * 100}" for i in range(60)]
+
+
+def write_plain_shards(folder: Path) -> None:
+    for i in range(3):
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"text": WORDS[i * 20 : i * 20 + 20]})
+        pq.write_table(table, folder / f"{i}.parquet", row_group_size=5, compression="none", use_dictionary=False)
+
+
+def documents_with(hub: HubServer, config: JobConfig, kind: str, every: int, least: int = 0) -> list[str]:
+    """The texts of a source, of which the server damages every so many answers, the first `least` of files aside."""
+    hub.fault = lambda path, count: kind if count > least and count % every == 0 and path.endswith("parquet") else ""
+    try:
+        return list(open_row_groups(config).iterate())
+    finally:
+        hub.fault = no_fault
+
+
+@pytest.mark.parametrize("publishes_sha256", [False, True])
+def test_wrong_bytes_of_the_hub_are_told_by_its_hashes(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture, publishes_sha256: bool
+) -> None:
+    hub.publishes_sha256 = publishes_sha256
+    shutil.rmtree(tmp_path / "repo" / "sample")
+    write_plain_shards(tmp_path / "repo" / "sample" / "10BT")
+    config = config_of(tmp_path, Source(name="fineweb_edu"))
+    assert documents_with(hub, config, "flip", every=2) == WORDS
+    assert hub.faults["flip"] > 0 and "its bytes are not those that the hub has the hash of" in caplog.text
+    asked = hub.requests["file"]
+    assert list(open_row_groups(config).iterate()) == WORDS and hub.requests["file"] == asked, "all is in the cache"
+
+
+def test_wrong_bytes_of_a_server_are_told_by_a_second_read(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a hash or checksums of pages, wrong letters are letters; `data.verify = "always"` reads them again."""
+    write_plain_shards(tmp_path / "repo")
+    source = Source(name="web", path=hub.url + "/{0..2}.parquet")
+    found = documents_with(hub, config_of(tmp_path / "auto", source), "flip", every=5, least=3)
+    assert sum(one != other for one, other in zip(found, WORDS, strict=True)) > 0, "nothing can tell"
+    assert documents_with(hub, config_of(tmp_path / "no", source), "no text", every=5, least=3) == WORDS
+    assert "is not UTF-8" in caplog.text
+    config = config_of(tmp_path / "always", source, verify="always")
+    assert documents_with(hub, config, "flip", every=5) == WORDS
+    assert "were others when they were read again" in caplog.text
 
 
 def test_lists_without_end_and_footers_that_lie_are_refused(

@@ -33,6 +33,7 @@ from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import GaveUp
 from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
+from titan_pt.run.heartbeat import beat
 
 if TYPE_CHECKING:
     from titan_pt.components.checkpoint.background import BackgroundWriter
@@ -218,6 +219,7 @@ class Checkpointer:
         """Run the action on every rank and return all values; where any rank fails, all raise a CheckpointError."""
         value: T | None = None
         problem: str | None = None
+        beat()
         try:
             value = action()
         except (Exception, CheckpointException) as error:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
@@ -30,10 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (
-        rule(config, model_spec)
-        for rule in (_model, _batch, _schedule, _data, _validation, _validation_tasks, _memory, _profiling)
-    )
+    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -110,13 +107,6 @@ def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], s
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
-    data = config.data
-    if data.stall_policy == "substitute" and data.substitute_after_seconds >= data.max_stall_seconds:
-        yield (
-            ["data.substitute_after_seconds", "data.max_stall_seconds"],
-            f"data.substitute_after_seconds = {data.substitute_after_seconds:g}: must be below "
-            f"data.max_stall_seconds = {data.max_stall_seconds:g}, at which the run ends",
-        )
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
 
@@ -160,38 +150,13 @@ def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[s
         )
 
 
-def _validation_tasks(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    validation = config.validation
-    given = [name for name in ("tasks", "sample_prompts") if getattr(validation, name)]
-    for name in given if not validation.enable else ():
-        yield (
-            [f"validation.{name}", "validation.enable"],
-            f"validation.{name}: has no effect without validation; set validation.enable = true, or leave it out",
-        )
-    names = [task.name for task in validation.tasks]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
+def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+    """What most runs leave as it is."""
+    validation, used = config.validation, (config.profiling.enable_profiling, config.data.stall_policy != "wait")
+    if any(used) or validation.tasks or validation.sample_prompts or config.activation_checkpoint.mode == "selective":
+        from titan_pt.config.resolve.option_checks import rules
 
-
-def _memory(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    option = config.activation_checkpoint.selective_ac_option
-    valid = option == "op" or (option.isascii() and option.isdigit() and len(option) < 10 and int(option) > 0)
-    if config.activation_checkpoint.mode == "selective" and not valid:
-        yield (
-            ["activation_checkpoint.selective_ac_option"],
-            f'activation_checkpoint.selective_ac_option = {shown(option)}: must be "op" or a positive integer',
-        )
-
-
-def _profiling(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    profiling = config.profiling
-    needed = profiling.profiler_active + profiling.profiler_warmup
-    if profiling.enable_profiling and profiling.profile_freq < needed:
-        yield (
-            ["profiling.profile_freq", "profiling.profiler_active", "profiling.profiler_warmup"],
-            f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup + profiler_active "
-            f"= {needed}",
-        )
+        yield from rules(config)
 
 
 def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:
@@ -224,21 +189,6 @@ def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -
                 for p in error.errors(include_url=False)
             )
         ) from None
-
-
-def tokenizer_size(config: JobConfig) -> int:
-    """The tokenizer's size where it is known without opening it, else that of the model's vocabulary.
-
-    Raises:
-        ConfigError: neither is known.
-    """
-    size = BUILTIN_TOKENIZER_SIZES.get(config.tokenizer.name, config.model.vocab_size)
-    if size is None:
-        raise ConfigError(
-            f"tokenizer.name = {config.tokenizer.name!r}: its size is not known without opening it, which is not done "
-            "here; set model.vocab_size"
-        )
-    return size
 
 
 def padded_size(tokenizer_size: int) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from titan_pt.config.errors import looks_secret
 from titan_pt.config.resolve.fields import holds, keys, rows_of
 from titan_pt.config.resolve.layers import Layer, parse_toml
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.outgoing import looks_secret
 
 ORIGIN = "command line"
 

@@ -63,6 +63,9 @@ class Data(Section):
     """Most that the row groups in cache_dir take, about 5 MB each; the least recently used go first."""
     request_timeout_seconds: Timeout = 60.0
     """One attempt to read a row group over the network; it is made again, after growing pauses, until it succeeds."""
+    verify: Literal["auto", "always"] = "auto"
+    """What comes over a network: "auto" compares checksums where the file or the hub has any; "always" reads all else
+    twice, at twice the traffic, and compares."""
     stall_policy: Literal["wait", "substitute"] = "wait"
     """When a row group does not come: "wait" for it, or "substitute": read later ones first, and remember that."""
     substitute_after_seconds: Timeout = 600.0

@@ -64,13 +64,18 @@ class Comm(Section):
     """"fake_backend" is a dry run: one process builds the run of NGPU ranks on tensors without numbers, does one
     micro-batch and one update, tells what that proved. No data, tokenizer or weights are opened, no file written."""
     init_timeout_seconds: Timeout = 300.0
-    """Limit of a collective until the first step is done."""
+    """Longest time without progress until the first step is done, and for the ranks to meet."""
     train_timeout_seconds: Timeout = 100.0
-    """Limit of a collective after the first step."""
+    """Longest time without progress after the first step: a micro-batch, 16 tokens of a completion, a document."""
+    compile_timeout_seconds: Timeout = 1800.0
+    """Longest compilation of one graph."""
+    save_timeout_seconds: Timeout = 1800.0
+    """Longest time without progress while a checkpoint or an export is read or written, and of a wait for ranks of
+    another machine."""
     trace_buf_size: Count = 20000
-    """Entries of NCCL's flight recorder, written when a collective times out; 0 is off."""
+    """Entries of NCCL's flight recorder, written when a rank hangs; 0 is off."""
     save_traces_folder: PathName = "comm_traces"
-    """Folder of the flight recorder inside the run folder."""
+    """Folder of the flight recorder and of the stacks of a rank that hangs, inside the run folder."""
     grace_seconds: Timeout = 120.0
     """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""
 

@@ -25,6 +25,7 @@ from titan_pt.config.schema.training import (
     Training,
 )
 from titan_pt.config.schema.validation import Validation, ValidationTask
+from titan_pt.run.outgoing import redacted
 
 BrokenRule = tuple[list[str], str]
 """(the fields that a rule speaks of, what is wrong with them)"""
@@ -83,8 +84,10 @@ class JobConfig(Section):
             yield "checkpoint.export_hf_interval", "hf"
 
     def dump(self) -> dict[str, dict[str, Any]]:
-        """The config as TOML tables: no unset values, no config_file, and of each pair the one that holds."""
-        tables = self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
+        """The config as TOML tables: no unset values, secrets or config_file, and of each pair the one that holds."""
+        tables: dict[str, dict[str, Any]] = redacted(
+            self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
+        )
         if self.quantize.linear.float8 is None:
             del tables["quantize"]
         for used, other in self.PAIRS:
@@ -95,7 +98,7 @@ class JobConfig(Section):
         return {name: table for name, table in tables.items() if table}
 
     def to_toml(self) -> str:
-        """The resolved config; loading it again gives an equal one."""
+        """The resolved config; loading it again gives an equal one, or asks for the secrets of addresses."""
         return tomli_w.dumps(self.dump())
 
 

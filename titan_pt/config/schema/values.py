@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from titan_pt.config.errors import looks_secret
+from titan_pt.run.outgoing import is_redacted, looks_secret
 
 _SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -59,6 +59,8 @@ def check_storable(value: Any) -> None:
         raise ValueError("must be UTF-8 text without NUL characters")
     if looks_secret(value):
         raise ValueError("looks like a secret, and the run folder keeps a copy of the config; use the environment")
+    if is_redacted(value):
+        raise ValueError("its secret was left out when the config was written; give it again, such as in $NAME")
 
 
 def count_as_text(value: Any) -> Any:

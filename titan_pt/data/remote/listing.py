@@ -21,6 +21,7 @@ from titan_pt.data.remote.retry import Attempts, Patience, Refused, Transient, U
 from titan_pt.data.remote.row_groups import Listing, RowGroupFile
 from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.parquet_rows import check_columns
+from titan_pt.run.outgoing import redact
 
 T = TypeVar("T")
 
@@ -57,13 +58,19 @@ def list_addresses(pattern: str, store: ParquetStore) -> Listing:
     """
     addresses = list(itertools.islice(expand(pattern), _MOST_FILES + 1))
     if len(addresses) > _MOST_FILES:
-        raise ConfigError(f"path = {pattern!r}: stands for more than {_MOST_FILES:,} addresses")
+        raise ConfigError(f"path = {redact(pattern)!r}: stands for more than {_MOST_FILES:,} addresses")
     if not all(address.split("?")[0].endswith(".parquet") for address in addresses):
-        raise ConfigError(f"path = {pattern!r}: an address must be of a .parquet file")
+        raise ConfigError(f"path = {redact(pattern)!r}: an address must be of a .parquet file")
     if not addresses:
-        raise ConfigError(f"path = {pattern!r}: it stands for no address; the smaller number is first, as in {{0..3}}")
+        raise ConfigError(
+            f"path = {redact(pattern)!r}: it stands for no address; the smaller number is first, as in {{0..3}}"
+        )
+    pattern = redact(pattern)
     common = len(pattern.partition("{")[0].rpartition("/")[0]) + 1  # the files of several folders may share a name
-    return _listing(pattern, {address[common:]: (address, None) for address in addresses}, store)
+    files = {redact(address)[common:]: (address, None) for address in addresses}
+    if len(files) < len(addresses):
+        raise ConfigError(f"path = {pattern!r}: several of its addresses differ in their secrets alone")
+    return _listing(pattern, files, store)
 
 
 def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: threading.Event) -> Listing:

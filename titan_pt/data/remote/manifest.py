@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.remote.row_groups import Listing
 from titan_pt.data.sources.registry import ListingJson, is_address
 from titan_pt.run.files import parse_json, write_atomic
+from titan_pt.run.outgoing import redact, redacted
 
 logger = logging.getLogger("titan_pt")
 
@@ -49,17 +51,20 @@ class Manifest:
 
     def listing(self, source: Source) -> Listing | None:
         """The files that the run began with, of a source as `complete` makes it."""
-        key = _key(source)
-        return Listing.from_json(self.known[key]) if key in self.known else None
+        found = self.known.get(_key(source)) or self.known.get(_key(source, lambda path: path))
+        return Listing.from_json(found) if found else None
 
     def add(self, source: Source, listing: Listing) -> None:
         """Keep the files of a remote source."""
         if not all(is_address(file.location) for file in listing.files):
             return
-        self.known[_key(source)] = listing.to_json()
+        self.known[_key(source)] = redacted(listing.to_json())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(self.known))
 
 
-def _key(source: Source) -> str:
-    return json.dumps([source.path, source.dataset, source.subset, source.split, source.revision])
+def _key(source: Source, named: Callable[[str], str] = redact) -> str:
+    """What was asked for, however it was signed; up to release 0.15 as it was signed."""
+    return json.dumps(
+        [source.path and named(source.path), source.dataset, source.subset, source.split, source.revision]
+    )

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import itertools
+import re
 import threading
 import uuid
 from collections.abc import Sequence
@@ -23,14 +24,18 @@ from titan_pt.data.sources.registry import is_address
 _MAGIC = b"PAR1"
 _FOOTER = "footer-"  # begins an identity that is made of the file's footer
 _MOST_FOOTER_BYTES, MOST_GROUP_BYTES = 1 << 27, 1 << 33
+_SMALL_BYTES, _MOST_WHOLE_BYTES = 1 << 20, 1 << 26
 _END_BYTES = 1 << 16  # holds the footer of a small file; of a large one it tells the footer's size
 
 
 class ParquetStore:
     """Reads parquet files; what comes over a network is retried, and footers are kept in the cache."""
 
-    def __init__(self, http: Http, patience: Patience, cache: SpillCache, stop: threading.Event) -> None:
+    def __init__(
+        self, http: Http, patience: Patience, cache: SpillCache, stop: threading.Event, *, reads_twice: bool = False
+    ) -> None:
         self._http, self._patience, self._cache, self._stop = http, patience, cache, stop
+        self._reads_twice = reads_twice
         self._footers = functools.lru_cache(maxsize=64)(self._read_footer)
 
     def describe(self, name: str, location: str, identity: str | None = None) -> RowGroupFile:
@@ -61,15 +66,15 @@ class ParquetStore:
             OSError: a local file.
         """
         file = row_group.file
+        source: Any
         try:
             if is_address(file.location):
                 metadata = self._footers(file)
-                parts = [
-                    (start, self._http.read(file.location, start, length, file.size))
-                    for start, length in byte_ranges(metadata, row_group.group, columns)
-                ]
+                source = self._whole(file) if is_read_whole(file, metadata, columns) else None
+                if source is None:
+                    ranges = byte_ranges(metadata, row_group.group, columns)
+                    source = _PartialFile(file.size, [(start, self._part(file, start, size)) for start, size in ranges])
                 self._require_version(file)
-                source: Any = _PartialFile(file.size, parts)
             else:
                 metadata, source = self._footers(file), file.location
             reader = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
@@ -82,6 +87,30 @@ class ParquetStore:
         if table.num_rows != row_group.num_rows:
             raise Refused(f"holds {table.num_rows:,} rows, not the {row_group.num_rows:,} of the listing")
         return table
+
+    def _part(self, file: RowGroupFile, start: int, length: int) -> bytes:
+        """Bytes of a file; where they are read twice, the second time in two other parts."""
+        content = self._http.read(file.location, start, length, file.size)
+        if self._reads_twice and content != self._again(file.location, start, length, file.size):
+            raise Refused(f"bytes {start:,} to {start + length:,} were others when they were read again")
+        return content
+
+    def _again(self, location: str, start: int, length: int, size: int) -> bytes:
+        first = (length + 1) // 2
+        begins = self._http.read(location, start, first, size)
+        return begins + (self._http.read(location, start + first, length - first, size) if length > first else b"")
+
+    def _whole(self, file: RowGroupFile) -> pa.BufferReader:
+        """A whole file whose hash is known, from the cache where it is there."""
+
+        def fetch() -> bytes:
+            content = self._http.read(file.location, 0, file.size, file.size)
+            if not has_hash(content, file.identity):
+                raise Refused("its bytes are not those that the hub has the hash of")
+            return content
+
+        key = hashlib.sha256(f"whole/{file.size}/{file.identity}".encode()).hexdigest()
+        return pa.BufferReader(self._cache.content(key, fetch, self._stop))
 
     def _attempts(self, name: str) -> Attempts:
         return Attempts(f"{name}, footer", self._patience, self._patience.start_seconds)
@@ -126,6 +155,8 @@ class ParquetStore:
             raise Refused(f"its footer is longer than {limit}")
         footer = end[-length:] if length <= len(end) else self._http.read(location, size - length, length, size)
         parse_footer(footer)
+        if self._reads_twice and footer != self._again(location, size - length, length, size):
+            raise Refused("its footer was another one when it was read again")
         return footer, size
 
 
@@ -145,6 +176,23 @@ def _bounded_table(reader: Any, row_group: RowGroup, columns: Sequence[str]) -> 
         batches.append(batch)
     schema = batches[0].schema if batches else pa.schema([reader.schema_arrow.field(name) for name in columns])
     return pa.Table.from_batches(batches, schema)
+
+
+def is_read_whole(file: RowGroupFile, metadata: Any, columns: Sequence[str]) -> bool:
+    """Whether a file of the hub is read whole, to compare its hash: a small one, or most of one that is not large."""
+    if file.size > _MOST_WHOLE_BYTES or re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.identity) is None:
+        return False
+    groups = range(metadata.num_row_groups)
+    wanted = sum(length for group in groups for _, length in byte_ranges(metadata, group, columns, gap=0))
+    return file.size <= _SMALL_BYTES or 2 * wanted >= file.size
+
+
+def has_hash(content: bytes, known: str) -> bool:
+    """Whether this is the content of a hash that the hub publishes: sha256 of a large file, else git's own, or sha1."""
+    if len(known) == 64:
+        return hashlib.sha256(content).hexdigest() == known
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return known in (blob, hashlib.sha1(content, usedforsecurity=False).hexdigest())
 
 
 def describe_local(path: str) -> dict[str, Any]:

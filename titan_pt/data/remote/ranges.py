@@ -15,6 +15,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from titan_pt.data.remote.retry import Changed, Denied, Patience, Refused, Transient
+from titan_pt.run.heartbeat import beat
 
 _PIECE_BYTES = 1 << 16
 _WHOLE_BYTES = 1 << 26  # a file up to this size may come from a server that knows no parts
@@ -173,6 +174,7 @@ class _Answer:
 
     def add(self, piece: bytes) -> None:
         """Append some of the body."""
+        beat()
         self.body += piece
         self._check_size(len(self.body))
 

@@ -29,10 +29,14 @@ _MOST_BAD_GROUPS = 16
 
 
 class ReaderPool:
-    """Threads, cache and retries that all sources of a process share."""
+    """Threads, cache and retries that all sources of a process share.
 
-    def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience) -> None:
-        self.patience = patience
+    Args:
+        reads_twice: what no checksum tells apart from wrong bytes is read twice and compared.
+    """
+
+    def __init__(self, cache_folder: Path, cache_bytes: int, patience: Patience, *, reads_twice: bool = False) -> None:
+        self.patience, self._reads_twice = patience, reads_twice
         self.cache = SpillCache(cache_folder, cache_bytes)
         self._bad_in_a_row = 0
         self._lock = threading.Lock()
@@ -43,7 +47,7 @@ class ReaderPool:
     def store_for(self, seconds: float) -> ParquetStore:
         """A second store, which gives up after that time."""
         patience = replace(self.patience, start_seconds=seconds)
-        return ParquetStore(Http(patience), patience, self.cache, self.stop)
+        return ParquetStore(Http(patience), patience, self.cache, self.stop, reads_twice=self._reads_twice)
 
     def interrupt(self) -> None:
         """End all waiting with Stopped; reading can go on at once."""

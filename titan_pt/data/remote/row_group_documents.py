@@ -66,7 +66,7 @@ class RowGroupDocuments(StreamedDocuments):
     @property
     def contents(self) -> Contents:
         """Hash of each file's content, as far as the start knows it."""
-        return [(file.location, file.known_content) for file in self.listing.files]
+        return [(file.place, file.known_content) for file in self.listing.files]
 
     def __len__(self) -> int:
         return self.listing.num_rows
@@ -194,7 +194,7 @@ class RowGroupDocuments(StreamedDocuments):
             Refused: the file system gives an error.
         """
         if is_address(file.location):
-            return [file.location, file.size, file.identity, file.content]
+            return [file.place, file.size, file.identity, file.content]
         try:
             state = file_state(file.location)
             if state != self._states[file.location]:
@@ -230,7 +230,11 @@ class RowGroupDocuments(StreamedDocuments):
         except (pa.ArrowException, OSError) as error:  # of a local file; a network file system may be busy
             raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         try:
-            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(to_rows(table))]
+            rows = to_rows(table)
+        except ConfigError as error:  # bytes that are not UTF-8 may have become so on their way
+            raise (Refused if is_address(row_group.file.location) else Unfit)(str(error)) from error
+        try:
+            texts = [format_row(self._formatter, row, f"row {number}") for number, row in enumerate(rows)]
         except ConfigError as error:
             raise Unfit(str(error)) from error
         column = pa.table({"text": pa.array(texts, pa.large_string())})

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from titan_pt.data.permutation import digest, keyed_hash
+from titan_pt.run.outgoing import redact
 
 UNKNOWN_VERSION = "listed "
 _MOST_ROWS = 1 << 24
@@ -38,6 +39,11 @@ class RowGroupFile:
 
     Of a server that says nothing, `UNKNOWN_VERSION` and a name for the moment of the listing.
     """
+
+    @property
+    def place(self) -> str:
+        """The location, an address without its secrets."""
+        return redact(self.location) if "://" in self.location else self.location
 
     @property
     def known_content(self) -> str:
@@ -92,7 +98,7 @@ class Listing:
 
     def __getitem__(self, number: int) -> RowGroup:
         file, group = self._places[number]
-        name = file.name if self._names[file.name] == 1 else file.location
+        name = file.name if self._names[file.name] == 1 else file.place
         return RowGroup(file, group, self.starts[number], self.starts[number + 1] - self.starts[number], name)
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.run.files import parse_json
+from titan_pt.run.outgoing import redact
 
 logger = logging.getLogger("titan_pt")
 
@@ -56,7 +57,7 @@ class SkipLog:
             unit=row_group,
             name=name,
             documents=documents,
-            reason=reason,
+            reason=redact(reason),
         )
 
     def _append(self, **entry: Any) -> None:

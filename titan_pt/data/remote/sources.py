@@ -9,7 +9,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Data, Source
 from titan_pt.data.remote.download import downloaded_dataset
 from titan_pt.data.remote.hub import attempt
-from titan_pt.data.remote.listing import list_addresses, list_dataset, list_local
+from titan_pt.data.remote.listing import expand, list_addresses, list_dataset, list_local
 from titan_pt.data.remote.manifest import Manifest
 from titan_pt.data.remote.reader_pool import ReaderPool
 from titan_pt.data.remote.retry import Attempts, Patience, Unreachable, persist
@@ -21,6 +21,7 @@ from titan_pt.data.sources.formatters import find_formatter
 from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, cache_folder, same_content
 from titan_pt.data.sources.local import matching_files
 from titan_pt.data.sources.registry import ListingJson, SourceContext, is_address, naming, title
+from titan_pt.run.outgoing import redact
 
 logger = logging.getLogger("titan_pt")
 
@@ -46,7 +47,7 @@ def list_documents(source: Source, context: SourceContext) -> ListingJson | None
         known = manifest.listing(source)
         if known is not None:
             _require_same(source, known, context, manifest.path)
-            return known.to_json()
+            return _signed(known, source).to_json()
         pool = reader_pool(context)
         if source.path is not None:
             found = list_addresses(source.path, pool.store)
@@ -78,7 +79,8 @@ def reader_pool(context: SourceContext) -> ReaderPool:
 
 def _open_reader_pool(data: Data) -> ReaderPool:
     patience = Patience(attempt_seconds=data.request_timeout_seconds, start_seconds=data.max_stall_seconds)
-    return ReaderPool(cache_folder(data.cache_dir) / "units", data.cache_bytes, patience)
+    twice = data.verify == "always"
+    return ReaderPool(cache_folder(data.cache_dir) / "units", data.cache_bytes, patience, reads_twice=twice)
 
 
 def _list_files(source: Source, context: SourceContext) -> ListingJson | None:
@@ -90,6 +92,14 @@ def _list_files(source: Source, context: SourceContext) -> ListingJson | None:
     hashes = known.hashes(files, HASHED_AT_START_BYTES)
     described = (replace(file, content=content) for file, content in zip(listing.files, hashes, strict=True))
     return Listing(listing.origin, tuple(described)).to_json()
+
+
+def _signed(known: Listing, source: Source) -> Listing:
+    """A kept listing with the addresses of now: those in the run folder lack what signs them."""
+    if source.path is None:
+        return known
+    places = zip(known.files, expand(source.path), strict=True)
+    return replace(known, files=tuple(replace(file, location=address) for file, address in places))
 
 
 def _require_same(source: Source, known: Listing, context: SourceContext, manifest: Path) -> None:
@@ -109,12 +119,12 @@ def _require_same(source: Source, known: Listing, context: SourceContext, manife
     changed = [
         new.name
         for old, new in zip(known.files, found.files, strict=True)
-        if replace(old, content="") != replace(new, content="")
+        if replace(old, content="", location="") != replace(new, content="", location="")
         or not same_content(old.known_content, new.known_content)
     ]
     if changed:
         raise ConfigError(
-            f"{changed[0]}{' and others' * (len(changed) > 1)} at {source.path} changed "
+            f"{changed[0]}{' and others' * (len(changed) > 1)} at {redact(source.path)} changed "
             f"since the run began; restore it, or remove {manifest} to train on what is there now (a resume "
             'then needs checkpoint.exclude_from_loading = ["data"])'
         )

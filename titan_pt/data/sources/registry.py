@@ -218,7 +218,7 @@ def _readable(source: Source) -> Iterator[None]:
     except Exception as error:
         from titan_pt.data.sources.unreadable import explained
 
-        raise explained(source, error) from error
+        raise explained(error, title(source)) from error
 
 
 def _check_cache(cache_dir: str | None) -> None:

@@ -3,16 +3,18 @@
 import errno
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Source
 from titan_pt.run.exit_codes import Preempted
 
 
-def explained(source: Source, error: Exception) -> Exception:
-    """An error of `datasets` or the libraries below it as a ConfigError with its cause, or the Preempted behind it."""
+def explained(error: Exception, title: str) -> Exception:
+    """The ConfigError, or the request to stop, that is behind an error of `datasets` and the libraries below it.
+
+    Args:
+        title: of the source.
+    """
     cause = error if isinstance(error, ConfigError) else error.__cause__ or error
     if isinstance(cause, Preempted):
         return cause
-    title = f"data source {source.name!r}"
     if isinstance(cause, ConfigError):
         return ConfigError(*(f"{title}: {problem}" for problem in cause.problems))
     # The library's own files: a source's would have been named by a ConfigError.

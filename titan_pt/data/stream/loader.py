@@ -5,6 +5,7 @@ of a step do not depend on the number of ranks, nor on the split into micro-batc
 """
 
 import atexit
+import faulthandler
 import functools
 import logging
 import threading
@@ -114,6 +115,8 @@ class DataLoader:
             if stops:
                 raise Preempted
             if late:
+                if item is None:
+                    faulthandler.dump_traceback(2)  # of all threads: a source may be stuck
                 raise Stalled(f"no data for {waited:.0f} s, data.max_stall_seconds = {self._max_stall_seconds:g}")
             if waited > next_warning:
                 ranks = f"{int(waiting)} of {self._world.size} ranks"

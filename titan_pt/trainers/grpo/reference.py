@@ -8,7 +8,7 @@ from torch import nn
 
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.config.schema.grpo import Grpo
-from titan_pt.protocols.context import OptimizerState
+from titan_pt.protocols.parts import OptimizerState
 
 logger = logging.getLogger("titan_pt")
 

@@ -1,0 +1,66 @@
+"""What leaves a run, for files and terminals: without secrets, and without characters that steer a terminal."""
+
+import importlib
+import re
+import sys
+from typing import Any
+
+MASK = "***"
+# What a text with a secret, or one that steers a terminal, has in it; the rules themselves are in secrets.py.
+_HINT = re.compile(
+    r"(?i)[?#]\S*=|://|hf_|sk-|\bgh[pousr]_|github_pat|A[KS]IA|PRIVATE|bearer|authoriz|AIza|(?:passw\w*|secret|_token|key)[\"']?\s*[:=]"
+)
+_PLAIN = re.compile(r"(?:[\t -~]|\n(?!\[rank))*")
+
+
+def looks_secret(text: str) -> bool:
+    """Whether the text holds what looks like a token, a private key or a password."""
+    return _HINT.search(text) is not None and bool(_rules().looks_secret(text))
+
+
+def redact(text: str) -> str:
+    """The text without its secrets; an address is the same however it was signed."""
+    return str(_rules().redact(text)) if _HINT.search(text) else text
+
+
+def redacted(value: Any) -> Any:
+    """A value of tables and lists with every text in it redacted."""
+    if isinstance(value, dict):
+        return {key: redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redacted(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def is_redacted(text: str) -> bool:
+    """Whether an address lacks the secrets that it was written without."""
+    return "://" in text and (f"={MASK}" in text or f"://{MASK}@" in text)
+
+
+class Outgoing:
+    """A stream of the console: what is written to it is printable, and on stderr without secrets."""
+
+    def __init__(self, stream: Any, *, shows_secrets: bool = False) -> None:
+        self._stream, self._shows_secrets = stream, shows_secrets
+
+    def write(self, text: str) -> int:
+        shown = text if self._shows_secrets else redact(text)
+        if not _PLAIN.fullmatch(shown):
+            shown = _rules().printable(shown, colors=self._stream.isatty())
+        self._stream.write(shown)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_console() -> None:
+    """Let nothing foreign steer the terminal, and no secret reach the log; a standard output in a file stays exact."""
+    if not isinstance(sys.stderr, Outgoing):
+        sys.stderr = Outgoing(sys.stderr)
+    if sys.stdout.isatty() and not isinstance(sys.stdout, Outgoing):
+        sys.stdout = Outgoing(sys.stdout, shows_secrets=True)
+
+
+def _rules() -> Any:
+    return importlib.import_module("titan_pt.run.secrets")

@@ -1,0 +1,75 @@
+"""The rules of `outgoing.py`: what is a secret, what steers a terminal. Imported where a text may hold one."""
+
+import re
+
+from titan_pt.run.outgoing import MASK
+
+# Tokens of Hugging Face, OpenAI-like services, GitHub, AWS and Google, private keys, and passwords inside a URL.
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
+    r"|\bA(?:KI|SI)A[A-Z0-9]{12,}|\bAIza[\w-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY[\s\S]*?(?:-----END[^\n]*|\Z)"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+)
+_NAMED = re.compile(
+    r"(?i)((?:authorization[\"']?\s*[:=]\s*[\"']?(?:bearer |basic |token )?|\bbearer (?=\S{16})"
+    r"|[\w-]*(?:password|passwd|secret|secret_access_key|session_token|access_token|auth_token|api[_-]?key)"
+    r"[\"']?\s*[:=]\s*[\"']?))(?!(?:bearer |basic |token )?\*\*\*)[^\s\"',;&}]+"
+)
+_QUERY = re.compile(r"[?#][^\s\"'<>]*=[^\s\"'<>]*")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:[\w.-]*[_.-])?(?:sig|signature|credential|token|secret|password|passwd|pwd|auth|authorization|jwt|apikey"
+    r"|accesskey|(?<=[_.-])key)"
+)
+# What is signed anew with the rest: of AWS, Google, CloudFront and Azure.
+_SIGNED_NAME = re.compile(
+    r"(?i)x-(?:amz|goog)-.*|expires|googleaccessid|awsaccesskeyid|key-pair-id|policy|s[tevprk]|spr|sip|sdd|sk[otesv]\w*"
+)
+# C0, C1, line separators, marks of direction, tags; a line's end and a tab stay.
+_STEERING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
+    r"|\n(?=\[rank)"  # what would look like a line of the log
+)
+_COLOR = re.compile(r"\033\[(?:0|3[1-6])m")
+
+
+def looks_secret(text: str) -> bool:
+    """Whether the text holds what looks like a token, a private key or a password."""
+    return _SECRET.search(text) is not None
+
+
+def redact(text: str) -> str:
+    """The text without its secrets: tokens, passwords, and all that signs an address."""
+    if "=" in text:
+        text = _QUERY.sub(_redacted_query, text)
+    return _NAMED.sub(rf"\g<1>{MASK}", _SECRET.sub(MASK, text))
+
+
+def printable(text: str, *, colors: bool = False) -> str:
+    """A text whose characters show what they are and do nothing else; its lines stay lines.
+
+    Args:
+        colors: the colours of the log stay.
+    """
+    parts, codes = (_COLOR.split(text), _COLOR.findall(text)) if colors else ([text], [])
+    return "".join(_STEERING.sub(_escape, part) + code for part, code in zip(parts, [*codes, ""], strict=True))
+
+
+def fenced(text: str) -> str:
+    """A text as a block of Markdown that it cannot end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{printable(text)}\n{fence}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "\n  " if found[0] == "\n" else found[0].encode("unicode_escape").decode()
+
+
+def _redacted_query(found: re.Match[str]) -> str:
+    parts = re.split("([?#&;])", found[0])
+    names = [part.partition("=")[0] for part in parts]
+    if not any(_SECRET_NAME.fullmatch(name) for name in names):
+        return found[0]
+    return "".join(
+        f"{name}={MASK}" if "=" in part and (_SECRET_NAME.fullmatch(name) or _SIGNED_NAME.fullmatch(name)) else part
+        for part, name in zip(parts, names, strict=True)
+    )
