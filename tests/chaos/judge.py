@@ -284,7 +284,7 @@ def _of_code(start: Start, ended: Ended, run_folder: Path) -> Iterator[str]:
     if actions & {"kill before", "kill after"} or start.signal == signal.SIGKILL:
         allowed |= {-signal.SIGKILL}
     if "fail" in actions:
-        allowed |= {1}
+        allowed |= {1, 70} if "checkpoint.max_failed_saves" in ended.last_line else {1}
     if start.bad_weight:
         allowed |= {1, 70}
     if ended.code not in allowed:

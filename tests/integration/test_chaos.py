@@ -35,6 +35,13 @@ FOUND = {
             Start("EIO for a while", (Rule("fail", 4, 40, ("read",), errno.EIO, part="__0_0.distcp"),)),
         ),
     ),
+    "a disk that fails while steps are looked for": Scenario(
+        "sft",
+        (
+            Start("SIGTERM", stops=6),
+            Start("EIO for a while", (Rule("fail", 1, 10**6, ("read",), errno.EIO, part="checkpoint/"),)),
+        ),
+    ),
     "a disk that is full at a start": Scenario(
         "sft", (Start("ENOSPC for a while", (Rule("fail", 1, 20, ("open", "write", "mkdir")),)),)
     ),

@@ -14,6 +14,11 @@ _MAY_PASS = {
 }
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether the disk or the machine has a bad moment: the same may succeed later."""
+    return error.errno in _MAY_PASS
+
+
 def unwritable(name: str, error: OSError, way_out: str) -> Exception:
     """The exception to raise: CannotStart where the same command may succeed later, else a ConfigError.
 
@@ -24,6 +29,6 @@ def unwritable(name: str, error: OSError, way_out: str) -> Exception:
         way_out: from a place that can never be written to.
     """
     what = f"{name}: cannot be written to: {error.strerror or error}"
-    if error.errno in _MAY_PASS:
+    if may_pass(error):
         return CannotStart(f"{what}; see that the disk has room and is well, and run the same command again")
     return ConfigError(f"{what}; {way_out}")

@@ -8,6 +8,9 @@ from pathlib import Path
 from titan_pt.components.checkpoint.file_hashes import FORMAT, MANIFEST, file_entry
 from titan_pt.run.files import parse_json
 
+NOT_NOW = "it cannot be read now"
+"""Begins the damage of a folder that may be whole when its disk has recovered."""
+
 
 def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = True) -> str | None:
     """Describe the first difference between a folder and its manifest; None if there is none. Sizes are compared first.
@@ -19,7 +22,9 @@ def find_damage(folder: Path, required: Collection[str] = (), *, hashes: bool = 
     try:
         return _find_damage(folder, required, hashes)
     except OSError as error:  # a disk that gives errors, a folder without rights
-        return f"it cannot be read: {error}"
+        from titan_pt.run.unwritable import may_pass
+
+        return f"{NOT_NOW if may_pass(error) else 'it cannot be read'}: {error}"
 
 
 def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str | None:

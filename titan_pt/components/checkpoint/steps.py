@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
+from titan_pt.components.checkpoint.manifest import MANIFEST, NOT_NOW, find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.exit_codes import CannotStart
 from titan_pt.run.files import parse_json
 from titan_pt.run.run_folder import run_folder
 
@@ -34,6 +35,7 @@ def find_step(folder: Path, step: int = -1) -> Path | None:
 
     Raises:
         ConfigError: the wished step is missing or damaged, or all are damaged.
+        CannotStart: one of these cannot be read now.
     """
     steps = dict(iter_steps(folder))
     if step >= 0:
@@ -53,10 +55,11 @@ def find_step(folder: Path, step: int = -1) -> Path | None:
             return path
         damages.append(f"{path.name}: {damage}")
         logger.warning(f"{path} is not whole: {damage}; it is passed over")
+    what = f"{folder}: no step is whole ({'; '.join(damages)})"
+    if any(NOT_NOW in damage for damage in damages):
+        raise CannotStart(f"{what}; see that the disk is well, and run the same command again")
     if damages:
-        raise ConfigError(
-            f"{folder}: no step is whole ({'; '.join(damages)}); restore one, or move the folder away to start anew"
-        )
+        raise ConfigError(f"{what}; restore one, or move the folder away to start anew")
     return None
 
 
