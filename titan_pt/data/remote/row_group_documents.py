@@ -223,7 +223,7 @@ class RowGroupDocuments(StreamedDocuments):
             check_columns(
                 self.reader_pool.store.column_names(row_group.file), tuple(columns), f"{self._where}: {row_group.name}"
             )
-            table = self.reader_pool.store.read(row_group, columns)
+            table = self.reader_pool.store.read(row_group, columns, whole=not self.by_row_group)
             location = row_group.file.location
             if location in self._states and file_state(location) != self._states[location]:
                 raise Refused("was written to while it was read")

@@ -1,10 +1,12 @@
 """Rows made ahead by other processes, with data.num_workers > 0: the rows of `steps.py`, in the same order."""
 
 import logging
+import math
 import multiprocessing
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -27,7 +29,8 @@ from titan_pt.run.signals import die_with_parent, ignore_signals
 logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 0.2
-_MOST_DEATHS = 3  # of workers, without a batch in between
+_MOST_DEATHS, _MOST_STARTS = 3, 10  # of workers, without a batch in between
+_TOGETHER_SECONDS = 10.0  # deaths after one that count with it: what kills one process seldom kills one alone
 
 
 class WorkerDied(RuntimeError):
@@ -69,7 +72,7 @@ def worker_steps(
         points: where the rank's streams go on.
 
     Raises:
-        WorkerDied: workers were killed several times without a batch in between.
+        WorkerDied: workers were killed several times, some time apart, without a batch in between.
     """
     whole = WorkerJob(
         settings=data_settings(config, num_streams),
@@ -83,16 +86,18 @@ def worker_steps(
         numbers=numbers,
         writer=mixture.skip.writer,
     )
-    deaths = 0
+    deaths, starts, counted = 0, 0, -math.inf
     while not stop.is_set():
         pool = WorkerPool(split(replace(whole, points=points), config.data.num_workers), config.data.prefetch_steps)
         try:
             for step in pool.steps(numbers, stop):
-                deaths, points = 0, step.points
+                deaths, starts, counted, points = 0, 0, -math.inf, step.points
                 yield step
         except WorkerDied as error:
-            deaths += 1
-            if deaths == _MOST_DEATHS:
+            starts += 1
+            if time.monotonic() > counted + _TOGETHER_SECONDS:
+                deaths, counted = deaths + 1, time.monotonic()
+            if deaths == _MOST_DEATHS or starts == _MOST_STARTS:
                 raise
             logger.warning(f"{error} Others go on where it was")
         finally:
