@@ -1,9 +1,11 @@
-"""Why a TOML file cannot be read. Imported where one cannot."""
+"""Why a TOML file or a tokenizer cannot be read. Imported where one cannot."""
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,3 +31,13 @@ def explain(error: Exception, path: Path, said_by: str) -> str:
     if isinstance(error, RecursionError):
         return f"{where}: nested too deeply"
     return f"{where}: cannot be read: {error}"  # ValueError: a name with NUL, a number of thousands of digits
+
+
+def unknown_tokenizer(name: str, built_in: Iterable[str]) -> str:
+    """What is wrong with a tokenizer.name that is neither built in nor a file of a known kind."""
+    folder, exists = os.path.isdir(name), os.path.exists(name)
+    reason = "a folder without tokenizer.json" if folder else "an unknown kind of file" if exists else "no such file"
+    return (
+        f'tokenizer.name = {shown(name)}: {reason}{nearest(name, built_in)}; allowed are "byte", "gpt2", or '
+        "the path of a .tiktoken file, a tokenizer.json, or a folder that holds one"
+    )
