@@ -38,7 +38,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
 
         sharded_adamw_8bit = import_attribute(f"{_EIGHT_BIT}:ShardedAdamW8bit")
         device = next(model.parameters()).device
-        check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
+        check_compiler(Compile(cache_dir=config.compile.cache_dir), device, 'optimizer.name = "AdamW8bit"')
         optimizer: torch.optim.Optimizer = sharded_adamw_8bit(
             groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps
         )

@@ -9,6 +9,7 @@ from titan_pt.config.schema.section import (
     Fraction,
     Name,
     NonNegative,
+    PathName,
     Positive,
     PositiveInt,
     Section,
@@ -128,6 +129,8 @@ class Compile(Section):
     """Parts that are compiled."""
     backend: Name = "inductor"
     """Backend of torch.compile."""
+    cache_dir: PathName | None = None
+    """Folder that keeps what was compiled, for later starts on equal machines; a damaged one is thrown away."""
 
     def is_on(self, device_type: str) -> bool:
         """Whether a run on this kind of device compiles."""
