@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.exit_codes import SIGNALLED, CannotStart, ExitCode, GaveUp, Stalled, record_exit_code
-from titan_pt.run.log import print_once
 from titan_pt.run.signals import ignore_signals, signalled
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     ignore_signals()
     recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
     if reason and not recorded:
+        from titan_pt.run.failure import print_once
+
         print_once(reason)
     return code
 
