@@ -15,6 +15,7 @@ from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.heartbeat import enter, phase
+from titan_pt.run.ledger import LEDGER_FILE, Ledger
 from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
@@ -58,6 +59,7 @@ class Trainer:
         self._garbage = GarbageCollection(context.config.training)
         self._profiler = _profiler(context, self._folder)
         self._rows = MetricRows(context, self._folder, peak_flops)
+        self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
         self._warm = False
 
@@ -72,9 +74,8 @@ class Trainer:
         """
         context = self.context
         if context.world.is_main:
-            options = context.config.checkpoint
-            saves = self._checkpointer and not options.load_only
-            self._lock = lock_run_folder(self._folder, self._folder / options.folder if saves else None)
+            checkpoints = self._folder / context.config.checkpoint.folder
+            self._lock = lock_run_folder(self._folder, checkpoints if self._saves(last=True) else None)
         if self._checkpointer and not context.config.checkpoint.load_only:
             context.optimizer_state.check()  # before a state is loaded into it
         if self._checkpointer:
@@ -127,6 +128,7 @@ class Trainer:
         state = self.state
         if state.step < self._plan.total_steps:
             logger.info(f"Training starts at step {state.step + 1}")
+            self._ledger.begin(state.step, anew=self._checkpointer is None)
         else:
             logger.info(f"The run has its {self._plan.total_steps:,} steps; raise {self._plan.advice} to go on")
         try:
@@ -153,6 +155,7 @@ class Trainer:
                 f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
             )
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
+        self._ledger.write(state.step, done=True)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -188,6 +191,7 @@ class Trainer:
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         self._rows.interval.add(state.step, metrics)
         self._plan.step_ends()
+        self._ledger.step_ends(metrics)
         last = state.step == self._plan.total_steps
         validates = self._validates()
         if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
@@ -231,6 +235,7 @@ class Trainer:
         completes it.
         """
         row, texts = self._rows.make_row(self.state), self._rows.interval.last.texts
+        row |= self._ledger.write(self.state.step)
         try:
             values, samples = self._validate() if validate else ({}, {})
         except (Preempted, GaveUpTogether) as error:
@@ -281,6 +286,7 @@ class Trainer:
         self._rows.interval.save_seconds += seconds if what == "save" else 0.0
         whole = self._checkpointer.seconds if self._checkpointer and what == "save" else 0.0
         self._plan.paused(what, seconds, whole)
+        self._ledger.paused(what, seconds, self.state.step)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -337,12 +343,6 @@ def _profiler(context: TrainContext[Any], run_folder: Path) -> "Profiler | None"
 
 
 def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
-    """The plan that `training.max_hours` asks for.
-
-    Args:
-        run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, by `time.monotonic`.
-    """
     if context.config.training.max_hours is None:
         return StepPlan(context)
     from titan_pt.run.deadline import DeadlinePlan

@@ -124,4 +124,4 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
         return opened
     from titan_pt.config.resolve.unreadable import unknown_tokenizer
 
-    raise ConfigError(unknown_tokenizer(name, path, BUILTIN_TOKENIZER_SIZES))
+    raise ConfigError(unknown_tokenizer(name, str(path), BUILTIN_TOKENIZER_SIZES))

@@ -24,7 +24,8 @@ from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
 from titan_pt.protocols.plugins import import_plugin
 from titan_pt.run.log import init_logging
-from titan_pt.run.signals import die_with_parent, ignore_signals
+from titan_pt.run.parents import die_with_parent
+from titan_pt.run.signals import ignore_signals
 
 logger = logging.getLogger("titan_pt")
 
