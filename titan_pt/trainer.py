@@ -155,6 +155,8 @@ class Trainer:
         if wait:
             self.context.dataloader.close()
         self._rows.close()
+        if hasattr(self._step, "close"):
+            self._step.close()
         if self._lock:
             self._lock.close()
 

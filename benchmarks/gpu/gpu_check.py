@@ -533,7 +533,8 @@ def attention():
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.flex_attention import flex_attention
 
-    from titan_pt.models.transformer.attention import available_backends, document_mask
+    from titan_pt.models.transformer.attention import document_mask
+    from titan_pt.models.transformer.kernels import available_backends
 
     rows, heads, kv, length, dim = (16, 16, 4, 2048, 64) if not SMALL else (1, 4, 2, 128, 32)
     q = torch.randn(rows, heads, length, dim, device=DEVICE, dtype=DTYPE, requires_grad=True)

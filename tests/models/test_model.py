@@ -13,9 +13,9 @@ from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
 from titan_pt.models.transformer.args import flops_per_token
-from titan_pt.models.transformer.attention import available_backends, document_mask
+from titan_pt.models.transformer.attention import document_mask
 from titan_pt.models.transformer.flex import FlexMask
-from titan_pt.models.transformer.kernels import check_backend
+from titan_pt.models.transformer.kernels import available_backends, check_backend
 from titan_pt.protocols.model_spec import get_model_spec
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'

@@ -153,5 +153,5 @@ def test_all_kernels_of_a_gpu_give_the_same(compiled: bool) -> None:
             bounds = document_mask(counted, varlen=True)
         assert isinstance(bounds, DocumentBounds)
         check(bounds, "auto", reference.cuda())
-    for backend in attention.available_backends("cuda", torch.bfloat16, 64):
+    for backend in kernels.available_backends("cuda", torch.bfloat16, 64):
         check(None, backend, None)

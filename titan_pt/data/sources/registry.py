@@ -1,7 +1,6 @@
 """Kinds of sources: which module opens a `[[data.sources]]` table. A module is imported when a source needs it."""
 
 import contextlib
-import errno
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -217,16 +216,9 @@ def _readable(source: Source) -> Iterator[None]:
     except (Stopped, Preempted):
         raise
     except Exception as error:
-        cause = error if isinstance(error, ConfigError) else error.__cause__ or error
-        if isinstance(cause, Preempted):
-            raise cause from None
-        if isinstance(cause, ConfigError):
-            with naming(source):
-                raise cause from None
-        # The library's own files: a source's would have been named by a ConfigError.
-        full = isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-        fix = "; set data.cache_dir and HF_HOME to folders with space to write" if full else ""
-        raise ConfigError(f"{title(source)}: cannot be read: {type(cause).__name__}: {cause}{fix}") from error
+        from titan_pt.data.sources.unreadable import explained
+
+        raise explained(error, title(source)) from error
 
 
 def _check_cache(cache_dir: str | None) -> None:

@@ -2,8 +2,8 @@
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
-from titan_pt.data.sources.documents import TokenDocuments
 from titan_pt.data.sources.opening import MixtureSource
+from titan_pt.data.sources.other_documents import TokenDocuments
 from titan_pt.data.stream.encoding import Encoder, PlainText
 
 

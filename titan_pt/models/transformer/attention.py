@@ -3,7 +3,6 @@
 Legend: B batch, L sequence, N query heads, K key-value heads, G query heads of a key head, H head dim.
 """
 
-import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -73,19 +72,3 @@ def document_mask(positions_BL: torch.Tensor, segments_BL: torch.Tensor | None =
 def uses_flex(device: torch.device) -> bool:
     """Whether documents are kept apart by FlexAttention, and not by scaled_dot_product_attention."""
     return device.type == "cuda"
-
-
-@functools.cache
-def available_backends(device_type: str, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
-    """Kernels that run a forward and a backward on this device, found by trying."""
-    return tuple(name for name in BACKENDS if _runs(name, device_type, dtype, head_dim))
-
-
-def _runs(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
-    q = torch.zeros(1, 2, 16, head_dim, device=device_type, dtype=dtype, requires_grad=True)
-    kv = torch.zeros(1, 1, 16, head_dim, device=device_type, dtype=dtype)
-    try:
-        attend(q, kv, kv, None, backend).sum().backward()
-    except RuntimeError:
-        return False
-    return True

@@ -1,12 +1,13 @@
 """The attention kernels of a run: the one that was asked for, and on CUDA the best that are installed."""
 
+import functools
 import importlib.util
 import logging
 
 import torch
 
 from titan_pt.config.errors import ConfigError, one_of
-from titan_pt.models.transformer.attention import available_backends, uses_flex
+from titan_pt.models.transformer.attention import BACKENDS, attend, uses_flex
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.models.transformer.varlen import knows_varlen
 
@@ -70,3 +71,19 @@ def check_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim: 
             f"model.sdpa_backend = {backend!r}: this device ({device_type}, {name}, head_dim {head_dim}) has "
             f"{one_of(available)}; or use auto"
         )
+
+
+@functools.cache
+def available_backends(device_type: str, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
+    """Kernels that run a forward and a backward on this device, found by trying."""
+    return tuple(name for name in BACKENDS if _runs(name, device_type, dtype, head_dim))
+
+
+def _runs(backend: str, device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
+    q = torch.zeros(1, 2, 16, head_dim, device=device_type, dtype=dtype, requires_grad=True)
+    kv = torch.zeros(1, 1, 16, head_dim, device=device_type, dtype=dtype)
+    try:
+        attend(q, kv, kv, None, backend).sum().backward()
+    except RuntimeError:
+        return False
+    return True

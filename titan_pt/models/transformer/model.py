@@ -6,7 +6,6 @@ Legend: B batch, L sequence, D model dim, N query heads, K key-value heads, H he
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,25 +29,13 @@ CachedAttention = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 def rope_table(args: TransformerArgs, device: torch.device | None = None) -> Rope:
     """cos and sin of position x frequency, each (max_seq_len, H/2) in float32 (RoFormer, 2104.09864, eq. 15)."""
     exponents = torch.arange(0, args.head_dim, 2, device=device, dtype=torch.float32) / args.head_dim
-    frequencies = scale_frequencies(1.0 / args.rope_theta**exponents, args)
+    frequencies = 1.0 / args.rope_theta**exponents
+    if args.rope_scaling_factor is not None:
+        from titan_pt.models.transformer.rope_scaling import scale_frequencies
+
+        frequencies = scale_frequencies(frequencies, args)
     angles = torch.outer(torch.arange(args.max_seq_len, device=device, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
-
-
-def scale_frequencies(frequencies: torch.Tensor, args: TransformerArgs) -> torch.Tensor:
-    """Scale rotary frequencies for longer texts as Llama 3.1 does; unchanged for a model without scaling.
-
-    Wavelengths that turn less than rope_low_freq_factor times in rope_original_seq_len positions are stretched by
-    rope_scaling_factor, those that turn more than rope_high_freq_factor times are kept, and between the two a
-    frequency is the mean of both, weighted by its turns (apply_scaling of Llama 3.1's reference code).
-    """
-    factor, length = args.rope_scaling_factor, args.rope_original_seq_len
-    low, high = args.rope_low_freq_factor, args.rope_high_freq_factor
-    if factor is None or length is None or low is None or high is None:
-        return frequencies
-    turns = length * frequencies / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / factor
 
 
 def apply_rope(x_BNLH: torch.Tensor, rope: Rope) -> torch.Tensor:
