@@ -15,8 +15,9 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Data, Job, JobConfig, Source
 from titan_pt.data.builtin.formatters import without_calculator
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.documents import Documents
-from titan_pt.data.sources.opening import MixtureSource, open_alone
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.batch import IGNORED, collate
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.resuming import load_state

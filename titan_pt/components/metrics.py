@@ -134,16 +134,22 @@ class Interval:
     data_seconds: float = 0.0
     num_steps: int = 0
     last: StepMetrics = field(init=False)
-    unread: list[tuple[int, StepMetrics]] = field(default_factory=list)
+    unread: list[tuple[int, StepMetrics, Any]] = field(default_factory=list)
     """Steps whose `skipped` was not looked at yet."""
 
-    def add(self, step: int, metrics: StepMetrics) -> None:
-        """Add a finished step."""
+    def add(self, step: int, metrics: StepMetrics, data: Any = None) -> None:
+        """Add a finished step; `data` is the state of the data behind it, where it may be needed."""
         self.tokens += metrics.tokens
         self.data_seconds += metrics.data_seconds
         self.num_steps += 1
         self.last = metrics
-        self.unread.append((step, metrics))
+        self.unread.append((step, metrics, data))
+
+    def read_bad(self) -> list[tuple[int, StepMetrics, Any, float]]:
+        """The bad steps since this was last asked, each with its data and its flag. Waits for the device."""
+        unread, self.unread = self.unread, []
+        flags = torch.stack([metrics.skipped for _, metrics, _ in unread]).tolist() if unread else []
+        return [(*taken, flag) for taken, flag in zip(unread, flags, strict=True) if flag]
 
 
 class MetricRows:
@@ -160,6 +166,7 @@ class MetricRows:
 
     def open(self, last_step: int) -> None:
         """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
+        self.close()
         if self._context.world.is_main:
             options = self._context.config.metrics
             self._writer = MetricsWriter(self._run_folder, options, last_step, self._context.world.size)
@@ -192,7 +199,6 @@ class MetricRows:
     def make_row(self, state: TrainState) -> dict[str, Any]:
         """The row of this step: the interval's numbers, read from the device. A collective."""
         interval, metrics = self.interval, self.interval.last
-        self.count_skipped(state)
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)  # waits for the device: time is whole here
         seconds = time.perf_counter() - interval.start - interval.paused_seconds
         tokens_per_second = interval.tokens / seconds
@@ -209,21 +215,10 @@ class MetricRows:
             "data_seconds": interval.data_seconds / interval.num_steps,
             "memory_gib": memory_gib(self._context.world.device),
             "skipped_steps": state.skipped_steps,
+            **({"rewinds": len(rewinds)} if (rewinds := state.guard.get("rewinds")) else {}),
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
             **self._extras(metrics),
         }
-
-    def count_skipped(self, state: TrainState) -> None:
-        """Count and report the steps that were not applied since this was last asked."""
-        unread, self.interval.unread = self.interval.unread, []
-        flags = torch.stack([metrics.skipped for _, metrics in unread]).tolist() if unread else []
-        for (step, metrics), flag in zip(unread, flags, strict=True):
-            if flag:
-                state.skipped_steps += 1
-                logger.error(
-                    f"step {step}: loss or gradient is not finite; weights are unchanged; its documents on this rank: "
-                    f"{', '.join(metrics.documents) or 'unknown'}"
-                )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation; None where the peak is not known, or was measured too low on a busy machine."""

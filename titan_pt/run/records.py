@@ -55,7 +55,7 @@ class Record:
             self._fails = True
             return
         if self._fails:
-            logger.warning(f"{self._name}: written again, with {before - 1} that were kept{self._told('; lost: ')}")
+            logger.warning(f"{self._name}: written again, with {before - 1} that were kept{self._told()}")
         self._fails, self._lost = False, []
 
     def close(self) -> None:
@@ -64,12 +64,12 @@ class Record:
         self._lost += [what for what, _, _ in self._kept]
         self._kept.clear()
         if self._lost:
-            logger.error(f"{self._name}: could not be written up to the end{self._told('; lost: ')}")
+            logger.error(f"{self._name}: could not be written up to the end{self._told()}")
 
-    def _told(self, before: str) -> str:
+    def _told(self) -> str:
         count = len(self._lost)
         span = self._lost if count < 3 else [self._lost[0], f"... ({count} in all) ...", self._lost[-1]]
-        return f"{before}{', '.join(span)}" if count else ""
+        return f"; lost: {', '.join(span)}" if count else ""
 
 
 class AppendedFile:

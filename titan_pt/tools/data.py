@@ -16,8 +16,9 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.overlap import N, find_overlap
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.documents import Documents, SkipOptions, are_tokens
-from titan_pt.data.sources.opening import data_settings, open_alone
+from titan_pt.data.sources.opening import data_settings
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.row import PackedRow

@@ -16,10 +16,11 @@ from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.documents import Documents, contents_of
 from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.local import is_prepared
-from titan_pt.data.sources.opening import MixtureSource, open_alone
+from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable

@@ -12,8 +12,9 @@ from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import SftConfig
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.local import matching_files, read_rows
-from titan_pt.data.sources.opening import data_settings, open_alone
+from titan_pt.data.sources.opening import data_settings
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import tokenize_mixture
 from titan_pt.data.stream.row import PackedRow

@@ -27,11 +27,11 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin import formatters
 from titan_pt.data.remote import later_hashes
 from titan_pt.data.sources import formatter_sources, identity
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.documents import contents_of
 from titan_pt.data.sources.formatter_sources import sources_hash
 from titan_pt.data.sources.formatters import FORMATTERS, register_formatter
 from titan_pt.data.sources.identity import KnownFiles
-from titan_pt.data.sources.opening import open_alone
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.tools.prepare import prepare
 from titan_pt.validate import validation_rows

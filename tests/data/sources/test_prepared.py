@@ -13,8 +13,9 @@ from row_group_helpers import TEXTS, config_of, quick
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig, Source
+from titan_pt.data.sources.alone import open_alone
 from titan_pt.data.sources.identity import KnownFiles
-from titan_pt.data.sources.opening import MixtureSource, data_settings, open_alone
+from titan_pt.data.sources.opening import MixtureSource, data_settings
 from titan_pt.data.sources.prepared import PreparedDocuments
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
 from titan_pt.data.stream.stream import Stream

@@ -88,12 +88,6 @@ def _same_documents(own_print: str, own: Contents, its_print: str, its: Contents
     )
 
 
-def open_alone(sources: Sequence[Source], config: JobConfig) -> list[MixtureSource]:
-    """Open the sources in a process without ranks, for tools."""
-    context = SourceContext(data_settings(config, plan_run_size(config, 1).num_streams))
-    return open_all(sources, list_all(sources, context), context)
-
-
 def data_settings(config: JobConfig, num_streams: int) -> DataSettings:
     """The part of a config that decides about its documents and their order."""
     validation = config.validation

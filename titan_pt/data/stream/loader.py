@@ -134,7 +134,11 @@ class DataLoader:
         self._stop.set()
         if self._prefetcher is not None:
             self._prefetcher.close(self._interrupt)
-            self._report()
+            states = [point.state for point in self.committed.values()]
+            if any(state.padding or any(state.lost) for state in states):
+                from titan_pt.data.stream.last_report import report
+
+                report(self.mixture, states)
         self._prefetcher = None
         atexit.unregister(self.close)
 
@@ -154,15 +158,21 @@ class DataLoader:
         Raises:
             ConfigError: the documents read differently now.
         """
-        from titan_pt.data.stream.resuming import resume
+        from titan_pt.data.stream.resuming import point_from_json, resume
 
         self.close()
-        points = {s: ResumePoint.from_json(streams[str(s)]) for s in self._streams}
+        points = {s: point_from_json(streams[str(s)]) for s in self._streams}
         if not self._makes_last_row_again:
             points = {s: ResumePoint(point.state, None) for s, point in points.items()}
         for s, stream in self._streams.items():
             resume(stream, points[s])
         self.committed = points
+
+    def drop_begun(self) -> None:
+        """Drop the rest of the documents that the rows so far end in; after `load_state_dict`."""
+        from titan_pt.data.stream.resuming import without_begun
+
+        self.committed = {s: without_begun(stream) for s, stream in self._streams.items()}
 
     def identity(self) -> Json:
         """JSON: everything that must be equal for a state to mean the same documents."""
@@ -246,16 +256,6 @@ class DataLoader:
     def _interrupt(self) -> None:
         for source in self.mixture.sources:
             source.interrupt()
-
-    def _report(self) -> None:
-        states = [point.state for point in self.committed.values()]
-        padding = sum(state.padding for state in states)
-        if padding:
-            tokens = padding + sum(sum(state.tokens) for state in states)
-            logger.info(f"Packing {self.mixture.packing}: {padding:,} of {tokens:,} row tokens were padding")
-        if lost := sum(sum(state.lost) for state in states):
-            where = self.mixture.skip.folder
-            logger.error(f"{lost:,} documents were lost to row groups that were given up: {where}/ledger-*.jsonl")
 
     def _steps(self, numbers: list[int]) -> Iterator[StepRows]:
         if self._config.data.num_workers == 0:

@@ -112,8 +112,7 @@ class TokenizedMixture:
 
     def note_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
-        name = self.sources[d].name
-        if name not in self.spent:
+        if (name := self.sources[d].name) not in self.spent:
             self.spent.add(name)
             weight = ": its weight goes to the others there" if len(self.sources) > 1 else ""
             logger.info(f"data source {name!r} is spent in a stream{weight}")

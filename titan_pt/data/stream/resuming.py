@@ -1,9 +1,25 @@
 """Sets a stream to where a checkpoint was in it, and checks that the documents read as they did; for resumes alone."""
 
+from dataclasses import fields
+
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.stream.row import Piece
-from titan_pt.data.stream.state import PieceState, ResumePoint, StreamState
+from titan_pt.data.stream.state import Json, PieceState, ResumePoint, StreamState
 from titan_pt.data.stream.stream import Stream
+
+
+def state_from_json(values: Json) -> StreamState:
+    """The state that `StreamState.to_json` wrote; other keys do not matter."""
+    own: Json = {field.name: values[field.name] for field in fields(StreamState)}
+    found: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    found["carry"] = tuple(tuple(PieceState(*piece) for piece in pieces) for pieces in own["carry"])
+    return StreamState(**found)
+
+
+def point_from_json(values: Json) -> ResumePoint:
+    """The point that `ResumePoint.to_json` wrote."""
+    before = values["before"]
+    return ResumePoint(state_from_json(values), before and state_from_json(before))
 
 
 def load_state(stream: Stream, state: StreamState) -> None:
@@ -42,6 +58,12 @@ def resume(stream: Stream, point: ResumePoint) -> None:
             f"written ({point.state.digest}); restore the files and the tokenizer, or start the data anew with "
             'checkpoint.exclude_from_loading = ["data"]'
         )
+
+
+def without_begun(stream: Stream) -> ResumePoint:
+    """Drop the rest of the documents that the last rows end in; returns the state."""
+    stream.carry = [[piece for piece in pieces if not piece.start] for pieces in stream.carry]
+    return ResumePoint(stream.state(), None)
 
 
 def _reread(stream: Stream, state: PieceState) -> Piece:

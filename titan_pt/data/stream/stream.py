@@ -11,7 +11,6 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.sources.documents import are_tokens
@@ -20,9 +19,6 @@ from titan_pt.data.stream.order import RowOrder
 from titan_pt.data.stream.packing import POOL, best_fit
 from titan_pt.data.stream.row import PackedRow, Piece, hash_tokens, pack_row
 from titan_pt.data.stream.state import StreamState
-
-if TYPE_CHECKING:
-    from titan_pt.data.sources.other_documents import TokenDocuments
 
 
 @dataclass
@@ -134,21 +130,16 @@ class Stream:
         """
         source, order = self.mixture.sources[d], self.orders[d]
         if are_tokens(source.documents):
+            from titan_pt.data.stream.token_shards import read_tokens
+
             assert isinstance(order, RowOrder)
-            return self._read_tokens(d, place, order.number(place), source.documents)
+            return read_tokens(self.mixture, d, place, order.number(place))
         number, text = order.read(place)
         self.lost[d] += text is None
         if not text or not (source.by_row_group or self.mixture.has_text(text)):
             return None
         found = self.mixture.encode(source, number, text)
         return Piece(d, place, f"{source.name}:{number}", found.tokens, found.bytes_per_token, found.targets)
-
-    def _read_tokens(self, d: int, place: int, number: int, documents: "TokenDocuments") -> Piece | None:
-        tokens = documents.tokens(number)
-        if not len(tokens) or not self.mixture.has_hash(documents.holdout_hash(number)):
-            return None
-        ratio = documents.num_bytes(number) / max(1, len(tokens) - 1)
-        return Piece(d, place, f"{self.mixture.sources[d].name}:{number}", tokens, ratio)
 
     def _chosen(self, d: int, size: int) -> list[Piece]:
         """The documents of the next row, in their order."""
