@@ -85,6 +85,10 @@ class RunEnding:
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
+        from titan_pt.run.out_of_memory import explain, is_out_of_memory
+
+        if is_out_of_memory(error):
+            error.args = (explain(error, self.trainer),)
         if not isinstance(error, ConfigError | GaveUp):
             _record_failure(error)  # before this rank leaves, which makes the others fail too
         self.close(wait=_is_alone())
