@@ -254,10 +254,12 @@ class Trainer:
 
     def _complete_row(self) -> bool:
         """Validate the last finished step if its row in metrics.jsonl lacks that; returns whether it did."""
-        if not self._validator or not self._rows.lacks_validation(self.state.step):
+        from titan_pt.components.late_validation import complete, lacks_validation
+
+        if not self._validator or not lacks_validation(self._rows, self.state.step):
             return False
         values, texts = self._validate()
-        self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+        complete(self._rows.writer, self.state.step, values, self._plan.total_steps, texts)
         return True
 
     def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:

@@ -160,41 +160,27 @@ class MetricRows:
     """
 
     def __init__(self, context: TrainContext[Any], run_folder: Path, peak_flops: float | None) -> None:
-        self._context, self._run_folder, self._peak_flops = context, run_folder, peak_flops
-        self._writer: MetricsWriter | None = None
+        self.context, self._run_folder, self._peak_flops = context, run_folder, peak_flops
+        self.writer: MetricsWriter | None = None  # of rank 0, from `open` on
         self.interval = Interval()
 
     def open(self, last_step: int) -> None:
         """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
         self.close()
-        if self._context.world.is_main:
-            options = self._context.config.metrics
-            self._writer = MetricsWriter(self._run_folder, options, last_step, self._context.world.size)
+        if self.context.world.is_main:
+            options = self.context.config.metrics
+            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size)
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writer:
-            self._writer.close()
+        if self.writer:
+            self.writer.close()
 
     def write(self, row: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
         """Write a row, and show texts such as samples under their names."""
-        if self._writer:
-            self._writer.write(row, total_steps)
-            self._writer.write_texts(texts, row["step"])
-
-    def complete(self, step: int, values: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
-        """Add a validation's values to the written row of a step, and show its texts."""
-        from titan_pt.components.late_validation import complete
-
-        if self._writer:
-            complete(self._writer, step, values, total_steps)
-            self._writer.write_texts(texts, step)
-
-    def lacks_validation(self, step: int) -> bool:
-        """Whether this step's row was written without a validation; true of a step 0 without a row. A collective."""
-        from titan_pt.components.late_validation import lacks_validation
-
-        return self._context.world.on_main(lambda: lacks_validation(self._writer, step))
+        if self.writer:
+            self.writer.write(row, total_steps)
+            self.writer.write_texts(texts, row["step"])
 
     def make_row(self, state: TrainState) -> dict[str, Any]:
         """The row of this step: the interval's numbers, read from the device. A collective."""
@@ -207,13 +193,13 @@ class MetricRows:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": metrics.lr,
-            **group_rates(self._context.optimizer, metrics.lr),
+            **group_rates(self.context.optimizer, metrics.lr),
             "tokens_seen": state.tokens_seen,
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),
             "step_seconds": seconds / interval.num_steps,
             "data_seconds": interval.data_seconds / interval.num_steps,
-            "memory_gib": memory_gib(self._context.world.device),
+            "memory_gib": memory_gib(self.context.world.device),
             "skipped_steps": state.skipped_steps,
             **({"rewinds": len(rewinds)} if (rewinds := state.guard.get("rewinds")) else {}),
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
@@ -224,14 +210,14 @@ class MetricRows:
         """Model FLOPs utilisation; None where the peak is not known, or was measured too low on a busy machine."""
         if not self._peak_flops:
             return None
-        mfu = tokens_per_second * self._context.flops_per_token / (self._peak_flops * self._context.world.size)
+        mfu = tokens_per_second * self.context.flops_per_token / (self._peak_flops * self.context.world.size)
         return mfu if mfu <= 1 else None
 
     def _extras(self, metrics: StepMetrics) -> dict[str, float]:
         """The step's own values, and each source's tokens and passes over all ranks; NaN means there was none."""
         values = {key: float(value) for key, value in metrics.extra.items()}
         values = {key: value for key, value in values.items() if value == value}
-        for progress in self._context.world.gather(self._context.dataloader.progress()):
+        for progress in self.context.world.gather(self.context.dataloader.progress()):
             for name, (tokens, epochs) in progress.items():
                 values[f"source/{name}/tokens"] = values.get(f"source/{name}/tokens", 0) + tokens
                 values[f"source/{name}/epochs"] = values.get(f"source/{name}/epochs", 0.0) + epochs
