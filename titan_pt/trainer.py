@@ -1,6 +1,7 @@
 """The Trainer: the loop and what every kind of training shares, from resume to the last checkpoint."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
 
 if TYPE_CHECKING:
+    from titan_pt.components.bad_steps import BadSteps
     from titan_pt.components.checkpoint.resume import Resumed
     from titan_pt.components.profiling import Profiler
 
@@ -62,6 +64,7 @@ class Trainer:
         self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
         self._warm = False
+        self._goes_back = context.config.training.on_bad_step == "rewind"
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -84,11 +87,9 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
-            from titan_pt.components.checkpoint.resume import load_newest, warn_of_another_rate
+            from titan_pt.components.checkpoint.resume import warn_of_another_rate
 
-            resumed = load_newest(context, self._step, self._checkpointer, found, self._identity)
-            self.state = resumed.state
-            self._checkpointer.last_step = self.state.step
+            resumed = self._resume(found)
             protect_progress()
             logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
@@ -118,6 +119,17 @@ class Trainer:
         else:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
 
+    def _resume(self, found: Path) -> "Resumed":
+        from titan_pt.components.checkpoint.resume import load_newest
+
+        assert self._checkpointer is not None
+        resumed = load_newest(self.context, self._step, self._checkpointer, found, self._identity)
+        vars(self.state).update(vars(resumed.state))  # in place: the loop has it
+        self._checkpointer.last_step = self.state.step
+        if self.context.spikes:
+            self.context.spikes.load_state_dict(self.state.guard.get("spikes", {}))
+        return resumed
+
     def train(self) -> None:
         """Train to the last step or the end of the data.
 
@@ -141,7 +153,7 @@ class Trainer:
             with self._garbage, self._profiler or contextlib.nullcontext():
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
-                    if metrics is None:
+                    if metrics is None and not self._judge():
                         logger.warning("Every data source is spent: the run ends here")
                         self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
@@ -169,6 +181,8 @@ class Trainer:
         if wait:
             self.context.dataloader.close()
         self._rows.close()
+        if hasattr(self._step, "close"):
+            self._step.close()
         if self._lock:
             self._lock.close()
 
@@ -179,6 +193,8 @@ class Trainer:
         enter(f"step {state.step + 1}", "train" if self._warm else "init")
         self.context.raise_if_preempted()
         self._plan.replan(state.step)
+        if state.guard:
+            self._bad_steps.jump_if_due(state)
         try:
             metrics = self._step(state)
         except GaveUpTogether:
@@ -189,12 +205,16 @@ class Trainer:
         state.step += 1
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
-        self._rows.interval.add(state.step, metrics)
+        data = self._bad_steps.note(state.step, metrics) if self._goes_back else None
+        self._rows.interval.add(state.step, metrics, data)
         self._plan.step_ends()
         self._ledger.step_ends(metrics)
         last = state.step == self._plan.total_steps
         validates = self._validates()
-        if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
+        logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
+        if (logs or self._saves(last)) and self._judge():
+            return metrics
+        if logs:
             self._log(validate=validates)
         if self._saves(last):
             self._save(required=last)
@@ -212,6 +232,7 @@ class Trainer:
 
     def _finish_early(self, why: str, way_out: str) -> None:
         """The data or the time ended before the steps did: log, validate and save the last finished step."""
+        self._judge(hurried=True)
         if self.state.step == 0:
             raise ConfigError(f"{why} before the first step was done; {way_out}")
         if self._rows.interval.num_steps:
@@ -246,14 +267,15 @@ class Trainer:
             raise
         self._rows.write({**row, **values}, self._plan.total_steps, {**samples, **texts})
         self._rows.interval = Interval()
-        self._give_up_after_too_many()
 
     def _complete_row(self) -> bool:
         """Validate the last finished step if its row in metrics.jsonl lacks that; returns whether it did."""
-        if not self._validator or not self._rows.lacks_validation(self.state.step):
+        from titan_pt.components.late_validation import complete, lacks_validation
+
+        if not self._validator or not lacks_validation(self._rows, self.state.step):
             return False
         values, texts = self._validate()
-        self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+        complete(self._rows.writer, self.state.step, values, self._plan.total_steps, texts)
         return True
 
     def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:
@@ -263,16 +285,30 @@ class Trainer:
             values = self._validator()
         return values, getattr(self._validator, "texts", {})
 
-    def _give_up_after_too_many(self) -> None:
-        limit, skipped = self.context.config.training.max_skipped_steps, self.state.skipped_steps
-        if skipped > limit:
-            if self._checkpointer:
-                self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
-            raise GaveUp(
-                f"{skipped} steps had a non-finite loss or gradient, more than "
-                f"training.max_skipped_steps = {limit}; lower optimizer.lr, lengthen lr_scheduler.warmup_steps, or "
-                "look at the documents named above"
-            )
+    # -- bad steps ----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _bad_steps(self) -> "BadSteps":
+        from titan_pt.components.bad_steps import BadSteps
+
+        return BadSteps(self.context, self._folder, self._rows, self._checkpointer)
+
+    def _judge(self, *, hurried: bool = False) -> bool:
+        """Look whether the last steps were bad; returns whether the run went back to a saved step. A collective.
+
+        Raises:
+            GaveUp: there were too many.
+        """
+        bad = self._rows.interval.read_bad()
+        found = self._bad_steps.judge(self.state, bad, self._plan.total_steps, hurried=hurried) if bad else None
+        if found is None:
+            return False
+        guard = self.state.guard
+        self._resume(found)
+        self.state.guard = {**guard, "spikes": self.state.guard.get("spikes", {})}
+        self._rows.open(self.state.step)
+        self._rows.interval = Interval()
+        return True
 
     @contextlib.contextmanager
     def _pause(self, what: str) -> Iterator[None]:
@@ -296,6 +332,7 @@ class Trainer:
             return False
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
+        early = early or self._goes_back  # which needs a step to go back to
         first = early and self.state.step == 1
         return last or first or self._checkpointer.is_due(self.state.step)
 
@@ -312,15 +349,15 @@ class Trainer:
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
-        if self.state.step and self._saves(last=True) and not self.has_checkpoint:
+        if not self._judge(hurried=True) and self.state.step and self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
         with self._pause("save"):
-            self._rows.count_skipped(self.state)
-            self._give_up_after_too_many()
+            if self.context.spikes:
+                self.state.guard["spikes"] = self.context.spikes.state_dict()
             documents = run_documents(self.context, self._step, self._identity, self.state, self._plan.state_dict())
             try:
                 self._checkpointer.save(self.state.step, run_tensors(self.context, self._step), documents)

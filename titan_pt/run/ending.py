@@ -82,6 +82,10 @@ class RunEnding:
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
+        from titan_pt.run.out_of_memory import explain, is_out_of_memory
+
+        if is_out_of_memory(error):
+            error.args = (explain(error, self.trainer),)
         if not isinstance(error, ConfigError | GaveUp):
             from titan_pt.run.failure import record_failure
 

@@ -18,6 +18,7 @@ from titan_pt.data.sources.opening import Listings, data_settings, open_all
 from titan_pt.data.sources.registry import DataSettings, SourceContext
 from titan_pt.data.stream.encoding import Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
+from titan_pt.data.stream.resuming import resume
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.state import ResumePoint
 from titan_pt.data.stream.steps import StepRows, make_steps
@@ -215,5 +216,5 @@ def _open_streams(job: WorkerJob) -> dict[int, Stream]:
         source.wait_for_ever()
     streams = {s: Stream(mixture, s, job.settings.num_streams, job.seq_len) for s in job.points}
     for s, stream in streams.items():
-        stream.resume(job.points[s])
+        resume(stream, job.points[s])
     return streams
