@@ -24,8 +24,18 @@ class Fault(Section):
     """[fault]"""
 
     kind: Literal[
-        *("none", "signal", "nan_loss", "nan_gradient", "nan_token", "spike", "raise", "mistake", "give_up", "sleep"),
-        *("work", "stall"),
+        "none",
+        "signal",
+        "nan_loss",
+        "nan_gradient",
+        "nan_token",
+        "spike",
+        "raise",
+        "mistake",
+        "give_up",
+        "sleep",
+        "work",
+        "stall",
     ] = "none"
     """What goes wrong."""
     token: int = -1
