@@ -20,7 +20,7 @@ from titan_pt.trainers import pretrain
 
 KEYS = [
     *("step", "loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "mfu", "step_seconds", "data_seconds"),
-    *("memory_gib", "skipped_steps", "time"),
+    *("memory_gib", "skipped_steps", "goodput", "time"),
     *("source/arithmetic/loss", "source/arithmetic/tokens", "source/arithmetic/epochs"),
 ]
 VALIDATION = ["val_loss", "val_perplexity", "val_bpb"]
