@@ -212,11 +212,12 @@ class Trainer:
         last = state.step == self._plan.total_steps
         validates = self._validates()
         logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
-        if (logs or self._saves(last)) and self._judge():
+        saves = self._saves(last)
+        if (logs or saves) and self._judge():
             return metrics
         if logs:
             self._log(validate=validates)
-        if self._saves(last):
+        if saves:
             self._save(required=last)
         self._export(last)
         if not self._warm:  # the first step compiles and connects
