@@ -17,6 +17,7 @@ from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.sources.registry import DataSettings, SourceContext, open_source
 from titan_pt.data.stream.loader import DataLoader
 from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.resuming import state_from_json
 from titan_pt.data.stream.state import StreamState
 from titan_pt.distributed.world import World
 
@@ -31,7 +32,7 @@ def open_one(source: Source, seed: int = 1, cache_dir: str | None = None) -> Doc
 
 def through_json(state: StreamState) -> StreamState:
     """A stream's state as a checkpoint gives it back."""
-    return StreamState.from_json(json.loads(json.dumps(state.to_json())))
+    return state_from_json(json.loads(json.dumps(state.to_json())))
 
 
 class Texts(list[str]):

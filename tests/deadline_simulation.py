@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from titan_pt.components.lr_scheduler import PlannedSchedule, build_lr_schedulers
 from titan_pt.config.schema.job_config import Checkpoint, JobConfig, LrScheduler, Optimizer, Training, Validation
 from titan_pt.run.deadline import Deadline
-from titan_pt.run.moments import seconds_between
+from titan_pt.run.jumps import seconds_between
 
 HOUR = 3600.0
 
@@ -97,7 +97,7 @@ def simulate(scenario: Scenario, config: JobConfig, seed: int = 0) -> Result:
 
 
 def moment_of(scenario: Scenario, now: float, attempt: int) -> dict[str, object]:
-    """A `moments.moment`: the wall clock with its jumps, and a steady one that begins anew on each machine."""
+    """A `ledger.moment`: the wall clock with its jumps, and a steady one that begins anew on each machine."""
     boot = attempt if scenario.moves else 0
     wall = now + sum(by for at, by in scenario.jumps.items() if at <= now)
     return {"time": wall, "clock": now + 7 * boot, "boot": f"boot {boot}"}

@@ -24,9 +24,22 @@ class Fault(Section):
     """[fault]"""
 
     kind: Literal[
-        "none", "signal", "nan_loss", "nan_gradient", "raise", "mistake", "give_up", "sleep", "work", "stall"
+        "none",
+        "signal",
+        "nan_loss",
+        "nan_gradient",
+        "nan_token",
+        "spike",
+        "raise",
+        "mistake",
+        "give_up",
+        "sleep",
+        "work",
+        "stall",
     ] = "none"
     """What goes wrong."""
+    token: int = -1
+    """Of "nan_token": the loss of a micro-batch that holds it is NaN."""
     steps: list[int] = Field(default_factory=list)
     """At which steps; with `during_validation`, at which validations of this process."""
     rank: int = -1
@@ -54,8 +67,10 @@ def build_step(context: TrainContext) -> Step:
         context.raise_if_preempted()
 
     inner = pretrain.build_step(dataclasses.replace(context, raise_if_preempted=before_micro_batch))
-    if fault.kind.startswith("nan_"):
-        poison(context.model, fault.kind, lambda: is_here(fault, context, now["step"]))
+    if fault.kind == "nan_token":
+        poison(context.model, "nan_loss", lambda tokens_BL: bool((tokens_BL == fault.token).any()))
+    elif fault.kind.startswith("nan_") or fault.kind == "spike":
+        poison(context.model, fault.kind, lambda _tokens_BL: is_here(fault, context, now["step"]))
 
     def step(state: TrainState) -> StepMetrics | None:
         now["step"], now["calls"] = state.step + 1, 0
@@ -110,15 +125,16 @@ def stall(fault: Fault, context: TrainContext, step: int) -> None:
         raise Stalled("no data")
 
 
-def poison(model: nn.Module, kind: str, is_now: Callable[[], bool]) -> None:
-    """NaN in the loss and what follows from it, or only in the gradient."""
+def poison(model: nn.Module, kind: str, is_now: Callable[[torch.Tensor], bool]) -> None:
+    """NaN in the loss and what follows from it, or only in the gradient; or a loss of ten times its size."""
 
-    def hook(_module: nn.Module, _arguments: Any, losses: Any) -> Any:
-        if not is_now() or not torch.is_grad_enabled():
+    def hook(_module: nn.Module, arguments: Any, losses: Any) -> Any:
+        if not torch.is_grad_enabled() or not is_now(arguments[0]):
             return losses
-        losses = dataclasses.replace(losses, total=losses.total * float("nan"))
-        if kind == "nan_loss":
-            losses = dataclasses.replace(losses, cross_entropy_T=losses.cross_entropy_T * float("nan"))
+        factor = 10.0 if kind == "spike" else float("nan")
+        losses = dataclasses.replace(losses, total=losses.total * factor)
+        if kind != "nan_gradient":
+            losses = dataclasses.replace(losses, cross_entropy_T=losses.cross_entropy_T * factor)
         return losses
 
     model.register_forward_hook(hook)

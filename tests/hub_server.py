@@ -129,8 +129,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "garbage":
             body = bytes(byte ^ 0x5A for byte in body)
         if fault in FLIPS:
-            before, _, behind = body.rpartition(b"word")  # the first are in statistics
-            body = before + FLIPS[fault] * (len(before) + len(behind) < len(body)) + behind
+            parts = body.split(b"word")  # another one each time; the first are in statistics
+            at = len(parts) // 2 + self.server.requests["file"] % (len(parts) // 2 + 1)
+            body = b"word".join(parts[:at]) + FLIPS[fault] * (0 < at < len(parts)) + b"word".join(parts[at:])
         if fault == "short":  # a proxy that cut the file and says so
             body = body[: len(body) // 2]
         headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}", **self.server.version}

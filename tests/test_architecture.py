@@ -18,6 +18,7 @@ LINES_OF_A_FUNCTION = 60
 WINGS = (
     *("data.remote", "data.builtin", "hf", "generation", "tasks", "evaluation", "trainers.sft", "trainers.grpo"),
     *("data.stream.workers", "data.stream.synthetic", "data.sources.prepared", "data.sources.records", "data.overlap"),
+    *("run.goodput", "run.jumps", "run.stopped", "run.idle_starts", "run.failure", "run.pipes", "run.parents"),
     *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
     *("run.watchdog", "run.watched"),
     *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),

@@ -67,6 +67,8 @@ def build_context(
         schedule=PlannedSchedule(functools.partial(spec.build_lr_schedulers, config), run_size.steps),
         dataloader=dataloader,
         raise_if_preempted=raise_if_preempted,
+        spikes=config.training.spike_zscore
+        and import_attribute("titan_pt.components.spikes:LossSpikes")(config.training),
     )
 
 

@@ -39,7 +39,7 @@ from titan_pt.run.told_codes import read_exit_codes, read_reasons
 from titan_pt.run.watchdog import Watchdog
 
 _LONGEST_PAUSE = 60.0
-"""Seconds before a restart; the first ones come sooner."""
+"""Seconds before a restart; the first ones come sooner, and those of a start that lasted longer than this."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,8 +163,10 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
     numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
     numbers = list(dict.fromkeys([*numbers, signal.SIGUSR1]))  # what Slurm sends before the time limit
     args.signals_to_handle = ""
+    pause = 1.0
     for restart in itertools.count(1):
-        os.environ[START_VARIABLE] = str(time.monotonic())
+        began = time.monotonic()
+        os.environ[START_VARIABLE] = str(began)
         late: list[int] = []
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
@@ -179,13 +181,15 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
         # A person's Ctrl-C and a pod's SIGTERM are obeyed, whichever process they reached.
         if signals_came or restart > restarts or code not in (ExitCode.FAILED, ExitCode.PREEMPTED):
             return code
-        pause = min(2.0 ** (restart - 1), _LONGEST_PAUSE)
+        if time.monotonic() - began > _LONGEST_PAUSE:
+            pause = 1.0  # it was well for a while
         print(f"The run ended with {int(code)}: restart {restart} of {restarts} in {pause:.0f} s", file=sys.stderr)
         end = time.monotonic() + pause
         while not late and time.monotonic() < end:
             time.sleep(0.05)
         if late:
             return stopped()
+        pause = min(2 * pause, _LONGEST_PAUSE)
     raise AssertionError
 
 

@@ -41,11 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: JobConfig, started: float) -> ExitCode:
-    """Build everything, then train. Returns DONE, PREEMPTED or TERMINATED.
-
-    Args:
-        started: when this attempt began, by `time.monotonic`.
-    """
+    """Build everything, then train; `started` is when this attempt began. Returns DONE, PREEMPTED or TERMINATED."""
     if config.comm.mode == "fake_backend":
         from titan_pt.dry_run import run_dry
 
@@ -74,11 +70,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
 
 
 def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
-    """Build a run, in the order in which it is decided: context, step function, validator, loop.
-
-    Args:
-        started: when this attempt began, by `time.monotonic`; None: now.
-    """
+    """Build a run that began at `started`, now by default: context, step function, validator, loop."""
     import torch
 
     from titan_pt.components.flops import peak_flops
@@ -130,15 +122,9 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
         from titan_pt.config.run_size import with_saved_streams
 
         run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
+    stops = functools.partial(raise_if_preempted, world)
     return build_context(
-        spec,
-        config,
-        world,
-        tokenizer,
-        model,
-        run_size,
-        materialize=materialize,
-        raise_if_preempted=functools.partial(raise_if_preempted, world),
+        spec, config, world, tokenizer, model, run_size, materialize=materialize, raise_if_preempted=stops
     )
 
 

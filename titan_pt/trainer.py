@@ -1,6 +1,7 @@
 """The Trainer: the loop and what every kind of training shares, from resume to the last checkpoint."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,11 +16,13 @@ from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.heartbeat import enter, phase
+from titan_pt.run.ledger import LEDGER_FILE, Ledger
 from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
 from titan_pt.run.signals import protect_progress
 from titan_pt.run.step_plan import StepPlan
 
 if TYPE_CHECKING:
+    from titan_pt.components.bad_steps import BadSteps
     from titan_pt.components.checkpoint.resume import Resumed
     from titan_pt.components.profiling import Profiler
 
@@ -58,8 +61,10 @@ class Trainer:
         self._garbage = GarbageCollection(context.config.training)
         self._profiler = _profiler(context, self._folder)
         self._rows = MetricRows(context, self._folder, peak_flops)
+        self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
         self._warm = False
+        self._goes_back = context.config.training.on_bad_step == "rewind"
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -72,9 +77,8 @@ class Trainer:
         """
         context = self.context
         if context.world.is_main:
-            options = context.config.checkpoint
-            saves = self._checkpointer and not options.load_only
-            self._lock = lock_run_folder(self._folder, self._folder / options.folder if saves else None)
+            checkpoints = self._folder / context.config.checkpoint.folder
+            self._lock = lock_run_folder(self._folder, checkpoints if self._saves(last=True) else None)
         if self._checkpointer and not context.config.checkpoint.load_only:
             context.optimizer_state.check()  # before a state is loaded into it
         if self._checkpointer:
@@ -83,11 +87,9 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
-            from titan_pt.components.checkpoint.resume import load_newest, warn_of_another_rate
+            from titan_pt.components.checkpoint.resume import warn_of_another_rate
 
-            resumed = load_newest(context, self._step, self._checkpointer, found, self._identity)
-            self.state = resumed.state
-            self._checkpointer.last_step = self.state.step
+            resumed = self._resume(found)
             protect_progress()
             logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
@@ -117,6 +119,17 @@ class Trainer:
         else:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
 
+    def _resume(self, found: Path) -> "Resumed":
+        from titan_pt.components.checkpoint.resume import load_newest
+
+        assert self._checkpointer is not None
+        resumed = load_newest(self.context, self._step, self._checkpointer, found, self._identity)
+        vars(self.state).update(vars(resumed.state))  # in place: the loop has it
+        self._checkpointer.last_step = self.state.step
+        if self.context.spikes:
+            self.context.spikes.load_state_dict(self.state.guard.get("spikes", {}))
+        return resumed
+
     def train(self) -> None:
         """Train to the last step or the end of the data.
 
@@ -127,6 +140,7 @@ class Trainer:
         state = self.state
         if state.step < self._plan.total_steps:
             logger.info(f"Training starts at step {state.step + 1}")
+            self._ledger.begin(state.step, anew=self._checkpointer is None)
         else:
             logger.info(f"The run has its {self._plan.total_steps:,} steps; raise {self._plan.advice} to go on")
         try:
@@ -139,7 +153,7 @@ class Trainer:
             with self._garbage, self._profiler or contextlib.nullcontext():
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
-                    if metrics is None:
+                    if metrics is None and not self._judge():
                         logger.warning("Every data source is spent: the run ends here")
                         self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
@@ -153,6 +167,7 @@ class Trainer:
                 f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
             )
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
+        self._ledger.write(state.step, done=True)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -166,6 +181,8 @@ class Trainer:
         if wait:
             self.context.dataloader.close()
         self._rows.close()
+        if hasattr(self._step, "close"):
+            self._step.close()
         if self._lock:
             self._lock.close()
 
@@ -176,6 +193,8 @@ class Trainer:
         enter(f"step {state.step + 1}", "train" if self._warm else "init")
         self.context.raise_if_preempted()
         self._plan.replan(state.step)
+        if state.guard:
+            self._bad_steps.jump_if_due(state)
         try:
             metrics = self._step(state)
         except GaveUpTogether:
@@ -186,13 +205,19 @@ class Trainer:
         state.step += 1
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
-        self._rows.interval.add(state.step, metrics)
+        data = self._bad_steps.note(state.step, metrics) if self._goes_back else None
+        self._rows.interval.add(state.step, metrics, data)
         self._plan.step_ends()
+        self._ledger.step_ends(metrics)
         last = state.step == self._plan.total_steps
         validates = self._validates()
-        if validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0:
+        logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
+        saves = self._saves(last)
+        if (logs or saves) and self._judge():
+            return metrics
+        if logs:
             self._log(validate=validates)
-        if self._saves(last):
+        if saves:
             self._save(required=last)
         self._export(last)
         if not self._warm:  # the first step compiles and connects
@@ -208,6 +233,7 @@ class Trainer:
 
     def _finish_early(self, why: str, way_out: str) -> None:
         """The data or the time ended before the steps did: log, validate and save the last finished step."""
+        self._judge(hurried=True)
         if self.state.step == 0:
             raise ConfigError(f"{why} before the first step was done; {way_out}")
         if self._rows.interval.num_steps:
@@ -231,6 +257,7 @@ class Trainer:
         completes it.
         """
         row, texts = self._rows.make_row(self.state), self._rows.interval.last.texts
+        row |= self._ledger.write(self.state.step)
         try:
             values, samples = self._validate() if validate else ({}, {})
         except (Preempted, GaveUpTogether) as error:
@@ -241,14 +268,15 @@ class Trainer:
             raise
         self._rows.write({**row, **values}, self._plan.total_steps, {**samples, **texts})
         self._rows.interval = Interval()
-        self._give_up_after_too_many()
 
     def _complete_row(self) -> bool:
         """Validate the last finished step if its row in metrics.jsonl lacks that; returns whether it did."""
-        if not self._validator or not self._rows.lacks_validation(self.state.step):
+        from titan_pt.components.late_validation import complete, lacks_validation
+
+        if not self._validator or not lacks_validation(self._rows, self.state.step):
             return False
         values, texts = self._validate()
-        self._rows.complete(self.state.step, values, self._plan.total_steps, texts)
+        complete(self._rows.writer, self.state.step, values, self._plan.total_steps, texts)
         return True
 
     def _validate(self) -> tuple[dict[str, float], Mapping[str, str]]:
@@ -258,16 +286,30 @@ class Trainer:
             values = self._validator()
         return values, getattr(self._validator, "texts", {})
 
-    def _give_up_after_too_many(self) -> None:
-        limit, skipped = self.context.config.training.max_skipped_steps, self.state.skipped_steps
-        if skipped > limit:
-            if self._checkpointer:
-                self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
-            raise GaveUp(
-                f"{skipped} steps had a non-finite loss or gradient, more than "
-                f"training.max_skipped_steps = {limit}; lower optimizer.lr, lengthen lr_scheduler.warmup_steps, or "
-                "look at the documents named above"
-            )
+    # -- bad steps ----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _bad_steps(self) -> "BadSteps":
+        from titan_pt.components.bad_steps import BadSteps
+
+        return BadSteps(self.context, self._folder, self._rows, self._checkpointer)
+
+    def _judge(self, *, hurried: bool = False) -> bool:
+        """Look whether the last steps were bad; returns whether the run went back to a saved step. A collective.
+
+        Raises:
+            GaveUp: there were too many.
+        """
+        bad = self._rows.interval.read_bad()
+        found = self._bad_steps.judge(self.state, bad, self._plan.total_steps, hurried=hurried) if bad else None
+        if found is None:
+            return False
+        guard = self.state.guard
+        self._resume(found)
+        self.state.guard = {**guard, "spikes": self.state.guard.get("spikes", {})}
+        self._rows.open(self.state.step)
+        self._rows.interval = Interval()
+        return True
 
     @contextlib.contextmanager
     def _pause(self, what: str) -> Iterator[None]:
@@ -281,6 +323,7 @@ class Trainer:
         self._rows.interval.save_seconds += seconds if what == "save" else 0.0
         whole = self._checkpointer.seconds if self._checkpointer and what == "save" else 0.0
         self._plan.paused(what, seconds, whole)
+        self._ledger.paused(what, seconds, self.state.step)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -290,6 +333,7 @@ class Trainer:
             return False
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
+        early = early or self._goes_back  # which needs a step to go back to
         first = early and self.state.step == 1
         return last or first or self._checkpointer.is_due(self.state.step)
 
@@ -306,15 +350,15 @@ class Trainer:
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
-        if self.state.step and self._saves(last=True) and not self.has_checkpoint:
+        if not self._judge(hurried=True) and self.state.step and self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
         with self._pause("save"):
-            self._rows.count_skipped(self.state)
-            self._give_up_after_too_many()
+            if self.context.spikes:
+                self.state.guard["spikes"] = self.context.spikes.state_dict()
             documents = run_documents(self.context, self._step, self._identity, self.state, self._plan.state_dict())
             try:
                 self._checkpointer.save(self.state.step, run_tensors(self.context, self._step), documents)
@@ -337,12 +381,6 @@ def _profiler(context: TrainContext[Any], run_folder: Path) -> "Profiler | None"
 
 
 def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
-    """The plan that `training.max_hours` asks for.
-
-    Args:
-        run_folder: keeps the time of the first start; None where each start is a run of its own.
-        started: when this attempt began, by `time.monotonic`.
-    """
     if context.config.training.max_hours is None:
         return StepPlan(context)
     from titan_pt.run.deadline import DeadlinePlan

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, build_loss
-from titan_pt.config.errors import ConfigError
 from titan_pt.data.sources.documents import SkipOptions
 from titan_pt.data.sources.opening import open_mixture
 from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
@@ -130,9 +129,7 @@ def validation_rows(context: TrainContext) -> list[PackedRow]:
     stream = Stream(mixture, 0, 1, config.training.seq_len)
     rows = context.world.together(lambda: list(itertools.islice(until_stopped(stream), limit)))
     if not any(row.num_bytes for row in rows):
-        where = "validation.sources" if own else f"validation.holdout_fraction = {fraction}"
-        raise ConfigError(
-            f"{where}: there is no text to validate on; give [[validation.sources]] more, raise "
-            "validation.holdout_fraction, or set validation.enable = false"
-        )
+        from titan_pt.data.sources.unreadable import nothing_to_validate_on
+
+        raise nothing_to_validate_on("validation.sources" if own else f"validation.holdout_fraction = {fraction}")
     return rows

@@ -69,6 +69,7 @@ def test_the_manifest_names_every_file_of_a_step(trained: Path) -> None:
         "tokens_seen": 6 * 16 * 128,
         "trained_tokens": 6 * 16 * 128,
         "skipped_steps": 0,
+        "guard": {},
     }
     assert set(read_json(step, "data")["streams"]) == {str(stream) for stream in range(16)}
     names = set(read_tensors(step))

@@ -11,7 +11,8 @@ from helpers import read_rows, train_here, write_toml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
-from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, keep_rows_up_to
+from titan_pt.components.late_validation import complete
+from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, rows_up_to
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.files import write_atomic
@@ -19,7 +20,7 @@ from titan_pt.trainers import pretrain
 
 KEYS = [
     *("step", "loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "mfu", "step_seconds", "data_seconds"),
-    *("memory_gib", "skipped_steps", "time"),
+    *("memory_gib", "skipped_steps", "goodput", "time"),
     *("source/arithmetic/loss", "source/arithmetic/tokens", "source/arithmetic/epochs"),
 ]
 VALIDATION = ["val_loss", "val_perplexity", "val_bpb"]
@@ -52,6 +53,10 @@ def curve(run_folder: Path, tag: str) -> list[tuple[int, float]]:
     board = EventAccumulator(str(run_folder / "tb"), size_guidance={"scalars": 0})
     board.Reload()
     return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def keep_rows(path: Path, step: int) -> None:
+    path.write_text(rows_up_to(path, step))
 
 
 def write_rows(path: Path, steps: list[int], end: str = "") -> None:
@@ -90,7 +95,7 @@ def test_a_restart_goes_on_with_one_record(copy: Path, trained: Path, resume_at:
     assert [(row["step"], row["loss"], row.get("val_loss")) for row in after] == [
         (row["step"], row["loss"], row.get("val_loss")) for row in before
     ]
-    assert len(list((copy / "run" / "tb").iterdir())) == 2
+    assert len(list((copy / "run" / "tb").iterdir())) == 1
     for tag in ("loss_metrics/global_avg_loss", "validation_metrics/loss"):
         assert curve(copy / "run", tag) == curve(trained / "run", tag), tag
 
@@ -109,12 +114,12 @@ def test_a_start_validates_a_due_row_without_values(copy: Path, trained: Path) -
 
 
 def test_a_lost_row_is_not_made_up(copy: Path, trained: Path) -> None:
-    keep_rows_up_to(copy / "run" / FILE, 4)
+    keep_rows(copy / "run" / FILE, 4)
     assert train_here(copy / "run.toml") == 0
     assert [row["step"] for row in read_rows(copy / "run")] == [1, 2, 3, 4]
 
 
-def test_a_full_disk_at_a_completion_costs_the_values(
+def test_a_completion_that_fails_is_made_up_for_before_the_next_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_arguments: Any) -> None:
@@ -122,13 +127,13 @@ def test_a_full_disk_at_a_completion_costs_the_values(
 
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     writer.write(ROW, 10)
-    monkeypatch.setattr("titan_pt.components.metrics.write_atomic", full)
-    with caplog.at_level("ERROR", logger="titan_pt"):
-        writer.complete(1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10)
-    assert "the row of step 1 could not be completed" in caplog.text
+    with monkeypatch.context() as patch, caplog.at_level("ERROR", logger="titan_pt"):
+        patch.setattr("titan_pt.components.metrics.write_atomic", full)
+        complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
+    assert "the validation of step 1 could not be written" in caplog.text
     writer.write({**ROW, "step": 2}, 10)
     writer.close()
-    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
+    assert [(row["step"], row.get("val_loss")) for row in read_rows(tmp_path)] == [(1, 1.0), (2, None)]
 
 
 def test_a_crash_at_a_completion_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +148,7 @@ def test_a_crash_at_a_completion_loses_no_row(tmp_path: Path, monkeypatch: pytes
         seen.append(read_rows(tmp_path))
 
     monkeypatch.setattr("titan_pt.components.metrics.write_atomic", replace)
-    writer.complete(1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10)
+    complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
     assert [["val_loss" in row for row in rows] for rows in seen] == [[False], [True]]
     writer.write({**ROW, "step": 2}, 10)
     writer.close()
@@ -160,7 +165,7 @@ def test_a_row_kept_by_an_earlier_release_is_written(copy: Path, trained: Path) 
     manifest = json.loads((step / "manifest.json").read_text())
     manifest["files"]["train.json"] = file_entry(step / "train.json")
     (step / "manifest.json").write_text(json.dumps(manifest))
-    keep_rows_up_to(copy / "run" / FILE, 4)
+    keep_rows(copy / "run" / FILE, 4)
     assert train_here(copy / "run.toml") == 0
     assert [(row["step"], row["loss"], row.get("val_loss")) for row in read_rows(copy / "run")] == [
         (row["step"], row["loss"], row.get("val_loss")) for row in rows
@@ -191,7 +196,7 @@ def test_a_start_from_nothing_drops_the_old_record(copy: Path) -> None:
 )
 def test_what_is_no_whole_row_of_an_earlier_step_is_dropped(tmp_path: Path, end: str) -> None:
     write_rows(tmp_path / FILE, [0, 1, 2, 3], end)
-    keep_rows_up_to(tmp_path / FILE, 2)
+    keep_rows(tmp_path / FILE, 2)
     assert [row["step"] for row in read_rows(tmp_path)] == [0, 1, 2]
 
 
@@ -206,7 +211,7 @@ def test_a_deep_line_costs_no_start_and_is_told(copy: Path, trained: Path, capsy
 def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:
     write_rows(tmp_path / FILE, [1])
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes() + b"\xff\xfe\x00")
-    keep_rows_up_to(tmp_path / FILE, 5)
+    keep_rows(tmp_path / FILE, 5)
     assert [row["step"] for row in read_rows(tmp_path)] == [1]
 
 
@@ -243,14 +248,75 @@ def test_the_start_tells_the_warm_up_that_holds(tmp_path: Path, capsys: pytest.C
     assert "total steps 2 (warmup 1)" in capsys.readouterr().err
 
 
-def test_a_full_disk_costs_rows_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+FAULTS = {"full": 28, "read-only": 30, "broken": 5, "without descriptors": 24}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "folder deleted", "files removed"])
+def test_a_failing_disk_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """Of metrics.jsonl and TensorBoard; a row whose flush failed is in the file already, and is there once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    writer = MetricsWriter(folder, Metrics(), 0, 1)
+    writer.write(ROW, 10)
+    if fault in FAULTS:
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "open") if fault == "broken" else ("open",):
+                patch.setattr(f"titan_pt.run.records.os.{name}", failing(FAULTS[fault]))
+                for step in (2, 3) if name == "fsync" else (4, 5):
+                    writer.write({**ROW, "step": step}, 10)
+                    writer.write_texts({"sample": f"text {step}"}, step)
+                patch.undo()
+    elif fault == "folder deleted":
+        shutil.rmtree(folder)
+    else:
+        for path in (folder / FILE, *(folder / "tb").iterdir()):
+            path.unlink()
+    writer.write({**ROW, "step": 6}, 10)
+    writer.close()
+    kept = {"folder deleted": [6], "files removed": [6], "broken": [1, 2, 3, 4, 5, 6]}.get(fault, [1, 4, 5, 6])
+    assert [row["step"] for row in read_rows(folder)] == kept
+    assert [step for step, _ in curve(folder, "lr")] == kept
+    if fault in FAULTS:
+        assert caplog.text.count("could not be written") == 2, "of each record, once"
+        assert f"{FILE}: written again, with {4 if fault == 'broken' else 2} that were kept" in caplog.text
+
+
+def failing(number: int) -> Any:
+    def call(*_arguments: Any, **_options: Any) -> int:
+        raise OSError(number, "a fault")
+
+    return call
+
+
+def test_what_stays_unwritten_is_told_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("titan_pt.run.records.KEPT_BYTES", 1000)
+    monkeypatch.setattr("titan_pt.run.records.os.open", failing(28))
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
-    writer._file.close()
-    writer._file = Path("/dev/full").open("a")  # noqa: SIM115
-    with caplog.at_level("ERROR", logger="titan_pt"):
+    for step in range(1, 20):
+        writer.write({**ROW, "step": step}, 20)
+    assert len(writer.rows._kept) < 6
+    writer.close()
+    told = "could not be written up to the end; lost: the row of step 1, ... (19 in all) ..., the row of step 19"
+    assert told in caplog.text
+
+
+def test_a_cut_or_damaged_event_file_is_gone_on_from(tmp_path: Path) -> None:
+    """A kill cuts the last event: it is dropped. What is damaged further on stays as it is, and another file begins."""
+    for end, files in ((b"", 1), (b"\x07\0\0", 1), (b"\0" * 40, 2)):
+        writer = MetricsWriter(tmp_path, Metrics(), 0, 1)
         writer.write(ROW, 10)
         writer.close()
-    assert "the row of step 1 could not be written" in caplog.text and "No space left" in caplog.text
+        newest = sorted((tmp_path / "tb").iterdir())[-1]
+        newest.write_bytes(newest.read_bytes() + end)
+        writer = MetricsWriter(tmp_path, Metrics(), 1, 1)
+        writer.write({**ROW, "step": 2}, 10)
+        writer.close()
+        assert len(list((tmp_path / "tb").iterdir())) == files
+        assert [step for step, _ in curve(tmp_path, "lr")] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from titan_pt.config.manager import dump_toml
 from titan_pt.config.resolve.printing import explain
 from titan_pt.protocols import model_spec, trainer_spec
 from titan_pt.protocols.model_spec import get_model_spec, register_model_spec
-from titan_pt.protocols.trainer_spec import register_trainer_spec, with_sections
+from titan_pt.protocols.own_sections import with_sections
+from titan_pt.protocols.trainer_spec import register_trainer_spec
 
 # A user's module: a trainer "{name}" with a section of its own and a model "{name}_model" with arguments of its own.
 MODULE = '''

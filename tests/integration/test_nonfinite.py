@@ -1,10 +1,15 @@
 """A loss or gradient that is not finite is never applied, is counted and named, and ends the run when it stays."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import losses, read_json, read_rows, read_tensors, train, train_here, write_faulty
+from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_faulty
+
+from titan_pt.data.stream.batch import StepBatch
+from titan_pt.data.stream.loader import DataLoader
 
 
 @pytest.mark.parametrize(
@@ -73,3 +78,160 @@ def test_one_ranks_nan_is_skipped_on_all(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(torch.isfinite(three[name]).all() for name in three)
     assert "[rank1]" in done.stderr, "each rank names its documents, whatever LOG_RANK says"
+
+
+POISONED = 0
+
+
+def write_poisoned(folder: Path, poisoned: tuple[int, ...], kind: str = "nan_token", **tables: dict[str, Any]) -> Path:
+    """A run over 120 texts, of which some make the loss NaN: those with a mark."""
+    marks = ["!" if i in poisoned else "." for i in range(120)]
+    texts = [f"text {i:3}{mark} a quick brown fox {7 * i:3}, jumps and jumps{mark}" for i, mark in enumerate(marks)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    training = {
+        "on_bad_step": "rewind",
+        "steps": 14,
+        "seq_len": 64,
+        "global_batch_size": 4,
+        "local_batch_size": 2,
+        **tables.pop("training", {}),
+    }
+    return write_faulty(
+        folder,
+        {"kind": kind, "token": ord("!")},
+        data={"sources": [{"name": "texts", "path": str(folder / "texts.jsonl")}], "num_streams": 4},
+        tokenizer={"name": "byte"},
+        training=training,
+        lr_scheduler={"warmup_steps": 2, "total_steps": 14},
+        checkpoint={"interval": 4, "keep_latest_k": 0},
+        metrics={"log_freq": 3, "enable_tensorboard": False},
+        **tables,
+    )
+
+
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a text that makes the loss of the steps NaN in which it begins and ends."""
+    folder = tmp_path_factory.mktemp("rewound")
+    assert train_here(write_poisoned(folder, (POISONED,))) == 0
+    return folder / "run"
+
+
+def last_step(run: Path) -> Path:
+    return max((run / "checkpoint").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def without_guard(step: Path) -> None:
+    train = read_json(step, "train")
+    train["state"]["guard"] = {}
+    (step / "train.json").write_text(json.dumps(train))
+
+
+def test_a_rewind_trains_as_if_the_bad_batch_had_not_been_there(
+    rewound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a run without a fault whose loader leaves that batch out, and the rest of its texts with it."""
+    guard = read_json(last_step(rewound), "train")["state"]["guard"]
+    (jump,) = guard["jumps"]
+    assert guard["rewinds"] == [12] and jump["step"] == 11 and f"texts:{POISONED}" in jump["documents"]
+    assert [row["step"] for row in read_rows(rewound)] == [1, 3, 6, 9, 12, 14], "no row twice, none of the bad step"
+    assert all(row["loss"] for row in read_rows(rewound))
+    next_batch = DataLoader.next_batch
+
+    def without_poison(loader: DataLoader) -> StepBatch | None:
+        batch = next_batch(loader)
+        while batch and any(int((m.tokens_BL == ord("!")).sum()) for m in batch.micro_batches):
+            loader.commit(batch)
+            loader.load_state_dict(loader.state_dict())
+            loader.drop_begun()
+            batch = next_batch(loader)
+        return batch
+
+    monkeypatch.setattr(DataLoader, "next_batch", without_poison)
+    config = write_poisoned(tmp_path, (POISONED,), kind="none", training={"on_bad_step": "skip"})
+    assert train_here(config) == 0
+    ours, theirs = read_tensors(last_step(rewound)), read_tensors(last_step(tmp_path / "run"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_rewound_run_resumes_to_the_bit(rewound: Path, tmp_path: Path) -> None:
+    """From a step before the bad one, from one whose jump is to come, and from one behind it."""
+    config = write_poisoned(tmp_path, (POISONED,))
+    for steps in (10, 11, 12, 14):
+        assert train_here(config, "--training.steps", str(steps)) == 0
+    without = last_step(rewound), last_step(tmp_path / "run")
+    assert [read_json(step, "train")["state"]["guard"]["rewinds"] for step in without] == [[12], [12]]
+    for step in without:
+        without_guard(step)
+    assert_same_step(*without)
+
+
+def test_two_ranks_go_back_as_one_does(rewound: Path, tmp_path: Path) -> None:
+    config = write_poisoned(tmp_path, (POISONED,), training={"local_batch_size": 2})
+    done = train(config, ranks=2)
+    assert done.code == 0, done.stderr
+    ours, theirs = last_step(rewound), last_step(tmp_path / "run")
+    assert read_json(ours, "data")["token_hash"] == read_json(theirs, "data")["token_hash"]
+    (box,) = (tmp_path / "run" / "blackbox").iterdir()
+    assert {path.name for path in box.iterdir()} == {"box.json", "config.toml", "rank-0.json", "rank-1.json"}
+
+
+def test_rewinds_are_bounded_and_the_last_one_leaves_out_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are bad whatever they read: the replaced batch is bad too."""
+    config = write_faulty(
+        tmp_path,
+        {"kind": "nan_loss", "steps": [5]},
+        training={"on_bad_step": "rewind", "max_rewinds": 2},
+        checkpoint={"interval": 3, "keep_latest_k": 0},
+    )
+    assert train_here(config) == 70
+    error = capsys.readouterr().err
+    assert "Back to" in error and "from step 4 on without all that was read up to step 5" in error
+    assert (
+        error.strip()
+        .splitlines()[-1]
+        .startswith("gave up: step 5: loss or gradient is not finite, after training.max_rewinds = 2 times back")
+    )
+    assert len(list((tmp_path / "run" / "blackbox").iterdir())) == 3
+    assert train_here(config, "--fault.kind", "none") == 0, "it goes on from the last saved step"
+
+
+def test_a_stop_is_70_before_the_bad_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_faulty(
+        tmp_path,
+        {"kind": "nan_gradient", "steps": [3]},
+        training={"on_bad_step": "stop"},
+        checkpoint={"interval": 2, "keep_latest_k": 0},
+    )
+    assert train_here(config) == 70
+    assert (
+        capsys.readouterr().err.strip().splitlines()[-1].startswith("gave up: step 3: loss or gradient is not finite")
+    )
+    assert last_step(tmp_path / "run").name == "step-2"
+    assert [row["step"] for row in read_rows(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_skips_count_within_a_window(tmp_path: Path) -> None:
+    config = write_faulty(
+        tmp_path, {"kind": "nan_loss", "steps": [1, 3, 5]}, training={"max_skipped_steps": 1, "bad_step_window": 2}
+    )
+    assert train_here(config) == 0
+    assert read_rows(tmp_path / "run")[-1]["skipped_steps"] == 3
+
+
+def test_a_spike_is_a_bad_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_faulty(
+        tmp_path,
+        {"kind": "spike", "steps": [8]},
+        training={"steps": 9, "spike_zscore": 6, "spike_window": 8},
+        checkpoint={"interval": 1, "keep_latest_k": 0},
+    )
+    assert train_here(config) == 0
+    assert "step 8: the loss is a spike" in capsys.readouterr().err
+    before, bad, after = (read_tensors(tmp_path / "run" / "checkpoint" / f"step-{step}") for step in (7, 8, 9))
+    assert all(torch.equal(bad[name], tensor) for name, tensor in before.items())
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert read_json(tmp_path / "run" / "checkpoint" / "step-9", "train")["state"]["guard"]["spikes"]["count"] == 8

@@ -20,7 +20,8 @@ from titan_pt.config.schema.job_config import Checkpoint, JobConfig, Training
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState, Validator
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.deadline import CLOCK_FILE, Deadline, Speed, spent_seconds
-from titan_pt.run.moments import moment, seconds_between
+from titan_pt.run.jumps import seconds_between
+from titan_pt.run.ledger import moment
 from titan_pt.trainers import pretrain
 
 DAY = Scenario("one day", max_hours=24.0, noise=0.0)
@@ -237,7 +238,7 @@ register_trainer_spec(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of runs with job.trainer = "ticking"."""
-    for module in ("titan_pt.run.deadline", "titan_pt.run.moments", "titan_pt.run.signals", "titan_pt.train"):
+    for module in ("titan_pt.run.deadline", "titan_pt.run.ledger", "titan_pt.run.signals", "titan_pt.train"):
         monkeypatch.setattr(f"{module}.time", CLOCK)
     CLOCK.now, CLOCK.ahead, CLOCK.breaks_at, CLOCK.seconds, CLOCK.wall_jumps = 1_000_000.0, 0.0, 0, {1: 10.0}, {}
     return CLOCK

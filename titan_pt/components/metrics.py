@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import resource
 import sys
 import time
@@ -19,6 +18,7 @@ from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.files import parse_json, write_atomic
 from titan_pt.run.log import terminal_colors
+from titan_pt.run.records import AppendedFile, Record
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
@@ -35,31 +35,26 @@ TENSORBOARD_TAGS = {
     "val_bpb": "validation_metrics/bits_per_byte",
     "val_perplexity": "validation_metrics/perplexity",
 }
-VALIDATION_KEYS = ("val_", "eval/")
-"""Beginnings of the keys that a validation adds to a row."""
-
 _NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
 class MetricsWriter:
     """Rank 0's record of a run, one over all restarts.
 
-    What was written about the steps after `last_step` is dropped: they are trained again. A full disk costs rows, not
-    the run.
+    What was written about the steps after `last_step` is dropped: they are trained again. A failing disk costs no step.
     """
 
     def __init__(self, run_folder: Path, options: Metrics, last_step: int, world_size: int) -> None:
-        self._path = run_folder / FILE
+        self.path = run_folder / FILE
         self._world_size = world_size
         self._color = terminal_colors(options.disable_color_printing)
-        keep_rows_up_to(self._path, last_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self.rows, self._file = Record(FILE), AppendedFile(self.path)
+        self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
         self._board: Any = None
         if options.enable_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            from titan_pt.components.tensorboard import EventLog
 
-            folder = run_folder / options.save_tb_folder
-            self._board = SummaryWriter(str(folder), purge_step=last_step + 1)
+            self._board = EventLog(run_folder / options.save_tb_folder, last_step + 1)
 
     def write(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write one logged step, by the keys of metrics.jsonl.
@@ -67,31 +62,10 @@ class MetricsWriter:
         Args:
             total_steps: steps that the run will have, as far as is known.
         """
-        row = {**row, "time": time.time()}
-        try:
-            self._append(row)
-            self._plot(row)
-        except OSError as error:
-            logger.error(f"the row of step {row['step']} could not be written: {error}; training goes on")
-        self._show(row, total_steps)
-
-    def complete(self, step: int, values: Mapping[str, Any], total_steps: int) -> None:
-        """Add values to the row of a step, the last one that was written; without such a row they make one."""
-        row = {**(self.last_row(step) or {"step": step}), **values, "time": time.time()}
-        try:
-            # In one replacement: a crash leaves the old row or the completed one, never none.
-            write_atomic(self._path, f"{rows_up_to(self._path, step - 1)}{_line_of(row)}")
-            replaced, self._file = self._file, self._path.open("a", encoding="utf-8")
-            replaced.close()
-            self._plot({"step": step, **values})
-        except OSError as error:
-            logger.error(f"the row of step {step} could not be completed: {error}; training goes on")
-        self._show({"step": step, **values}, total_steps)
-
-    def last_row(self, step: int) -> dict[str, Any] | None:
-        """The last row of metrics.jsonl where it is of this step, else None."""
-        lines = self._path.read_text("utf-8", "replace").splitlines() if self._path.exists() else []
-        return parse_json(lines[-1]) if lines and _step_of(lines[-1]) == step else None
+        line = line_of({**row, "time": time.time()}).encode()
+        self.rows.write(f"the row of step {row['step']}", len(line), lambda: self._file.append(line))
+        self.plot(row)
+        self.show(row, total_steps)
 
     def write_texts(self, texts: Mapping[str, str], step: int) -> None:
         """Show texts, such as samples, in the console and in TensorBoard."""
@@ -100,23 +74,22 @@ class MetricsWriter:
             if self._board is not None:
                 from titan_pt.run.secrets import fenced
 
-                self._board.add_text(tag, fenced(text), step)
+                self._board.add({}, {tag: fenced(text)}, step)
 
     def close(self) -> None:
-        """Flush and close."""
-        for record in (self._file, self._board):
-            try:
-                if record is not None:
-                    record.close()
-            except OSError as error:
-                logger.error(f"the last rows could not be written: {error}")
+        """Write what a failing disk kept back, or tell what is lost."""
+        self.rows.close()
+        if self._board is not None:
+            self._board.close()
 
-    def _append(self, row: Mapping[str, Any]) -> None:
-        self._file.write(_line_of(row))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def keep(self, step: int, line: str = "") -> None:
+        """Drop the rows of later steps, and put a line in their place."""
+        kept = f"{rows_up_to(self.path, step)}{line}"
+        if kept.encode() != (self.path.read_bytes() if self.path.exists() else b""):
+            write_atomic(self.path, kept)
+        self._file.size = None
 
-    def _show(self, row: Mapping[str, Any], total_steps: int) -> None:
+    def show(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Print the row's training, validation and evaluation figures."""
         if "loss" in row:
             logger.info(self._line(row, total_steps))
@@ -129,7 +102,7 @@ class MetricsWriter:
         if evaluated:
             logger.info(f"evaluate step: {row['step']}  {evaluated}")
 
-    def _plot(self, row: Mapping[str, Any]) -> None:
+    def plot(self, row: Mapping[str, Any]) -> None:
         if self._board is None:
             return
         step = row["step"]
@@ -139,10 +112,7 @@ class MetricsWriter:
         if "loss" in row:  # not the row before training
             values["throughput(tps)"] = row["tokens_per_second"] / self._world_size
             values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
-        for tag, value in values.items():
-            if value is not None:
-                self._board.add_scalar(tag, value, step)
-        self._board.flush()
+        self._board.add({tag: value for tag, value in values.items() if value is not None}, {}, step)
 
     def _line(self, row: Mapping[str, Any], total_steps: int) -> str:
         color = self._color
@@ -167,16 +137,22 @@ class Interval:
     data_seconds: float = 0.0
     num_steps: int = 0
     last: StepMetrics = field(init=False)
-    unread: list[tuple[int, StepMetrics]] = field(default_factory=list)
+    unread: list[tuple[int, StepMetrics, Any]] = field(default_factory=list)
     """Steps whose `skipped` was not looked at yet."""
 
-    def add(self, step: int, metrics: StepMetrics) -> None:
-        """Add a finished step."""
+    def add(self, step: int, metrics: StepMetrics, data: Any = None) -> None:
+        """Add a finished step; `data` is the state of the data behind it, where it may be needed."""
         self.tokens += metrics.tokens
         self.data_seconds += metrics.data_seconds
         self.num_steps += 1
         self.last = metrics
-        self.unread.append((step, metrics))
+        self.unread.append((step, metrics, data))
+
+    def read_bad(self) -> list[tuple[int, StepMetrics, Any, float]]:
+        """The bad steps since this was last asked, each with its data and its flag. Waits for the device."""
+        unread, self.unread = self.unread, []
+        flags = torch.stack([metrics.skipped for _, metrics, _ in unread]).tolist() if unread else []
+        return [(*taken, flag) for taken, flag in zip(unread, flags, strict=True) if flag]
 
 
 class MetricRows:
@@ -187,46 +163,31 @@ class MetricRows:
     """
 
     def __init__(self, context: TrainContext[Any], run_folder: Path, peak_flops: float | None) -> None:
-        self._context, self._run_folder, self._peak_flops = context, run_folder, peak_flops
-        self._writer: MetricsWriter | None = None
+        self.context, self._run_folder, self._peak_flops = context, run_folder, peak_flops
+        self.writer: MetricsWriter | None = None  # of rank 0, from `open` on
         self.interval = Interval()
 
     def open(self, last_step: int) -> None:
         """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
-        if self._context.world.is_main:
-            options = self._context.config.metrics
-            self._writer = MetricsWriter(self._run_folder, options, last_step, self._context.world.size)
+        self.close()
+        if self.context.world.is_main:
+            options = self.context.config.metrics
+            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size)
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writer:
-            self._writer.close()
+        if self.writer:
+            self.writer.close()
 
     def write(self, row: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
         """Write a row, and show texts such as samples under their names."""
-        if self._writer:
-            self._writer.write(row, total_steps)
-            self._writer.write_texts(texts, row["step"])
-
-    def complete(self, step: int, values: Mapping[str, Any], total_steps: int, texts: Mapping[str, str]) -> None:
-        """Add a validation's values to the written row of a step, and show its texts."""
-        if self._writer:
-            self._writer.complete(step, values, total_steps)
-            self._writer.write_texts(texts, step)
-
-    def lacks_validation(self, step: int) -> bool:
-        """Whether this step's row was written without a validation; true of a step 0 without a row. A collective."""
-
-        def lacks() -> bool:
-            row = self._writer.last_row(step) if self._writer else None
-            return step == 0 if row is None else not any(key.startswith(VALIDATION_KEYS) for key in row)
-
-        return self._context.world.on_main(lacks)
+        if self.writer:
+            self.writer.write(row, total_steps)
+            self.writer.write_texts(texts, row["step"])
 
     def make_row(self, state: TrainState) -> dict[str, Any]:
         """The row of this step: the interval's numbers, read from the device. A collective."""
         interval, metrics = self.interval, self.interval.last
-        self.count_skipped(state)
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)  # waits for the device: time is whole here
         seconds = time.perf_counter() - interval.start - interval.paused_seconds
         tokens_per_second = interval.tokens / seconds
@@ -235,69 +196,53 @@ class MetricRows:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": metrics.lr,
-            **group_rates(self._context.optimizer, metrics.lr),
+            **group_rates(self.context.optimizer, metrics.lr),
             "tokens_seen": state.tokens_seen,
             "tokens_per_second": tokens_per_second,
             "mfu": self._mfu(tokens_per_second),
             "step_seconds": seconds / interval.num_steps,
             "data_seconds": interval.data_seconds / interval.num_steps,
-            "memory_gib": memory_gib(self._context.world.device),
+            "memory_gib": memory_gib(self.context.world.device),
             "skipped_steps": state.skipped_steps,
+            **({"rewinds": len(rewinds)} if (rewinds := state.guard.get("rewinds")) else {}),
             **({"trained_tokens": state.trained_tokens} if state.trained_tokens < state.tokens_seen else {}),
             **({"save_seconds": interval.save_seconds} if interval.save_seconds else {}),
             **self._extras(metrics),
         }
 
-    def count_skipped(self, state: TrainState) -> None:
-        """Count and report the steps that were not applied since this was last asked."""
-        unread, self.interval.unread = self.interval.unread, []
-        flags = torch.stack([metrics.skipped for _, metrics in unread]).tolist() if unread else []
-        for (step, metrics), flag in zip(unread, flags, strict=True):
-            if flag:
-                state.skipped_steps += 1
-                logger.error(
-                    f"step {step}: loss or gradient is not finite; weights are unchanged; its documents on this rank: "
-                    f"{', '.join(metrics.documents) or 'unknown'}"
-                )
-
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation; None where the peak is not known, or was measured too low on a busy machine."""
         if not self._peak_flops:
             return None
-        mfu = tokens_per_second * self._context.flops_per_token / (self._peak_flops * self._context.world.size)
+        mfu = tokens_per_second * self.context.flops_per_token / (self._peak_flops * self.context.world.size)
         return mfu if mfu <= 1 else None
 
     def _extras(self, metrics: StepMetrics) -> dict[str, float]:
         """The step's own values, and each source's tokens and passes over all ranks; NaN means there was none."""
         values = {key: float(value) for key, value in metrics.extra.items()}
         values = {key: value for key, value in values.items() if value == value}
-        for progress in self._context.world.gather(self._context.dataloader.progress()):
+        for progress in self.context.world.gather(self.context.dataloader.progress()):
             for name, (tokens, epochs) in progress.items():
                 values[f"source/{name}/tokens"] = values.get(f"source/{name}/tokens", 0) + tokens
                 values[f"source/{name}/epochs"] = values.get(f"source/{name}/epochs", 0.0) + epochs
         return values
 
 
-def keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop the rows of later steps, and a last line that was cut off, from a metrics file."""
-    if path.exists():
-        write_atomic(path, rows_up_to(path, step))
-
-
 def rows_up_to(path: Path, step: int) -> str:
     """The whole rows up to a step of a metrics file; none where there is no file."""
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    steps = [_step_of(line) for line in lines]
+    steps = [step_of(line) for line in lines]
     if math.inf in steps[:-1]:  # the last one may have been cut off by a crash
         logger.warning(f"{path}, line {steps.index(math.inf) + 1}: damaged; such lines are dropped")
     return "".join(f"{line}\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step)
 
 
-def _line_of(row: Mapping[str, Any]) -> str:
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row as a line of metrics.jsonl."""
     return json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n"
 
 
-def _step_of(line: str) -> float:
+def step_of(line: str) -> float:
     """The step of a row; infinity where the line is not a whole row."""
     try:
         return int(parse_json(line)["step"])

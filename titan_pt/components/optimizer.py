@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from titan_pt.config.schema.job_config import Compile, JobConfig
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.protocols.registry import import_attribute
@@ -34,14 +34,8 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if options.name == "AdamW8bit":
-        from titan_pt.distributed.compile import check_compiler
-
-        sharded_adamw_8bit = import_attribute(f"{_EIGHT_BIT}:ShardedAdamW8bit")
-        device = next(model.parameters()).device
-        check_compiler(Compile(), device, 'optimizer.name = "AdamW8bit"')
-        optimizer: torch.optim.Optimizer = sharded_adamw_8bit(
-            groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps
-        )
+        build: Any = import_attribute(f"{_EIGHT_BIT}:build_adamw_8bit")
+        optimizer: torch.optim.Optimizer = build(groups, config)
         return optimizer
     return torch.optim.AdamW(
         groups,
@@ -203,23 +197,35 @@ def _initialize(optimizer: torch.optim.Optimizer) -> None:
 
 
 def guarded_update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, max_norm: float, loss: torch.Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    max_norm: float,
+    loss: torch.Tensor,
+    spikes: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip gradients and update, unless loss or gradient is not finite; returns (grad_norm, skipped) on the device.
+    """Clip gradients and update, unless the step is bad; returns (grad_norm, skipped) on the device.
 
-    Both are the same on all ranks, so all ranks skip together. The fused optimizer reads the flag on the device and
-    leaves weights, moments and its step count alone; multiplying by zero would not do, 0 * NaN is NaN.
+    `skipped` is 0, or 1 where loss or gradient is not finite, or the score of a spike. Both are the same on all ranks,
+    so all ranks skip together. The fused optimizer reads the flag on the device and leaves weights, moments and its
+    step count alone; multiplying by zero would not do, 0 * NaN is NaN.
+
+    Args:
+        spikes: the context's.
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     # With CPU offload the gradients and the optimizer are on the CPU, and the loss is waited for.
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
     skipped = 1.0 - finite.to(torch.float32)
+    if spikes is not None:
+        skipped = spikes.judge(loss.to(skipped.device), skipped)
     set_rate(optimizer, lr)
     if getattr(optimizer, "defaults", {}).get("fused") and getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
+        found_inf = (skipped > 0).to(torch.float32)
+        optimizer.grad_scale, optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
         optimizer.step()
-    elif bool(finite):  # reads the device: the price of the other implementations
+    elif bool(skipped == 0):  # reads the device: the price of the other implementations
         optimizer.step()
     model.zero_grad(set_to_none=True)  # of parameters that the optimizer does not have too: they would add up
     return grad_norm, skipped

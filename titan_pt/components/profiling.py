@@ -1,8 +1,10 @@
 """Profiler traces and CUDA memory snapshots of a run."""
 
+import contextlib
 import logging
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,15 +71,32 @@ class Profiler:
             self._write_snapshot(f"iteration_{self._steps}")
 
     def _write_trace(self, profile: Any) -> None:
-        folder = self._folder / self._options.save_traces_folder / f"iteration_{profile.step_num}"
-        folder.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        profile.export_chrome_trace(str(folder / f"rank{self._world.rank}_trace.json"))
-        logger.info(f"Trace written to {folder} in {time.perf_counter() - start:.1f} s")
+        def export(path: Path) -> None:
+            profile.export_chrome_trace(str(path))
+            if not path.exists():  # Kineto only prints that it could not
+                raise OSError("no file was made")
+
+        name = f"iteration_{profile.step_num}/rank{self._world.rank}_trace.json"
+        self._write("Trace", self._folder / self._options.save_traces_folder / name, export)
 
     def _write_snapshot(self, name: str) -> None:
-        folder = self._folder / self._options.save_memory_snapshot_folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"rank{self._world.rank}_memory_snapshot.pickle").open("wb") as file:
-            pickle.dump(torch.cuda.memory._snapshot(), file)
-        logger.info(f"Memory snapshot written to {folder}")
+        def dump(path: Path) -> None:
+            with path.open("wb") as file:
+                pickle.dump(torch.cuda.memory._snapshot(), file)
+
+        name = f"{name}/rank{self._world.rank}_memory_snapshot.pickle"
+        self._write("Memory snapshot", self._folder / self._options.save_memory_snapshot_folder / name, dump)
+
+    def _write(self, what: str, path: Path, action: Callable[[Path], None]) -> None:
+        """Write a file that is too large to be kept where that fails."""
+        start = time.perf_counter()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            action(path)
+        except (OSError, RuntimeError) as error:  # the profiler raises the second
+            logger.error(f"{path} could not be written and is lost: {error}; training goes on")
+            with contextlib.suppress(OSError):
+                for part in path.parent.glob(f"{path.name}*"):  # it takes the room of what comes next
+                    part.unlink()
+            return
+        logger.info(f"{what} written to {path.parent} in {time.perf_counter() - start:.1f} s")

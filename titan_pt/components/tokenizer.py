@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from titan_pt.config.errors import ConfigError, nearest, shown
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import BUILTIN_TOKENIZER_SIZES
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.protocols.registry import import_attribute
@@ -122,10 +122,6 @@ def build_tokenizer(section: TokenizerSection) -> Tokenizer:
         open_tiktoken = import_attribute("titan_pt.components.tiktoken_tokenizer:open_tiktoken")
         opened: Tokenizer = open_tiktoken(None if name == "gpt2" else path)
         return opened
-    folder, exists = os.path.isdir(path), os.path.exists(path)
-    reason = "a folder without tokenizer.json" if folder else "an unknown kind of file" if exists else "no such file"
-    hint = nearest(name, BUILTIN_TOKENIZER_SIZES)
-    raise ConfigError(
-        f'tokenizer.name = {shown(name)}: {reason}{hint}; allowed are "byte", "gpt2", or '
-        "the path of a .tiktoken file, a tokenizer.json, or a folder that holds one"
-    )
+    from titan_pt.config.resolve.unreadable import unknown_tokenizer
+
+    raise ConfigError(unknown_tokenizer(name, str(path), BUILTIN_TOKENIZER_SIZES))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_pt.data.sources.documents import TokenDocuments, sample_numbers
+from titan_pt.data.sources.documents import are_tokens, sample_numbers
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.mixture import TokenizedMixture
 
@@ -11,7 +11,7 @@ from titan_pt.data.stream.mixture import TokenizedMixture
 # "Scaling Data-Constrained Language Models", section 5: returns diminish past 4 epochs and vanish near 16 to 40).
 MANY_EPOCHS = 16.0
 _SAMPLE = 64
-_ENOUGH = 0.999  # of the tokens: shares are rounded
+ENOUGH = 0.999  # of the tokens: shares are rounded
 
 
 @dataclass(frozen=True)
@@ -91,33 +91,16 @@ def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
 
 def warnings(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """Warnings about sources that end early, repeat too often or do not suffice."""
-    found = []
-    given = sum(source.tokens for source in shares)
-    for source in shares:
-        share = source.wished_tokens / tokens
-        if source.max_epochs is not None and source.wished_epochs > source.max_epochs:
-            found.append(
-                f"data source {source.name!r}: its weight asks for {share:.1%} of the tokens = "
-                f"{source.wished_epochs:,.4g} epochs, above max_epochs = {source.max_epochs:g}: it is spent after the "
-                f"first {source.tokens / share:,.0f} tokens of the run and gives {source.tokens / tokens:.2%} of all"
-                + "; the other sources give the rest. To spread it over the run, set its weight to that share"
-                * (given >= _ENOUGH * tokens)
-            )
-        elif source.max_epochs is None and source.epochs > MANY_EPOCHS:
-            found.append(
-                f"data source {source.name!r}: {source.epochs:,.4g} epochs of the same documents and no max_epochs; "
-                f"lower its weight, add documents, or set max_epochs (4 is a usual cap)"
-            )
-    if given < _ENOUGH * tokens:
-        found.append(
-            f"data: every source is spent after {given:,.0f} of the {tokens:,} tokens: the run will end there; "
-            "add documents or raise max_epochs"
-        )
-    return found
+    enough = sum(source.tokens for source in shares) >= ENOUGH * tokens
+    if enough and all(source.wished_epochs <= (source.max_epochs or MANY_EPOCHS) for source in shares):
+        return []
+    from titan_pt.data.unfit_sources import warnings_of
+
+    return warnings_of(shares, tokens, ENOUGH, MANY_EPOCHS)
 
 
 def _tokens_per_epoch(mixture: TokenizedMixture, source: MixtureSource) -> float:
-    if isinstance(source.documents, TokenDocuments):
+    if are_tokens(source.documents):
         return float(source.documents.num_tokens)
     numbers = sample_numbers(source.documents, _SAMPLE)
     texts = ((number, source.documents[number]) for number in numbers)

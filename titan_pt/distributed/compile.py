@@ -40,6 +40,10 @@ def check_compiler(config: Compile, device: torch.device, switch: str = "compile
     backends = torch.compiler.list_backends(exclude_tags=())
     if config.backend not in backends:
         raise ConfigError(f"compile.backend = {config.backend!r}: torch has {', '.join(sorted(backends))}")
+    if config.cache_dir:
+        from titan_pt.distributed.compile_cache import use_cache
+
+        use_cache(config.cache_dir, device.type)
     if config.backend != "inductor" or device.type != "cpu":
         return
     names = _compilers()

@@ -11,7 +11,7 @@ import torch
 
 from titan_pt.generation.sampling import Draws, Sampling, invert_softmax, sample, uniform
 from titan_pt.models.transformer.args import TransformerArgs
-from titan_pt.models.transformer.cache import KVCache
+from titan_pt.models.transformer.cache import KVCache, forward_cached
 from titan_pt.models.transformer.model import Transformer
 
 logger = logging.getLogger("titan_pt")
@@ -305,7 +305,7 @@ def build_decoder(model: Transformer, stop_ids: Sequence[int], compile_backend: 
 
 def _new_hidden(model: Transformer, token_R: torch.Tensor, position_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
     """hidden_RD after one more token of each row."""
-    return model.forward_cached(token_R[:, None], position_R[:, None], cache, lambda hidden, _: hidden[:, 0])
+    return forward_cached(model, token_R[:, None], position_R[:, None], cache, lambda hidden, _: hidden[:, 0])
 
 
 def _mark_rows(*tensors: torch.Tensor) -> None:

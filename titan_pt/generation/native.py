@@ -22,7 +22,7 @@ from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
 from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits
 from titan_pt.generation.sampling import Sampling, row_key
-from titan_pt.models.transformer.cache import PromptCache
+from titan_pt.models.transformer.cache import PromptCache, forward_cached
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.run.signals import stop_requested
@@ -213,8 +213,8 @@ class NativeEngine:
         prompt_R = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], device=device)
         target = rows.cache.view(slice(start, start + len(prompt_R)), rows.cache.slots)
         positions_PL = torch.arange(longest, device=device).expand_as(tokens_PL)
-        hidden_PLD = self._model.forward_cached(
-            tokens_PL, positions_PL, PromptCache(target, prompt_R), lambda hidden, _: hidden
+        hidden_PLD = forward_cached(
+            self._model, tokens_PL, positions_PL, PromptCache(target, prompt_R), lambda hidden, _: hidden
         )
         self.stats.prefill_tokens += tokens_PL.numel()
         return hidden_PLD[prompt_R, last_P[prompt_R]]

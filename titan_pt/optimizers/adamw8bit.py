@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 from torchao.optim import AdamW8bit
 from torchao.optim.subclass_8bit import OptimState8bit
+
+from titan_pt.config.schema.job_config import Compile, JobConfig
+from titan_pt.distributed.compile import check_compiler
 
 _LARGEST_BLOCK = 256
 _SMALLEST_BLOCK = 32
@@ -28,6 +32,19 @@ class ShardedAdamW8bit(AdamW8bit):
         else:
             buffer = OptimState8bit.zeros(local.shape, signed, block, local.device, dtype=local.dtype)
         return _sharded_like(p, buffer, p.shape) if isinstance(p, DTensor) else buffer
+
+
+def build_adamw_8bit(groups: list[dict[str, Any]], config: JobConfig) -> ShardedAdamW8bit:
+    """The optimizer of `[optimizer]` for parameter groups.
+
+    Raises:
+        ConfigError: it has to be compiled, and there is no compiler.
+    """
+    options = config.optimizer
+    check_compiler(
+        Compile(cache_dir=config.compile.cache_dir), groups[0]["params"][0].device, 'optimizer.name = "AdamW8bit"'
+    )
+    return ShardedAdamW8bit(groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps)
 
 
 def block_size(parameter: torch.Tensor) -> int | None:

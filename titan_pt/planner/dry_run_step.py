@@ -181,7 +181,7 @@ def _build_dry_run(spec: TrainerSpec, context: TrainContext) -> DryRunStep:
     if spec.build_dry_run is None:
         raise ConfigError(
             f"job.trainer = {spec.name!r}: its spec has no build_dry_run, which a dry run and the planner need; "
-            "give it one (see pretrain.build_dry_run)"
+            "give it one (see trainers/dry_run.py)"
         )
     return spec.build_dry_run(spec, context)
 

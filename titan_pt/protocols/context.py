@@ -1,6 +1,6 @@
 """The context of a step function, and the protocols of steps and validators."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -28,7 +28,9 @@ class TrainState:
     trained_tokens: int = 0
     """Tokens that had a loss, over all ranks; question tokens of fine-tuning have none."""
     skipped_steps: int = 0
-    """Steps whose loss or gradient was not finite; they were not applied."""
+    """Bad steps that were not applied and not made up for."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the answers to bad steps go by, as JSON (`components.bad_steps`); empty while there was none."""
 
 
 Config = TypeVar("Config", bound="JobConfig", covariant=True)
@@ -56,6 +58,8 @@ class TrainContext(Generic[Config]):
     """A `BaseDataLoader` with the further methods that the step function of the same spec calls; None in a dry run."""
     raise_if_preempted: Callable[[], None]
     """Raises Preempted on all ranks if one was asked to stop; call it between micro-batches."""
+    spikes: Any = None
+    """The `LossSpikes` of training.spike_zscore; give it to `guarded_update`. None: off."""
 
     @property
     def flops_per_token(self) -> float:
@@ -72,7 +76,8 @@ class StepMetrics:
     grad_norm: torch.Tensor
     """Global L2 norm before clipping."""
     skipped: torch.Tensor
-    """1.0 where the step was not finite and not applied, else 0.0."""
+    """Above 0 where the step is bad and was not applied: 1, or the score of a spike (`guarded_update`), or what a guard
+    of the step's own says; the same on all ranks."""
     lr: float
     """Learning rate of the step."""
     tokens: int
@@ -87,6 +92,11 @@ class StepMetrics:
     """More values for metrics.jsonl and TensorBoard, by key."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Texts for the console and TensorBoard, by tag."""
+    why_bad: str = "loss or gradient is not finite"
+    """What is wrong where `skipped` is 1."""
+    again: Callable[[], Iterator[tuple[Any, torch.Tensor | None]]] | None = None
+    """Makes the step's batch again and does its forward and backward without an update, for the black box of a bad
+    step. Yields each micro-batch, with `tokens_BL` and `positions_BL`, and the loss of its tokens. A collective."""
 
 
 Step = Callable[[TrainState], StepMetrics | None]
@@ -107,7 +117,7 @@ class StatefulStep(Protocol):
     """A step function with state of its own, which every checkpoint holds beside model, optimizer and data.
 
     It may have a method `check_state(state, folder)`, called before a checkpoint is loaded, that raises a ConfigError
-    where its state does not fit.
+    where its state does not fit. Any step function may have a method `close()`, called at the end of the run.
     """
 
     def __call__(self, state: TrainState) -> StepMetrics | None: ...

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pydantic import create_model
-
 from titan_pt.config.run_size import RunSize, plan_run_size
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.section import Section
@@ -62,17 +60,10 @@ class TrainerSpec(Generic[Config]):
 
     def __post_init__(self) -> None:
         if self.sections:
+            from titan_pt.protocols.own_sections import with_sections
+
             object.__setattr__(self, "config_type", with_sections(self.config_type, self.sections))
             object.__setattr__(self, "sections", {})
-
-
-def with_sections(config_type: type[Config], sections: Mapping[str, type[Section]]) -> type[Config]:
-    """A subclass of a config with more tables; a table with a required key is required itself."""
-    fields: dict[str, Any] = {
-        name: (kind, ... if any(info.is_required() for info in kind.model_fields.values()) else kind())
-        for name, kind in sections.items()
-    }
-    return create_model(config_type.__name__, __base__=config_type, **fields)
 
 
 BUILTIN_CONFIGS = {

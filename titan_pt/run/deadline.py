@@ -1,7 +1,7 @@
 """`training.max_hours`: a run measures its speed and plans its last step so that it ends, decayed and saved, on time.
 
 The time is the calendar's: it counts from the first start, and what passes between two starts of a run is spent too.
-It is measured by a clock that nobody sets, from one machine to another by theirs (`moments`). Rank 0 plans before
+It is measured by a clock that nobody sets, from one machine to another by theirs (`jumps`). Rank 0 plans before
 each step how many more there is time for, and the learning rate follows the plan: a cosine is stretched or squeezed,
 a cooldown starts when it must.
 """
@@ -23,7 +23,8 @@ from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.files import parse_json, write_atomic
-from titan_pt.run.moments import JUMP_SECONDS, moment, seconds_between, steady_seconds, tell_jump
+from titan_pt.run.jumps import JUMP_SECONDS, seconds_between, tell_jump
+from titan_pt.run.ledger import moment, steady_seconds
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
 

@@ -12,7 +12,6 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import SIGNALLED, CannotStart, ExitCode, GaveUp, Stalled, record_exit_code
 from titan_pt.run.heartbeat import enter
-from titan_pt.run.log import print_once
 from titan_pt.run.signals import ignore_signals, signalled
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     ignore_signals()
     recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
     if reason and not recorded:
+        from titan_pt.run.failure import print_once
+
         print_once(reason)
     return code
 
@@ -81,6 +82,10 @@ class RunEnding:
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
+        from titan_pt.run.out_of_memory import explain, is_out_of_memory
+
+        if is_out_of_memory(error):
+            error.args = (explain(error, self.trainer),)
         if not isinstance(error, ConfigError | GaveUp):
             from titan_pt.run.failure import record_failure
 

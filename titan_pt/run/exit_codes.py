@@ -11,8 +11,7 @@ EXIT_CODES_VARIABLE = "TITAN_PT_EXIT_CODES"
 # When the launcher was started, by `time.monotonic` of this machine: a deadline counts from there.
 START_VARIABLE = "TITAN_PT_STARTED"
 
-# The reason that a worker tells its launcher where a signal stopped it.
-SIGNALLED = "signalled"
+SIGNALLED = "signalled"  # the reason that a worker tells its launcher where a signal stopped it
 
 
 class ExitCode(IntEnum):

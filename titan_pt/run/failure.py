@@ -1,8 +1,10 @@
 """What is told of an exception that ends a run. Imported where there is one."""
 
+import hashlib
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from titan_pt.protocols.plugins import users_line
 from titan_pt.run.exit_codes import ExitCode
@@ -28,6 +30,20 @@ def _is_of_another_rank(error: BaseException) -> bool:
     if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
         return False
     return type(error).__name__ == "DistBackendError" or any(words in str(error) for words in _OF_ANOTHER_RANK)
+
+
+def print_once(text: str) -> None:
+    """Print what one rank or several have to say alike, such as the reason of an end: on stderr, once a node."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun's: one folder a node, in it one a rank
+    if error_file:
+        said = Path(error_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        try:
+            said.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError:  # better twice than never
+            pass
+    print(text, file=sys.stderr)
 
 
 def record_failure(error: BaseException) -> None:

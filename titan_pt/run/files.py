@@ -122,8 +122,13 @@ def write_atomic(path: Path, text: str) -> None:
     The text is written to `NAME.tmp` beside the file, flushed to the disk, and renamed.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    write_text(temporary, text)
-    os.replace(temporary, path)
+    try:
+        write_text(temporary, text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # the part that was written takes the room of what comes next
+        raise
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:

@@ -1,12 +1,10 @@
 """The console: one logger, coloured on a terminal, silent on ranks that are not asked to speak."""
 
-import hashlib
 import io
 import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 
 from titan_pt.run.outgoing import guard_console
 
@@ -55,20 +53,6 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def print_once(text: str) -> None:
-    """Print what one rank or several have to say alike, such as the reason of an end: on stderr, once a node."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun's: one folder a node, in it one a rank
-    if error_file:
-        said = Path(error_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        try:
-            said.touch(exist_ok=False)
-        except FileExistsError:
-            return
-        except OSError:  # better twice than never
-            pass
-    print(text, file=sys.stderr)
 
 
 class Color:

@@ -34,7 +34,7 @@ def redacted(value: Any) -> Any:
 
 def is_redacted(text: str) -> bool:
     """Whether an address lacks the secrets that it was written without."""
-    return "://" in text and (f"={MASK}" in text or f"://{MASK}@" in text)
+    return "://" in text and any(f"{mark}{MASK}" in text for mark in ("?", "&", "#", "://"))
 
 
 class Outgoing:

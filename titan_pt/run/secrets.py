@@ -65,11 +65,16 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _redacted_query(found: re.Match[str]) -> str:
-    parts = re.split("([?#&;])", found[0])
-    names = [part.partition("=")[0] for part in parts]
+    """A query without what signs it, however many parts that has."""
+    text = found[0].rstrip(",.:)]}")
+    parts = re.findall("([?#&;])([^?#&;]*)", text)
+    names = [part.partition("=")[0] for _, part in parts]
     if not any(_SECRET_NAME.fullmatch(name) for name in names):
         return found[0]
-    return "".join(
-        f"{name}={MASK}" if "=" in part and (_SECRET_NAME.fullmatch(name) or _SIGNED_NAME.fullmatch(name)) else part
-        for part, name in zip(parts, names, strict=True)
-    )
+    kept = [
+        (mark, part)
+        for (mark, part), name in zip(parts, names, strict=True)
+        if not (_SECRET_NAME.fullmatch(name) or _SIGNED_NAME.fullmatch(name) or part == MASK)
+    ]
+    query = "".join(mark + part for mark, part in [*kept, ("&", MASK)])
+    return text[0] + query[1:] + found[0][len(text) :]

@@ -1,6 +1,5 @@
 """SIGTERM, SIGINT, SIGUSR1 and SIGHUP become a flag that all ranks agree on between micro-batches."""
 
-import ctypes
 import logging
 import math
 import os
@@ -22,7 +21,6 @@ logger = logging.getLogger("titan_pt")
 
 # SIGUSR1 is what Slurm sends before the time limit.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
 _requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
 _deadline = math.inf
 
@@ -42,6 +40,8 @@ def install_handlers() -> None:
         signal.signal(number, _request)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A launcher that dies at once (kill -9, out of memory) cannot end its workers: let the kernel tell them.
+        from titan_pt.run.parents import die_with_parent
+
         die_with_parent(signal.SIGTERM)
 
 
@@ -49,12 +49,6 @@ def ignore_signals() -> None:
     """Ignore all stop signals from now on: the exit code is decided, or another process decides."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Let the kernel send this signal when the parent is gone, however it went. On Linux alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def protect_progress() -> None:

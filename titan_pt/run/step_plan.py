@@ -1,10 +1,9 @@
 """The number of steps of a run: as configured, or with training.max_hours as the deadline allows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from titan_pt.protocols.context import TrainContext
+from titan_pt.protocols.context import TrainContext
 
 
 class StepPlan:
@@ -13,7 +12,7 @@ class StepPlan:
     advice = "training.steps"
     """Key that gives a finished run more steps."""
 
-    def __init__(self, context: "TrainContext[Any]") -> None:
+    def __init__(self, context: TrainContext[Any]) -> None:
         self.context = context
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run import heartbeat
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, ExitCode
-from titan_pt.run.log import print_once
+from titan_pt.run.failure import print_once
 from titan_pt.run.run_folder import run_folder
 from titan_pt.run.watchdog import PAGE_BYTES, STACKS_SIGNAL
 

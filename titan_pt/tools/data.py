@@ -17,7 +17,7 @@ from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
 from titan_pt.data.overlap import N, find_overlap
 from titan_pt.data.sources.alone import open_alone
-from titan_pt.data.sources.documents import Documents, SkipOptions, TokenDocuments
+from titan_pt.data.sources.documents import Documents, SkipOptions, are_tokens
 from titan_pt.data.sources.opening import data_settings
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
@@ -100,7 +100,7 @@ def check_overlap(config: JobConfig, evaluation: list[Source], limit: int) -> No
 
 
 def _texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[str]:
-    if isinstance(documents, TokenDocuments):
+    if are_tokens(documents):
         for number in range(len(documents)):
             yield tokenizer.decode(documents.tokens(number).tolist()[:-1])
     else:

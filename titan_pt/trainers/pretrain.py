@@ -1,8 +1,6 @@
 """Pretraining: packed text, next-token cross-entropy, one clipped and guarded AdamW update a step."""
 
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,12 +16,12 @@ from titan_pt.data.stream.loader import build_dataloader
 from titan_pt.distributed.world import World, sum_over_ranks
 from titan_pt.protocols.context import Step, StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.trainers.summary import describe_run
 from titan_pt.validate import build_validator
 
-if TYPE_CHECKING:
-    from titan_pt.protocols.dry_run_step import DryRunStep
+_AGAIN, _DRY_RUN = "titan_pt.trainers.step_again:step_again", "titan_pt.trainers.dry_run:build_dry_run"
 
 
 def build_model(config: JobConfig, tokenizer: Tokenizer) -> nn.Module:
@@ -49,6 +47,7 @@ def build_step(context: TrainContext) -> Step:
     names = [source.name for source in config.data.sources]
 
     def step(state: TrainState) -> StepMetrics | None:
+        before = getattr(context.dataloader, "committed", None)
         waited = time.perf_counter()
         batch = context.dataloader.next_batch()
         waited = time.perf_counter() - waited
@@ -67,7 +66,7 @@ def build_step(context: TrainContext) -> Step:
         totals = world.sum(totals)
         loss = totals[0] / num_targets
         lr = context.schedule(state.step + 1)
-        grad_norm, skipped = guarded_update(model, optimizer, lr, config.training.max_norm, loss)
+        grad_norm, skipped = guarded_update(model, optimizer, lr, config.training.max_norm, loss, context.spikes)
         context.dataloader.commit(batch)
         # A source without tokens in this step has no loss: 0 / 0 is NaN, and the log leaves it out.
         per_source = totals[1 : 1 + len(names)] / totals[1 + len(names) :]
@@ -83,6 +82,7 @@ def build_step(context: TrainContext) -> Step:
             documents=batch.documents,
             extra={f"source/{name}/loss": value for name, value in zip(names, per_source, strict=True)}
             | {key: float(count) for key, count in left_out.items() if count},
+            again=lambda: import_attribute(_AGAIN)(context, loss_function, before, num_targets),
         )
 
     return step
@@ -104,21 +104,6 @@ def sum_by_source(losses: TokenLosses, batch: MicroBatch, num_sources: int) -> t
     return torch.cat([losses.cross_entropy_T.sum()[None], sums.flatten()])
 
 
-def build_dry_run(spec: TrainerSpec, context: TrainContext) -> "DryRunStep":
-    """The step that `spec.build_step` builds, on synthetic rows."""
-    from titan_pt.data.stream.synthetic import SyntheticBatches
-    from titan_pt.protocols.dry_run_step import DryRunStep
-
-    run_size, training = context.run_size, context.config.training
-    step = spec.build_step(replace(context, dataloader=SyntheticBatches(context.config, run_size)))
-    batch = (
-        f"{run_size.rows:,} rows of {training.seq_len:,} tokens: {run_size.rows_per_rank:,} a rank as "
-        f"{run_size.accumulation_steps:,} x {run_size.local_rows}, from "
-        f"{run_size.num_streams // context.world.size} of {run_size.num_streams} data streams"
-    )
-    return DryRunStep(step, batch, accumulates=run_size.accumulation_steps > 1)
-
-
 SPEC = TrainerSpec(
     name="pretrain",
     build_tokenizer=lambda config: build_tokenizer(config.tokenizer),
@@ -130,7 +115,7 @@ SPEC = TrainerSpec(
     describe=describe_run,
     build_step=build_step,
     build_validator=build_validator,
-    build_dry_run=build_dry_run,
+    build_dry_run=lambda spec, context: import_attribute(_DRY_RUN)(spec, context),
 )
 
 __all__ = ["SPEC", "build_step"]

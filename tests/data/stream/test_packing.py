@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.packing import best_fit
+from titan_pt.data.stream.resuming import load_state
 from titan_pt.data.stream.stream import Stream
 
 EOS = 256
@@ -61,7 +62,7 @@ def test_a_restored_stream_goes_on_exactly() -> None:
             stream.next_row()
         state = through_json(stream.state())
         again = Stream(documents, 1, 4, 32)
-        again.load_state(state)
+        load_state(again, state)
         for _ in range(15):
             left, right = stream.next_row(), again.next_row()
             assert left and right and np.array_equal(left.tokens, right.tokens)

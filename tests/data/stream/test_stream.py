@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.stream.mixture import TokenizedMixture
+from titan_pt.data.stream.resuming import load_state
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.stream import Stream
 
@@ -273,7 +274,7 @@ def test_a_restored_stream_goes_on_exactly(before: int, seq_len: int, epochs: fl
         stream.next_row(partial=True)
     state = through_json(stream.state())
     restored = Stream(mixture, index, 4, seq_len)
-    restored.load_state(state)
+    load_state(restored, state)
     assert restored.state() == state
     for _ in range(20):
         left, right = stream.next_row(partial=True), restored.next_row(partial=True)
@@ -292,9 +293,9 @@ def test_documents_that_changed_since_the_checkpoint_are_told() -> None:
     name = stream.carry[0][0].document
     other = Texts(text.upper() for text in documents)
     with pytest.raises(ConfigError, match=f"data: {name} read differently than when the checkpoint was written"):
-        Stream(mixture_of(other), 0, 1, 16).load_state(state)
+        load_state(Stream(mixture_of(other), 0, 1, 16), state)
     with pytest.raises(ConfigError, match="is gone; restore the files"):
-        Stream(mixture_of(Texts([""] * 4)), 0, 1, 16).load_state(state)
+        load_state(Stream(mixture_of(Texts([""] * 4)), 0, 1, 16), state)
 
 
 def test_a_huge_document_is_one_document() -> None:

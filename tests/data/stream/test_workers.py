@@ -81,6 +81,35 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
     alone.close()
 
 
+def test_three_killed_within_two_seconds_are_replaced_as_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three pools in a row lose a worker before their first batch, at once; some time apart they end the run."""
+    write_shards(tmp_path / "data", TEXTS, 3, 10)
+    alone = build(tmp_path, 0)
+    expected = rows_of(alone, 4)
+    start, left = WorkerPool.__init__, [3]
+
+    def doomed(self: WorkerPool, jobs: Any, ahead: int) -> None:
+        start(self, jobs, ahead)
+        if left[0]:
+            left[0] -= 1
+            self._processes[-1].kill()
+
+    monkeypatch.setattr(WorkerPool, "__init__", doomed)
+    data = build(tmp_path, 1, prefetch=0)
+    assert rows_of(data, 4) == expected and data.state_dict() == alone.state_dict()
+    assert caplog.text.count("a data worker was killed") == 3
+    data.close()
+    monkeypatch.setattr("titan_pt.data.stream.workers._TOGETHER_SECONDS", -1.0)
+    left[0] = 3
+    data = build(tmp_path, 1, prefetch=0)
+    with pytest.raises(RuntimeError, match="a data worker was killed"):
+        rows_of(data, 1)
+    data.close()
+    alone.close()
+
+
 def test_workers_that_keep_dying_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     data = build(tmp_path, 1, prefetch=0)

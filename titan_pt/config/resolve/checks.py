@@ -98,6 +98,12 @@ def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str
             f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
             "moves; leave one of them out",
         )
+    if config.training.on_bad_step == "rewind" and (config.checkpoint.load_only or not config.checkpoint.enable):
+        yield (
+            ["training.on_bad_step", "checkpoint.enable", "checkpoint.load_only"],
+            'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
+            'checkpoint.load_only = false, or set it to "skip"',
+        )
 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:

@@ -1,8 +1,10 @@
-"""Why a TOML file cannot be read. Imported where one cannot."""
+"""Why a TOML file or a tokenizer cannot be read. Imported where one cannot."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest, shown
 
 
 def unreadable(error: Exception, path: Path, said_by: str) -> ConfigError:
@@ -18,3 +20,13 @@ def unreadable(error: Exception, path: Path, said_by: str) -> ConfigError:
         return ConfigError(f"{error}{said_by}")
     # ValueError: a name with NUL, too many levels, a number of thousands of digits
     return ConfigError(f"{where}: cannot be read: {error}")
+
+
+def unknown_tokenizer(name: str, path: str, built_in: Iterable[str]) -> str:
+    """What is wrong with a tokenizer.name that is neither built in nor a file of a known kind."""
+    folder, exists = os.path.isdir(path), os.path.exists(path)
+    reason = "a folder without tokenizer.json" if folder else "an unknown kind of file" if exists else "no such file"
+    return (
+        f'tokenizer.name = {shown(name)}: {reason}{nearest(name, built_in)}; allowed are "byte", "gpt2", or '
+        "the path of a .tiktoken file, a tokenizer.json, or a folder that holds one"
+    )

@@ -9,6 +9,7 @@ from titan_pt.config.schema.section import (
     Fraction,
     Name,
     NonNegative,
+    PathName,
     Positive,
     PositiveInt,
     Section,
@@ -47,8 +48,21 @@ class Training(Section):
     """Tokens whose logits are held at a time; 0: in float32 2% of the device's memory, on a CPU 64 MiB."""
     document_mask: bool = False
     """Documents packed in one row do not attend to each other and each counts its positions from 0."""
+    on_bad_step: Literal["skip", "rewind", "stop"] = "skip"
+    """A step whose loss or gradient is not finite, or whose loss is a spike, is never applied. "skip": go on behind it;
+    "rewind": go back to the last saved step and train without its documents; "stop": exit code 70."""
     max_skipped_steps: Count = 10
-    """Steps with a non-finite loss or gradient that are skipped before the run gives up with exit code 70."""
+    """Steps that are skipped within bad_step_window before the run gives up with exit code 70."""
+    max_rewinds: Count = 3
+    """Rewinds within bad_step_window before exit code 70; the last one leaves out all that was read since that step."""
+    bad_step_window: PositiveInt = 1000
+    """Steps over which skipped ones and rewinds are counted."""
+    spike_zscore: Annotated[float, Field(ge=2)] | None = None
+    """A loss so many robust standard deviations above the median of the last ones is a bad step. Unset: off."""
+    spike_window: Annotated[int, Field(ge=8, le=10_000)] = 128
+    """Losses of good steps that a spike is measured by; half as many are needed before there can be one."""
+    black_boxes: Count = 16
+    """Bad steps of which blackbox/ keeps texts, norms and optimizer state (tools.blackbox); of more, names alone."""
     enable_cpu_offload: bool = False
     """Keep parameters, gradients and optimizer state in CPU memory between uses."""
     dtype: Literal["float32"] = "float32"
@@ -128,6 +142,8 @@ class Compile(Section):
     """Parts that are compiled."""
     backend: Name = "inductor"
     """Backend of torch.compile."""
+    cache_dir: PathName | None = None
+    """Folder that keeps what was compiled, for later starts on equal machines; a damaged one is thrown away."""
 
     def is_on(self, device_type: str) -> bool:
         """Whether a run on this kind of device compiles."""

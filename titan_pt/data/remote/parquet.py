@@ -24,7 +24,7 @@ from titan_pt.data.sources.registry import is_address
 _MAGIC = b"PAR1"
 _FOOTER = "footer-"  # begins an identity that is made of the file's footer
 _MOST_FOOTER_BYTES, MOST_GROUP_BYTES = 1 << 27, 1 << 33
-_SMALL_BYTES, _MOST_WHOLE_BYTES = 1 << 20, 1 << 26
+_SMALL_BYTES, _MOST_WHOLE_BYTES = 1 << 20, 1 << 28
 _END_BYTES = 1 << 16  # holds the footer of a small file; of a large one it tells the footer's size
 
 
@@ -58,8 +58,11 @@ class ParquetStore:
         """Names of the columns of a file's table."""
         return column_names(persist(lambda: self._footers(file), self._attempts(file.name), self._stop))
 
-    def read(self, row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
+    def read(self, row_group: RowGroup, columns: Sequence[str], *, whole: bool = False) -> pa.Table:
         """The columns of a row group, its rows counted.
+
+        Args:
+            whole: all row groups are wanted now, so the file is read at once where its hash is known.
 
         Raises:
             Transient, Refused: of one attempt; `persist` makes it many.
@@ -70,7 +73,8 @@ class ParquetStore:
         try:
             if is_address(file.location):
                 metadata = self._footers(file)
-                source = self._whole(file) if is_read_whole(file, metadata, columns) else None
+                every = (whole or self._reads_twice) and is_read_whole(file, metadata, columns)
+                source = self._whole(file) if every else None
                 if source is None:
                     ranges = byte_ranges(metadata, row_group.group, columns)
                     source = _PartialFile(file.size, [(start, self._part(file, start, size)) for start, size in ranges])
@@ -179,7 +183,7 @@ def _bounded_table(reader: Any, row_group: RowGroup, columns: Sequence[str]) -> 
 
 
 def is_read_whole(file: RowGroupFile, metadata: Any, columns: Sequence[str]) -> bool:
-    """Whether a file of the hub is read whole, to compare its hash: a small one, or most of one that is not large."""
+    """Whether a file of the hub can be read whole, to compare its hash: a small one, or one of which most is wanted."""
     if file.size > _MOST_WHOLE_BYTES or re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.identity) is None:
         return False
     groups = range(metadata.num_row_groups)

@@ -22,10 +22,11 @@ from titan_pt.data.remote.parquet import describe_local
 from titan_pt.data.remote.reader_pool import THREADS, ReaderPool
 from titan_pt.data.remote.retry import Refused, Unfit, Unreadable
 from titan_pt.data.remote.row_groups import Listing, RowGroup, RowGroupFile
-from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, StreamedDocuments
+from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions
 from titan_pt.data.sources.formatters import Formatter
 from titan_pt.data.sources.identity import Contents, KnownFiles, file_state, settled_state
 from titan_pt.data.sources.local import format_row
+from titan_pt.data.sources.other_documents import StreamedDocuments
 from titan_pt.data.sources.parquet_rows import check_columns, to_rows
 from titan_pt.data.sources.registry import is_address
 
@@ -223,7 +224,7 @@ class RowGroupDocuments(StreamedDocuments):
             check_columns(
                 self.reader_pool.store.column_names(row_group.file), tuple(columns), f"{self._where}: {row_group.name}"
             )
-            table = self.reader_pool.store.read(row_group, columns)
+            table = self.reader_pool.store.read(row_group, columns, whole=not self.by_row_group)
             location = row_group.file.location
             if location in self._states and file_state(location) != self._states[location]:
                 raise Refused("was written to while it was read")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.protocols.registry import Registry
 
@@ -82,9 +82,7 @@ def get_formatter(name: str, column: str) -> Formatter:
     if name == "text":
         return Formatter("text", (column,), lambda row: row[column])
     if name not in FORMATTERS:
-        kind = RECORDS if name.startswith(RECORDS) else ""
-        found = [key for key in FORMATTERS if key.startswith(RECORDS) == bool(kind)]
-        known, name = ([] if kind else ["text"]) + [key.removeprefix(kind) for key in found], name.removeprefix(kind)
-        trainer = " to sft" if kind else ""
-        raise ConfigError(f"formatter = {name!r}: unknown{trainer}; known are {one_of(known)}{nearest(name, known)}")
+        from titan_pt.data.sources.unreadable import unknown_formatter
+
+        raise unknown_formatter(name, list(FORMATTERS), RECORDS)
     return FORMATTERS[name]

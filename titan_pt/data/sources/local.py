@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.data.sources.formatters import Formatter, get_formatter
 from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.signals import until_stopped
@@ -124,14 +124,10 @@ def matching_files(pattern: str, key: str = "path") -> list[str]:
         ConfigError: there are none, or not all are of one known kind.
     """
     files = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-    if is_unfinished(pattern):
-        raise ConfigError(f"{key} = {shown(pattern)}: titan_pt.tools.prepare did not finish there; run it again")
-    if os.path.isdir(pattern):
-        raise ConfigError(
-            f"{key} = {shown(pattern)} is a folder; name its files, such as {str(Path(pattern, '*.parquet'))!r}"
-        )
     if not files:
-        raise ConfigError(f"{key} = {shown(pattern)} matches no file; the working folder is {Path.cwd()}")
+        from titan_pt.data.sources.unreadable import no_files
+
+        raise no_files(pattern, key, unfinished=is_unfinished(pattern))
     check_kinds(files)
     return files
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source
-from titan_pt.data.sources.documents import Documents, StreamedDocuments, contents_of
+from titan_pt.data.sources.documents import Documents, are_streamed, contents_of
 from titan_pt.data.sources.identity import Contents, same_content
 from titan_pt.data.sources.registry import DataSettings, ListingJson, SourceContext, list_source, open_source
 from titan_pt.run.signals import until_stopped
@@ -37,7 +37,7 @@ class MixtureSource:
     @property
     def by_row_group(self) -> bool:
         """Whether the source is read, and split, row group by row group."""
-        return isinstance(self.documents, StreamedDocuments) and self.documents.by_row_group
+        return are_streamed(self.documents) and self.documents.by_row_group
 
     def describe(self, number: int) -> str:
         """A document's number and, where its source knows it, its file and place there."""
@@ -46,12 +46,12 @@ class MixtureSource:
 
     def wait_for_ever(self) -> None:
         """Lift the source's own limit on waiting: data.max_stall_seconds of all ranks together holds from here on."""
-        if isinstance(self.documents, StreamedDocuments):
+        if are_streamed(self.documents):
             self.documents.wait_for_ever()
 
     def interrupt(self) -> None:
         """End all waiting for the source's documents."""
-        if isinstance(self.documents, StreamedDocuments):
+        if are_streamed(self.documents):
             self.documents.interrupt()
 
 

@@ -14,9 +14,9 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
-from titan_pt.data.sources.documents import TokenDocuments
 from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents, KnownFiles
 from titan_pt.data.sources.local import SHARD_DESCRIPTION, SHARD_TOKENS
+from titan_pt.data.sources.other_documents import TokenDocuments
 from titan_pt.data.sources.registry import ListingJson, SourceContext
 from titan_pt.data.sources.shard_checks import (
     BLOCK_SUMS,

@@ -71,7 +71,8 @@ class DataLoader:
         owned = num_streams // world.size
         first = world.rank * owned
         self._streams = {s: Stream(mixture, s, num_streams, seq_len) for s in range(first, first + owned)}
-        self._committed = {s: ResumePoint(stream.state(), None) for s, stream in self._streams.items()}
+        self.committed = {s: ResumePoint(stream.state(), None) for s, stream in self._streams.items()}
+        """State of each of this rank's streams behind the last batch passed to `commit`; replaced, never changed."""
         self.also_identity: dict[str, str] = {}
         """Further values of the trainer's own that must be equal for a resume, beside the documents."""
         self._makes_last_row_again = True
@@ -136,17 +137,21 @@ class DataLoader:
         self._stop.set()
         if self._prefetcher is not None:
             self._prefetcher.close(self._interrupt)
-            self._report()
+            states = [point.state for point in self.committed.values()]
+            if any(state.padding or any(state.lost) for state in states):
+                from titan_pt.data.stream.last_report import report
+
+                report(self.mixture, states)
         self._prefetcher = None
         atexit.unregister(self.close)
 
     def commit(self, batch: StepBatch) -> None:
         """Note that the batch was trained on: a checkpoint goes on behind it."""
-        self._committed = dict(batch.points)
+        self.committed = dict(batch.points)
 
     def state_dict(self) -> Json:
         """JSON: the resume point of each of this rank's streams, by its number."""
-        return {str(s): point.to_json() for s, point in self._committed.items()}
+        return {str(s): point.to_json() for s, point in self.committed.items()}
 
     def load_state_dict(self, streams: Json) -> None:
         """Go on where the state of all streams, gathered from all ranks, was taken.
@@ -156,13 +161,21 @@ class DataLoader:
         Raises:
             ConfigError: the documents read differently now.
         """
+        from titan_pt.data.stream.resuming import point_from_json, resume
+
         self.close()
-        points = {s: ResumePoint.from_json(streams[str(s)]) for s in self._streams}
+        points = {s: point_from_json(streams[str(s)]) for s in self._streams}
         if not self._makes_last_row_again:
             points = {s: ResumePoint(point.state, None) for s, point in points.items()}
         for s, stream in self._streams.items():
-            stream.resume(points[s])
-        self._committed = points
+            resume(stream, points[s])
+        self.committed = points
+
+    def drop_begun(self) -> None:
+        """Drop the rest of the documents that the rows so far end in; after `load_state_dict`."""
+        from titan_pt.data.stream.resuming import without_begun
+
+        self.committed = {s: without_begun(stream) for s, stream in self._streams.items()}
 
     def identity(self) -> Json:
         """JSON: everything that must be equal for a state to mean the same documents."""
@@ -220,7 +233,7 @@ class DataLoader:
 
         Documents that are held out or empty count as passed, those under way as far as they are used.
         """
-        states = [point.state for point in self._committed.values()]
+        states = [point.state for point in self.committed.values()]
         passed = [float(sum(draws)) for draws in zip(*(state.draws for state in states), strict=True)]
         for piece in (piece for state in states for pieces in state.carry for piece in pieces):
             passed[piece.source] -= 1 - piece.start / piece.length
@@ -247,31 +260,25 @@ class DataLoader:
         for source in self.mixture.sources:
             source.interrupt()
 
-    def _report(self) -> None:
-        states = [point.state for point in self._committed.values()]
-        padding = sum(state.padding for state in states)
-        if padding:
-            tokens = padding + sum(sum(state.tokens) for state in states)
-            logger.info(f"Packing {self.mixture.packing}: {padding:,} of {tokens:,} row tokens were padding")
-        if lost := sum(sum(state.lost) for state in states):
-            where = self.mixture.skip.folder
-            logger.error(f"{lost:,} documents were lost to row groups that were given up: {where}/ledger-*.jsonl")
-
     def _steps(self, numbers: list[int]) -> Iterator[StepRows]:
         if self._config.data.num_workers == 0:
             return make_steps(self._streams, numbers, self._stop)
         from titan_pt.data.stream.workers import worker_steps
 
         num_streams = self._run_size.num_streams
-        return worker_steps(self.mixture, self._config, num_streams, numbers, self._committed, self._stop)
+        return worker_steps(self.mixture, self._config, num_streams, numbers, self.committed, self._stop)
+
+    def row_streams(self) -> list[int]:
+        """The stream of each of this rank's rows of a global batch."""
+        rows, num_streams = self._run_size.rows, self._run_size.num_streams
+        return [r % num_streams for r in range(rows) if r % num_streams in self._streams]
 
     def _batches(self) -> Iterator[StepBatch]:
-        num_streams, training = self._run_size.num_streams, self._config.training
-        numbers = [r % num_streams for r in range(self._run_size.rows) if r % num_streams in self._streams]
+        training = self._config.training
         padding = padding_row(training.seq_len + 1, self.mixture.tokenizer.eos_id)
         pin = self._world.device.type == "cuda"
         padded = False
-        for step in self._steps(numbers):
+        for step in self._steps(self.row_streams()):
             rows = [row or padding for row in step.rows]
             batch = collate_step(rows, step.points, training.local_batch_size, pin)
             if batch.num_tokens and not padded and None in step.rows:

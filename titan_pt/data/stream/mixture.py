@@ -11,14 +11,7 @@ from typing import Literal
 from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import keyed_hash
-from titan_pt.data.sources.documents import (
-    Order,
-    OrderKey,
-    SkipOptions,
-    StreamedDocuments,
-    TokenDocuments,
-    sample_rows,
-)
+from titan_pt.data.sources.documents import Order, OrderKey, SkipOptions, are_streamed, are_tokens, sample_rows
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.sources.registry import DataSettings
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoded, Encoder, PlainText
@@ -62,7 +55,7 @@ class TokenizedMixture:
     def order(self, source: MixtureSource, index: int, num_streams: int) -> Order:
         """Stream `index`'s way through a source."""
         key = OrderKey(source.name, source.max_epochs, self.seed, index, num_streams)
-        if isinstance(source.documents, StreamedDocuments) and source.documents.by_row_group:
+        if are_streamed(source.documents) and source.documents.by_row_group:
             return source.documents.order(key, self.holdout_fraction, self.held_out, self.skip)
         return RowOrder(key, source.documents)
 
@@ -79,14 +72,14 @@ class TokenizedMixture:
     def has(self, source: MixtureSource, number: int) -> bool:
         """Whether this side of the split has a document of a source, and it is not empty."""
         documents = source.documents
-        if isinstance(documents, TokenDocuments):
+        if are_tokens(documents):
             return len(documents.tokens(number)) > 0 and self.has_hash(documents.holdout_hash(number))
         text = documents[number]
         return bool(text) and (source.by_row_group or self.has_text(text))
 
     def left_out(self, source: MixtureSource, number: int) -> str | None:
         """Why the encoder leaves a document out, or None."""
-        if isinstance(source.documents, TokenDocuments):
+        if are_tokens(source.documents):
             return None
         return self.encode(source, number, source.documents[number]).left_out
 
@@ -119,8 +112,7 @@ class TokenizedMixture:
 
     def note_spent(self, d: int) -> None:
         """Log that a source has reached its max_epochs in a stream."""
-        name = self.sources[d].name
-        if name not in self.spent:
+        if (name := self.sources[d].name) not in self.spent:
             self.spent.add(name)
             weight = ": its weight goes to the others there" if len(self.sources) > 1 else ""
             logger.info(f"data source {name!r} is spent in a stream{weight}")
@@ -158,7 +150,7 @@ def tokenize_mixture(
         ConfigError: token shards were made by another tokenizer, or are of plain text where there is another encoder.
     """
     for source in sources:
-        if isinstance(source.documents, TokenDocuments):
+        if are_tokens(source.documents):
             from titan_pt.data.stream.token_shards import check_shards
 
             check_shards(source, source.documents, tokenizer, encoder)

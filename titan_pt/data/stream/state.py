@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
@@ -58,14 +58,6 @@ class StreamState:
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
         return {**values, "carry": carry}
 
-    @classmethod
-    def from_json(cls, values: Json) -> "StreamState":
-        """The state that `to_json` wrote; other keys do not matter."""
-        own: Json = {field.name: values[field.name] for field in fields(cls)}
-        found: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
-        found["carry"] = tuple(tuple(PieceState(*piece) for piece in pieces) for pieces in own["carry"])
-        return cls(**found)
-
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -78,12 +70,6 @@ class ResumePoint:
     def to_json(self) -> Json:
         """Plain values, as a checkpoint has them."""
         return {**self.state.to_json(), "before": self.before and self.before.to_json()}
-
-    @classmethod
-    def from_json(cls, values: Json) -> "ResumePoint":
-        """The point that `to_json` wrote."""
-        before = values["before"]
-        return cls(StreamState.from_json(values), before and StreamState.from_json(before))
 
 
 def token_hash(streams: Mapping[str, Json]) -> str:

@@ -12,14 +12,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from titan_pt.config.errors import ConfigError
 from titan_pt.data.permutation import keyed_hash
-from titan_pt.data.sources.documents import TokenDocuments
+from titan_pt.data.sources.documents import are_tokens
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.order import RowOrder
 from titan_pt.data.stream.packing import POOL, best_fit
 from titan_pt.data.stream.row import PackedRow, Piece, hash_tokens, pack_row
-from titan_pt.data.stream.state import PieceState, ResumePoint, StreamState
+from titan_pt.data.stream.state import StreamState
 
 
 @dataclass
@@ -81,55 +80,12 @@ class Stream:
             draws=tuple(order.draws for order in self.orders),
             orders=tuple(order.state_dict() for order in self.orders),
             carry=tuple(tuple(piece.state() for piece in pieces) for pieces in self.carry),
-            carry_hash=self._carry_hash(),
+            carry_hash=self.carry_hash(),
             digest=self.digest,
         )
 
-    def load_state(self, state: StreamState) -> None:
-        """Go on where the state was taken.
-
-        Raises:
-            ConfigError: the documents under way read differently now.
-        """
-        self.tokens, self.padding, self.digest = list(state.tokens), state.padding, state.digest
-        self.skipped, self.lost = list(state.skipped), list(state.lost)
-        for order, draws, order_state in zip(self.orders, state.draws, state.orders, strict=True):
-            order.load_state_dict(draws, order_state)
-        self.carry = [[self._reread(piece) for piece in pieces] for pieces in state.carry]
-        if self._carry_hash() != state.carry_hash:
-            names = ", ".join(piece.document for pieces in self.carry for piece in pieces)
-            raise ConfigError(
-                f"data: {names} read differently than when the checkpoint was written; restore the files and the "
-                'tokenizer, or start the data anew with checkpoint.exclude_from_loading = ["data"]'
-            )
-
-    def resume(self, point: ResumePoint) -> None:
-        """Go on behind a batch: make its last row again, and check that it comes out as it did.
-
-        Raises:
-            ConfigError: it does not.
-        """
-        if point.before is None:
-            self.load_state(point.state)
-            return
-        self.load_state(point.before)
-        self.next_row(partial=True)
-        if self.state() != point.state:
-            raise ConfigError(
-                f"data: stream {self.index} reads other tokens (hash {self.digest}) than when the checkpoint was "
-                f"written ({point.state.digest}); restore the files and the tokenizer, or start the data anew with "
-                'checkpoint.exclude_from_loading = ["data"]'
-            )
-
-    def _reread(self, state: PieceState) -> Piece:
-        piece = self._read(state.source, state.place)
-        if piece is None:
-            name = self.mixture.sources[state.source].name
-            raise ConfigError(f"data: a document of {name!r} that the checkpoint was in is gone; restore the files")
-        piece.start = state.start
-        return piece
-
-    def _carry_hash(self) -> str:
+    def carry_hash(self) -> str:
+        """Hash of the tokens of the documents under way."""
         digests = "".join(piece.digest for pieces in self.carry for piece in pieces)
         return hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()
 
@@ -160,35 +116,30 @@ class Stream:
         while (place := self.orders[d].next()) is not None:
             if misses == len(source.documents):  # bad luck, or does it have none?
                 self.mixture.require_documents(source)
-            piece = self._read(d, place)
+            piece = self.read(d, place)
             if piece is not None and len(piece.tokens):
                 return piece
             self.skipped[d] += piece is not None
             misses += 1
         return None
 
-    def _read(self, d: int, place: int) -> Piece | None:
+    def read(self, d: int, place: int) -> Piece | None:
         """The document of a place, tokenised; None where it is lost, empty, or not on this side of the split.
 
         It has no tokens where the encoder leaves it out.
         """
         source, order = self.mixture.sources[d], self.orders[d]
-        if isinstance(source.documents, TokenDocuments):
+        if are_tokens(source.documents):
+            from titan_pt.data.stream.token_shards import read_tokens
+
             assert isinstance(order, RowOrder)
-            return self._read_tokens(d, place, order.number(place), source.documents)
+            return read_tokens(self.mixture, d, place, order.number(place))
         number, text = order.read(place)
         self.lost[d] += text is None
         if not text or not (source.by_row_group or self.mixture.has_text(text)):
             return None
         found = self.mixture.encode(source, number, text)
         return Piece(d, place, f"{source.name}:{number}", found.tokens, found.bytes_per_token, found.targets)
-
-    def _read_tokens(self, d: int, place: int, number: int, documents: TokenDocuments) -> Piece | None:
-        tokens = documents.tokens(number)
-        if not len(tokens) or not self.mixture.has_hash(documents.holdout_hash(number)):
-            return None
-        ratio = documents.num_bytes(number) / max(1, len(tokens) - 1)
-        return Piece(d, place, f"{self.mixture.sources[d].name}:{number}", tokens, ratio)
 
     def _chosen(self, d: int, size: int) -> list[Piece]:
         """The documents of the next row, in their order."""

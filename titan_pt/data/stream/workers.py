@@ -1,10 +1,12 @@
 """Rows made ahead by other processes, with data.num_workers > 0: the rows of `steps.py`, in the same order."""
 
 import logging
+import math
 import multiprocessing
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -16,18 +18,21 @@ from titan_pt.data.sources.opening import Listings, data_settings, open_all
 from titan_pt.data.sources.registry import DataSettings, SourceContext
 from titan_pt.data.stream.encoding import Encoder
 from titan_pt.data.stream.mixture import TokenizedMixture, tokenize_mixture
+from titan_pt.data.stream.resuming import resume
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.data.stream.state import ResumePoint
 from titan_pt.data.stream.steps import StepRows, make_steps
 from titan_pt.data.stream.stream import Stream
 from titan_pt.protocols.plugins import import_plugin
 from titan_pt.run.log import init_logging
-from titan_pt.run.signals import die_with_parent, ignore_signals
+from titan_pt.run.parents import die_with_parent
+from titan_pt.run.signals import ignore_signals
 
 logger = logging.getLogger("titan_pt")
 
 _POLL_SECONDS = 0.2
-_MOST_DEATHS = 3  # of workers, without a batch in between
+_MOST_DEATHS, _MOST_STARTS = 3, 10  # of workers, without a batch in between
+_TOGETHER_SECONDS = 10.0  # deaths after one that count with it: what kills one process seldom kills one alone
 
 
 class WorkerDied(RuntimeError):
@@ -69,7 +74,7 @@ def worker_steps(
         points: where the rank's streams go on.
 
     Raises:
-        WorkerDied: workers were killed several times without a batch in between.
+        WorkerDied: workers were killed several times, some time apart, without a batch in between.
     """
     whole = WorkerJob(
         settings=data_settings(config, num_streams),
@@ -83,16 +88,18 @@ def worker_steps(
         numbers=numbers,
         writer=mixture.skip.writer,
     )
-    deaths = 0
+    deaths, starts, counted = 0, 0, -math.inf
     while not stop.is_set():
         pool = WorkerPool(split(replace(whole, points=points), config.data.num_workers), config.data.prefetch_steps)
         try:
             for step in pool.steps(numbers, stop):
-                deaths, points = 0, step.points
+                deaths, starts, counted, points = 0, 0, -math.inf, step.points
                 yield step
         except WorkerDied as error:
-            deaths += 1
-            if deaths == _MOST_DEATHS:
+            starts += 1
+            if time.monotonic() > counted + _TOGETHER_SECONDS:
+                deaths, counted = deaths + 1, time.monotonic()
+            if deaths == _MOST_DEATHS or starts == _MOST_STARTS:
                 raise
             logger.warning(f"{error} Others go on where it was")
         finally:
@@ -209,5 +216,5 @@ def _open_streams(job: WorkerJob) -> dict[int, Stream]:
         source.wait_for_ever()
     streams = {s: Stream(mixture, s, job.settings.num_streams, job.seq_len) for s in job.points}
     for s, stream in streams.items():
-        stream.resume(job.points[s])
+        resume(stream, job.points[s])
     return streams

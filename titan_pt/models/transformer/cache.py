@@ -3,13 +3,16 @@
 Legend: R rows, P prompts, L new tokens of a row, T slots of a row, K key-value heads, H head dim.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from titan_pt.models.transformer.args import TransformerArgs
+from titan_pt.models.transformer.model import Head, Transformer
 
 
 class CachedLayer(Protocol):
@@ -23,7 +26,7 @@ class CachedLayer(Protocol):
 
 
 class Cache(Protocol):
-    """The cache of a model, as `Transformer.forward_cached` uses it."""
+    """The cache of a model, as `forward_cached` uses it."""
 
     @property
     def layers(self) -> Sequence[CachedLayer]:
@@ -33,6 +36,25 @@ class Cache(Protocol):
     def mask(self, positions_RL: torch.Tensor) -> torch.Tensor | None:
         """Mask of the keys that tokens at these positions see, for `attend`; None: plain causal attention."""
         ...
+
+
+def forward_cached(
+    model: Transformer, tokens_RL: torch.Tensor, positions_RL: torch.Tensor, cache: Cache, head: Head | None = None
+) -> Any:
+    """Run a model on tokens that follow those in the cache, and add them to it; returns what its forward does.
+
+    Args:
+        tokens_RL: the new tokens of each row.
+        positions_RL: their positions, which the cache has room for.
+        cache: keys and values of the tokens before; changed in place.
+    """
+    embedding_VD, output_VD = model.tables()
+    x_RLD = F.embedding(tokens_RL, embedding_VD)
+    rope, mask = model.rope(tokens_RL.shape[1], positions_RL, x_RLD.dtype), cache.mask(positions_RL)
+    for layer, layer_cache in zip(model.layers, cache.layers, strict=True):
+        update = functools.partial(layer_cache.update, positions_RL=positions_RL)
+        x_RLD = layer(x_RLD, rope, mask, update)
+    return (head or model.logits)(model.norm(x_RLD), output_VD)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ Parameter names are Hugging Face's without their "model." prefix.
 Legend: B batch, L sequence, D model dim, N query heads, K key-value heads, H head dim, V vocabulary.
 """
 
-import functools
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,6 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed, fill_truncated_normal
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
-
-if TYPE_CHECKING:
-    from titan_pt.models.transformer.cache import Cache
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -30,25 +25,13 @@ CachedAttention = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 def rope_table(args: TransformerArgs, device: torch.device | None = None) -> Rope:
     """cos and sin of position x frequency, each (max_seq_len, H/2) in float32 (RoFormer, 2104.09864, eq. 15)."""
     exponents = torch.arange(0, args.head_dim, 2, device=device, dtype=torch.float32) / args.head_dim
-    frequencies = scale_frequencies(1.0 / args.rope_theta**exponents, args)
+    frequencies = 1.0 / args.rope_theta**exponents
+    if args.rope_scaling_factor is not None:
+        from titan_pt.models.transformer.rope_scaling import scale_frequencies
+
+        frequencies = scale_frequencies(frequencies, args)
     angles = torch.outer(torch.arange(args.max_seq_len, device=device, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
-
-
-def scale_frequencies(frequencies: torch.Tensor, args: TransformerArgs) -> torch.Tensor:
-    """Scale rotary frequencies for longer texts as Llama 3.1 does; unchanged for a model without scaling.
-
-    Wavelengths that turn less than rope_low_freq_factor times in rope_original_seq_len positions are stretched by
-    rope_scaling_factor, those that turn more than rope_high_freq_factor times are kept, and between the two a
-    frequency is the mean of both, weighted by its turns (apply_scaling of Llama 3.1's reference code).
-    """
-    factor, length = args.rope_scaling_factor, args.rope_original_seq_len
-    low, high = args.rope_low_freq_factor, args.rope_high_freq_factor
-    if factor is None or length is None or low is None or high is None:
-        return frequencies
-    turns = length * frequencies / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / factor
 
 
 def apply_rope(x_BNLH: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -179,31 +162,13 @@ class Transformer(nn.Module):
             positions_BL: position of each token in its document; None: 0..L-1.
             segments_BL: parts of a document that do not see each other, see `attention.document_mask`.
         """
-        embedding_VD, output_VD = self._tables()
+        embedding_VD, output_VD = self.tables()
         x_BLD = F.embedding(tokens_BL, embedding_VD)
-        rope, mask = self._rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), None
+        rope, mask = self.rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), None
         if self.document_mask and positions_BL is not None:
             mask = document_mask(positions_BL, segments_BL, varlen=self.varlen)
         for layer in self.layers:
             x_BLD = layer(x_BLD, rope, mask)
-        return (head or self.logits)(self.norm(x_BLD), output_VD)
-
-    def forward_cached(
-        self, tokens_BL: torch.Tensor, positions_BL: torch.Tensor, cache: "Cache", head: Head | None = None
-    ) -> Any:
-        """Run the model on tokens that follow those in the cache, and add them to it; returns what `forward` does.
-
-        Args:
-            tokens_BL: the new tokens of each row.
-            positions_BL: their positions, which the cache has room for.
-            cache: keys and values of the tokens before; changed in place.
-        """
-        embedding_VD, output_VD = self._tables()
-        x_BLD = F.embedding(tokens_BL, embedding_VD)
-        rope, mask = self._rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), cache.mask(positions_BL)
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            update = functools.partial(layer_cache.update, positions_RL=positions_BL)
-            x_BLD = layer(x_BLD, rope, mask, update)
         return (head or self.logits)(self.norm(x_BLD), output_VD)
 
     @property
@@ -211,7 +176,7 @@ class Transformer(nn.Module):
         """weight_VD of the output layer."""
         return self.embed_tokens.weight if self.args.tie_embeddings else self.lm_head.weight
 
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights of embedding and output layer; a tied one is cast once: its gradients add up as under FSDP2."""
         embedding_VD = self.embed_tokens.weight
         embedding_VD = embedding_VD.to(self.compute_type or embedding_VD.dtype)
@@ -225,7 +190,7 @@ class Transformer(nn.Module):
         padding_V = torch.arange(self.args.vocab_size, device=logits_BLV.device) >= self.args.num_tokens
         return logits_BLV.masked_fill(padding_V, float("-inf"))
 
-    def _rope(self, length: int, positions_BL: torch.Tensor | None, dtype: torch.dtype) -> Rope:
+    def rope(self, length: int, positions_BL: torch.Tensor | None, dtype: torch.dtype) -> Rope:
         """cos and sin of the positions in the hidden states' type: cast here once, not in every layer."""
         if positions_BL is None:
             return self.rope_cos[:length].to(dtype), self.rope_sin[:length].to(dtype)

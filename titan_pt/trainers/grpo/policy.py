@@ -4,7 +4,7 @@ Legend: S sequences, C tokens of the longest completion.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -149,9 +149,20 @@ class PolicyUpdate:
                         lr,
                         self._context.config.training.max_norm,
                         total[0],
+                        self._context.spikes,
                     )
                 )
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
+
+    def again(self, minibatches: Sequence[Sequence[TrainSample]]) -> Iterator[tuple[PackedBatch, None]]:
+        """Do the forward and backward of the first pass over the minibatches, and no update."""
+        for i, samples in enumerate(minibatches):
+            loss_config = replace(self._loss_config, **global_counts(samples))
+            batches = self._prepare(samples, is_first=i == 0)
+            for number, batch in enumerate(batches, 1):
+                sum_over_ranks(self._context.model, last=number == len(batches))
+                self._backward(batch, loss_config, first=False)
+                yield batch.packed, None
 
     @torch.no_grad()
     def _prepare(self, samples: Sequence[TrainSample], *, is_first: bool) -> list[PolicyBatch]:

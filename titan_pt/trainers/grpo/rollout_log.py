@@ -1,16 +1,14 @@
 """The record of every completion, in rollouts/step-N.jsonl, for people to read."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from titan_pt.run.files import write_atomic
+from titan_pt.run.records import Record
 from titan_pt.tasks.rollouts import Group
-
-logger = logging.getLogger("titan_pt")
 
 FOLDER = "rollouts"
 
@@ -21,9 +19,10 @@ class RolloutLog:
 
     run_folder: Path
     frequency: int
+    record: Record = field(default_factory=lambda: Record(FOLDER))
 
     def write(self, step: int, groups: Sequence[Group], advantages: Mapping[int, Sequence[float]]) -> None:
-        """Write the groups of a step to one file, whole or not at all. A full disk costs the file, not the run.
+        """Write the groups of a step to one file, whole or not at all. A failing disk costs no step.
 
         Args:
             step: step number; 0 is the readiness probe.
@@ -33,11 +32,13 @@ class RolloutLog:
             return
         path = self.run_folder / FOLDER / f"step-{step}.jsonl"
         found = (row for i, group in enumerate(groups) for row in rows(group, advantages.get(i)))
-        try:
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-        except OSError as error:
-            logger.error(f"{path} could not be written: {error}; training goes on")
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+
+        def put() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text)
+
+        self.record.write(str(path), len(text), put)
 
 
 def rows(group: Group, advantages: Sequence[float] | None) -> list[dict[str, Any]]:

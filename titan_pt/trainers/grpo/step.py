@@ -1,8 +1,10 @@
 """One step of GRPO: prompts, completions, rewards, advantages, and the updates on them."""
 
+import functools
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +73,16 @@ class GrpoStep:
         ).tolist()
         lr = self._context.schedule(state.step + 1)
         start = time.perf_counter()
-        updated = self._update(self._minibatches(collected.trained, advantages), lr)
+        minibatches = self._minibatches(collected.trained, advantages)
+        updated = self._update(minibatches, lr)
         float(updated.loss)  # waits for the device, so that the time is the updates'
         seconds = {"sync": sync_seconds, "train": time.perf_counter() - start}
         self._record(state.step + 1, collected, advantages)
         tokens = tokens_by_task(collected.trained, len(self._prompts.tasks), self._grpo.num_iterations)
         self._prompts.commit(tokens)
         self._idle_steps = idle_steps
-        return self._metrics(collected, updated, lr, sum(tokens), seconds)
+        metrics = self._metrics(collected, updated, lr, sum(tokens), seconds)
+        return replace(metrics, again=functools.partial(self._update.again, minibatches))
 
     def _metrics(
         self, collected: Collected, updated: UpdateMetrics, lr: float, tokens: int, seconds: Mapping[str, float]
@@ -103,6 +107,10 @@ class GrpoStep:
             },
             texts={"samples": shown(collected.groups, shows)} if shows else {},
         )
+
+    def close(self) -> None:
+        """Write the rollouts that a failing disk kept back."""
+        self._rollout_log.record.close()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors of the reference for a checkpoint, by name."""

@@ -117,7 +117,7 @@ SPEC = TrainerSpec[SftConfig](
     describe=describe,
     build_step=pretrain.build_step,
     build_validator=build_validator,
-    build_dry_run=pretrain.build_dry_run,
+    build_dry_run=pretrain.SPEC.build_dry_run,
 )
 
 __all__ = ["SPEC"]

@@ -1,32 +1,16 @@
-"""Moments that are written down, for a later start of a run to measure from whatever the wall clock did meanwhile.
+"""Seconds between two moments, whatever the wall clocks did meanwhile. Imported where there are two.
 
-On the machine that wrote it down, until that restarts, a clock tells which nobody sets. Elsewhere the wall clocks do.
+On the machine that wrote one down, until that restarts, a clock tells which nobody sets. Elsewhere the wall clocks do.
 """
 
 import logging
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("titan_pt")
 
 JUMP_SECONDS = 2.0
 """A change of the wall clock that is told. A leap second is none."""
-
-
-def steady_seconds() -> float:
-    """Seconds on a clock that nobody sets. It goes on while the machine sleeps, where there is such a clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def moment() -> dict[str, Any]:
-    """Now, as JSON."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except (OSError, ValueError):
-        boot = ""
-    return {"time": time.time(), "clock": steady_seconds(), "boot": boot}
 
 
 def seconds_between(then: Mapping[str, Any], now: Mapping[str, Any]) -> float:

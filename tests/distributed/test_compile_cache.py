@@ -1,0 +1,119 @@
+"""compile.cache_dir: compiled code that lasts, and damage that costs a compilation and no run."""
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from titan_pt.distributed import compile_cache
+from titan_pt.distributed.compile_cache import Listing, throw_away_damage
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two files that are listed, and one that came later."""
+    inductor = tmp_path / "inductor"
+    (inductor / "ab" / "locks").mkdir(parents=True)
+    for name in ("ab/one.so", "ab/two.py"):
+        (inductor / name).write_bytes(name.encode() * 99)
+    (inductor / "ab" / "locks" / "x.lock").write_text("")
+    Listing(tmp_path).write(settled_seconds=0.0)
+    (inductor / "ab" / "late.so").write_bytes(b"cut")
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix in (".so", ".py")}
+
+
+def test_what_is_as_it_was_listed_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    throw_away_damage(folder)
+    assert names(folder) == {"one.so", "two.py"} and not caplog.records, "a kill may have cut what was not listed"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "inductor/ab/one.so").write_bytes(os.urandom(99)),
+        lambda folder: os.truncate(folder / "inductor/ab/one.so", 5),
+        lambda folder: (folder / "inductor/ab/two.py").unlink(),
+    ],
+    ids=["garbage", "cut", "gone"],
+)
+def test_damage_throws_all_away(folder: Path, caplog: pytest.LogCaptureFixture, damage: Damage) -> None:
+    damage(folder)
+    with caplog.at_level(logging.WARNING, "titan_pt"):
+        throw_away_damage(folder)
+    assert not names(folder) and "is damaged; it is thrown away" in caplog.text
+    throw_away_damage(folder)
+    assert caplog.text.count("thrown away") == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00", b"[1]", b"{", b"[" * 99_999])
+def test_a_damaged_list_is_none(folder: Path, content: bytes) -> None:
+    (folder / "files.json").write_bytes(content)
+    throw_away_damage(folder)
+    assert not names(folder)
+
+
+def test_files_are_listed_when_they_have_settled(folder: Path) -> None:
+    listing = Listing(folder)
+    listing.write(settled_seconds=60)
+    assert "ab/late.so" not in json.loads((folder / "files.json").read_text())
+    os.utime(folder / "inductor/ab/late.so", (time.time() - 99, time.time() - 99))
+    listing.write(settled_seconds=60)
+    throw_away_damage(folder)
+    assert names(folder) == {"one.so", "two.py", "late.so"}
+
+
+def test_nothing_is_removed_under_another_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_cache, "_machine", lambda _type: "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("RANK", "1")  # which lists nothing
+    (folder / "inductor/ab/one.so").write_bytes(b"x")
+    other = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    compile_cache.use_cache.__wrapped__(str(tmp_path), "cpu")
+    assert names(folder) == {"one.so", "two.py", "late.so"}
+    os.close(other)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
+
+
+COMPILE = """
+import sys, torch
+from titan_pt.distributed import compile_cache
+compile_cache._SETTLED_SECONDS = 0.0
+compile_cache.Listing.write.__defaults__ = (0.0,)
+compile_cache.use_cache(sys.argv[1], "cpu")
+from torch._dynamo.utils import counters
+x = torch.arange(8.0)
+assert torch.compile(lambda x: x.sin() * 2)(x).allclose(x.sin() * 2)
+print(counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_garbage_in_the_cache_is_compiled_anew(tmp_path: Path) -> None:
+    def hits() -> str:
+        command = [sys.executable, "-c", COMPILE, str(tmp_path)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert [hits(), hits()] == ["0", "1"]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(os.urandom(64))
+    assert [hits(), hits()] == ["0", "1"]
