@@ -3,6 +3,7 @@
 It has one thread when it forks: threads, of OpenMP and gloo too, begin in the run itself.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 from chaos.library import ON_TIME, Clock, Rule, arm, build
 
 TESTS = Path(__file__).resolve().parent.parent
+PR_SET_PDEATHSIG = 1
 PRELOADED = [
     *("titan_pt.data.remote.ranges", "titan_pt.data.remote.retry", "titan_pt.data.remote.row_group_documents"),
     *("titan_pt.data.remote.sources", "titan_pt.data.remote.later_hashes", "titan_pt.data.remote.listing"),
@@ -164,10 +166,9 @@ def _train(content: dict[str, Any]) -> None:
         os.dup2(file, target)
     sys.stdin = open(os.devnull)  # noqa: SIM115
     os.environ.update(job.variables)
-    from titan_pt.run.signals import die_with_parent
     from titan_pt.train import leave, main
 
-    die_with_parent(signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))  # with the server
     _watch(job)
     arm(job.run_folder, job.counters, job.rules, job.clock)
     leave(main(["--job.config_file", job.config]))
