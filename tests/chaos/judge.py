@@ -28,7 +28,7 @@ SECONDS = 60.0
 """After which a start counts as hung."""
 GRACE = 3.0
 """What the other ranks have to end when one has failed."""
-CLOCK_KEYS = ("time", "seconds", "per_second", "memory", "mfu")
+CLOCK_KEYS = ("time", "seconds", "per_second", "memory", "mfu", "goodput")
 OF_TIME = ("attempts.json", "clock.json", "goodput.jsonl", ".lock", "heartbeats")
 """Files of a run folder that an undisturbed run need not have."""
 
