@@ -78,6 +78,10 @@ def put(step: Path, run_folder: Path, number: int) -> None:
     (target / "manifest.json").write_text(json.dumps({**manifest, "step": number}))
 
 
+def open_one(run_folder: Path, options: Checkpoint) -> Mirror:
+    return Mirror(run_folder / "checkpoint", run_folder, options)
+
+
 def numbers(run_folder: Path) -> list[int]:
     return [number for number, _ in iter_steps(run_folder / "checkpoint")]
 
@@ -181,14 +185,14 @@ def test_the_newest_whole_step_is_fetched(tmp_path: Path, url: str, step: Path) 
 def test_a_mirror_has_one_run_at_a_time(tmp_path: Path, url: str, step: Path) -> None:
     options = Checkpoint(mirror=url)
     put(step, tmp_path / "one", 1)
-    one = Mirror(tmp_path / "one", options)
+    one = open_one(tmp_path / "one", options)
     with pytest.raises(CannotStart, match=f"is in use by another run, process {os.getpid()} on"):
-        Mirror(tmp_path / "two", options)
+        open_one(tmp_path / "two", options)
     with pytest.raises(ConfigError, match="holds the steps of another run"):
         put(step, tmp_path / "three", 1)
-        Mirror(tmp_path / "three", options)
+        open_one(tmp_path / "three", options)
     one.close()
-    again = Mirror(tmp_path / "one", options)
+    again = open_one(tmp_path / "one", options)
     again._store.set_owner({**again._owner, "holder": "a newer start", "host": "elsewhere"})
     deadline = time.monotonic() + 10
     while not again._lost and time.monotonic() < deadline:
@@ -204,17 +208,17 @@ def test_a_start_takes_over_from_one_that_was_killed(tmp_path: Path, url: str, s
     """At once on the same disk; on another one when the owner has shown no sign of life for long enough."""
     options = Checkpoint(mirror=url)
     put(step, tmp_path / "run", 1)
-    first = Mirror(tmp_path / "run", options)
+    first = open_one(tmp_path / "run", options)
     first._lost = True  # as a killed one, it does not let go
     first.close()
     started = time.monotonic()
-    second = Mirror(tmp_path / "run", options)
+    second = open_one(tmp_path / "run", options)
     assert time.monotonic() - started < mirror.LEASE_SECONDS, "the lock of the folder tells that the first is gone"
     second._lost = True
     second.close()
     fetch(tmp_path / "new", options)
     started = time.monotonic()
-    Mirror(tmp_path / "new", options).close()
+    open_one(tmp_path / "new", options).close()
     assert time.monotonic() - started >= mirror.LEASE_SECONDS
 
 
@@ -226,7 +230,7 @@ def test_a_pruned_step_is_uploaded_all_the_same(
     monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: slow.wait(10) and None))
     for number in (1, 2, 3):
         put(step, tmp_path, number)
-    mirrored = Mirror(tmp_path, Checkpoint(mirror=url))
+    mirrored = open_one(tmp_path, Checkpoint(mirror=url))
     time.sleep(0.1)  # step 3, which was there, is under way
     mirrored.add(1)
     mirrored.add(2)
