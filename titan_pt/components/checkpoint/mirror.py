@@ -158,6 +158,7 @@ class Mirror:
             "released": False,
             "beat": 0,
         }
+        self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._folder / _FILE, json.dumps({"run": run, "holder": self._owner["holder"]}))
         self._store.set_owner(self._owner)
 
