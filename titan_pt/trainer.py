@@ -55,7 +55,9 @@ class Trainer:
         self._folder = run_folder(context.config)
         self.state = TrainState()
         options, world = context.config.checkpoint, context.world
-        self._checkpointer = Checkpointer(self._folder, options, world) if options.enable else None
+        self._checkpointer = (
+            Checkpointer(self._folder / options.folder, options, world, self._folder) if options.enable else None
+        )
         # Without checkpoints each start is another run.
         self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
