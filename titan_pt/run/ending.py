@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, Preempted, Stalled, record_exit_code
+from titan_pt.run.exit_codes import CannotStart, ExitCode, GaveUp, OtherRankFailed, Preempted, Stalled, record_exit_code
 from titan_pt.run.heartbeat import enter
 from titan_pt.run.log import logger, print_once
 from titan_pt.run.signals import ignore_signals
@@ -90,7 +90,7 @@ class RunEnding:
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
-        if not isinstance(error, ConfigError | GaveUp):
+        if not isinstance(error, ConfigError | GaveUp | OtherRankFailed):
             _record_failure(error)  # before this rank leaves, which makes the others fail too
         self.close(wait=_is_alone())
 
