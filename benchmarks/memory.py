@@ -50,11 +50,10 @@ def measure(*flags: str) -> dict[str, float]:
 
     from titan_pt.build import build_context
     from titan_pt.config import load_config
-    from titan_pt.config.resolve.checks import tokenizer_size
     from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import start_world, stop_world
     from titan_pt.planner.operations import KernelLog
-    from titan_pt.planner.sized_tokenizer import SizedTokenizer
+    from titan_pt.planner.sized_tokenizer import SizedTokenizer, tokenizer_size
     from titan_pt.planner.trace import StepTrace
     from titan_pt.protocols.context import TrainState
     from titan_pt.protocols.trainer_spec import get_trainer_spec
@@ -112,9 +111,10 @@ def predict(*flags: str) -> dict[str, float]:
     """Bytes and operations of the same step by a dry run, and its operations by the formula of the MFU."""
     from titan_pt.components.accelerators import ACCELERATORS
     from titan_pt.config import load_config
-    from titan_pt.config.resolve.checks import model_args, tokenizer_size
+    from titan_pt.config.resolve.checks import model_args
     from titan_pt.planner.dry_run_step import dry_run_step
     from titan_pt.planner.plan import Target, memory_of
+    from titan_pt.planner.sized_tokenizer import tokenizer_size
     from titan_pt.protocols.model_spec import get_model_spec
 
     config = load_config(list(flags))

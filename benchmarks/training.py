@@ -8,11 +8,10 @@ import torch
 
 from titan_pt.build import build_context
 from titan_pt.config import load_config
-from titan_pt.config.resolve.checks import tokenizer_size
 from titan_pt.data.stream.batch import MicroBatch, StepBatch
 from titan_pt.distributed.init import materialize
 from titan_pt.distributed.world import start_world
-from titan_pt.planner.sized_tokenizer import SizedTokenizer
+from titan_pt.planner.sized_tokenizer import SizedTokenizer, tokenizer_size
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 from titan_pt.run.run_folder import run_folder
