@@ -29,7 +29,7 @@ SECONDS = 60.0
 GRACE = 3.0
 """What the other ranks have to end when one has failed."""
 CLOCK_KEYS = ("time", "seconds", "per_second", "memory", "mfu", "goodput")
-OF_TIME = ("attempts.json", "clock.json", "goodput.jsonl", ".lock", "heartbeats")
+OF_TIME = ("attempts.json", "clock.json", "goodput.jsonl", ".lock", "heartbeats", "blackbox")
 """Files of a run folder that an undisturbed run need not have."""
 
 
