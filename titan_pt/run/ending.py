@@ -39,12 +39,14 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
             code, reason = ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
         else:
             code = ExitCode.FAILED
-            traceback.print_exc()
-            print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
+                traceback.print_exc()
+                print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     ignore_signals()
     recorded = record_exit_code(code, reason)
     if reason and not recorded:
-        print_once(reason)
+        with contextlib.suppress(OSError):
+            print_once(reason)
     return code
 
 
