@@ -1,6 +1,7 @@
 """Spikes of the loss against the same rule in numpy."""
 
 import numpy as np
+import pytest
 import torch
 
 from titan_pt.components.spikes import LossSpikes
@@ -52,3 +53,17 @@ def test_another_window_begins_anew() -> None:
     spikes = LossSpikes(Training(spike_zscore=THRESHOLD, spike_window=WINDOW))
     spikes.load_state_dict({"losses": [1.0] * 8, "count": 9})
     assert spikes.state_dict() == {"losses": [], "count": 0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_judgement_on_cuda_does_not_wait() -> None:
+    spikes = LossSpikes(Training(spike_zscore=THRESHOLD, spike_window=WINDOW))
+    losses, good = torch.linspace(4.0, 3.9, 12, device="cuda"), torch.zeros((), device="cuda")
+    spikes.judge(losses[0], good)  # moves the window
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        flags = [spikes.judge(loss, good) for loss in (*losses[1:], losses[0] + 5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [float(flag) > 0 for flag in flags] == [False] * 11 + [True]

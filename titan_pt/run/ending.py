@@ -46,7 +46,8 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     if reason and not recorded:
         from titan_pt.run.failure import print_once
 
-        print_once(reason)
+        with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
+            print_once(reason)
     return code
 
 
