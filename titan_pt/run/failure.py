@@ -1,7 +1,7 @@
 """What is told of an exception that ends a run. Imported where there is one."""
 
-import hashlib
 import contextlib
+import hashlib
 import os
 import sys
 import traceback
