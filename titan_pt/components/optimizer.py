@@ -71,6 +71,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         from titan_pt.components.initial_state import initialize
 
         initialize(optimizer)
+        _zero_state(optimizer)
     return {
         f"{parameter_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -91,10 +92,10 @@ def keep_own_rates(optimizer: torch.optim.Optimizer, main_rate: float) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the main learning rate; each group's follows by its ratio to it."""
     for group in optimizer.param_groups:
-        set_group_rate(group, rate * group.get("lr_ratio", 1.0))
+        _set(group, rate * group.get("lr_ratio", 1.0))
 
 
-def set_group_rate(group: dict[str, Any], rate: float) -> None:
+def _set(group: dict[str, Any], rate: float) -> None:
     own = group.get("lr")
     if isinstance(own, torch.Tensor):  # compiled in: another object would be compiled again
         own.fill_(rate)
@@ -147,7 +148,7 @@ class MomentState:
         """Do nothing: the targets are the state itself."""
 
     def reset(self) -> None:
-        zero_state(self.optimizer)
+        _zero_state(self.optimizer)
 
 
 def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> "OptimizerState":
@@ -176,7 +177,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
         yield from state_tensors(parameter, key, value)
 
 
-def zero_state(optimizer: torch.optim.Optimizer) -> None:
+def _zero_state(optimizer: torch.optim.Optimizer) -> None:
     """Set the moments and step counts of all parameters to zero, in place."""
     for parameter in optimizer.state:
         for _, value in _state_tensors(optimizer, parameter):
