@@ -28,12 +28,18 @@ from titan_pt.train import build_trainer
 SMALL = """
 job = {{dump_folder = "{folder}", trainer = "{trainer}"}}
 model = {{num_layers = 2, hidden_size = 64, intermediate_size = 96, head_dim = 32, num_heads = 2, num_kv_heads = 1}}
-training = {{steps = 100, seq_len = 64, local_batch_size = 2, global_batch_size = 4, document_mask = {mask}}}
 metrics.log_freq = 1000
 validation = {{enable = {validates}, freq = 2, steps = 1}}
 optimizer.implementation = "{implementation}"
 compile = {{enable = {compiled}, backend = "eager"}}
 data.sources = [{{name = "arithmetic"}}]
+[training]
+steps = 100
+seq_len = 64
+local_batch_size = 2
+global_batch_size = 4
+document_mask = {mask}
+spike_zscore = 6
 """
 CONFIGS = ROOT / "train_configs"
 COMPILED = ["--compile.enable=true", "--compile.backend=aot_eager"]

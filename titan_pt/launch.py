@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ[START_VARIABLE] = str(time.monotonic())
     _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP), lambda _: KeyboardInterrupt())
     config = None
     arguments = train_arguments(argv)
@@ -166,7 +167,8 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
     pause = 1.0
     for restart in itertools.count(1):
         began = time.monotonic()
-        os.environ[START_VARIABLE] = str(began)
+        if restart > 1:
+            os.environ[START_VARIABLE] = str(began)
         late: list[int] = []
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder

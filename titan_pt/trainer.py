@@ -24,7 +24,6 @@ from titan_pt.run.step_plan import StepPlan
 if TYPE_CHECKING:
     from titan_pt.components.bad_steps import BadSteps
     from titan_pt.components.checkpoint.resume import Resumed
-    from titan_pt.components.profiling import Profiler
 
 logger = logging.getLogger("titan_pt")
 
@@ -55,16 +54,24 @@ class Trainer:
         self._folder = run_folder(context.config)
         self.state = TrainState()
         options, world = context.config.checkpoint, context.world
-        self._checkpointer = Checkpointer(self._folder, options, world) if options.enable else None
+        self._checkpointer = (
+            Checkpointer(self._folder / options.folder, options, world, self._folder) if options.enable else None
+        )
         # Without checkpoints each start is another run.
         self._plan = _step_plan(context, self._folder if options.enable else None, started)
         self._garbage = GarbageCollection(context.config.training)
-        self._profiler = _profiler(context, self._folder)
+        profiling = context.config.profiling
+        self._profiler: Any = None
+        if profiling.enable_profiling or profiling.enable_memory_snapshot:
+            from titan_pt.components.profiling import Profiler
+
+            self._profiler = Profiler(profiling, self._folder, world)
         self._rows = MetricRows(context, self._folder, peak_flops)
         self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
-        self._warm = False
+        self._warm, self._whole = False, True  # whole: the weights are those of the last finished step
         self._goes_back = context.config.training.on_bad_step == "rewind"
+        context.optimizer.register_step_pre_hook(self._update_begins)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +144,7 @@ class Trainer:
             Preempted: a signal came; a checkpoint of the last finished step is on disk (`has_checkpoint`).
             GaveUp: too many steps were not finite.
         """
-        state = self.state
+        state, self._whole = self.state, True
         if state.step < self._plan.total_steps:
             logger.info(f"Training starts at step {state.step + 1}")
             self._ledger.begin(state.step, anew=self._checkpointer is None)
@@ -166,6 +173,12 @@ class Trainer:
             self._finish_early(
                 f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
             )
+        except Exception as error:
+            if self._whole and not isinstance(error, CheckpointError | GaveUp):
+                from titan_pt.distributed.agreement import save_together
+
+                save_together(self.context, state.step, self._save_finished)
+            raise
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
         self._ledger.write(state.step, done=True)
 
@@ -202,7 +215,7 @@ class Trainer:
             raise
         if metrics is None:
             return None
-        state.step += 1
+        state.step, self._whole = state.step + 1, True
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         data = self._bad_steps.note(state.step, metrics) if self._goes_back else None
@@ -253,14 +266,13 @@ class Trainer:
     def _log(self, *, validate: bool) -> None:
         """Write the row of the last finished step, with a validation if asked.
 
-        Where a signal or a broken grading ends the validation, the row is written without it, and the next start
-        completes it.
+        Where a signal or a failure ends it, the row is written without it, and the next start completes the row.
         """
         row, texts = self._rows.make_row(self.state), self._rows.interval.last.texts
         row |= self._ledger.write(self.state.step)
         try:
             values, samples = self._validate() if validate else ({}, {})
-        except (Preempted, GaveUpTogether) as error:
+        except Exception as error:
             self._rows.write(row, self._plan.total_steps, texts)
             self._rows.interval = Interval()  # where it was the deadline, _finish_early completes this row
             if isinstance(error, GaveUpTogether):
@@ -353,6 +365,9 @@ class Trainer:
         if not self._judge(hurried=True) and self.state.step and self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
 
+    def _update_begins(self, *_: Any) -> None:
+        self._whole = False
+
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
         assert self._checkpointer is not None
@@ -369,15 +384,6 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
-
-
-def _profiler(context: TrainContext[Any], run_folder: Path) -> "Profiler | None":
-    options = context.config.profiling
-    if not (options.enable_profiling or options.enable_memory_snapshot):
-        return None
-    from titan_pt.components.profiling import Profiler
-
-    return Profiler(options, run_folder, context.world)
 
 
 def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:

@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No waits; and no thread of a mirror is left."""
     monkeypatch.setattr(mirror_store, "DELAYS", (0.0, 0.0))
     monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(mirror, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(mirror, "LEASE_SECONDS", 60.0)
     monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: None))
     monkeypatch.setattr(Flaky, "written", [])
     yield
@@ -76,6 +76,10 @@ def put(step: Path, run_folder: Path, number: int) -> None:
             (target / path.relative_to(step)).write_bytes(path.read_bytes())
     manifest = json.loads((target / "manifest.json").read_text())
     (target / "manifest.json").write_text(json.dumps({**manifest, "step": number}))
+
+
+def open_one(run_folder: Path, options: Checkpoint) -> Mirror:
+    return Mirror(run_folder / "checkpoint", run_folder, options)
 
 
 def numbers(run_folder: Path) -> list[int]:
@@ -181,16 +185,16 @@ def test_the_newest_whole_step_is_fetched(tmp_path: Path, url: str, step: Path) 
 def test_a_mirror_has_one_run_at_a_time(tmp_path: Path, url: str, step: Path) -> None:
     options = Checkpoint(mirror=url)
     put(step, tmp_path / "one", 1)
-    one = Mirror(tmp_path / "one", options)
+    one = open_one(tmp_path / "one", options)
     with pytest.raises(CannotStart, match=f"is in use by another run, process {os.getpid()} on"):
-        Mirror(tmp_path / "two", options)
+        open_one(tmp_path / "two", options)
     with pytest.raises(ConfigError, match="holds the steps of another run"):
         put(step, tmp_path / "three", 1)
-        Mirror(tmp_path / "three", options)
+        open_one(tmp_path / "three", options)
     one.close()
-    again = Mirror(tmp_path / "one", options)
+    again = open_one(tmp_path / "one", options)
     again._store.set_owner({**again._owner, "holder": "a newer start", "host": "elsewhere"})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not again._lost and time.monotonic() < deadline:
         time.sleep(0.01)
     again.add(1)
@@ -200,39 +204,44 @@ def test_a_mirror_has_one_run_at_a_time(tmp_path: Path, url: str, step: Path) ->
     assert (MirrorStore(url).owner() or {})["holder"] == "a newer start"
 
 
-def test_a_start_takes_over_from_one_that_was_killed(tmp_path: Path, url: str, step: Path) -> None:
+def test_a_start_takes_over_from_one_that_was_killed(
+    tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At once on the same disk; on another one when the owner has shown no sign of life for long enough."""
-    options = Checkpoint(mirror=url)
+    options, watched = Checkpoint(mirror=url), []
+    watch = Mirror._watch
+    monkeypatch.setattr(Mirror, "_watch", lambda self, there: watched.append(there) or watch(self, there))
+    monkeypatch.setattr(mirror, "LEASE_SECONDS", 0.2)
     put(step, tmp_path / "run", 1)
-    first = Mirror(tmp_path / "run", options)
-    first._lost = True  # as a killed one, it does not let go
-    first.close()
-    started = time.monotonic()
-    second = Mirror(tmp_path / "run", options)
-    assert time.monotonic() - started < mirror.LEASE_SECONDS, "the lock of the folder tells that the first is gone"
-    second._lost = True
-    second.close()
-    fetch(tmp_path / "new", options)
-    started = time.monotonic()
-    Mirror(tmp_path / "new", options).close()
-    assert time.monotonic() - started >= mirror.LEASE_SECONDS
+    for _ in range(2):  # the second has the lock of the folder, so the first is gone
+        killed = open_one(tmp_path / "run", options)
+        killed._lost = True  # as a killed one, it does not let go
+        killed.close()
+    assert not watched
+    open_one(tmp_path / "new", options).close()
+    assert len(watched) == 1
 
 
 def test_a_pruned_step_is_uploaded_all_the_same(
     tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is held by links until then; of those that wait the newest alone is uploaded."""
-    slow = threading.Event()
-    monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: slow.wait(10) and None))
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slow(_name: str) -> None:
+        began.set()
+        goes_on.wait(60)
+
+    monkeypatch.setattr(Flaky, "fault", staticmethod(slow))
     for number in (1, 2, 3):
         put(step, tmp_path, number)
-    mirrored = Mirror(tmp_path, Checkpoint(mirror=url))
-    time.sleep(0.1)  # step 3, which was there, is under way
+    mirrored = open_one(tmp_path, Checkpoint(mirror=url))
+    assert began.wait(60)  # step 3, which was there, is under way
     mirrored.add(1)
     mirrored.add(2)
     for path in (tmp_path / "checkpoint").glob("step-?"):
         path.rename(path.with_name("gone-" + path.name))
-    slow.set()
+    goes_on.set()
     mirrored.close()
     assert MirrorStore(url).steps() == [3, 2] and not list((tmp_path / "checkpoint").glob("*.tmp-*"))
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT
 
 from titan_pt.distributed import compile_cache
-from titan_pt.distributed.compile_cache import Listing, throw_away_damage
+from titan_pt.distributed.compile_cache import CacheListing, throw_away_damage
 
 Damage = Callable[[Path], object]
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("ab/one.so", "ab/two.py"):
         (inductor / name).write_bytes(name.encode() * 99)
     (inductor / "ab" / "locks" / "x.lock").write_text("")
-    Listing(tmp_path).write(settled_seconds=0.0)
+    CacheListing(tmp_path).write(settled_seconds=0.0)
     (inductor / "ab" / "late.so").write_bytes(b"cut")
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_a_damaged_list_is_none(folder: Path, content: bytes) -> None:
 
 
 def test_files_are_listed_when_they_have_settled(folder: Path) -> None:
-    listing = Listing(folder)
+    listing = CacheListing(folder)
     listing.write(settled_seconds=60)
     assert "ab/late.so" not in json.loads((folder / "files.json").read_text())
     os.utime(folder / "inductor/ab/late.so", (time.time() - 99, time.time() - 99))
@@ -95,7 +95,7 @@ COMPILE = """
 import sys, torch
 from titan_pt.distributed import compile_cache
 compile_cache._SETTLED_SECONDS = 0.0
-compile_cache.Listing.write.__defaults__ = (0.0,)
+compile_cache.CacheListing.write.__defaults__ = (0.0,)
 compile_cache.use_cache(sys.argv[1], "cpu")
 from torch._dynamo.utils import counters
 x = torch.arange(8.0)

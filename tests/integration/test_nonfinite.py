@@ -6,8 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_faulty
+from helpers import (
+    assert_same_step,
+    losses,
+    read_json,
+    read_rows,
+    read_tensors,
+    train,
+    train_here,
+    write_faulty,
+    write_toml,
+)
 
+from titan_pt.components.optimizer import guarded_update
 from titan_pt.data.stream.batch import StepBatch
 from titan_pt.data.stream.loader import DataLoader
 
@@ -235,3 +246,35 @@ def test_a_spike_is_a_bad_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(torch.equal(bad[name], tensor) for name, tensor in before.items())
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
     assert read_json(tmp_path / "run" / "checkpoint" / "step-9", "train")["state"]["guard"]["spikes"]["count"] == 8
+
+
+def test_grpo_goes_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third update is not finite, once: its problems are left out, and the box has prompts and completions."""
+    calls = []
+
+    def faulty(model: Any, optimizer: Any, lr: float, max_norm: float, loss: torch.Tensor, spikes: Any) -> Any:
+        calls.append(lr)
+        return guarded_update(model, optimizer, lr, max_norm, loss * (float("nan") if len(calls) == 3 else 1.0), spikes)
+
+    monkeypatch.setattr("titan_pt.trainers.grpo.policy.guarded_update", faulty)
+    tasks = {"prompts_per_step": 2, "dynamic_sampling": "none", "probe": "off", "max_idle_steps": 9}
+    config = write_toml(
+        tmp_path,
+        job={"trainer": "grpo"},
+        training={"steps": 4, "global_batch_size": -1, "on_bad_step": "rewind"},
+        tokenizer={"name": "byte"},
+        rollout={"num_samples": 2, "max_new_tokens": 4, "record_freq": 1},
+        grpo={**tasks, "tasks": [{"name": "arithmetic"}]},
+        checkpoint={"interval": 2},
+    )
+    assert train_here(config) == 0
+    assert len(calls) == 5
+    (jump,) = read_json(last_step(tmp_path / "run"), "train")["state"]["guard"]["jumps"]
+    assert jump["step"] == 2 and len(jump["documents"]) == 2
+    trained = [
+        json.loads(line)["id"] for line in (tmp_path / "run" / "rollouts" / "step-3.jsonl").read_text().splitlines()
+    ]
+    assert not set(trained) & set(jump["documents"])
+    (box,) = (tmp_path / "run" / "blackbox").iterdir()
+    rows = json.loads((box / "rank-0.json").read_text())["rows"]
+    assert rows[0]["pieces"][0]["text"].startswith("Question: ")

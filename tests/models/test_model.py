@@ -16,6 +16,7 @@ from titan_pt.models.transformer.args import flops_per_token
 from titan_pt.models.transformer.attention import document_mask
 from titan_pt.models.transformer.flex import FlexMask
 from titan_pt.models.transformer.kernels import available_backends, check_backend
+from titan_pt.models.transformer.model import SiluTimes
 from titan_pt.protocols.model_spec import get_model_spec
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
@@ -178,3 +179,16 @@ def test_document_mask_on_a_gpu_equals_the_cpu() -> None:
     expected = model(tokens, positions)
     result = model.to("cuda")(tokens.to("cuda"), positions.to("cuda")).cpu()
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_keeps_two_of_three_tensors_and_its_gradients_are_autograd_s_to_the_bit(dtype: torch.dtype) -> None:
+    gate, up, weight = (torch.randn(8, 96, dtype=dtype, requires_grad=True) for _ in range(3))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = SiluTimes.apply(gate, up)
+    assert [tensor.data_ptr() for tensor in kept] == [gate.data_ptr(), up.data_ptr()]
+    plain = torch.nn.functional.silu(gate) * up
+    assert torch.equal(out, plain)
+    found, expected = (torch.autograd.grad(result, (gate, up), weight) for result in (out, plain))
+    assert all(map(torch.equal, found, expected))

@@ -15,7 +15,8 @@ from titan_pt.components.loss import ChunkedCrossEntropy
 from titan_pt.config import load_config
 from titan_pt.distributed.dry_run_world import dry_run_world
 from titan_pt.distributed.fsdp import shard
-from titan_pt.distributed.world import World, lone_world, sum_over_ranks
+from titan_pt.distributed.lone_world import lone_world
+from titan_pt.distributed.world import World, sum_over_ranks
 from titan_pt.models.transformer import Transformer, TransformerArgs
 from titan_pt.models.transformer.parallelize import parallelize
 

@@ -137,14 +137,14 @@ def kept_activations(shape: Shape) -> float:
 
 
 def layer_bytes(shape: Shape) -> float:
-    """What one block keeps of each token: e (10 h - 2 h + 4 n + 2 k + 4 f) + 4 a and its norms."""
+    """What one block keeps of each token: e (10 h - 2 h + 4 n + 2 k + 3 f) + 4 a and its norms."""
     args, e = shape.args, shape.element
     h, n, k = args.hidden_size, args.num_heads * args.head_dim, args.num_kv_heads * args.head_dim
     norms = 2 * _norm_bytes(shape, h)
     if args.qk_norm:
         norms += _norm_bytes(shape, n, args.num_heads) + _norm_bytes(shape, k, args.num_kv_heads)
-    # Both normed inputs; rotated q and k, v; attention's output twice, by heads and in a row; gate, silu, up, product.
-    return norms + e * (2 * h + n + k + k + 2 * n + 4 * args.intermediate_size) + 4 * args.num_heads
+    # Both normed inputs; rotated q and k, v; attention's output twice, by heads and in a row; gate, up, product.
+    return norms + e * (2 * h + n + k + k + 2 * n + 3 * args.intermediate_size) + 4 * args.num_heads
 
 
 def saved_operations_bytes(shape: Shape) -> float:

@@ -115,7 +115,7 @@ def test_medium_3day_on_one_gpu_fits_memory_alone() -> None:
     assert half["tokens_in_max_hours"] == pytest.approx(15.9e9, rel=0.01)
     assert found["sources"][1]["epochs"] == 4.0 and found["sources"][0]["epochs"] == pytest.approx(0.5, abs=0.01)
     assert found["time_model"] == "roofline" and found["mfu_source"].startswith("roofline")
-    assert 0.58 < found["mfu"] < 0.65 and found["hours"] == pytest.approx(half["hours"] * 0.5 / found["mfu"])
+    assert 0.58 < found["mfu"] < 0.67 and found["hours"] == pytest.approx(half["hours"] * 0.5 / found["mfu"])
     on_h100 = update_time(plan.config, Target(H100, 1), plan.dry_run)
     flops = plan.flops_per_token * plan.dry_run.run_size.tokens_per_step
     assert 0.43 < flops / H100.flops["bfloat16"] / on_h100.total < 0.48

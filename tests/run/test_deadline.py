@@ -154,7 +154,7 @@ def test_between_two_machines_the_wall_clock_counts_and_never_backwards(
     monkeypatch.setattr(logging.getLogger("titan_pt"), "warning", warnings.append)
     then = {"time": 1000.0, "clock": 500.0, "boot": boot}
     now = {"time": 1030.0 + jump, "clock": 7.0, "boot": boot and "this one"}
-    assert seconds_between(then, now) == spent
+    assert seconds_between(then, now, tell=True) == spent
     assert [("back by 69 s" in text) for text in warnings] == ([True] if jump else [])
 
 
@@ -165,7 +165,7 @@ def test_on_one_machine_a_jump_between_starts_is_told_and_changes_nothing(
     warnings: list[str] = []
     monkeypatch.setattr(logging.getLogger("titan_pt"), "warning", warnings.append)
     then = {"time": 1000.0, "clock": 500.0, "boot": "one"}
-    assert seconds_between(then, {"time": 1030.0 + jump, "clock": 530.0, "boot": "one"}) == 30.0
+    assert seconds_between(then, {"time": 1030.0 + jump, "clock": 530.0, "boot": "one"}, tell=True) == 30.0
     assert len(warnings) == 1 and f"{'forward' if jump > 0 else 'back'} by {abs(jump):,.0f} s" in warnings[0]
 
 

@@ -113,8 +113,9 @@ def test_damaged_lines_and_a_full_disk_cost_no_run(tmp_path: Path, clock: Clock)
         assert start(path, clock, 0).write(0)["goodput"] == 0.0
     path.unlink()
     path.mkdir()
-    ledger = Ledger(path, clock.now)
-    clock.now += 1
+    ledger = start(path, clock, 0, 0.0)
+    assert start(path, clock, 0, anew=True).write(0)["goodput"] == 0.0
+    clock.now -= 4
     ledger.step_ends(metrics())
     assert ledger.write(1)["goodput"] == 1.0
 

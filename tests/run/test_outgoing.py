@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_secret_is_not_written(text: str, left: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["?", "a", "passw", "token", "://", "key= ", "?a=&", "\x1b", "_.", "secret:", "`", "hf_"]
+)
+def test_no_text_takes_long(piece: str) -> None:
+    started = time.process_time()
+    printable(redact(piece * 50_000 + "?token=S3CRET"))
+    assert time.process_time() - started < 3
 
 
 def test_a_config_is_written_without_secrets_and_asks_for_them() -> None:

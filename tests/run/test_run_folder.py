@@ -17,7 +17,8 @@ from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import Comm, Compile, JobConfig, Training
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.distributed.world import find_device, lone_world, start_world, stop_world, world_size
+from titan_pt.distributed.lone_world import lone_world
+from titan_pt.distributed.world import find_device, start_world, stop_world, world_size
 from titan_pt.run.exit_codes import CannotStart
 from titan_pt.train import build_trainer
 

@@ -68,7 +68,9 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Tensors of the optimizer's state by "parameter.key"; creates the state where no step was taken yet."""
     if not optimizer.state:
-        _initialize(optimizer)
+        from titan_pt.components.initial_state import initialize
+
+        initialize(optimizer)
     return {
         f"{parameter_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -89,10 +91,10 @@ def keep_own_rates(optimizer: torch.optim.Optimizer, main_rate: float) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the main learning rate; each group's follows by its ratio to it."""
     for group in optimizer.param_groups:
-        _set(group, rate * group.get("lr_ratio", 1.0))
+        set_group_rate(group, rate * group.get("lr_ratio", 1.0))
 
 
-def _set(group: dict[str, Any], rate: float) -> None:
+def set_group_rate(group: dict[str, Any], rate: float) -> None:
     own = group.get("lr")
     if isinstance(own, torch.Tensor):  # compiled in: another object would be compiled again
         own.fill_(rate)
@@ -145,7 +147,7 @@ class MomentState:
         """Do nothing: the targets are the state itself."""
 
     def reset(self) -> None:
-        _zero_state(self.optimizer)
+        zero_state(self.optimizer)
 
 
 def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> "OptimizerState":
@@ -174,26 +176,11 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) ->
         yield from state_tensors(parameter, key, value)
 
 
-def _zero_state(optimizer: torch.optim.Optimizer) -> None:
+def zero_state(optimizer: torch.optim.Optimizer) -> None:
     """Set the moments and step counts of all parameters to zero, in place."""
     for parameter in optimizer.state:
         for _, value in _state_tensors(optimizer, parameter):
             value.zero_()
-
-
-@torch.no_grad()
-def _initialize(optimizer: torch.optim.Optimizer) -> None:
-    """Create the optimizer's state by a step with zero gradients, then set its step count back."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    set_rate(optimizer, 0.0)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        _set(group, rate)
-    _zero_state(optimizer)
-    optimizer.zero_grad(set_to_none=True)
 
 
 def guarded_update(

@@ -61,37 +61,17 @@ class ByteTokenizer:
         return b"".join(names.get(i) or bytes([i]) for i in known).decode("utf-8", "replace")
 
 
-def encode_named(tokenizer: Tokenizer, text: str, *, behind: bool = False) -> list[int]:
-    """Encode a text in which names of special tokens stand for these tokens, unless APART splits them.
-
-    Args:
-        behind: the text follows other tokens; some tokenizers mark the beginning of a text.
-    """
-    own = getattr(tokenizer, "encode_named", None)
-    if own is not None:
-        ids: list[int] = own(text, behind=behind)
-        return ids
-    names = tokenizer.special_ids
-    ids = []
-    for part in _named_parts(tuple(names)).split(text) if names else [text]:
-        if part in names:
-            ids.append(names[part])
-        elif part:
-            ids += tokenizer.encode(part.replace(APART, ""))
-    return ids
-
-
 def name_in(tokenizer: Tokenizer, text: str) -> str | None:
     """The first name of a special token in a text, or None."""
     names = tuple(tokenizer.special_ids)
     if not any(start in text for start in _beginnings(names)):
         return None
-    found = _named_parts(names).search(text)
+    found = named_parts(names).search(text)
     return found[0] if found else None
 
 
 @functools.cache
-def _named_parts(names: tuple[str, ...]) -> re.Pattern[str]:
+def named_parts(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})")
 
 

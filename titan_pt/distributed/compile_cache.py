@@ -56,7 +56,7 @@ def use_cache(cache_dir: str, device_type: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_SH)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / _INDUCTOR)
     if os.environ.get("RANK", "0") == "0":
-        listing = Listing(folder)
+        listing = CacheListing(folder)
         threading.Thread(target=listing.go_on, name="compile cache", daemon=True).start()
         atexit.register(listing.write)
     return folder
@@ -77,7 +77,7 @@ def throw_away_damage(folder: Path) -> None:
         files[name].unlink(missing_ok=True)
 
 
-class Listing:
+class CacheListing:
     """The list of a folder's files, hashed once each."""
 
     def __init__(self, folder: Path) -> None:

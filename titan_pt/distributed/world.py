@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.schema.job_config import Comm, JobConfig
-from titan_pt.run.exit_codes import Preempted, Stalled
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.exit_codes import OtherRankFailed, Preempted, Stalled
 from titan_pt.run.heartbeat import waiting
 
 T = TypeVar("T")
@@ -94,22 +94,28 @@ class World:
     def together(self, action: Callable[[], T]) -> T:
         """Run an action on every rank, wait for all, and return this rank's value.
 
-        A ConfigError or Preempted of any rank is raised on all, so that none waits for it.
+        A ConfigError or Preempted of any rank is raised on all, so that none waits for it; any other error on its own
+        rank, and on the others one that names it.
         """
         value: T | None = None
         problems: list[str] = []
         stopped: str | None = None
+        failure: Exception | None = None
         try:
             value = action()
         except ConfigError as error:
             problems = error.problems
         except Preempted as error:
             stopped = str(error)
-        ends = self.gather((problems, stopped))
-        found = dict.fromkeys(problem for rank_problems, _ in ends for problem in rank_problems)
+        except Exception as error:
+            failure = error
+        ends = self.gather((problems, stopped, failure and f"rank {self.rank}: {type(failure).__name__}: {failure}"))
+        if failures := [why for *_, why in ends if why]:
+            raise failure or OtherRankFailed(failures[0])
+        found = dict.fromkeys(problem for rank_problems, *_ in ends for problem in rank_problems)
         if found:
             raise ConfigError(*found)
-        stops = [why for _, why in ends if why is not None]
+        stops = [why for _, why, _ in ends if why is not None]
         if stops:
             why = next(filter(None, stops), "")
             raise Stalled(why) if why else Preempted
@@ -189,15 +195,6 @@ def build_mesh(device_type: str, size: int, config: JobConfig) -> DeviceMesh:
     if replicate > 1:
         return init_device_mesh(device_type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
     return init_device_mesh(device_type, (size,), mesh_dim_names=("shard",))
-
-
-@contextlib.contextmanager
-def lone_world() -> Iterator[World]:
-    """Context with a world of this process alone, for a tool that shares code with training."""
-    try:
-        yield start_world(JobConfig(comm=Comm(trace_buf_size=0)), Path(), alone=True)
-    finally:
-        stop_world()
 
 
 def sum_over_ranks(model: nn.Module, *, last: bool) -> None:

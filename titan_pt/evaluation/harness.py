@@ -7,7 +7,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows
 
-from titan_pt.components.tokenizer import Tokenizer, encode_named
+from titan_pt.components.named_tokens import encode_named
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from titan_pt.components.tokenizer import APART, Tokenizer, encode_named
+from titan_pt.components.named_tokens import encode_named
+from titan_pt.components.tokenizer import APART, Tokenizer
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.hf.template import BEGIN, END, render, tags
 from titan_pt.hf.tokenizer import HuggingFaceTokenizer

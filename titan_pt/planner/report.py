@@ -86,7 +86,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         f"{CONTEXT_BYTES / GIB:g} GiB for CUDA and NCCL)"
     )
     if plan.config.compile.is_on("cuda"):
-        yield "  compile.enable is not counted: it keeps about a seventh less of the activations"
+        yield "  compile.enable is not counted: it keeps no more of the activations"
 
 
 def _time(plan: Plan) -> Iterator[str]:

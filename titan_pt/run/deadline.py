@@ -207,7 +207,7 @@ def spent_seconds(run_folder: Path | None, attempt: float, saved: Mapping[str, A
     for note in sorted(notes, key=_noted, reverse=True)[:1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if _noted(note) >= 0:
-                spent.append(_noted(note) + seconds_between(note["at"], moment()))
+                spent.append(_noted(note) + seconds_between(note["at"], moment(), tell=True))
             else:  # of an earlier release, whose Unix times are all there is
                 spent.append(time.time() - float(note["started"]))
     return max(spent)

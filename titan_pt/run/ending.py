@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.exit_codes import SIGNALLED, CannotStart, ExitCode, GaveUp, Stalled, record_exit_code
+from titan_pt.run.exit_codes import (
+    SIGNALLED,
+    CannotStart,
+    ExitCode,
+    GaveUp,
+    OtherRankFailed,
+    Stalled,
+    record_exit_code,
+)
 from titan_pt.run.heartbeat import enter
 from titan_pt.run.signals import ignore_signals, signalled
 
@@ -38,7 +46,8 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     if reason and not recorded:
         from titan_pt.run.failure import print_once
 
-        print_once(reason)
+        with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
+            print_once(reason)
     return code
 
 
@@ -86,7 +95,7 @@ class RunEnding:
 
         if is_out_of_memory(error):
             error.args = (explain(error, self.trainer),)
-        if not isinstance(error, ConfigError | GaveUp):
+        if not isinstance(error, ConfigError | GaveUp | OtherRankFailed):
             from titan_pt.run.failure import record_failure
 
             record_failure(error)  # before this rank leaves, which makes the others fail too

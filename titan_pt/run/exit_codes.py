@@ -43,6 +43,10 @@ class CannotStart(Exception):
     """Something outside of this run is in its way, such as another run; told in one line, and a retry may help."""
 
 
+class OtherRankFailed(RuntimeError):
+    """What another rank failed with, which tells it itself; raised on all ranks at the same point."""
+
+
 class GaveUp(Exception):
     """The run cannot get better by itself."""
 

@@ -1,5 +1,6 @@
 """What is told of an exception that ends a run. Imported where there is one."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -20,9 +21,10 @@ def tell(error: BaseException) -> tuple[ExitCode, str]:
     told, place = f"{type(error).__name__}: {' '.join(str(error).split())}", users_line(error)  # one line
     if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
         return ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
-    if not _is_of_another_rank(error):
-        traceback.print_exc()
-    print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
+        if not _is_of_another_rank(error):
+            traceback.print_exc()
+        print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     return ExitCode.FAILED, ""
 
 

@@ -1,5 +1,6 @@
 """Reads `goodput.jsonl`: what all starts of a run spent, what was lost with a kill, and what passed between them."""
 
+import contextlib
 import json
 import logging
 from collections import Counter, defaultdict
@@ -26,10 +27,21 @@ def earlier_seconds(path: Path, step: int, start_seconds: float) -> Counter[str]
             unless the run was done: then somebody let it go on.
     """
     account = _Account()
-    for line in _lines(path):
-        account.add(line)
+    try:
+        for line in _lines(path):
+            account.add(line)
+    except OSError as error:  # of no use to a run
+        logger.warning(f"{path} could not be read: {error}; the goodput is that of this start")
+        return Counter()
     account.go_on_from(step, {**moment(), "waited": start_seconds})
     return Counter(account.spent())
+
+
+def forget(path: Path, _step: int, _start_seconds: float) -> Counter[str]:
+    """Remove the file, which is of other runs: without checkpoints each start is one."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return Counter()
 
 
 def all_seconds(path: Path) -> dict[str, float]:

@@ -13,18 +13,18 @@ JUMP_SECONDS = 2.0
 """A change of the wall clock that is told. A leap second is none."""
 
 
-def seconds_between(then: Mapping[str, Any], now: Mapping[str, Any]) -> float:
-    """Seconds between two moments, of one machine or two; never negative. A wall clock that jumped is told.
+def seconds_between(then: Mapping[str, Any], now: Mapping[str, Any], *, tell: bool = False) -> float:
+    """Seconds between two moments, of one machine or two; never negative. With `tell` of a wall clock that jumped.
 
     Raises:
         KeyError, TypeError, ValueError: one of them is none.
     """
     by_wall, steady = now["time"] - float(then["time"]), now["clock"] - float(then["clock"])
     if now["boot"] and now["boot"] == then["boot"] and steady >= 0:
-        if abs(by_wall - steady) > JUMP_SECONDS:
+        if tell and abs(by_wall - steady) > JUMP_SECONDS:
             tell_jump(by_wall - steady, "the run counts the seconds that passed")
         return steady
-    if by_wall < -JUMP_SECONDS:
+    if tell and by_wall < -JUMP_SECONDS:
         tell_jump(by_wall, "no time counts between the last start and this one, on another machine")
     return max(by_wall, 0.0)
 

@@ -21,16 +21,15 @@ class Ledger:
     def __init__(self, path: Path | None, started: float) -> None:
         self._path, self._started, self._mark = path, started, started
         self._seconds, self._earlier = Counter[str](), Counter[str]()
-        self._steps, self._first = 0, 0.0
+        self._steps, self._first = -1, 0.0
 
     def begin(self, step: int, *, anew: bool) -> None:
         """Training goes on after this step; `anew`: what is in the file is of other runs."""
-        self._mark = time.monotonic()
+        self._mark, self._steps = time.monotonic(), 0
         waited = self._mark - self._started
-        if self._path and anew:
-            self._path.unlink(missing_ok=True)
-        elif self._path and self._path.exists():
-            self._earlier = import_attribute("titan_pt.run.goodput:earlier_seconds")(self._path, step, waited)
+        if self._path and self._path.exists():
+            read = import_attribute("titan_pt.run.goodput:forget" if anew else "titan_pt.run.goodput:earlier_seconds")
+            self._earlier = read(self._path, step, waited)
         self._seconds["restart" if self._earlier else "start"] = waited  # type: ignore[assignment]
         self.write(step, begins=True)
 
@@ -53,8 +52,8 @@ class Ledger:
         """Write a line of the last finished step. Returns the run's goodput so far, for the row of the step."""
         both = self._earlier + self._seconds
         spent = sum(self._earlier.values()) + time.monotonic() - self._started
-        goodput = {"goodput": sum(both[kind] for kind in USEFUL) / spent}
-        if self._path:
+        goodput = {"goodput": sum(both[kind] for kind in USEFUL) / (spent or 1.0)}
+        if self._path and self._steps >= 0:  # a finished run is not changed by another start
             try:
                 with self._path.open("a", encoding="utf-8") as file:
                     line = {

@@ -8,7 +8,7 @@ from typing import Any
 MASK = "***"
 # What a text with a secret, or one that steers a terminal, has in it; the rules themselves are in secrets.py.
 _HINT = re.compile(
-    r"(?i)[?#]\S*=|://|hf_|sk-|\bgh[pousr]_|github_pat|A[KS]IA|PRIVATE|bearer|authoriz|AIza|(?:passw\w*|secret|_token|key)[\"']?\s*[:=]"
+    r"(?i)[?#][^\s?#]*=|://|hf_|sk-|\bgh[pousr]_|github_pat|A[KS]IA|PRIVATE|bearer|authoriz|AIza|(?:passw\w{0,20}|secret|_token|key)[\"']?\s*[:=]"
 )
 _PLAIN = re.compile(r"(?:[\t -~]|\n(?!\[rank))*")
 
@@ -56,9 +56,9 @@ class Outgoing:
 
 def guard_console() -> None:
     """Let nothing foreign steer the terminal, and no secret reach the log; a standard output in a file stays exact."""
-    if not isinstance(sys.stderr, Outgoing):
+    if sys.stderr and not isinstance(sys.stderr, Outgoing):
         sys.stderr = Outgoing(sys.stderr)
-    if sys.stdout.isatty() and not isinstance(sys.stdout, Outgoing):
+    if sys.stdout and sys.stdout.isatty() and not isinstance(sys.stdout, Outgoing):
         sys.stdout = Outgoing(sys.stdout, shows_secrets=True)
 
 

@@ -12,10 +12,10 @@ _SECRET = re.compile(
 )
 _NAMED = re.compile(
     r"(?i)((?:authorization[\"']?\s*[:=]\s*[\"']?(?:bearer |basic |token )?|\bbearer (?=\S{16})"
-    r"|[\w-]*(?:password|passwd|secret|secret_access_key|session_token|access_token|auth_token|api[_-]?key)"
+    r"|(?<![\w-])[\w-]{0,64}?(?:password|passwd|secret|secret_access_key|session_token|access_token|auth_token|api[_-]?key)"
     r"[\"']?\s*[:=]\s*[\"']?))(?!(?:bearer |basic |token )?\*\*\*)[^\s\"',;&}]+"
 )
-_QUERY = re.compile(r"[?#][^\s\"'<>]*=[^\s\"'<>]*")
+_QUERY = re.compile(r"[?#][^\s\"'<>]*")
 _SECRET_NAME = re.compile(
     r"(?i)(?:[\w.-]*[_.-])?(?:sig|signature|credential|token|secret|password|passwd|pwd|auth|authorization|jwt|apikey"
     r"|accesskey|(?<=[_.-])key)"

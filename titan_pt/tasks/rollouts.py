@@ -168,7 +168,8 @@ class RolloutSampler:
         """
         mine = range(self._world.rank, len(prompts), self._world.size)
         # Ranks take different times for their shares, and wait for each other only here.
-        shares = self._world.gather(self._share([prompts[i] for i in mine], [first + i for i in mine], sampling, n))
+        own, numbers = [prompts[i] for i in mine], [first + i for i in mine]
+        shares = self._world.gather(self._world.together(lambda: self._share(own, numbers, sampling, n)))
         if any(share.stopped for share in shares):
             self._raise_if_preempted()
         for share in shares:

@@ -105,7 +105,7 @@ def _add_text_flags(parser: ToolParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from titan_pt.distributed.world import lone_world
+    from titan_pt.distributed.lone_world import lone_world
 
     if isinstance(getattr(sys.stdout, "name", None), int):  # what `open_console` put in its place
         raise ConfigError("the standard output is closed, and the result would be lost; send it to a file")

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from titan_pt.components.tokenizer import Tokenizer, build_tokenizer, encode_named, name_in
+from titan_pt.components.named_tokens import encode_named
+from titan_pt.components.tokenizer import Tokenizer, build_tokenizer, name_in
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.permutation import digest

@@ -1,5 +1,6 @@
 """Row groups: listings, the order of blocks, the cache; local files, plain addresses and a hub on loopback."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -20,9 +21,11 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source, Training
 from titan_pt.data.remote.cache import SpillCache
+from titan_pt.data.remote.download import damaged_downloads
 from titan_pt.data.remote.listing import expand
 from titan_pt.data.remote.row_group_documents import RowGroupDocuments
 from titan_pt.data.remote.row_groups import Listing, RowGroupFile
+from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.opening import MixtureSource, open_mixture
 from titan_pt.data.stream.loader import DataLoader, build_dataloader
 from titan_pt.data.stream.mixture import TokenizedMixture
@@ -351,6 +354,25 @@ def test_wrong_bytes_of_the_hub_are_told_by_its_hashes(
     assert hub.faults["flip"] > 0 and "its bytes are not those that the hub has the hash of" in caplog.text
     asked = hub.requests["file"]
     assert list(open_row_groups(config).iterate()) == WORDS and hub.requests["file"] == asked, "all is in the cache"
+
+
+def test_wrong_bytes_of_a_download_are_told_by_their_names(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "datasets--a--b"
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    content, source, known = b'{"text": "word"}', Source(name="x", dataset="a/b"), KnownFiles(str(tmp_path / "cache"))
+    names = [hashlib.sha256(content).hexdigest(), hashlib.sha1(b"blob 16\0" + content).hexdigest()]
+    for name in names:
+        (folder / "blobs" / name).write_bytes(content)
+        (folder / "snapshots" / "c0ffee" / f"{len(name)}.json").symlink_to(folder / "blobs" / name)
+    assert damaged_downloads(source, "c0ffee", known) == []
+    for name in names:
+        (folder / "blobs" / name).write_bytes(content.replace(b"word", b"wopd"))
+    assert [file.name for file in damaged_downloads(source, "c0ffee", known)] == sorted(names)
+    assert damaged_downloads(source, "another", known) == []
 
 
 def test_wrong_bytes_of_a_server_are_told_by_a_second_read(

@@ -76,8 +76,8 @@ class _Writer(FileSystemWriter):
 class Checkpointer:
     """Saves and finds the steps of one run."""
 
-    def __init__(self, run_folder: Path, options: CheckpointSection, world: World) -> None:
-        self._run_folder, self._folder = run_folder, run_folder / options.folder
+    def __init__(self, folder: Path, options: CheckpointSection, world: World, run_folder: Path | None = None) -> None:
+        self._folder, self._run_folder = folder, run_folder or folder.parent
         self._options, self._world = options, world
         self._order = 0  # of the last save, among all of the folder; 0: not known yet
         self._background: BackgroundWriter | None = None
@@ -102,7 +102,7 @@ class Checkpointer:
         if self._options.mirror and not self._options.load_only:
             from titan_pt.components.checkpoint.mirror import open_mirror
 
-            self._mirror = open_mirror(self._run_folder, self._options, self._world)
+            self._mirror = open_mirror(self._folder, self._run_folder, self._options, self._world)
 
     def find(self) -> Path | None:
         """Find the folder of the step to resume from by `find_resume`; None if the run has no steps.
@@ -205,7 +205,7 @@ class Checkpointer:
                     shutil.rmtree(temporary, ignore_errors=True)
                 failed = FailedSave(error, step, size, self.last_step, self._num_failed + 1 if write else 0)
                 self._num_failed += bool(write)
-                failed.make_room(self._run_folder, self._options, self._world)
+                failed.make_room(self._folder, self._run_folder, self._options, self._world)
                 self._num_failed -= bool(write)
 
     def _check_space(self, size: int) -> None:
@@ -262,7 +262,7 @@ class Checkpointer:
         if self._options.keep_best or 0 < self._options.keep_latest_k < len(list(iter_steps(self._folder))):
             from titan_pt.components.checkpoint.keeping import prune
 
-            prune(self._run_folder, self._options, step)
+            prune(self._folder, self._run_folder, self._options, step)
         if self._mirror:
             self._mirror.add(step)
 

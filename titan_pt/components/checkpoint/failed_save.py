@@ -30,7 +30,7 @@ class FailedSave:
         """Whether a disk or a quota is full."""
         return any(f"[Errno {number}]" in str(self.error) for number in (errno.ENOSPC, errno.EDQUOT))
 
-    def make_room(self, run_folder: Path, options: Checkpoint, world: World) -> None:
+    def make_room(self, folder: Path, run_folder: Path, options: Checkpoint, world: World) -> None:
         """Remove a step that this one supersedes, where space is missing. A collective.
 
         Raises:
@@ -38,10 +38,10 @@ class FailedSave:
             GaveUp: the same, before the first step or after the last of checkpoint.max_failed_saves.
         """
         coming = self.step if self.in_a_row else self.step + 1
-        frees = self.no_space and world.is_main and remove_superseded(run_folder, options, coming)
+        frees = self.no_space and world.is_main and remove_superseded(folder, run_folder, options, coming)
         if any(world.gather(frees, world.background)):
             return
-        told = self._describe(run_folder / options.folder)
+        told = self._describe(folder)
         way_out = f"{'free some space' if self.no_space else 'mend that'}, and run the same command again"
         if not self.in_a_row:
             raise GaveUp(f"no step can be saved: {told}; {way_out}")

@@ -8,29 +8,26 @@ from torch.distributed.tensor import DTensor
 
 @torch.no_grad()
 def first_not_finite(tensors: Mapping[str, torch.Tensor], *, own_optimizer: bool = False) -> str | None:
-    """Name of this rank's first floating tensor with NaN or Inf, by its largest magnitude: no copies, one read.
+    """Name of this rank's first floating tensor with NaN or Inf: no copies, one read of the device.
 
+    A sum is finite only where all numbers are; where it is not, which may be an overflow, they are looked at again.
     Not looked at: counts and other single numbers of an optimizer, and types of 8 bits, which are codes.
 
     Args:
         own_optimizer: of a plugin's, in whose state Inf may mean "none yet"; NaN is bad all the same.
     """
-    names: list[str] = []
-    flags: list[torch.Tensor] = []
-    for name, tensor in tensors.items():
-        local, of_optimizer = (
-            tensor.to_local() if isinstance(tensor, DTensor) else tensor,
-            name.startswith("optimizer."),
-        )
-        if not local.is_floating_point() or local.element_size() == 1 or not local.numel():
-            continue
-        if of_optimizer and local.ndim == 0:
-            continue
-        peak = torch.linalg.vector_norm(local, float("inf"))
-        names.append(name)
-        flags.append(peak.isnan() if of_optimizer and own_optimizer else ~peak.isfinite())
-    if not flags:
-        return None
-    device = max((flag.device for flag in flags), key=lambda device: device.type != "cpu")
-    bad = torch.stack([flag.to(device, non_blocking=True) for flag in flags]).tolist()
-    return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
+    looked_at = {
+        name: local
+        for name, tensor in tensors.items()
+        if (local := tensor.to_local() if isinstance(tensor, DTensor) else tensor).is_floating_point()
+        and local.element_size() > 1
+        and not (local.ndim == 0 and name.startswith("optimizer."))
+    }
+    finite = [local.sum().isfinite() for local in looked_at.values()]
+    device = next((flag.device for flag in finite if flag.device.type != "cpu"), torch.device("cpu"))
+    flags = torch.stack([flag.to(device) for flag in finite]).tolist() if finite else []
+    for name in (name for name, flag in zip(looked_at, flags, strict=True) if not flag and looked_at[name].numel()):
+        peak = torch.linalg.vector_norm(looked_at[name], float("inf"))
+        if peak.isnan() or (peak.isinf() and not (own_optimizer and name.startswith("optimizer."))):
+            return name
+    return None

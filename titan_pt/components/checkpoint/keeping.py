@@ -18,17 +18,17 @@ BEST = "best"
 """Link beside the steps to the one that is the best by `keep_best`; tools open it as a step."""
 
 
-def prune(run_folder: Path, options: Checkpoint, step: int) -> None:
+def prune(folder: Path, run_folder: Path, options: Checkpoint, step: int) -> None:
     """Keep the newest whole steps up to this one, those of `keep_every_n` and `keep_best`, and `load_step`.
 
     Damaged steps do not count and later ones are of a branch that was left (`load_step`, or a fallback from damage):
     neither may push out the steps to go on from.
     """
-    steps = _whole_steps(run_folder, options, step)
+    steps = _whole_steps(folder, options, step)
     best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
     try:
         if best is not None:
-            _mark_best(run_folder / options.folder, best)
+            _mark_best(folder, best)
         elif options.keep_best:
             logger.warning(
                 f"checkpoint.keep_best = {options.keep_best!r}: no saved step has it in metrics.jsonl so far"
@@ -39,13 +39,13 @@ def prune(run_folder: Path, options: Checkpoint, step: int) -> None:
         logger.warning(f"an old step could not be removed: {error}")
 
 
-def remove_superseded(run_folder: Path, options: Checkpoint, step: int) -> bool:
+def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step: int) -> bool:
     """Remove the oldest step that `prune` would, once this one is whole, but never the newest whole one.
 
     Returns:
         Whether there was such a step.
     """
-    steps = _whole_steps(run_folder, options, step - 1)
+    steps = _whole_steps(folder, options, step - 1)
     best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
     doomed = surplus(list(steps), options, best, coming=1)
     if not doomed:
@@ -85,11 +85,11 @@ def is_lower_better(key: str) -> bool:
     return key.startswith("val_") or key.rpartition("/")[2] in ("loss", "perplexity", "bpb")
 
 
-def _whole_steps(run_folder: Path, options: Checkpoint, last: int) -> dict[int, Path]:
+def _whole_steps(folder: Path, options: Checkpoint, last: int) -> dict[int, Path]:
     """Whole steps up to this one without load_step, which the user named, the highest first."""
     return {
         number: path
-        for number, path in iter_steps(run_folder / options.folder)
+        for number, path in iter_steps(folder)
         if number <= last and number != options.load_step and find_damage(path, REQUIRED, hashes=False) is None
     }
 

@@ -75,9 +75,9 @@ def fetch(run_folder: Path, options: Checkpoint) -> None:
         raise ConfigError(f"checkpoint.mirror: {store.url}: no step is whole ({'; '.join(damages)})")
 
 
-def open_mirror(run_folder: Path, options: Checkpoint, world: World) -> "Mirror | None":
+def open_mirror(folder: Path, run_folder: Path, options: Checkpoint, world: World) -> "Mirror | None":
     """The mirror of a run on rank 0, None elsewhere. A collective. Raises as `Mirror` does, a ConfigError on all."""
-    return world.together(lambda: Mirror(run_folder, options) if world.is_main else None)
+    return world.together(lambda: Mirror(folder, run_folder, options) if world.is_main else None)
 
 
 class Mirror:
@@ -88,8 +88,8 @@ class Mirror:
         ConfigError: it belongs to another run, or there is no such bucket.
     """
 
-    def __init__(self, run_folder: Path, options: Checkpoint) -> None:
-        self._run_folder, self._folder, self._options = run_folder, run_folder / options.folder, options
+    def __init__(self, folder: Path, run_folder: Path, options: Checkpoint) -> None:
+        self._folder, self._run_folder, self._options = folder, run_folder, options
         self._store = MirrorStore(options.mirror or "")
         self._news, self._owning = threading.Condition(), threading.Lock()
         self._pending: tuple[int, Path] | None = None
@@ -158,6 +158,7 @@ class Mirror:
             "released": False,
             "beat": 0,
         }
+        self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._folder / _FILE, json.dumps({"run": run, "holder": self._owner["holder"]}))
         self._store.set_owner(self._owner)
 

@@ -27,8 +27,7 @@ class Checkpoint(Section):
     keep_every_n: PositiveInt | None = None
     """Keep the steps that this number divides too, for ever."""
     keep_best: Name | None = None
-    """Keep the step that is the best by this key of metrics.jsonl too, of those that were validated: "val_loss", or an
-    evaluation such as "eval/gsm8k/accuracy". The link `best` beside the steps leads to it."""
+    """Keep the best by this key of metrics.jsonl too ("val_loss", "eval/gsm8k/accuracy"); `checkpoint/best` is it."""
     max_failed_saves: PositiveInt = 3
     """Failed saves in a row that end the run with exit code 70."""
     load_step: AllOrCount = -1
@@ -44,7 +43,6 @@ class Checkpoint(Section):
     load_only: bool = False
     """Load, never save."""
     mirror: PathName | None = None
-    """Address, such as s3://bucket/run or gs://bucket/run, where each step is uploaded behind the run, and from which a
-    start on an empty disk goes on. Needs titan-pt[mirror]."""
+    """Address (s3://, gs://) that steps are uploaded to, and from which a start on an empty disk goes on."""
     export_hf_interval: Count = 0
     """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""

@@ -1,6 +1,9 @@
 """Datasets that `datasets` opens whole: those of the hub whose files are not parquet, and local dataset folders."""
 
+import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +11,11 @@ from typing import Any
 from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
+from titan_pt.data.remote.retry import Refused
 from titan_pt.data.sources.arrow import ArrowColumn, converted
 from titan_pt.data.sources.formatted_texts import texts_of_formatter
 from titan_pt.data.sources.formatters import find_formatter, get_formatter
-from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents
+from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents, KnownFiles
 from titan_pt.data.sources.local import format_row, quiet_datasets
 from titan_pt.data.sources.parquet_rows import check_columns
 from titan_pt.data.sources.registry import SourceContext, title
@@ -46,7 +50,38 @@ def _download(source: Source, split: str, context: SourceContext) -> tuple[Any, 
     )
     # The folder in the cache is named by the commit.
     commits = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    damaged = [file for commit in sorted(commits) for file in damaged_downloads(source, commit, context.known_files)]
+    if damaged:
+        for folder in {Path(file["filename"]).parent for file in dataset.cache_files}:
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in damaged:
+            file.unlink(missing_ok=True)
+        raise Refused(f"{damaged[0].name}: its bytes are not those that the hub has the hash of")
     return dataset, [(str(source.dataset), commit) for commit in sorted(commits)]
+
+
+def damaged_downloads(source: Source, commit: str, known: KnownFiles) -> list[Path]:
+    """Files of a commit in the hub's cache that are not what their names there, the hub's hashes, say."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE, f"datasets--{str(source.dataset).replace('/', '--')}", "snapshots", commit)
+    if constants.HF_HUB_OFFLINE or not folder.is_dir():
+        return []
+    files = sorted({path.resolve() for path in folder.rglob("*") if path.is_file()})
+    named = [file for file in files if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.name)]
+    whole = known.facts([str(file) for file in named], "published", _is_published)
+    return [file for file, is_whole in zip(named, whole, strict=True) if not is_whole]
+
+
+def _is_published(path: str) -> bool:
+    """Whether a file has the hash that it is named by: sha256, git's own, or sha1."""
+    git = hashlib.sha1(b"blob %d\0" % os.path.getsize(path), usedforsecurity=False)
+    digests = [hashlib.sha256(), git, hashlib.sha1(usedforsecurity=False)]
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            for digest in digests:
+                digest.update(block)
+    return os.path.basename(path) in [digest.hexdigest() for digest in digests]
 
 
 def _open_folder(source: Source, split: str, context: SourceContext) -> tuple[Any, Contents]:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from titan_pt.components.tokenizer import Tokenizer, encode_named
+from titan_pt.components.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class PlainText:
     """Encoder of plain text: its tokens and the end-of-document token, all with a loss."""
 
     def encode(self, text: str, tokenizer: Tokenizer, *, named: bool = False) -> Encoded:
+        if named:
+            from titan_pt.components.named_tokens import encode_named
+
         ids = encode_named(tokenizer, text) if named else tokenizer.encode(text)
         tokens = np.empty(len(ids) + 1, dtype=np.int32)  # not a list: a document may be a whole library
         tokens[:-1], tokens[-1] = ids, tokenizer.eos_id

@@ -16,7 +16,6 @@ from titan_pt.data.permutation import keyed_hash
 from titan_pt.data.sources.documents import are_tokens
 from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.data.stream.order import RowOrder
-from titan_pt.data.stream.packing import POOL, best_fit
 from titan_pt.data.stream.row import PackedRow, Piece, hash_tokens, pack_row
 from titan_pt.data.stream.state import StreamState
 
@@ -99,6 +98,8 @@ class Stream:
     def _fill(self, d: int, needed: int) -> bool:
         """Draw documents of a source until there is a row of them; False when it is spent before."""
         if self.mixture.packing == "best_fit":
+            from titan_pt.data.stream.packing import POOL
+
             while len(self.carry[d]) < POOL and (piece := self._next_document(d)) is not None:
                 self.carry[d].append(piece)
             return bool(self.carry[d])
@@ -146,6 +147,8 @@ class Stream:
         pieces = self.carry[d]
         lengths = [piece.left for piece in pieces]
         if self.mixture.packing == "best_fit":
+            from titan_pt.data.stream.packing import best_fit
+
             return [pieces[i] for i in best_fit(lengths, size)]
         ends = itertools.accumulate(lengths, initial=0)
         return [piece for piece, before in zip(pieces, ends, strict=False) if before < size]

@@ -3,7 +3,7 @@
 Legend: B batch, L sequence, N query heads, K key-value heads, G query heads of a key head, H head dim.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -25,11 +25,6 @@ BACKENDS = {
 Mask: TypeAlias = "torch.Tensor | FlexMask | DocumentBounds | None"
 
 
-def kernel_context(backend: str) -> AbstractContextManager[None]:
-    """Context that restricts scaled_dot_product_attention to one kernel; "auto" leaves the choice to torch."""
-    return nullcontext() if backend == "auto" else sdpa_kernel([BACKENDS[backend]])
-
-
 def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mask: Mask, backend: str) -> torch.Tensor:
     """Compute attention output_BNLH; key and value heads are shared inside the kernel, not repeated in memory."""
     if isinstance(mask, tuple):  # it brings a kernel of CUDA
@@ -41,7 +36,7 @@ def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mas
         q_BKGH = q_BNLH.reshape(batch, k_BKLH.shape[1], -1, q_BNLH.shape[-1])
         out_BKGH = F.scaled_dot_product_attention(q_BKGH, k_BKLH, v_BKLH, attn_mask=mask)
         return out_BKGH.view_as(q_BNLH)
-    with kernel_context(backend):
+    with nullcontext() if backend == "auto" else sdpa_kernel([BACKENDS[backend]]):
         return F.scaled_dot_product_attention(
             q_BNLH, k_BKLH, v_BKLH, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )

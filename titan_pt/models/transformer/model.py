@@ -87,6 +87,20 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim))
 
 
+class SiluTimes(torch.autograd.Function):
+    """silu(gate) * up. The backward computes silu(gate) again, to the bit, so that it need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * F.silu(gate)
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (2002.05202)."""
 
@@ -97,7 +111,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(args.intermediate_size, args.hidden_size)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        return self.down_proj(SiluTimes.apply(self.gate_proj(x_BLD), self.up_proj(x_BLD)))
 
 
 class Block(nn.Module):

@@ -1,0 +1,48 @@
+"""A save after a failure: of the last finished step, where all ranks are at the same point."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from titan_pt.distributed.world import World
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.context import TrainContext
+
+logger = logging.getLogger("titan_pt")
+
+_PATIENCE_SECONDS = 5.0
+
+
+def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], None]) -> None:
+    """Save the last finished step on all ranks, if all come; that it fails is logged, as the run fails already."""
+    if not step:
+        return
+    if not all_are_here(context.world, step):
+        logger.error(f"step {step} is not saved: other ranks did not fail where this one did, and wait for it")
+        return
+    context.optimizer.zero_grad(set_to_none=True)  # of the unfinished step
+    try:
+        save()
+    except Exception as error:
+        logger.error(f"step {step} could not be saved: {error}")
+
+
+def all_are_here(world: World, step: int) -> bool:
+    """Whether every rank calls this within a few seconds, with the same step.
+
+    It goes through the store and not through a collective: a rank that does not come may be waiting in one.
+    """
+    if world.size == 1:
+        return True
+    store, key = dist.distributed_c10d._get_default_store(), f"failed after step {step}"
+    store.add(key, 1)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while store.add(key, 0) < world.size:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
