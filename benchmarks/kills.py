@@ -19,9 +19,9 @@ CONFIG = ROOT / "train_configs" / "quickstart.toml"
 
 
 class Attempt:
-    """One start of the run, killed some seconds after training began, or left to its end."""
+    """One start of the run, killed behind a step, or left to its end."""
 
-    def __init__(self, run_folder: Path, flags: list[str], kill_after: float | None) -> None:
+    def __init__(self, run_folder: Path, flags: list[str], kill_at: int | None) -> None:
         command = [sys.executable, "-m", "titan_pt.train", "--job.config_file", str(CONFIG)]
         command += [f"--job.dump_folder={run_folder}", "--metrics.log_freq=1", *flags]
         began, self.log = time.monotonic(), ""
@@ -33,8 +33,8 @@ class Attempt:
                 self.log += line
                 if found := re.search(r"Training starts at step (\d+)", line):
                     self.start_seconds, self.step = time.monotonic() - began, int(found[1]) - 1
-                trained = time.monotonic() - began - self.start_seconds
-                if kill_after is not None and self.start_seconds and trained > kill_after:
+                done = re.search(r" - step: *(\d+)/", line)
+                if kill_at is not None and done and int(done[1]) >= kill_at:
                     process.kill()
         self.seconds, self.code = time.monotonic() - began, process.returncode
 
@@ -60,8 +60,9 @@ def main() -> None:
         trains = whole.seconds - whole.start_seconds
         attempts = []
         while not attempts or attempts[-1].code != 0:
-            after = rng.uniform(0.5, 1.5) * trains / (kills + 1) if len(attempts) < kills else None
-            attempts.append(Attempt(Path(name) / "killed", flags, after))
+            place = (len(attempts) + rng.uniform(0.3, 1.0)) / (kills + 1)
+            kill_at = int(place * whole.last_step) if len(attempts) < kills else None
+            attempts.append(Attempt(Path(name) / "killed", flags, kill_at))
         steps = sum(attempt.last_step - attempt.step for attempt in attempts)
         seconds = sum(attempt.seconds for attempt in attempts)
         command = [sys.executable, "-m", "titan_pt.tools.goodput", str(Path(name) / "killed"), "--json"]

@@ -301,7 +301,9 @@ def _of_steps(
     if not ends:
         return
     before, ended = ends[-1]
-    limit = experiment.interval + spared
+    # A save behind the run may be under way when the next one is due.
+    behind = experiment.tables.get("checkpoint", {}).get("async_mode") == "async"
+    limit = experiment.interval * (2 if behind else 1) + spared
     if ended.code == 75 and not spared:
         limit = 0
     limit += experiment.interval * len(re.findall(r"could not be saved", ended.log))
