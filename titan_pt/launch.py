@@ -7,13 +7,17 @@ is started again; one that a signal stopped is not.
 """
 
 import contextlib
+import functools
+import glob
 import itertools
 import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,6 +37,7 @@ from titan_pt.config.resolve.layers import merge, read_layers
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.cgroup import oom_kills
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIABLE, ExitCode
+from titan_pt.run.files import parse_json
 from titan_pt.run.log import open_console
 from titan_pt.run.run_folder import run_folder
 from titan_pt.run.told_codes import read_exit_codes, read_reasons
@@ -40,6 +45,13 @@ from titan_pt.run.watchdog import Watchdog
 
 _LONGEST_PAUSE = 60.0
 """Seconds before a restart; the first ones come sooner, and those of a start that lasted longer than this."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""What torchrun handles, and what Slurm sends before the time limit."""
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD*", "/dev/accel*", "/dev/davinci*")
+"""Devices of accelerators; without one of them torch need not be asked how many there are."""
+
+Outcome = tuple[int | None, list[str], bool]
+"""Code, None where a signal came before a worker could tell one; reasons; whether a signal came to a process."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         # One report or help text instead of one a rank, without waiting for torch or for ranks that cannot start.
         config = None if arguments is None else resolve(arguments).config
         restarts = count_restarts(os.environ.get("MAX_RESTARTS", ""))
+        if config is not None and arguments is not None and starts_one(argv) and config.comm.mode != "fake_backend":
+            _share_cores(1)
+            once = functools.partial(_run_alone, arguments, config.comm.grace_seconds, _SIGNALS)
+            return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
         from torch.distributed import run
 
         os.environ.setdefault("PET_NPROC_PER_NODE", os.environ.get("NGPU") or str(count_accelerators()))
@@ -69,8 +85,13 @@ def main(argv: list[str] | None = None) -> int:
                 return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
-        stacks = run_folder(config) / config.comm.save_traces_folder if config else None
-        return _run_again(run, args, restarts, stacks, lambda: stopped_code(config, arguments))
+        # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
+        numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
+        args.signals_to_handle = ""
+        once = functools.partial(_run, run, args, list(dict.fromkeys([*numbers, signal.SIGUSR1])))
+        return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
@@ -151,19 +172,20 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped: Callable[[], int]) -> int:
+def _stacks(config: JobConfig | None) -> Path | None:
+    return run_folder(config) / config.comm.save_traces_folder if config else None
+
+
+def _run_again(
+    once: Callable[[Path, list[int]], Outcome], restarts: int, stacks: Path | None, stopped: Callable[[], int]
+) -> int:
     """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
     Args:
+        once: runs them, given a folder for what they tell and a list for the signals that come when they have ended.
         stacks: where the stacks of a rank that hangs go, if anywhere.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
-    # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
-    numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
-    numbers = list(dict.fromkeys([*numbers, signal.SIGUSR1]))  # what Slurm sends before the time limit
-    args.signals_to_handle = ""
     pause = 1.0
     for restart in itertools.count(1):
         began = time.monotonic()
@@ -173,7 +195,7 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
             with Watchdog(Path(folder), stacks).watching() as watchdog:
-                code, reasons, signals_came = _run(run, args, numbers, Path(folder), late)
+                code, reasons, signals_came = once(Path(folder), late)
         if watchdog.reason:
             code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
         for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
@@ -195,21 +217,15 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
     raise AssertionError
 
 
-def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int]) -> tuple[int | None, list[str], bool]:
-    """Run the workers once.
-
-    Args:
-        late: gets the signals that come when they have ended.
-
-    Returns:
-        The code, None where a signal came before a worker could tell one; reasons; whether a signal came to a process.
-    """
+def _run(run: Any, args: Any, numbers: Sequence[int], folder: Path, late: list[int]) -> Outcome:
+    """Run the workers once, by torchrun's agent."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     code: int | None
+    reasons: list[str]
     by_memory, signals_came = oom_kills(), False
     handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
@@ -217,13 +233,8 @@ def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int])
         code, reasons = ExitCode.DONE, []
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
-        told = read_exit_codes(folder)
-        code = pick([failure.exitcode for failure in error.failures.values()] + told)
-        reasons = read_reasons(folder, code)
-        if code == ExitCode.FAILED:
-            reasons = [f"failed: rank {rank}: {_reason(first, oom_kills() > by_memory)}"]
-        if code == ExitCode.TERMINATED and not told:
-            code = None
+        codes = [failure.exitcode for failure in error.failures.values()]
+        code, reasons = _failed(codes, folder, f"rank {rank}: {_reason(first.message, first.exitcode, by_memory)}")
     except RendezvousError as error:
         code = ExitCode.FAILED
         reasons = [
@@ -242,10 +253,75 @@ def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int])
             reasons = read_reasons(folder, code)
     finally:
         _set_handlers(handled, lambda number, _frame: late.append(number))
-    if SIGNALLED in reasons:
-        signals_came = True
-        reasons.remove(SIGNALLED)
-    return code, reasons, signals_came
+    return _outcome(code, reasons, signals_came)
+
+
+def starts_one(argv: Sequence[str]) -> bool:
+    """Whether these arguments and the environment mean one worker on this machine and nothing else of torchrun.
+
+    torchrun's own import, two seconds on a laptop, is then spared.
+    """
+    count = os.environ.get("NGPU") or ("1" if not any(map(glob.glob, _ACCELERATORS)) else "")
+    own = list(argv[: next((i for i, argument in enumerate(argv) if argument in ("-m", "--module")), 0)])
+    return own == ["--standalone"] and count == "1" and not any(name.startswith("PET_") for name in os.environ)
+
+
+def _run_alone(
+    arguments: Sequence[str], grace_seconds: float, numbers: Sequence[int], folder: Path, late: list[int]
+) -> Outcome:
+    """Run the only worker once, with what torchrun's agent would tell it."""
+    by_memory, came, error_file = oom_kills(), list[int](), folder / "alone" / "0" / "error.json"
+    error_file.parent.mkdir(parents=True)
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+    started: list[subprocess.Popen[bytes]] = []
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    handled = [number for number in numbers if not (nohup and number == signal.SIGHUP)]
+
+    def forward(number: int, _frame: FrameType | None = None) -> None:
+        came.append(number)
+        if len(came) == 1 and started:
+            _stop(started[0], number, grace_seconds)
+
+    _set_handlers(handled, forward)
+    command = [sys.executable, "-u", "-m", "titan_pt.train", *arguments]
+    started.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    if came:
+        _stop(started[0], came[0], grace_seconds)
+    status = started[0].wait()
+    _set_handlers(handled, lambda number, _frame: late.append(number))
+    code: int | None = ExitCode.DONE
+    reasons: list[str] = []
+    if came:
+        codes = read_exit_codes(folder)
+        code = pick(codes) if codes else None
+        reasons = read_reasons(folder, code) if code is not None else []
+    elif status:
+        message: Any = ""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            message = parse_json(error_file.read_text("utf-8"))["message"]
+        code, reasons = _failed([status], folder, f"rank 0: {_reason(message, status, by_memory)}")
+    return _outcome(code, reasons, bool(came))
+
+
+def _stop(worker: "subprocess.Popen[bytes]", number: int, grace_seconds: float) -> None:
+    """Ask a worker to end, and end it when its time is over."""
+    worker.send_signal(_forwarded(number))
+    timer = threading.Timer(grace_seconds, worker.kill)
+    timer.daemon = True
+    timer.start()
+
+
+def _failed(codes: Sequence[int], folder: Path, why: str) -> tuple[int | None, list[str]]:
+    """The code and the reasons of workers that left with these codes; None where a signal ended them untold."""
+    told = read_exit_codes(folder)
+    code = pick([*codes, *told])
+    if code == ExitCode.TERMINATED and not told:
+        return None, []
+    return code, [f"failed: {why}"] if code == ExitCode.FAILED else read_reasons(folder, code)
+
+
+def _outcome(code: int | None, reasons: list[str], signals_came: bool) -> Outcome:
+    return code, [reason for reason in reasons if reason != SIGNALLED], signals_came or SIGNALLED in reasons
 
 
 def _forwarded(number: int) -> signal.Signals:
@@ -328,13 +404,19 @@ def _time_of(failure: Any) -> float:
     return file.stat().st_mtime if file.is_file() else float(failure.timestamp)
 
 
-def _reason(failure: Any, out_of_memory: bool) -> str:
-    if not isinstance(failure.message, str):
-        return " ".join(str(failure.message.get("message", "")).split())
-    if failure.exitcode < 0:
-        why = "; the memory of its cgroup was spent" if out_of_memory and failure.exitcode == -signal.SIGKILL else ""
-        return f"killed by signal {-failure.exitcode}{why}"
-    return f"exit code {failure.exitcode}; its own lines are above"  # what torchrun says instead names no reason
+def _reason(message: Any, exitcode: int, kills_before: int) -> str:
+    """Why a worker failed.
+
+    Args:
+        message: of torchrun's error file; a text where there is none.
+        kills_before: kills of this cgroup, for want of memory, before it ran.
+    """
+    if isinstance(message, dict):
+        return " ".join(str(message.get("message", "")).split())
+    if exitcode < 0:
+        out_of_memory = exitcode == -signal.SIGKILL and oom_kills() > kills_before
+        return f"killed by signal {-exitcode}{'; the memory of its cgroup was spent' if out_of_memory else ''}"
+    return f"exit code {exitcode}; its own lines are above"  # what torchrun says instead names no reason
 
 
 if __name__ == "__main__":
