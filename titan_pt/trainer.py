@@ -179,8 +179,8 @@ class Trainer:
 
                 save_together(self.context, state.step, self._save_finished)
             raise
-        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
         self._ledger.write(state.step, done=True)
+        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
 
     @property
     def has_checkpoint(self) -> bool:

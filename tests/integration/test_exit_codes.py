@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
     )
     done = train(config, "--experimental.custom_import", "small_disk", cwd=tmp_path)
-    assert done.code == 1 and done.last_line.startswith("failed: CheckpointError: step 5 could not be saved")
+    assert done.code == 70 and done.last_line.startswith("gave up: checkpoint.max_failed_saves = 3 saves in")
     assert "File too large" in done.last_line and done.stdout == ""
     errors = [line for line in done.stderr.splitlines() if " - ERROR - " in line]
     assert ["step 2" in errors[0], "step 4" in errors[1], len(errors)] == [True, True, 2]
