@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint.run_state import expected_bytes, run_documents, run_identity, run_tensors
 from titan_pt.components.metrics import Interval, MetricRows
@@ -71,7 +73,6 @@ class Trainer:
         self._lock: RunLock | None = None
         self._warm, self._whole = False, True  # whole: the weights are those of the last finished step
         self._goes_back = context.config.training.on_bad_step == "rewind"
-        context.optimizer.register_step_pre_hook(self._update_begins)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -157,7 +158,9 @@ class Trainer:
                     self._save(required=True)  # the step's own state may follow from validations, as a plateau does
             self._export(last=state.step >= self._plan.total_steps, owed=True)  # a kill may come behind its save
             self._rows.interval = Interval()
-            with self._garbage, self._profiler or contextlib.nullcontext():
+            # For all optimizers: one with a hook of ours would hold the trainer, in its trial and its state.
+            hook = register_optimizer_step_pre_hook(self._update_begins)
+            with self._garbage, self._profiler or contextlib.nullcontext(), hook:
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
                     if metrics is None and not self._judge():
@@ -365,8 +368,8 @@ class Trainer:
         if not self._judge(hurried=True) and self.state.step and self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
 
-    def _update_begins(self, *_: Any) -> None:
-        self._whole = False
+    def _update_begins(self, optimizer: Optimizer, *_: Any) -> None:
+        self._whole &= optimizer is not self.context.optimizer
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""
