@@ -116,8 +116,7 @@ class Trainer:
             if reason := count_kill(self._folder, self.state.step):
                 raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
-        saves = self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only
-        if self._checkpointer and saves:
+        if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
             warn_of_another_rate(resumed, context, self._plan.total_steps)
@@ -158,8 +157,7 @@ class Trainer:
                     self._save(required=True)  # the step's own state may follow from validations, as a plateau does
             self._export(last=state.step >= self._plan.total_steps, owed=True)  # a kill may come behind its save
             self._rows.interval = Interval()
-            # For all optimizers: one with a hook of ours would hold the trainer, in its trial and its state.
-            hook = register_optimizer_step_pre_hook(self._update_begins)
+            hook = register_optimizer_step_pre_hook(self._update_begins)  # one of its own would be in its trial
             with self._garbage, self._profiler or contextlib.nullcontext(), hook:
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
@@ -349,8 +347,7 @@ class Trainer:
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
         early = early or self._goes_back  # which needs a step to go back to
-        first = early and self.state.step == 1
-        return last or first or self._checkpointer.is_due(self.state.step)
+        return last or (early and self.state.step == 1) or self._checkpointer.is_due(self.state.step)
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
