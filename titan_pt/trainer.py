@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
 from titan_pt.components.checkpoint.checkpointer import Checkpointer, CheckpointError
 from titan_pt.components.checkpoint.run_state import expected_bytes, run_documents, run_identity, run_tensors
 from titan_pt.components.metrics import Interval, MetricRows
@@ -71,7 +73,6 @@ class Trainer:
         self._lock: RunLock | None = None
         self._warm, self._whole = False, True  # whole: the weights are those of the last finished step
         self._goes_back = context.config.training.on_bad_step == "rewind"
-        context.optimizer.register_step_pre_hook(self._update_begins)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -115,8 +116,7 @@ class Trainer:
             if reason := count_kill(self._folder, self.state.step):
                 raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
-        saves = self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only
-        if self._checkpointer and saves:
+        if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
             warn_of_another_rate(resumed, context, self._plan.total_steps)
@@ -157,7 +157,8 @@ class Trainer:
                     self._save(required=True)  # the step's own state may follow from validations, as a plateau does
             self._export(last=state.step >= self._plan.total_steps, owed=True)  # a kill may come behind its save
             self._rows.interval = Interval()
-            with self._garbage, self._profiler or contextlib.nullcontext():
+            hook = register_optimizer_step_pre_hook(self._update_begins)  # one of its own would be in its trial
+            with self._garbage, self._profiler or contextlib.nullcontext(), hook:
                 while state.step < self._plan.total_steps:
                     metrics = self._one_step()
                     if metrics is None and not self._judge():
@@ -346,8 +347,7 @@ class Trainer:
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
         early = early or self._goes_back  # which needs a step to go back to
-        first = early and self.state.step == 1
-        return last or first or self._checkpointer.is_due(self.state.step)
+        return last or (early and self.state.step == 1) or self._checkpointer.is_due(self.state.step)
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
@@ -365,8 +365,8 @@ class Trainer:
         if not self._judge(hurried=True) and self.state.step and self._saves(last=True) and not self.has_checkpoint:
             self._save(required=True)
 
-    def _update_begins(self, *_: Any) -> None:
-        self._whole = False
+    def _update_begins(self, optimizer: Optimizer, *_: Any) -> None:
+        self._whole &= optimizer is not self.context.optimizer
 
     def _save(self, *, required: bool) -> None:
         """Save this step. A failure is an error line while there are steps to come: an older step is still whole."""

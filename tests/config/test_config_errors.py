@@ -24,7 +24,7 @@ from titan_pt.config.schema.job_config import Float8, JobConfig
         ("[Training]\nsteps = 1", "Training (x.toml): unknown table or key; did you mean training?"),
         ("[training]\nlr = 1", "training.lr (x.toml): unknown key; did you mean optimizer.lr?"),
         ("lr = 1", "lr (x.toml): unknown table or key; did you mean optimizer.lr?"),
-        ("[training.a.b]\nc = 1", "training.a (x.toml): unknown key; the keys are document_mask, dtype"),
+        ("[training.a.b]\nc = 1", "training.a (x.toml): unknown key; the keys are bad_step_window, black_boxes"),
         ("[training]\nint = 1", "training.int (x.toml): unknown key"),
         ('[training]\n"" = 1', 'training."" (x.toml): unknown key'),
         ('[training]\n"a.b" = 1', 'training."a.b" (x.toml): unknown key'),

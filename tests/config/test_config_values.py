@@ -59,7 +59,15 @@ def test_what_is_no_size(text: Any) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "value", "expected"),
-    [("s", "30m", 1800.0), ("h", "90m", 1.5), ("h", "3d", 72.0), ("s", "2", 2.0), ("h", 2, 2), ("s", "0.5H", 1800.0)],
+    [
+        ("s", "30m", 1800.0),
+        ("h", "90m", 1.5),
+        ("h", "3d", 72.0),
+        ("s", "2", 2.0),
+        ("h", 2, 2),
+        ("s", "0.5H", 1800.0),
+        ("h", "145.93819397534025", 145.93819397534025),
+    ],
 )
 def test_times_name_their_unit_or_take_the_keys(unit: str, value: Any, expected: float) -> None:
     assert parse_duration(unit)(value) == expected

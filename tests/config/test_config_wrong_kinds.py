@@ -74,6 +74,7 @@ def test_no_value_ends_in_a_traceback(
     for section, key, value in changes(trainer):
         tree = {"job": {"trainer": trainer}, **TRAINERS[trainer]}
         if section.startswith("quantize."):
+            tree["model"] = {"converters": [section]}
             text = f"{tomli_w.dumps(tree)}[{section}]\n{tomli_w.dumps({key: value})}"
         else:
             tree[section] = {**tree.get(section, {}), key: value}

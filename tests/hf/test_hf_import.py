@@ -257,6 +257,13 @@ def damage_size(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 10**17}))
 
 
+def damage_sizes(folder: Path) -> None:
+    """Each within its bound, together above any tensor."""
+    config = json.loads((folder / "config.json").read_text())
+    sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"), 2**24)
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+
+
 def damage_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -317,7 +324,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [": mudel.layers.0.mlp.up_proj.weight: the model has no such tensor", "q_proj.weight: missing"],
         ),
         (damage_twice, ["model.norm.weight: is the same tensor as", "remove one"]),
-        (damage_size, ["config.json: no model can have these sizes"]),
+        (damage_size, [f"config.json: hidden_size = {10**17}: Input should be less than or equal to 16777216"]),
+        (damage_sizes, ["config.json: no model can have these sizes"]),
         (damage_adapter, ["adapter_config.json: the folder holds an adapter, which is not read; merge it"]),
         (damage_no_weights, ["has neither model.safetensors nor model.safetensors.index.json"]),
         (damage_no_tokenizer, ["a folder without tokenizer.json"]),

@@ -15,7 +15,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Rules
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from titan_pt.components.tokenizer import Tokenizer, encode_named
+from titan_pt.components.named_tokens import encode_named
+from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.hf.chat import stop_ids
 from titan_pt.hf.tokenizer_files import chat_template, to_tokenizers, write_tokenizer
 

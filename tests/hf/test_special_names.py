@@ -15,7 +15,8 @@ from task_helpers import open_row, write_rows
 from tool_helpers import tool_here
 from transformers import AutoTokenizer
 
-from titan_pt.components.tokenizer import ByteTokenizer, encode_named, name_in
+from titan_pt.components.named_tokens import encode_named
+from titan_pt.components.tokenizer import ByteTokenizer, name_in
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.evaluation.eval_tasks import with_examples
 from titan_pt.hf.chat import chat_tokens, prompt_tokens

@@ -67,7 +67,7 @@ def cut_after(folder: Path, target: Path, step: int) -> Path:
 
 def values(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
-    clock = ("time", "seconds", "per_second", "memory", "mfu")
+    clock = ("time", "seconds", "per_second", "memory", "mfu", "goodput")
     rows = read_rows(folder / "run")
     return [{key: value for key, value in row.items() if not any(word in key for word in clock)} for row in rows]
 

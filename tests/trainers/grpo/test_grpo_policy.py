@@ -73,6 +73,7 @@ def make_parts(model: Transformer, rows: int = 2, **grpo: Any) -> Any:
         tokenizer=SimpleNamespace(eos_id=0, vocab_size=37),
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        spikes=None,
         raise_if_preempted=lambda: None,
     )
 

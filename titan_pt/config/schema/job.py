@@ -38,7 +38,7 @@ class Model(Section):
     """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
     from_hf: PathName | None = None
     """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
-    vocab_size: Annotated[Size, Field(gt=0)] | None = None
+    vocab_size: Annotated[Size, Field(gt=0, lt=1 << 31)] | None = None
     """Rows of the embedding. Unset: the tokenizer's size rounded up to a multiple of 64."""
     attention: Literal["sdpa"] = "sdpa"
     """Attention implementation: "sdpa" is torch's scaled_dot_product_attention."""

@@ -24,8 +24,7 @@ def parse_size(value: Any) -> Any:
         raise ValueError('a count is an integer or text such as "32K", "10M", "50B"')
     # Decimal arithmetic by hand: 0.1 * 10^9 in floats is exact only by luck.
     whole, _, fraction = match[1].replace("_", "").partition(".")
-    number = int(whole + fraction) * _SIZE_UNITS[match[2].upper()]
-    size, rest = divmod(number, 10 ** len(fraction))
+    size, rest = divmod(int(whole + fraction) * _SIZE_UNITS[match[2].upper()], 10 ** len(fraction))
     if rest:
         raise ValueError("a count must come out as a whole number")
     return size
@@ -40,7 +39,8 @@ def parse_duration(unit: str) -> Callable[[Any], Any]:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)\s*", value, re.IGNORECASE)
         if not match:
             raise ValueError(f'a time is a number of {unit} or text such as "90s", "30m", "72h", "3d"')
-        return float(match[1]) * _SECONDS[match[2].lower() or unit] / _SECONDS[unit]
+        number, given = float(match[1]), match[2].lower() or unit
+        return number if given == unit else number * _SECONDS[given] / _SECONDS[unit]  # rounded: not of its own unit
 
     return parse
 
