@@ -345,8 +345,9 @@ class Trainer:
             return False
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
-        early = early or self._goes_back  # which needs a step to go back to
-        first = early and self.state.step == 1
+        first = (early or self._goes_back) and self.state.step == 1
+        if self._goes_back and options.exclude_from_loading:  # else a way back leaves that out, and nothing else, anew
+            first = first or not self._warm
         return last or first or self._checkpointer.is_due(self.state.step)
 
     def _export(self, last: bool, *, owed: bool = False) -> None:

@@ -17,6 +17,7 @@ from titan_pt.components.checkpoint.checkpointer import Checkpointer
 from titan_pt.components.metrics import MetricRows
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.exit_codes import GaveUp, Preempted
+from titan_pt.run.heartbeat import phase
 
 logger = logging.getLogger("titan_pt")
 
@@ -89,7 +90,8 @@ class BadSteps:
         for taken in steps:
             self._report(state, taken, hurried=hurried)
         if self._checkpointer:
-            self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
+            with phase("a save under way", "save"):
+                self._checkpointer.join()  # all ranks are here, and nobody waits for a save after a failure
         try:
             return self._answer(state, steps)
         except GaveUp:
