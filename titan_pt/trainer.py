@@ -190,7 +190,7 @@ class Trainer:
     def close(self, *, wait: bool = True) -> None:
         """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
         if self._checkpointer and wait:
-            self._checkpointer.close()
+            self._checkpointer.close(self.context.config.comm.grace_seconds)
         if wait:
             self.context.dataloader.close()
         self._rows.close()

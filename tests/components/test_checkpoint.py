@@ -390,10 +390,18 @@ def test_saves_that_go_on_failing_end_the_run(
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
 
 
+def stale(*_: Any) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 def test_a_run_without_room_for_a_step_does_not_start(
     tmp_path: Path, disk: SmallDisk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_latest_k": 1})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint.Checkpointer, "_check_space", stale)
+        assert train_here(config, "--training.steps", "2") == 1, "such an error passes"
+    assert "failed: no step can be saved: " in capsys.readouterr().err
     disk.capacity = 1_000_000
     assert train_here(config, "--training.steps", "2") == 70
     error = capsys.readouterr().err

@@ -293,6 +293,32 @@ def test_a_pruned_step_is_uploaded_all_the_same(
     assert MirrorStore(url).steps() == [3, 2] and not list((tmp_path / "checkpoint").glob("*.tmp-*"))
 
 
+def test_a_step_without_links_is_not_removed(
+    tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor waited for beyond a signal's grace; the mirror is let go of."""
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError("no links")
+
+    monkeypatch.setattr(mirror.os, "link", no_links)
+    goes_on = threading.Event()
+    monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: goes_on.wait(60) and None))
+    for number in (1, 2, 3):
+        put(step, tmp_path, number)
+    mirrored = open_one(tmp_path, Checkpoint(mirror=url))
+    for number in (1, 2, 3):
+        mirrored.add(number)
+    assert numbers(tmp_path) == [3, 2, 1]
+    monkeypatch.setattr(mirror, "signalled", lambda: True)
+    mirrored.close(grace=0.4)
+    assert (MirrorStore(url).owner() or {})["released"] is True and not MirrorStore(url).steps()
+    goes_on.set()
+    for thread in mirrored._threads:
+        thread.join()
+    assert numbers(tmp_path) == [3, 2, 1]
+
+
 @pytest.mark.parametrize("address", ["nothing://bucket/run", "s3x"])
 def test_an_address_that_cannot_be_opened_is_a_mistake(
     tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ from helpers import (
 )
 
 from titan_pt.components.checkpoint import resume
+from titan_pt.components.checkpoint.file_hashes import file_entry
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.data.stream.batch import StepBatch
 from titan_pt.data.stream.loader import DataLoader
@@ -302,6 +303,14 @@ def test_what_a_start_left_out_is_not_left_out_by_going_back(
     """Nothing of the steps that are dropped stays: the first step of the start is there to go back to."""
     config = write_faulty(tmp_path, {}, training={"steps": 3}, checkpoint={"interval": 3})
     assert train_here(config) == 0
+    state_of_step = tmp_path / "run" / "checkpoint" / "step-3" / "train.json"
+    train = json.loads(state_of_step.read_text())
+    jump = {"step": 3, "data": {}, "num_documents": 1, "why": "of the data of then", "documents": []}
+    if part == "data":
+        state_of_step.write_text(json.dumps({**train, "state": {**train["state"], "guard": {"jumps": [jump]}}}))
+        manifest = json.loads((state_of_step.parent / "manifest.json").read_text())
+        manifest["files"]["train.json"] = file_entry(state_of_step)
+        (state_of_step.parent / "manifest.json").write_text(json.dumps(manifest))
     found = []
     load_newest = resume.load_newest
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from titan_pt.components.black_box import describe, write_black_box
 from titan_pt.components.checkpoint.checkpointer import Checkpointer
+from titan_pt.components.checkpoint.step_folders import iter_steps
 from titan_pt.components.metrics import MetricRows
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.exit_codes import GaveUp, Preempted
@@ -133,7 +134,8 @@ class BadSteps:
         else:
             starts = [taken.step - 1 - i for i, taken in enumerate(bad)]
             over = [range(taken.step, taken.step + 1) for taken in bad]
-        before = guard.get("jumps", [])
+        oldest = min(number for number, _ in iter_steps(saved.parent))
+        before = [jump for jump in guard.get("jumps", []) if jump["step"] >= oldest]  # nothing goes back further
         jumps = [jump for jump in before if jump["step"] < starts[0]]
         left_out = [jump for jump in before if jump["step"] >= starts[0]]  # the new ones lead over theirs too
         for start, steps, taken in zip(starts, over, bad[-len(starts) :], strict=True):

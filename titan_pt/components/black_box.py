@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,7 +144,8 @@ def _write(folder: Path, files: dict[str, str]) -> bool:
 
 def boxes(run_folder: Path) -> list[Path]:
     """The boxes of a run, by step."""
-    found = [path for path in (run_folder / FOLDER).glob("step-*-*") if path.is_dir()]
+    folders = (run_folder / FOLDER).glob("step-*-*")
+    found = [path for path in folders if re.fullmatch(r"step-\d+-[0-9a-f]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.name))
 
 
@@ -230,6 +232,9 @@ def decoded(context: TrainContext[Any], batch: Any, losses: torch.Tensor | None)
     names = [source.name for source in context.config.data.sources]
     rows = []
     for number, (row, positions) in enumerate(zip(tokens_BL, positions_BL, strict=True)):
+        padding = (positions == 0) & (row == context.tokenizer.eos_id)
+        length = 1 + int((~padding).nonzero().max()) if not padding.all() else 1
+        row, positions = row[:length], positions[:length]
         starts = [0, *(i for i in (positions == 0).nonzero().flatten().tolist() if i)]
         pieces = []
         for start, end in zip(starts, [*starts[1:], len(row)], strict=True):

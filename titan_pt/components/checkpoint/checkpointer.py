@@ -166,11 +166,11 @@ class Checkpointer:
         self.join()
         return 0 < step == self.last_step
 
-    def close(self) -> None:
-        """The same, and wait for the upload; nothing is saved or uploaded any more."""
+    def close(self, grace: float = float("inf")) -> None:
+        """The same, and wait for the upload, after a signal within its grace; nothing is saved any more."""
         self.join()
         if self._mirror:
-            self._mirror.close()
+            self._mirror.close(grace)
 
     def join(self) -> None:
         """Wait for a save in progress, whose error was logged."""

@@ -6,6 +6,7 @@ the same disk watches that object for LEASE_SECONDS, by its own clock, and takes
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -25,7 +26,7 @@ from titan_pt.run.exit_codes import CannotStart, Preempted
 from titan_pt.run.files import write_atomic
 from titan_pt.run.heartbeat import beat, phase
 from titan_pt.run.run_folder import METRICS_FILE
-from titan_pt.run.signals import stop_requested
+from titan_pt.run.signals import signalled, stop_requested
 
 logger = logging.getLogger("titan_pt")
 
@@ -123,19 +124,37 @@ class Mirror:
         """Upload this step; one that waits is passed over for it."""
         with self._news:
             if self._pending:
-                remove_if_there(self._pending[1])
+                _drop(self._pending[1])
             self._pending = step, _hold(self._folder / f"step-{step}")
             self._news.notify_all()
 
-    def close(self) -> None:
-        """Wait for the last step to be uploaded or given up, and let go of the mirror."""
+    def close(self, grace: float = math.inf) -> None:
+        """Wait for the last step to be uploaded or given up, and let go of the mirror.
+
+        Args:
+            grace: seconds that a run has after a signal; half of them may be waited then, and a quarter to let go.
+        """
         if self._stops.is_set():
             return
         with self._news:
             self._stops.set()
             self._news.notify_all()
-        for thread in self._threads:
-            thread.join()
+        end = math.inf
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < end:
+            self._threads[0].join(0.1)
+            if signalled():
+                end = min(end, time.monotonic() + grace / 2)
+        if self._threads[0].is_alive():
+            logger.warning(
+                f"{self._store.url}: the last step is not uploaded: comm.grace_seconds; the next start does it"
+            )
+            for held in self._folder.glob("step-*.tmp-*"):
+                _drop(held)
+        release = threading.Thread(target=self._release, name="mirror", daemon=True)
+        release.start()
+        release.join(grace / 4 if end < math.inf else None)
+
+    def _release(self) -> None:
         if self._owner and not self._lost:
             try:
                 self._store.set_owner({**self._owner, "released": True})
@@ -226,8 +245,7 @@ class Mirror:
                     "training goes on, and the next step is tried"
                 )
             finally:
-                if held.name != f"step-{step}":
-                    remove_if_there(held)
+                _drop(held)
 
     def _upload(self, step: int, held: Path) -> None:
         start = time.monotonic()
@@ -267,6 +285,12 @@ def _hold(step: Path) -> Path:
         remove_if_there(held)
         return step
     return held
+
+
+def _drop(held: Path) -> None:
+    """Remove the links of a step, never the step itself."""
+    if ".tmp-" in held.name:
+        remove_if_there(held)
 
 
 def _read(path: Path) -> dict[str, Any]:
