@@ -191,7 +191,7 @@ class Trainer:
     def close(self, *, wait: bool = True) -> None:
         """Flush the records; with `wait` let a save under way end, for which all ranks are needed."""
         if self._checkpointer and wait:
-            self._checkpointer.close()
+            self._checkpointer.close(self.context.config.comm.grace_seconds)
         if wait:
             self.context.dataloader.close()
         self._rows.close()
@@ -346,8 +346,10 @@ class Trainer:
             return False
         # A run with a deadline has to know early how long a save takes.
         early = options.enable_first_step_checkpoint or self.context.config.training.max_hours is not None
-        early = early or self._goes_back  # which needs a step to go back to
-        return last or (early and self.state.step == 1) or self._checkpointer.is_due(self.state.step)
+        first = (early or self._goes_back) and self.state.step == 1
+        if self._goes_back and options.exclude_from_loading:  # else a way back leaves that out, and nothing else, anew
+            first = first or not self._warm
+        return last or first or self._checkpointer.is_due(self.state.step)
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""

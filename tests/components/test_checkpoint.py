@@ -322,7 +322,7 @@ class SmallDisk:
         disk = self
 
         def used() -> int:
-            return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            return sum(path.stat().st_size for path in folder.glob("step-*/**/*") if path.is_file())
 
         def usage(path: Path) -> SimpleNamespace:
             return SimpleNamespace(total=10**9, free=disk.capacity - used() if disk.tells else 10**9)
@@ -390,10 +390,18 @@ def test_saves_that_go_on_failing_end_the_run(
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
 
 
+def stale(*_: Any) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 def test_a_run_without_room_for_a_step_does_not_start(
     tmp_path: Path, disk: SmallDisk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_latest_k": 1})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint.Checkpointer, "_check_space", stale)
+        assert train_here(config, "--training.steps", "2") == 1, "such an error passes"
+    assert "failed: no step can be saved: " in capsys.readouterr().err
     disk.capacity = 1_000_000
     assert train_here(config, "--training.steps", "2") == 70
     error = capsys.readouterr().err
@@ -405,6 +413,22 @@ def test_a_run_without_room_for_a_step_does_not_start(
     assert train_here(config, "--training.steps", "2") == 0, "a finished run has nothing to save"
     assert train_here(config, "--training.steps", "3") == 70
     assert "checkpoint/step-2" in capsys.readouterr().err.strip().splitlines()[-1] and steps(tmp_path) == [2]
+
+
+def test_what_follows_a_save_cannot_fail_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error in metrics.jsonl, where the best step is looked for; any error of what prunes."""
+    for number, (name, error) in enumerate([("_values", OSError(errno.EIO, "I/O")), ("prune", RuntimeError("odd"))], 1):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(f"titan_pt.components.checkpoint.keeping.{name}", fail)
+            config = write_toml(tmp_path, checkpoint={"interval": 1, "keep_best": "val_loss", "max_failed_saves": 1})
+            assert train_here(config, "--training.steps", str(number)) == 0
+        assert steps(tmp_path)[0] == number and str(error) in capsys.readouterr().err
 
 
 # -- weights that are not finite ---------------------------------------------------------------------------------------

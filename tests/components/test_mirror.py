@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers import assert_same_step, losses, train_here, write_toml
+from helpers import assert_same_step, losses, train_here, write_faulty, write_toml
 
 from titan_pt.components.checkpoint import mirror, mirror_store
 from titan_pt.components.checkpoint.mirror import Mirror, fetch
@@ -20,7 +20,7 @@ from titan_pt.components.checkpoint.mirror_store import MirrorStore
 from titan_pt.components.checkpoint.steps import iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.checkpoint import Checkpoint
-from titan_pt.run.exit_codes import CannotStart
+from titan_pt.run.exit_codes import CannotStart, Preempted
 
 
 class Flaky(MemoryFileSystem):
@@ -124,6 +124,53 @@ def test_the_manifest_comes_last_and_files_are_verified(
     with pytest.raises(OSError, match="No space left"):
         store.put_step(2, tmp_path / "checkpoint" / "step-1")
     assert store.steps() == [1], "what has no manifest does not count"
+
+
+def test_a_bad_step_does_not_end_the_uploads(tmp_path: Path, url: str) -> None:
+    fault = {"kind": "nan_loss", "steps": [2]}
+    assert train_here(write_faulty(tmp_path, fault, checkpoint={"interval": 1, "mirror": url})) == 0
+    assert MirrorStore(url).steps()[0] == 6 and (MirrorStore(url).owner() or {})["released"] is True
+    assert not list((tmp_path / "run" / "checkpoint").glob("*.tmp-*"))
+
+
+def test_a_mirror_of_another_run_gives_and_takes_nothing(tmp_path: Path, url: str, step: Path) -> None:
+    store = MirrorStore(url)
+    put(step, tmp_path / "other", 5)
+    store.put_step(5, tmp_path / "other" / "checkpoint" / "step-5")
+    store.set_owner({"run": "other", "released": True})
+    put(step, tmp_path / "this", 1)
+    for known in ({}, {"run": "this"}):
+        (tmp_path / "this" / "checkpoint" / "mirror.json").write_text(json.dumps(known))
+        with pytest.raises(ConfigError, match="holds the steps of another run"):
+            fetch(tmp_path / "this", Checkpoint(mirror=url))
+    assert numbers(tmp_path / "this") == [1]
+    (tmp_path / "this" / "checkpoint" / "mirror.json").write_text(json.dumps({"run": "other"}))
+    fetch(tmp_path / "this", Checkpoint(mirror=url))
+    assert numbers(tmp_path / "this") == [5, 1]
+
+
+def test_slow_transfers_are_no_hang(tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block counts as progress: of a download, and of the upload that the end of a run waits for, not before."""
+    monkeypatch.setattr(mirror_store, "_BLOCK_BYTES", 100_000)
+    beats: list[str] = []
+    monkeypatch.setattr(mirror, "beat", lambda: beats.append(threading.current_thread().name))
+    put(step, tmp_path / "one", 1)
+    size = sum(path.stat().st_size for path in (tmp_path / "one").rglob("*") if path.is_file())
+    mirrored = open_one(tmp_path / "one", Checkpoint(mirror=url))
+    while not MirrorStore(url).steps():
+        time.sleep(0.01)
+    assert not beats
+    put(step, tmp_path / "one", 2)
+    monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: mirrored._stops.wait(60) and None))
+    mirrored.add(2)
+    mirrored.close()
+    assert beats.count("mirror") > size // 100_000
+    got_on: list[int] = []
+    assert MirrorStore(url, lambda: got_on.append(1)).get_step(2, tmp_path / "two") is None
+    assert len(got_on) > size // 100_000
+    monkeypatch.setattr(mirror, "stop_requested", lambda: True)
+    with pytest.raises(Preempted):
+        fetch(tmp_path / "three", Checkpoint(mirror=url))
 
 
 @pytest.mark.parametrize("error", [OSError(5, "the network is gone"), RuntimeError("SlowDown"), PermissionError("403")])
@@ -244,6 +291,32 @@ def test_a_pruned_step_is_uploaded_all_the_same(
     goes_on.set()
     mirrored.close()
     assert MirrorStore(url).steps() == [3, 2] and not list((tmp_path / "checkpoint").glob("*.tmp-*"))
+
+
+def test_a_step_without_links_is_not_removed(
+    tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor waited for beyond a signal's grace; the mirror is let go of."""
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError("no links")
+
+    monkeypatch.setattr(mirror.os, "link", no_links)
+    goes_on = threading.Event()
+    monkeypatch.setattr(Flaky, "fault", staticmethod(lambda _name: goes_on.wait(60) and None))
+    for number in (1, 2, 3):
+        put(step, tmp_path, number)
+    mirrored = open_one(tmp_path, Checkpoint(mirror=url))
+    for number in (1, 2, 3):
+        mirrored.add(number)
+    assert numbers(tmp_path) == [3, 2, 1]
+    monkeypatch.setattr(mirror, "signalled", lambda: True)
+    mirrored.close(grace=0.4)
+    assert (MirrorStore(url).owner() or {})["released"] is True and not MirrorStore(url).steps()
+    goes_on.set()
+    for thread in mirrored._threads:
+        thread.join()
+    assert numbers(tmp_path) == [3, 2, 1]
 
 
 @pytest.mark.parametrize("address", ["nothing://bucket/run", "s3x"])

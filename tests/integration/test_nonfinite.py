@@ -1,6 +1,9 @@
 """A loss or gradient that is not finite is never applied, is counted and named, and ends the run when it stays."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from helpers import (
     write_toml,
 )
 
+from titan_pt.components.checkpoint import resume
+from titan_pt.components.checkpoint.file_hashes import file_entry
 from titan_pt.components.optimizer import guarded_update
 from titan_pt.data.stream.batch import StepBatch
 from titan_pt.data.stream.loader import DataLoader
+from titan_pt.trainers import pretrain
 
 
 @pytest.mark.parametrize(
@@ -246,6 +252,81 @@ def test_a_spike_is_a_bad_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(torch.equal(bad[name], tensor) for name, tensor in before.items())
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
     assert read_json(tmp_path / "run" / "checkpoint" / "step-9", "train")["state"]["guard"]["spikes"]["count"] == 8
+
+
+def test_a_black_box_that_cannot_be_whole_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal ends it after a micro-batch, and the next start does it again; one without memory is not tried again."""
+    calls: list[int] = []
+
+    def forward(*arguments: Any) -> Any:
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pretrain.forward(*arguments)
+
+    config = write_faulty(
+        tmp_path,
+        {"kind": "nan_loss", "steps": [2]},
+        training={"steps": 3, "local_batch_size": 1},
+        metrics={"log_freq": 1},
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("titan_pt.trainers.step_again.forward", forward)
+        assert train_here(config) == 75
+    assert len(calls) == 1 and "a signal came before its black box was whole" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+
+    def no_memory(*_: Any) -> Any:
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for number, fix in enumerate([no_memory, no_memory, None], 1):
+        calls.clear()
+        shutil.rmtree(tmp_path / "run" / "checkpoint", ignore_errors=True)
+        if fix is None:
+            (tmp_path / "run" / "blackbox").rename(tmp_path / "before")
+        with monkeypatch.context() as patched:
+            if fix:
+                patched.setattr("titan_pt.trainers.step_again.step_again", fix)
+            assert train_here(config) == 0
+        assert len(calls) == (number == 1)
+        (box,) = (tmp_path / "run" / "blackbox").iterdir()
+        assert ("weights" in json.loads((box / "box.json").read_text())) == (fix is None)
+        assert (box / "again.begun").exists() == (fix is not None)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "data"])
+def test_what_a_start_left_out_is_not_left_out_by_going_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Nothing of the steps that are dropped stays: the first step of the start is there to go back to."""
+    config = write_faulty(tmp_path, {}, training={"steps": 3}, checkpoint={"interval": 3})
+    assert train_here(config) == 0
+    state_of_step = tmp_path / "run" / "checkpoint" / "step-3" / "train.json"
+    train = json.loads(state_of_step.read_text())
+    jump = {"step": 3, "data": {}, "num_documents": 1, "why": "of the data of then", "documents": []}
+    if part == "data":
+        state_of_step.write_text(json.dumps({**train, "state": {**train["state"], "guard": {"jumps": [jump]}}}))
+        manifest = json.loads((state_of_step.parent / "manifest.json").read_text())
+        manifest["files"]["train.json"] = file_entry(state_of_step)
+        (state_of_step.parent / "manifest.json").write_text(json.dumps(manifest))
+    found = []
+    load_newest = resume.load_newest
+
+    def seen(context: Any, *arguments: Any) -> Any:
+        resumed = load_newest(context, *arguments)
+        counts = {float(moments["step"]) for moments in context.optimizer.state.values()}
+        found.append((resumed.state.step, counts, [s["digest"] for s in context.dataloader.state_dict().values()]))
+        return resumed
+
+    monkeypatch.setattr(resume, "load_newest", seen)
+    flags = ("--training.steps", "8", "--training.on_bad_step", "rewind", "--checkpoint.interval", "9")
+    flags = (*flags, "--metrics.log_freq", "2", "--checkpoint.exclude_from_loading", part)
+    assert train_here(config, *flags, "--fault.kind", "nan_loss", "--fault.steps", "[6]") == 70
+    assert [step for step, *_ in found] == [3, *[4] * (len(found) - 1)] and len(found) > 1
+    assert all(later == found[1] for later in found[1:])
+    assert found[1][1] == ({1.0} if part == "optimizer" else {4.0}) and found[1][2] != found[0][2]
 
 
 def test_grpo_goes_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

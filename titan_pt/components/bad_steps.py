@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from titan_pt.components.black_box import describe, write_black_box
 from titan_pt.components.checkpoint.checkpointer import Checkpointer
+from titan_pt.components.checkpoint.step_folders import iter_steps
 from titan_pt.components.metrics import MetricRows
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.exit_codes import GaveUp, Preempted
+from titan_pt.run.heartbeat import phase
 
 logger = logging.getLogger("titan_pt")
 
@@ -89,7 +91,8 @@ class BadSteps:
         for taken in steps:
             self._report(state, taken, hurried=hurried)
         if self._checkpointer:
-            self._checkpointer.close()  # all ranks are here, and nobody waits for a save after a failure
+            with phase("a save under way", "save"):
+                self._checkpointer.join()  # all ranks are here, and nobody waits for a save after a failure
         try:
             return self._answer(state, steps)
         except GaveUp:
@@ -131,7 +134,8 @@ class BadSteps:
         else:
             starts = [taken.step - 1 - i for i, taken in enumerate(bad)]
             over = [range(taken.step, taken.step + 1) for taken in bad]
-        before = guard.get("jumps", [])
+        oldest = min(number for number, _ in iter_steps(saved.parent))
+        before = [jump for jump in guard.get("jumps", []) if jump["step"] >= oldest]  # nothing goes back further
         jumps = [jump for jump in before if jump["step"] < starts[0]]
         left_out = [jump for jump in before if jump["step"] >= starts[0]]  # the new ones lead over theirs too
         for start, steps, taken in zip(starts, over, bad[-len(starts) :], strict=True):

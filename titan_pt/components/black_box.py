@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +23,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.files import write_atomic
+from titan_pt.run.heartbeat import beat
 
 if TYPE_CHECKING:
     from titan_pt.components.bad_steps import TakenStep
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("titan_pt")
 
 FOLDER = "blackbox"
+_BEGUN = "again.begun"
+"""In a box whose batch is being computed again, or could not be."""
 _TEXT_CHARACTERS = 20_000
 """Most of a row's text that is kept."""
 
@@ -80,31 +86,66 @@ def write_black_box(
         "values": {key: float(value) for key, value in metrics.extra.items()},
     }
     own: dict[str, Any] = {"documents": metrics.documents}
-    if context.world.broadcast(again and not full) and metrics.again is not None:
-        with recorded_activations(context.model) as activations, force_eager():
-            own["rows"] = [row for batch, losses in metrics.again() for row in decoded(context, batch, losses)]
-        own["activations"] = {name: numbers(value) for name, value in activations.items()}
-        box["gradients"] = norms({f"{n}": p.grad for n, p in named_parameters(context.model) if p.grad is not None})
-        box["weights"] = norms({n: p.detach() for n, p in named_parameters(context.model)})
-        box["optimizer"] = norms(context.optimizer_state.tensors())
-        box["optimizer_groups"] = [
-            {k: v for k, v in group.items() if isinstance(v, int | float | str)}
-            for group in context.optimizer.param_groups
-        ]
+    once_more = again and not full and metrics.again is not None and not (folder / _BEGUN).exists()
+    if context.world.broadcast(once_more):
+        if context.world.is_main:  # where this costs the run, the next start of it does not try again
+            _write(folder, {_BEGUN: ""})
+        try:
+            compute_again(context, metrics, own, box)
+        except Preempted:
+            _forget_begun(folder)
+            raise
+        except Exception as error:
+            if context.world.size > 1 and not isinstance(error, ConfigError):  # which all have
+                raise
+            box["again"] = f"{type(error).__name__}: {error}"
+            logger.error(
+                f"step {taken.step}: its batch could not be computed again, and the black box lacks it: {error}"
+            )
     files = {f"rank-{context.world.rank}.json": json.dumps(finite(own), ensure_ascii=False)}
     if context.world.is_main:
         files |= {"box.json": json.dumps(finite(box), ensure_ascii=False), "config.toml": context.config.to_toml()}
+    if _write(folder, files) and "optimizer_groups" in box:
+        _forget_begun(folder)
+
+
+def compute_again(context: TrainContext[Any], metrics: StepMetrics, own: dict[str, Any], box: dict[str, Any]) -> None:
+    """Compute the batch of a step again, and add what is seen to this rank's part and to the box. A collective."""
+    rows = []
+    with recorded_activations(context.model) as activations, force_eager():
+        for batch, losses in metrics.again() if metrics.again else ():
+            rows += decoded(context, batch, losses)
+            beat()
+    own["rows"] = rows
+    own["activations"] = {name: numbers(value) for name, value in activations.items()}
+    box["gradients"] = norms({f"{n}": p.grad for n, p in named_parameters(context.model) if p.grad is not None})
+    box["weights"] = norms({n: p.detach() for n, p in named_parameters(context.model)})
+    box["optimizer"] = norms(context.optimizer_state.tensors())
+    box["optimizer_groups"] = [
+        {k: v for k, v in group.items() if isinstance(v, int | float | str)} for group in context.optimizer.param_groups
+    ]
+
+
+def _forget_begun(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / _BEGUN).unlink(missing_ok=True)
+
+
+def _write(folder: Path, files: dict[str, str]) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
             write_atomic(folder / file, text)
     except OSError as error:
         logger.error(f"{folder} could not be written and is lost: {error}; training goes on")
+        return False
+    return True
 
 
 def boxes(run_folder: Path) -> list[Path]:
     """The boxes of a run, by step."""
-    found = [path for path in (run_folder / FOLDER).glob("step-*-*") if path.is_dir()]
+    folders = (run_folder / FOLDER).glob("step-*-*")
+    found = [path for path in folders if re.fullmatch(r"step-\d+-[0-9a-f]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.name))
 
 
@@ -172,6 +213,7 @@ def norms(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """Norm, root mean square, largest and number of non-finite values of each whole tensor. A collective."""
     found = {}
     for name, tensor in tensors.items():
+        beat()
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if whole.is_floating_point():
             found[name] = numbers(moments(whole.detach()))
@@ -190,6 +232,9 @@ def decoded(context: TrainContext[Any], batch: Any, losses: torch.Tensor | None)
     names = [source.name for source in context.config.data.sources]
     rows = []
     for number, (row, positions) in enumerate(zip(tokens_BL, positions_BL, strict=True)):
+        padding = (positions == 0) & (row == context.tokenizer.eos_id)
+        length = 1 + int((~padding).nonzero().max()) if not padding.all() else 1
+        row, positions = row[:length], positions[:length]
         starts = [0, *(i for i in (positions == 0).nonzero().flatten().tolist() if i)]
         pieces = []
         for start, end in zip(starts, [*starts[1:], len(row)], strict=True):

@@ -21,7 +21,11 @@ def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], No
     """Save the last finished step on all ranks, if all come; that it fails is logged, as the run fails already."""
     if not step:
         return
-    if not all_are_here(context.world, step):
+    try:
+        here = all_are_here(context.world, step)
+    except Exception:  # the process that held the store is gone
+        here = False
+    if not here:
         logger.error(f"step {step} is not saved: other ranks did not fail where this one did, and wait for it")
         return
     context.optimizer.zero_grad(set_to_none=True)  # of the unfinished step
@@ -32,17 +36,16 @@ def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], No
 
 
 def all_are_here(world: World, step: int) -> bool:
-    """Whether every rank calls this within a few seconds, with the same step.
+    """Whether every rank calls this within a few seconds, with the same step; the same answer on all that do.
 
-    It goes through the store and not through a collective: a rank that does not come may be waiting in one.
+    It goes through the store and not through a collective: a rank that does not come may be waiting in one. The first
+    answer holds: a rank that comes after another one gave up does not begin what that one takes no part in.
     """
     if world.size == 1:
         return True
     store, key = dist.distributed_c10d._get_default_store(), f"failed after step {step}"
-    store.add(key, 1)
+    answer, last = f"{key}: all are here", store.add(key, 1) == world.size
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while store.add(key, 0) < world.size:
-        if time.monotonic() > deadline:
-            return False
+    while not last and not store.check([answer]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return True
+    return bool(store.compare_set(answer, "", "yes" if last else "no") == b"yes")

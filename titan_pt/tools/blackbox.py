@@ -57,11 +57,12 @@ def lines(folder: Path, rows: int, layers: int) -> list[str]:
         own = read(path)
         texts = sorted(own.get("rows", []), key=lambda row: -height(row.get("loss", 0.0)))
         for row in texts[:rows]:
-            found.append(f"-- {path.stem}, a row of {len(row['pieces'])} texts, loss {row.get('loss', 'not known')}")
-            for piece in row["pieces"]:
+            pieces = row.get("pieces", [])
+            found.append(f"-- {path.stem}, a row of {len(pieces)} texts, loss {row.get('loss', 'not known')}")
+            for piece in pieces:
                 source = f"{piece['source']}, " if "source" in piece else ""
                 loss = f", loss {piece['loss']}" if "loss" in piece else ""
-                found.append(f"   [{source}{piece['tokens']} tokens{loss}] {printable(piece['text'])}")
+                found.append(f"   [{source}{piece.get('tokens')} tokens{loss}] {printable(piece.get('text', ''))}")
         box.setdefault("activations", {}).update({f"{path.stem} {k}": v for k, v in own.get("activations", {}).items()})
     for part in _PARTS:
         values = box.get(part) or {}

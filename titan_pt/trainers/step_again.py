@@ -25,9 +25,13 @@ def step_again(
     Args:
         before: where the streams were before the batch.
         num_targets: targets of the batch over all ranks.
+
+    Raises:
+        Preempted: a signal came.
     """
     batch = context.world.together(lambda: batch_again(context, before))
     for i, micro_batch in enumerate(batch.micro_batches, 1):
+        context.raise_if_preempted()
         sum_over_ranks(context.model, last=i == len(batch.micro_batches))
         on_device = micro_batch.to(context.world.device)
         losses = forward(context.model, on_device, loss_function, context.config.training.document_mask)

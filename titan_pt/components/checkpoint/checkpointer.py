@@ -140,7 +140,7 @@ class Checkpointer:
             CheckpointError: it failed; an asynchronous save's error is logged, and raised by `wait`.
             GaveUp: a tensor is not finite, which replaces no good step; or several saves in a row failed.
         """
-        self._join()
+        self.join()
         if self._background:
             self._background.raise_error(GaveUp)
         bad = first_not_finite(tensors, own_optimizer="optimizer" in documents.train)
@@ -157,22 +157,23 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for a save in progress, and raise the error of the last save."""
-        self._join()
+        self.join()
         if self._background:
             self._background.raise_error(Exception)
 
     def has(self, step: int) -> bool:
         """Whether this step is whole on disk; waits for a save in progress."""
-        self._join()
+        self.join()
         return 0 < step == self.last_step
 
-    def close(self) -> None:
-        """Wait for a save in progress, whose error was logged, and for its upload."""
-        self._join()
+    def close(self, grace: float = float("inf")) -> None:
+        """The same, and wait for the upload, after a signal within its grace; nothing is saved any more."""
+        self.join()
         if self._mirror:
-            self._mirror.close()
+            self._mirror.close(grace)
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Wait for a save in progress, whose error was logged."""
         if self._background:
             self._background.join()
 
@@ -225,8 +226,7 @@ class Checkpointer:
         except (Exception, CheckpointException) as error:
             problem = one_line(error)
         results = self._world.gather((value, problem), self._world.background)
-        problem = next((text for _, text in results if text), None)
-        if problem is not None:
+        if problem := next((text for _, text in results if text), None):
             raise CheckpointError(problem)
         return [value for value, _ in results]  # type: ignore[misc]
 
@@ -245,11 +245,9 @@ class Checkpointer:
         write_json(temporary / "train.json", documents.train)
         write_json(temporary / "data.json", documents.data)
         write_text(temporary / "config.toml", documents.config)
-        for name in ("train.json", "data.json", "config.toml"):
-            files[name] = file_entry(temporary / name)
-        self._order = 1 + (
-            self._order or max((saved_order(path)[0] for _, path in iter_steps(self._folder)), default=0)
-        )
+        files |= {name: file_entry(temporary / name) for name in ("train.json", "data.json", "config.toml")}
+        orders = (saved_order(path)[0] for _, path in iter_steps(self._folder))
+        self._order = 1 + (self._order or max(orders, default=0))
         entry = {"format": FORMAT, "step": step, "time": time.time(), "order": self._order, "files": files}
         write_json(temporary / MANIFEST, entry)
         sync_folder(temporary / "tensors")
@@ -258,13 +256,16 @@ class Checkpointer:
         if target.exists():  # a damaged step that was trained again
             remove_folder(target)
         os.rename(temporary, target)
-        sync_folder(self._folder)
-        if self._options.keep_best or 0 < self._options.keep_latest_k < len(list(iter_steps(self._folder))):
-            from titan_pt.components.checkpoint.keeping import prune
+        try:
+            sync_folder(self._folder)
+            if self._mirror:
+                self._mirror.add(step)
+            if self._options.keep_best or 0 < self._options.keep_latest_k < len(list(iter_steps(self._folder))):
+                from titan_pt.components.checkpoint.keeping import prune
 
-            prune(self._folder, self._run_folder, self._options, step)
-        if self._mirror:
-            self._mirror.add(step)
+                prune(self._folder, self._run_folder, self._options, step)
+        except Exception as error:
+            logger.warning(f"{target} is whole, but what follows a save failed: {one_line(error)}")
 
 
 def step_bytes(tensors: Tensors) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from titan_pt.components.checkpoint.keeping import remove_superseded
 from titan_pt.config.schema.checkpoint import Checkpoint
 from titan_pt.distributed.world import World
-from titan_pt.run.exit_codes import GaveUp
+from titan_pt.run.exit_codes import CannotStart, GaveUp
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class FailedSave:
 
         Raises:
             CheckpointError: there is none, or space is not what is missing; the error's own class.
-            GaveUp: the same, before the first step or after the last of checkpoint.max_failed_saves.
+            GaveUp: the same, after the last of checkpoint.max_failed_saves, or no space before the first step.
+            CannotStart: another error before the first step.
         """
         coming = self.step if self.in_a_row else self.step + 1
         frees = self.no_space and world.is_main and remove_superseded(folder, run_folder, options, coming)
@@ -44,7 +45,8 @@ class FailedSave:
         told = self._describe(folder)
         way_out = f"{'free some space' if self.no_space else 'mend that'}, and run the same command again"
         if not self.in_a_row:
-            raise GaveUp(f"no step can be saved: {told}; {way_out}")
+            kind = GaveUp if self.no_space else CannotStart  # a disk that gives errors now may not give them later
+            raise kind(f"no step can be saved: {told}; {way_out}")
         if self.in_a_row < options.max_failed_saves:
             raise type(self.error)(told)
         raise GaveUp(f"checkpoint.max_failed_saves = {self.in_a_row} saves in a row failed; {told}; {way_out}")

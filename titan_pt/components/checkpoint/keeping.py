@@ -24,9 +24,9 @@ def prune(folder: Path, run_folder: Path, options: Checkpoint, step: int) -> Non
     Damaged steps do not count and later ones are of a branch that was left (`load_step`, or a fallback from damage):
     neither may push out the steps to go on from.
     """
-    steps = _whole_steps(folder, options, step)
-    best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
     try:
+        steps = _whole_steps(folder, options, step)
+        best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
         if best is not None:
             _mark_best(folder, best)
         elif options.keep_best:
@@ -36,7 +36,7 @@ def prune(folder: Path, run_folder: Path, options: Checkpoint, step: int) -> Non
         for number in surplus(list(steps), options, best):
             remove_folder(steps[number])
     except OSError as error:  # the new step is whole all the same
-        logger.warning(f"an old step could not be removed: {error}")
+        logger.warning(f"old steps could not be removed, or the best one not be marked: {error}")
 
 
 def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step: int) -> bool:
@@ -45,12 +45,12 @@ def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step:
     Returns:
         Whether there was such a step.
     """
-    steps = _whole_steps(folder, options, step - 1)
-    best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
-    doomed = surplus(list(steps), options, best, coming=1)
-    if not doomed:
-        return False
     try:
+        steps = _whole_steps(folder, options, step - 1)
+        best = best_step(run_folder, options.keep_best, steps) if options.keep_best else None
+        doomed = surplus(list(steps), options, best, coming=1)
+        if not doomed:
+            return False
         logger.warning(f"there is no space for step {step}: step-{doomed[-1]}, which it supersedes, is removed first")
         remove_folder(steps[doomed[-1]])
     except OSError as error:

@@ -6,6 +6,7 @@ the same disk watches that object for LEASE_SECONDS, by its own clock, and takes
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -21,9 +22,11 @@ from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.checkpoint import Checkpoint
 from titan_pt.distributed.world import World
-from titan_pt.run.exit_codes import CannotStart
+from titan_pt.run.exit_codes import CannotStart, Preempted
 from titan_pt.run.files import write_atomic
+from titan_pt.run.heartbeat import beat, phase
 from titan_pt.run.run_folder import METRICS_FILE
+from titan_pt.run.signals import signalled, stop_requested
 
 logger = logging.getLogger("titan_pt")
 
@@ -33,6 +36,7 @@ _FILE = "mirror.json"
 """Beside the steps: {"run": whose they are, "holder": the start that last wrote to the mirror}."""
 
 
+@phase("the download from the mirror", "save")
 def fetch(run_folder: Path, options: Checkpoint) -> None:
     """Download the newest step of the mirror where the disk has none as new. For rank 0, before anything is opened.
 
@@ -40,30 +44,33 @@ def fetch(run_folder: Path, options: Checkpoint) -> None:
 
     Raises:
         CannotStart: the mirror cannot be read, and there is no step here to go on from.
-        ConfigError: none of its steps is whole.
+        ConfigError: it holds the steps of another run, or none is whole.
+        Preempted: a signal came.
     """
     folder = run_folder / options.folder
     here = {number for number, path in iter_steps(folder) if find_damage(path, REQUIRED, hashes=False) is None}
-    store = MirrorStore(options.mirror or "")
+    store = MirrorStore(options.mirror or "", _go_on)
     try:
         there, owner = store.steps(), store.owner()
+        if owner is not None:
+            _check_run(folder, owner, store)
         every = options.load_step >= 0
         wanted = [number for number in there if number not in here and (every or number > max(here, default=-1))]
         damages = []
-        for number in wanted:
+        if wanted and not (folder / _FILE).exists():  # before its steps are here, which would be of no known run
             folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / _FILE, json.dumps({"run": (owner or {}).get("run"), "holder": None}))
+        for number in wanted:
             damage = store.get_step(number, folder)
             if damage is None:
                 logger.info(f"step-{number} was fetched from {store.url}")
                 store.get_rows(run_folder / METRICS_FILE)
-                if not (folder / _FILE).exists():
-                    write_atomic(folder / _FILE, json.dumps({"run": (owner or {}).get("run"), "holder": None}))
                 if not every:
                     break
             else:
                 damages.append(f"step-{number}: {damage}")
                 logger.warning(f"{store.url}/step-{number} is not whole: {damage}; it is passed over")
-    except ConfigError:
+    except (ConfigError, Preempted):
         raise
     except Exception as error:  # each library has its own
         told = f"checkpoint.mirror: {store.url} cannot be read: {type(error).__name__}: {error}"
@@ -90,10 +97,10 @@ class Mirror:
 
     def __init__(self, folder: Path, run_folder: Path, options: Checkpoint) -> None:
         self._folder, self._run_folder, self._options = folder, run_folder, options
-        self._store = MirrorStore(options.mirror or "")
+        self._store = MirrorStore(options.mirror or "", self._gets_on)
+        self._stops = threading.Event()
         self._news, self._owning = threading.Condition(), threading.Lock()
         self._pending: tuple[int, Path] | None = None
-        self._stops = threading.Event()
         self._lost = False
         self._owner: dict[str, Any] = {}
         try:
@@ -117,24 +124,47 @@ class Mirror:
         """Upload this step; one that waits is passed over for it."""
         with self._news:
             if self._pending:
-                remove_if_there(self._pending[1])
+                _drop(self._pending[1])
             self._pending = step, _hold(self._folder / f"step-{step}")
             self._news.notify_all()
 
-    def close(self) -> None:
-        """Wait for the last step to be uploaded or given up, and let go of the mirror."""
+    def close(self, grace: float = math.inf) -> None:
+        """Wait for the last step to be uploaded or given up, and let go of the mirror.
+
+        Args:
+            grace: seconds that a run has after a signal; half of them may be waited then, and a quarter to let go.
+        """
         if self._stops.is_set():
             return
         with self._news:
             self._stops.set()
             self._news.notify_all()
-        for thread in self._threads:
-            thread.join()
+        end = math.inf
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < end:
+            self._threads[0].join(0.1)
+            if signalled():
+                end = min(end, time.monotonic() + grace / 2)
+        if self._threads[0].is_alive():
+            logger.warning(
+                f"{self._store.url}: the last step is not uploaded: comm.grace_seconds; the next start does it"
+            )
+            for held in self._folder.glob("step-*.tmp-*"):
+                _drop(held)
+        release = threading.Thread(target=self._release, name="mirror", daemon=True)
+        release.start()
+        release.join(grace / 4 if end < math.inf else None)
+
+    def _release(self) -> None:
         if self._owner and not self._lost:
             try:
                 self._store.set_owner({**self._owner, "released": True})
             except Exception as error:
                 logger.error(f"{self._store.url}: {type(error).__name__}: {error}; it was not let go of")
+
+    def _gets_on(self) -> None:
+        """While the run waits for the last upload, that is what gets on; before, it says nothing of the run."""
+        if self._stops.is_set():
+            beat()
 
     # -- the owner ----------------------------------------------------------------------------------------------------
 
@@ -142,12 +172,7 @@ class Mirror:
         known, there = _read(self._folder / _FILE), self._store.owner()
         run = known.get("run") or (there or {}).get("run") or uuid.uuid4().hex
         if there is not None:
-            strange = known.get("run") is None and any(iter_steps(self._folder))
-            if strange or there.get("run") not in (run, None):
-                raise ConfigError(
-                    f"checkpoint.mirror = {self._store.url!r}: holds the steps of another run, of {_name(there)}; name "
-                    "another mirror"
-                )
+            _check_run(self._folder, there, self._store)
             if not there.get("released") and there.get("holder") != known.get("holder"):
                 self._watch(there)
         self._owner = {
@@ -220,8 +245,7 @@ class Mirror:
                     "training goes on, and the next step is tried"
                 )
             finally:
-                if held.name != f"step-{step}":
-                    remove_if_there(held)
+                _drop(held)
 
     def _upload(self, step: int, held: Path) -> None:
         start = time.monotonic()
@@ -232,6 +256,21 @@ class Mirror:
         key = self._options.keep_best
         for number in surplus(steps, self._options, best_step(self._run_folder, key, steps) if key else None):
             self._store.remove_step(number)
+
+
+def _go_on() -> None:
+    if stop_requested():
+        raise Preempted
+
+
+def _check_run(folder: Path, owner: dict[str, Any], store: MirrorStore) -> None:
+    """Raise a ConfigError where a mirror is of another run than the steps here."""
+    run = _read(folder / _FILE).get("run")
+    strange = run is None and any(iter_steps(folder))
+    if strange or (run is not None and owner.get("run") not in (run, None)):
+        raise ConfigError(
+            f"checkpoint.mirror = {store.url!r}: holds the steps of another run, of {_name(owner)}; name another mirror"
+        )
 
 
 def _hold(step: Path) -> Path:
@@ -246,6 +285,12 @@ def _hold(step: Path) -> Path:
         remove_if_there(held)
         return step
     return held
+
+
+def _drop(held: Path) -> None:
+    """Remove the links of a step, never the step itself."""
+    if ".tmp-" in held.name:
+        remove_if_there(held)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,14 +11,16 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.files import remove_folder
+from titan_pt.run.heartbeat import beat
 
 logger = logging.getLogger("titan_pt")
 
@@ -35,18 +37,21 @@ class MirrorStore:
 
     Args:
         url: `s3://bucket/folder`, `gs://bucket/folder`, or what else fsspec opens.
+        gets_on: called with each block that is read or written; what it raises ends a download.
 
     Raises:
         ConfigError: the library for it is not installed, or it is no such address.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, gets_on: Callable[[], None] = beat) -> None:
+        self.url, self._gets_on = url.rstrip("/"), gets_on
         try:
             if "://" not in url:
                 raise ValueError("it has no kind of store, such as s3://")
+            from fsspec.callbacks import Callback
             from fsspec.core import url_to_fs
 
+            self._callback = Callback(hooks={"block": lambda *_: gets_on()})
             self._fs, root = url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(
@@ -86,7 +91,7 @@ class MirrorStore:
         """Download metrics.jsonl where there is none here."""
         if not path.exists() and self._exists(path.name):
             temporary = path.with_name(f"{path.name}.tmp")
-            self._retry(lambda: self._fs.get_file(self._at(path.name), str(temporary)))
+            self._retry(lambda: self._get(path.name, temporary))
             temporary.rename(path)
 
     def get_step(self, number: int, folder: Path) -> str | None:
@@ -104,7 +109,7 @@ class MirrorStore:
         for name in names:
             if not re.fullmatch(r"(tensors/)?[\w.]+", name) or ".." in name:
                 return f"{MANIFEST} names {name!r}"
-            self._retry(functools.partial(self._fs.get_file, self._at(f"{where}/{name}"), str(temporary / name)))
+            self._retry(functools.partial(self._get, f"{where}/{name}", temporary / name))
         damage = find_damage(temporary, REQUIRED)
         if damage is None:
             target = folder / where
@@ -150,16 +155,28 @@ class MirrorStore:
 
     def _put(self, path: Path, name: str, sha256: str | None) -> None:
         self._make_parent(name)
-        self._fs.put_file(str(path), self._at(name))
+        self._gets_on()
+        self._fs.put_file(str(path), self._at(name), callback=self._callback)
         if sha256 is not None and self._hash(name) != sha256:
             raise RuntimeError(f"{self.url}/{name} reads back as something else")
 
+    def _get(self, name: str, path: Path) -> None:
+        with path.open("wb") as target:
+            for block in self._read(name):
+                target.write(block)
+
     def _hash(self, name: str) -> str:
         digest = hashlib.sha256()
+        for block in self._read(name):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> Iterator[bytes]:
+        self._gets_on()
         with self._fs.open(self._at(name), "rb", block_size=_BLOCK_BYTES) as file:
             while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        return digest.hexdigest()
+                self._gets_on()
+                yield block
 
     def _make_parent(self, name: str) -> None:
         if self._has_folders:  # object stores have none
@@ -172,11 +189,12 @@ class MirrorStore:
         for delay in DELAYS:
             try:
                 return action()
-            except FileNotFoundError:
+            except (FileNotFoundError, Preempted):
                 raise
             except Exception as error:  # each library has its own
                 logger.warning(f"{self.url}: {type(error).__name__}: {error}; tried again in {delay:g} s")
                 time.sleep(delay)
+                self._gets_on()
         return action()
 
 

@@ -120,9 +120,12 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
     train = documents.train
+    state = TrainState(**train["state"])
+    if "data" in excluded:
+        state.guard.pop("jumps", None)  # they are of the data that are left out
     return Resumed(
         folder=folder,
-        state=TrainState(**train["state"]),
+        state=state,
         deadline=train.get("deadline"),
         rate=train.get("rate"),
         lr_ratios=train.get("lr_ratios"),

@@ -155,11 +155,12 @@ class PolicyUpdate:
         return self._metrics(torch.stack(sums), torch.stack(largest).amax(dim=0), updates)
 
     def again(self, minibatches: Sequence[Sequence[TrainSample]]) -> Iterator[tuple[PackedBatch, None]]:
-        """Do the forward and backward of the first pass over the minibatches, and no update."""
+        """Do the forward and backward of the first pass over the minibatches, and no update; Preempted by a signal."""
         for i, samples in enumerate(minibatches):
             loss_config = replace(self._loss_config, **global_counts(samples))
             batches = self._prepare(samples, is_first=i == 0)
             for number, batch in enumerate(batches, 1):
+                self._context.raise_if_preempted()
                 sum_over_ranks(self._context.model, last=number == len(batches))
                 self._backward(batch, loss_config, first=False)
                 yield batch.packed, None
