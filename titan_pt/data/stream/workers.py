@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
@@ -36,7 +38,7 @@ _TOGETHER_SECONDS = 10.0  # deaths after one that count with it: what kills one 
 
 
 class WorkerDied(RuntimeError):
-    """A worker process is gone without a word: killed, as a rule for want of memory."""
+    """A worker process is gone without a word, killed as a rule for want of memory, or it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ class WorkerPool:
         while not stop.is_set():
             waiting: dict[int, list[PackedRow | None]] = {}
             points: dict[int, ResumePoint] = {}
-            for job, connection in zip(self._jobs, self._connections, strict=True):
-                part = self._receive(connection, stop)
+            for job, process, connection in zip(self._jobs, self._processes, self._connections, strict=True):
+                part = self._receive(process, connection, stop)
                 if part is None:
                     return
                 points |= part.points
@@ -164,11 +166,13 @@ class WorkerPool:
             process.join()
             connection.close()
 
-    def _receive(self, connection: Connection, stop: threading.Event) -> StepRows | None:
+    def _receive(self, process: BaseProcess, connection: Connection, stop: threading.Event) -> StepRows | None:
         try:
             while not connection.poll(_POLL_SECONDS):
                 if stop.is_set():
                     return None
+                if _is_stopped(process.pid):
+                    raise WorkerDied("a data worker was stopped by a signal.")
             part: StepRows | BaseException = connection.recv()
             connection.send(None)
         except (EOFError, OSError):
@@ -178,6 +182,14 @@ class WorkerPool:
         if isinstance(part, BaseException):
             raise part
         return part
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether somebody stopped this process, which may never go on; on Linux, where the kernel tells it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def work(connection: Connection, job: WorkerJob) -> None:
