@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from titan_pt.components.tokenizer import build_tokenizer
@@ -32,13 +31,13 @@ from titan_pt.run.signals import ignore_signals
 
 logger = logging.getLogger("titan_pt")
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LOOK_SECONDS = 0.2, 1.0
 _MOST_DEATHS, _MOST_STARTS = 3, 10  # of workers, without a batch in between
 _TOGETHER_SECONDS = 10.0  # deaths after one that count with it: what kills one process seldom kills one alone
 
 
 class WorkerDied(RuntimeError):
-    """A worker process is gone without a word, killed as a rule for want of memory, or it was stopped."""
+    """A worker process is gone without a word, killed as a rule for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,8 @@ class WorkerPool:
                 ours.send(None)
             self._connections.append(ours)
             self._processes.append(process)
+        self._closed = threading.Event()
+        threading.Thread(target=self._end_stopped, name="data-workers", daemon=True).start()
 
     def steps(self, numbers: Sequence[int], stop: threading.Event) -> Iterator[StepRows]:
         """Global batches, put together from all workers' parts.
@@ -149,8 +150,8 @@ class WorkerPool:
         while not stop.is_set():
             waiting: dict[int, list[PackedRow | None]] = {}
             points: dict[int, ResumePoint] = {}
-            for job, process, connection in zip(self._jobs, self._processes, self._connections, strict=True):
-                part = self._receive(process, connection, stop)
+            for job, connection in zip(self._jobs, self._connections, strict=True):
+                part = self._receive(connection, stop)
                 if part is None:
                     return
                 points |= part.points
@@ -160,19 +161,29 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
+        self._closed.set()
         for process in self._processes:
             process.kill()  # what they have under way is thrown away
         for process, connection in zip(self._processes, self._connections, strict=True):
             process.join()
             connection.close()
 
-    def _receive(self, process: BaseProcess, connection: Connection, stop: threading.Event) -> StepRows | None:
+    def _end_stopped(self) -> None:
+        """In a thread, since a worker that was stopped in the middle of a message holds up who reads it."""
+        before = set[int | None]()
+        while not self._closed.wait(_LOOK_SECONDS):
+            stopped = {process.pid for process in self._processes if _is_stopped(process.pid)}
+            for process in self._processes:
+                if process.pid in stopped & before:  # not in the moment in which a shell lets all of them go on
+                    logger.warning("A data worker was stopped by a signal; it is ended")
+                    process.kill()
+            before = stopped
+
+    def _receive(self, connection: Connection, stop: threading.Event) -> StepRows | None:
         try:
             while not connection.poll(_POLL_SECONDS):
                 if stop.is_set():
                     return None
-                if _is_stopped(process.pid):
-                    raise WorkerDied("a data worker was stopped by a signal.")
             part: StepRows | BaseException = connection.recv()
             connection.send(None)
         except (EOFError, OSError):
