@@ -1,5 +1,6 @@
 """The launcher: one exit code for all workers, and signals that leave the workers their time."""
 
+import functools
 import os
 import signal
 import socket
@@ -7,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import ROOT, losses, run, write_toml
+from torch.distributed.elastic.rendezvous import RendezvousError
 
+from titan_pt import launch
 from titan_pt.config.errors import ConfigError
 from titan_pt.launch import count_restarts, count_workers, pick, tell_who_hosts
-from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, record_exit_code
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, record_exit_code
 from titan_pt.run.told_codes import read_exit_codes
 
 # Saves for a second after the first signal, whatever comes after it.
@@ -148,6 +153,38 @@ def test_a_signal_between_two_starts_ends_the_run(tmp_path: Path) -> None:
         assert launcher.poll() is None
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(30) == 143 and (tmp_path / "starts").read_text() == "2"
+
+
+@pytest.mark.parametrize("agent", [False, True])
+def test_a_signal_just_before_the_next_start_ends_the_run(monkeypatch: pytest.MonkeyPatch, agent: bool) -> None:
+    """After the pause's last look, before the handlers of the start: it starts nothing."""
+    starts = 0
+
+    class Watchdog(launch.Watchdog):
+        def __init__(self, folder: Path, stacks: Path | None) -> None:
+            if starts:
+                signal.raise_signal(signal.SIGTERM)
+            super().__init__(folder, stacks)
+
+    def start(*_: Any, **__: Any) -> Any:
+        nonlocal starts
+        starts += 1
+        if agent:
+            raise RendezvousError
+        return SimpleNamespace(wait=lambda: 1)
+
+    for name in (EXIT_CODES_VARIABLE, START_VARIABLE):
+        monkeypatch.setenv(name, "")  # set back at the end
+    monkeypatch.setattr(launch, "Watchdog", Watchdog)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    args = SimpleNamespace(nnodes="1", rdzv_endpoint="here")
+    once = functools.partial(launch._run, SimpleNamespace(run=start), args, [signal.SIGTERM])
+    alone = functools.partial(launch._run_alone, [], 1.0, [signal.SIGTERM])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert launch._run_again(once if agent else alone, 5, None, lambda: 75) == 75 and starts == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_script_works_from_any_folder(tmp_path: Path) -> None:

@@ -186,12 +186,11 @@ def _run_again(
         stacks: where the stacks of a rank that hangs go, if anywhere.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
-    pause = 1.0
+    pause, late = 1.0, list[int]()
     for restart in itertools.count(1):
         began = time.monotonic()
         if restart > 1:
             os.environ[START_VARIABLE] = str(began)
-        late: list[int] = []
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
             with Watchdog(Path(folder), stacks).watching() as watchdog:
@@ -229,6 +228,8 @@ def _run(run: Any, args: Any, numbers: Sequence[int], folder: Path, late: list[i
     by_memory, signals_came = oom_kills(), False
     handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
+        if late:  # it came since somebody last looked
+            raise SignalException(f"signal {late[0]}", _forwarded(late[0]))
         run.run(args)
         code, reasons = ExitCode.DONE, []
     except ChildFailedError as error:
@@ -283,6 +284,8 @@ def _run_alone(
             _stop(started[0], number, grace_seconds)
 
     _set_handlers(handled, forward)
+    if late:  # it came since somebody last looked
+        return None, [], True
     command = [sys.executable, "-u", "-m", "titan_pt.train", *arguments]
     started.append(subprocess.Popen(command, env=environment, start_new_session=True))
     if came:

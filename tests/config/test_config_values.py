@@ -160,10 +160,16 @@ def test_the_file_that_is_not_toml(tmp_path: Path) -> None:
         "a." * 3000 + "b = 3",
         "a . " * 30_000 + "b = 3",
         "[" + "a.\t" * 30_000 + "b]",
+        '"$".' * 30_000 + "b = 3",
+        f"{'a' * 90}." * 3000 + "b = 3",
+        'a = {b = """\nx"""", ' + '"$".' * 3000 + "b = 1}",
+        "a = '#'\n'#'.\"'\"." + "b." * 3000 + "b = 3",
         f"a = {'[' * 3000}{']' * 3000}",
         "[job]\na = " + "{a=" * 30 + "1" + "}" * 30,
     ):
         assert "nested too deeply" in problem_of(tmp_path, text)
+    for text in ('a = "{}"', 'a = """\n{}\n"""', "a = 3  # {}"):
+        assert "nested too deeply" not in problem_of(tmp_path, text.format("a." * 3000))
     assert "is larger than the 1,048,576 bytes" in problem_of(tmp_path, "#" * (1 << 20) + "\n")
     assert "model.num_layers" in problem_of(tmp_path, "[model]\nnum_layers = 10_000_000")
     assert "cannot be read" in problem_of(tmp_path, f"[debug]\nseed = {'9' * 5000}")

@@ -26,6 +26,15 @@ from titan_pt.run.secrets import fenced, printable
         ("https://h/a?token=S3CRET, https://h/b?c=d.", "https://h/a?***, https://h/b?c=d."),
         ("https://user:S3CRET@host/x", "https://***@host/x"),
         ("{'Authorization': 'Bearer S3CRET'}", "{'Authorization': 'Bearer ***'}"),
+        ("https://S3CRETabcd@host/x, https://u:p@S3CRET@h/x", "https://***@host/x, https://***@h/x"),
+        ("h/a?key=S3CRETabcdefghijk&code=S3CRETabcdefghijk%3D%3D&x=1", "h/a?x=1&***"),
+        ("h/a?SharedAccessSignature=S3CRET and h/a?token[]=S3CRET&x[token]=S3CRET", "h/a?*** and h/a?***"),
+        ("h/a;sig=S3CRET and h/a?%73ig=S3CRET and h/a?sig%3DS3CRET", "h/a;*** and h/a?*** and h/a?***"),
+        ("h/r?url=https%3A%2F%2Fb%2Fa%3Fx%3D1%26sig%3DS3CRET", "h/r?url=https%3A%2F%2Fb%2Fa%3Fx%3D1&***"),
+        ('{"sig": "S3CRETab", "token": "S3CRETab"}', '{"sig": "***", "token": "***"}'),
+        ("POST sig=S3CRET%2Fd&sv=2", "POST sig=***&sv=2"),
+        ("AccountKey=S3CRET==;EndpointSuffix=h", "AccountKey=***;EndpointSuffix=h"),
+        ("glpat-S3CRETabcdefghijkl xoxb-S3CRET123456-abc", "*** ***"),
         ("hf_S3CRETabcdefghijklmnop", "***"),
         ("aws_secret_access_key = S3CRET/abc+d", "aws_secret_access_key = ***"),
         ("AKIAS3CRETABCDEFGH and ASIAS3CRETABCDEFGH", "*** and ***"),
@@ -41,6 +50,8 @@ def test_a_secret_is_not_written(text: str, left: str) -> None:
     [
         "https://h/a.parquet?design=3&file=b&key=c",
         "tokenizer.eos_token = '<x>'; tokens: 5, a token: b",
+        "abfss://training-data@account.dfs.core.windows.net/a;b=c, ssh://git@host/x, hf://datasets/a/b@main",
+        "token: <|endoftext|>, signature: (a, b), sig=None, eos_token=endoftext2",
         "SELECT x FROM y WHERE a=1?",
         "the bearer of the password policy",
         "lr=0.1 step=3 weight_decay 0",
@@ -51,7 +62,25 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["?", "a", "passw", "token", "://", "key= ", "?a=&", "\x1b", "_.", "secret:", "`", "hf_"]
+    "piece",
+    [
+        "?",
+        "a",
+        "passw",
+        "token",
+        "://",
+        "key= ",
+        "?a=&",
+        "\x1b",
+        "_.",
+        "secret:",
+        "`",
+        "hf_",
+        "eyJ-",
+        "sig=",
+        "%3F",
+        ";a[",
+    ],
 )
 def test_no_text_takes_long(piece: str) -> None:
     started = time.process_time()

@@ -44,6 +44,8 @@ _GROWS = 0.05
 _MARGIN, _LEAVE_SECONDS, _CAUTION = 0.0025, 5.0, 1.25
 # By how much short steps may be late all the same.
 _JITTER_SECONDS = 1.0
+# No run takes longer: a note that says so is damaged.
+_LONGEST_SECONDS = 100 * 365 * 86400.0
 
 
 class Speed:
@@ -205,20 +207,21 @@ def spent_seconds(run_folder: Path | None, attempt: float, saved: Mapping[str, A
             notes.append(parse_json((run_folder / CLOCK_FILE).read_text(encoding="utf-8")))
     spent = [attempt]
     for note in sorted(notes, key=_noted, reverse=True)[:1]:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
             if _noted(note) >= 0:
                 spent.append(_noted(note) + seconds_between(note["at"], moment(), tell=True))
             else:  # of an earlier release, whose Unix times are all there is
                 spent.append(time.time() - float(note["started"]))
-    return max(spent)
+    return max(seconds for seconds in spent if seconds < _LONGEST_SECONDS)
 
 
 def _noted(note: Any) -> float:
     """The hours that a note says were spent, in seconds: the newest note says most. Negative where it does not."""
     try:
-        return float(note["spent"])
-    except (ValueError, KeyError, TypeError):
+        spent = float(note["spent"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return -1.0
+    return spent if 0 <= spent < _LONGEST_SECONDS else -1.0
 
 
 class DeadlinePlan(StepPlan):

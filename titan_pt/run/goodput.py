@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,9 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             try:
                 line = json.loads(content)
                 seconds_between(line, line)
-                yield {"step": int(line["step"]), **line, "seconds": {k: float(v) for k, v in line["seconds"].items()}}
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                seconds = {kind: float(value) for kind, value in line["seconds"].items()}
+                if not all(map(math.isfinite, [int(line["step"]), *seconds.values()])):
+                    raise ValueError("no seconds")
+                yield {**line, "step": int(line["step"]), "seconds": seconds}
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
                 logger.warning(f"{path}: a line that is not whole is passed over")

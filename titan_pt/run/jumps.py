@@ -11,22 +11,27 @@ logger = logging.getLogger("titan_pt")
 
 JUMP_SECONDS = 2.0
 """A change of the wall clock that is told. A leap second is none."""
+_LONGEST_SECONDS = 7 * 86400.0
+"""What may pass between two machines' starts of a run; their clocks differ where they say more."""
 
 
 def seconds_between(then: Mapping[str, Any], now: Mapping[str, Any], *, tell: bool = False) -> float:
-    """Seconds between two moments, of one machine or two; never negative. With `tell` of a wall clock that jumped.
+    """Seconds between two moments, of one machine or two; never negative, nor the difference of two machines' clocks.
+
+    With `tell` it warns of a wall clock that jumped.
 
     Raises:
         KeyError, TypeError, ValueError: one of them is none.
     """
     by_wall, steady = now["time"] - float(then["time"]), now["clock"] - float(then["clock"])
-    if now["boot"] and now["boot"] == then["boot"] and steady >= 0:
+    if now["boot"] and now["boot"] == then["boot"] and 0 <= steady <= now["clock"]:
         if tell and abs(by_wall - steady) > JUMP_SECONDS:
             tell_jump(by_wall - steady, "the run counts the seconds that passed")
         return steady
-    if tell and by_wall < -JUMP_SECONDS:
+    wrong = not -JUMP_SECONDS <= by_wall <= _LONGEST_SECONDS
+    if tell and wrong:
         tell_jump(by_wall, "no time counts between the last start and this one, on another machine")
-    return max(by_wall, 0.0)
+    return 0.0 if wrong else max(by_wall, 0.0)
 
 
 def tell_jump(seconds: float, what_counts: str) -> None:

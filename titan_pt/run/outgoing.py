@@ -8,7 +8,7 @@ from typing import Any
 MASK = "***"
 # What a text with a secret, or one that steers a terminal, has in it; the rules themselves are in secrets.py.
 _HINT = re.compile(
-    r"(?i)[?#][^\s?#]*=|://|hf_|sk-|\bgh[pousr]_|github_pat|A[KS]IA|PRIVATE|bearer|authoriz|AIza|(?:passw\w{0,20}|secret|_token|key)[\"']?\s*[:=]"
+    r"(?i)[?#&;][^\s?#&;]*=|%3d|://|hf_|glpat-|xox|eyJ|sk-|\bgh[pousr]_|github_pat|A[KS]IA|PRIVATE|bearer|authoriz|AIza|(?:passw\w{0,20}|secret|_token|key)[\"']?\s*[:=]|(?:token|sig|signature)[\"']?\s*[:=]\s*[\"']?[\w%+/=.~-]{8}"
 )
 _PLAIN = re.compile(r"(?:[\t -~]|\n(?!\[rank))*")
 
@@ -34,7 +34,7 @@ def redacted(value: Any) -> Any:
 
 def is_redacted(text: str) -> bool:
     """Whether an address lacks the secrets that it was written without."""
-    return "://" in text and any(f"{mark}{MASK}" in text for mark in ("?", "&", "#", "://"))
+    return "://" in text and any(f"{mark}{MASK}" in text for mark in ("?", "&", "#", ";", "%3F", "://"))
 
 
 class Outgoing:

@@ -37,7 +37,7 @@ def install_handlers() -> None:
         event.clear()
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
     for number in _SIGNALS[:-1] if nohup else _SIGNALS:
-        signal.signal(number, _request)
+        signal.signal(number, take_signal)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A launcher that dies at once (kill -9, out of memory) cannot end its workers: let the kernel tell them.
         from titan_pt.run.parents import die_with_parent
@@ -87,8 +87,8 @@ def until_stopped(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
-def _request(number: int, _frame: FrameType | None) -> None:
-    # Nothing but flags: a handler may run in the middle of anything, and what a finished step left must be saved.
+def take_signal(number: int, _frame: FrameType | None = None) -> None:
+    """Note a signal, of any rank, and do no more: a handler may run in the middle of anything."""
     if number == signal.SIGINT and _interrupted.is_set() and not _progress.is_set():
         record_exit_code(ExitCode.TERMINATED)
         os.write(sys.stderr.fileno(), b"Stopped by a second SIGINT before there was a finished step\n")

@@ -1,6 +1,7 @@
 """How a run ends that was asked to stop, or has no data. Imported where one was."""
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from titan_pt.components.checkpoint.step_folders import has_steps
@@ -9,6 +10,7 @@ from titan_pt.run.exit_codes import ExitCode, GaveUp, Preempted, Stalled
 from titan_pt.run.idle_starts import count_stop
 from titan_pt.run.log import logger
 from titan_pt.run.run_folder import run_folder
+from titan_pt.run.signals import take_signal
 
 if TYPE_CHECKING:
     from titan_pt.run.ending import RunEnding
@@ -22,6 +24,8 @@ def close_stopped(ending: "RunEnding", config: JobConfig, error: Preempted) -> E
         GaveUp: several starts in a row that no signal stopped finished no step.
         Stalled: there is no data, and no checkpoint.
     """
+    if not isinstance(error, Stalled):
+        take_signal(signal.SIGTERM)  # whichever rank it came to: no launcher starts this run again
     why, trainer = str(error) or "Stopped by a signal", ending.trainer
     if not _has_checkpoint(trainer, config):
         if isinstance(error, Stalled):

@@ -59,24 +59,28 @@ def test_workers_give_the_same_rows_and_states(tmp_path: Path) -> None:
     alone.close()
 
 
-def kill_a_worker() -> None:
+def kill_a_worker(number: int = signal.SIGKILL) -> None:
     child = next(pid for pid in children() if "spawn_main" in command_of(pid))
-    os.kill(child, signal.SIGKILL)
+    os.kill(child, number)
 
 
-def test_a_killed_worker_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Killed for want of memory, say: the rows go on as if nothing had been."""
+def test_a_killed_worker_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed for want of memory, say, or stopped: the rows go on as if nothing had been."""
+    monkeypatch.setattr("titan_pt.data.stream.workers._LOOK_SECONDS", 0.1)
     write_shards(tmp_path / "data", TEXTS, 3, 10)
     alone = build(tmp_path, 0)
     expected = rows_of(alone, 12)
     data = build(tmp_path, 2, prefetch=0)
     found = rows_of(data, 3)
-    for count in (4, 5):
-        kill_a_worker()
+    for count, number in ((4, signal.SIGKILL), (2, signal.SIGSTOP), (3, signal.SIGKILL)):
+        kill_a_worker(number)
         found += rows_of(data, count)
     assert found == expected
     assert data.state_dict() == alone.state_dict()
-    assert caplog.text.count("a data worker was killed") == 2
+    assert caplog.text.count("a data worker was killed") == 3
+    assert caplog.text.count("A data worker was stopped by a signal") == 1
     data.close()
     alone.close()
 

@@ -18,10 +18,10 @@ else:
     import tomli as tomllib
 
 Tables = dict[str, Any]
-_DEEPEST = 16
-_MOST_BYTES = 1 << 20
-_LONG_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]{1,80}[ \t]*\.[ \t]*){32}")
-"""Keys a.a.a.a...: the library needs the square of their parts in memory."""
+_DEEPEST, _MOST_BYTES = 16, 1 << 20
+_QUOTED = re.compile(r"'{3}[\s\S]*?(?:'{3,}|\Z)|\"{3}(?:\\?[\s\S])*?(?:\"{3,}|\Z)|'[^'\n]*'?|\"(?:\\.|[^\"\n])*\"?|#.*")
+_LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){32}")
+"""Keys a."b".a.a...: the library needs the square of their parts in memory."""
 
 
 def parse_toml(text: str) -> Any:
@@ -31,7 +31,7 @@ def parse_toml(text: str) -> Any:
         ValueError: it is none (`tomllib.TOMLDecodeError`), is nested too deeply, has a number of thousands of digits.
     """
     try:
-        found = None if _LONG_KEY.search(text) else tomllib.loads(text)
+        found = None if _LONG_KEY.search(_QUOTED.sub("q", text)) else tomllib.loads(text)
     except RecursionError:
         found = None
     if found is None or not _is_shallow(found, _DEEPEST):

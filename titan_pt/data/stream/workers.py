@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError
@@ -30,13 +31,13 @@ from titan_pt.run.signals import ignore_signals
 
 logger = logging.getLogger("titan_pt")
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LOOK_SECONDS = 0.2, 1.0
 _MOST_DEATHS, _MOST_STARTS = 3, 10  # of workers, without a batch in between
 _TOGETHER_SECONDS = 10.0  # deaths after one that count with it: what kills one process seldom kills one alone
 
 
 class WorkerDied(RuntimeError):
-    """A worker process is gone without a word: killed, as a rule for want of memory."""
+    """A worker process is gone without a word, killed as a rule for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class WorkerPool:
                 ours.send(None)
             self._connections.append(ours)
             self._processes.append(process)
+        self._closed = threading.Event()
+        threading.Thread(target=self._end_stopped, name="data-workers", daemon=True).start()
 
     def steps(self, numbers: Sequence[int], stop: threading.Event) -> Iterator[StepRows]:
         """Global batches, put together from all workers' parts.
@@ -158,11 +161,23 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
+        self._closed.set()
         for process in self._processes:
             process.kill()  # what they have under way is thrown away
         for process, connection in zip(self._processes, self._connections, strict=True):
             process.join()
             connection.close()
+
+    def _end_stopped(self) -> None:
+        """In a thread, since a worker that was stopped in the middle of a message holds up who reads it."""
+        before = set[int | None]()
+        while not self._closed.wait(_LOOK_SECONDS):
+            stopped = {process.pid for process in self._processes if _is_stopped(process.pid)}
+            for process in self._processes:
+                if process.pid in stopped & before:  # not in the moment in which a shell lets all of them go on
+                    logger.warning("A data worker was stopped by a signal; it is ended")
+                    process.kill()
+            before = stopped
 
     def _receive(self, connection: Connection, stop: threading.Event) -> StepRows | None:
         try:
@@ -178,6 +193,14 @@ class WorkerPool:
         if isinstance(part, BaseException):
             raise part
         return part
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether somebody stopped this process, which may never go on; on Linux, where the kernel tells it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def work(connection: Connection, job: WorkerJob) -> None:
