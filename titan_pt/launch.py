@@ -7,6 +7,7 @@ is started again; one that a signal stopped is not.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -35,11 +36,14 @@ from titan_pt.run.cgroup import oom_kills
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIABLE, ExitCode
 from titan_pt.run.log import open_console
 from titan_pt.run.run_folder import run_folder
-from titan_pt.run.told_codes import read_exit_codes, read_reasons
+from titan_pt.run.told_codes import pick, read_exit_codes, read_reasons
 from titan_pt.run.watchdog import Watchdog
 
 _LONGEST_PAUSE = 60.0
 """Seconds before a restart; the first ones come sooner, and those of a start that lasted longer than this."""
+
+Start = Callable[[Watchdog], int | None]
+"""Runs the workers; returns the code of a job that ended elsewhere."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
         stacks = run_folder(config) / config.comm.save_traces_folder if config else None
-        return _run_again(run, args, restarts, stacks, lambda: stopped_code(config, arguments))
+        start = _start_of(run, args, config)
+        return _run_again(start, args, restarts, stacks, lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
@@ -151,10 +156,25 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped: Callable[[], int]) -> int:
+def _start_of(run: Any, args: Any, config: JobConfig | None) -> Start:
+    """What runs the workers, by the number of nodes.
+
+    Raises:
+        ConfigError: there are not always as many, and the run cannot do with that.
+    """
+    if config is None or count_nodes(args.nnodes.partition(":")[0]) == count_nodes(args.nnodes):
+        return lambda _: run.run(args)
+    from titan_pt.elastic_nodes import check_elastic, run_elastic
+
+    check_elastic(config, args)
+    return functools.partial(run_elastic, args, config)
+
+
+def _run_again(start: Start, args: Any, restarts: int, stacks: Path | None, stopped: Callable[[], int]) -> int:
     """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
     Args:
+        start: runs them once.
         stacks: where the stacks of a rank that hangs go, if anywhere.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
@@ -173,7 +193,7 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
             with Watchdog(Path(folder), stacks).watching() as watchdog:
-                code, reasons, signals_came = _run(run, args, numbers, Path(folder), late)
+                code, reasons, signals_came = _run(start, args, numbers, watchdog, late)
         if watchdog.reason:
             code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
         for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
@@ -195,7 +215,9 @@ def _run_again(run: Any, args: Any, restarts: int, stacks: Path | None, stopped:
     raise AssertionError
 
 
-def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int]) -> tuple[int | None, list[str], bool]:
+def _run(
+    start: Start, args: Any, numbers: list[int], watchdog: Watchdog, late: list[int]
+) -> tuple[int | None, list[str], bool]:
     """Run the workers once.
 
     Args:
@@ -210,11 +232,10 @@ def _run(run: Any, args: Any, numbers: list[int], folder: Path, late: list[int])
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     code: int | None
-    by_memory, signals_came = oom_kills(), False
+    by_memory, signals_came, folder = oom_kills(), False, watchdog.folder
     handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
-        run.run(args)
-        code, reasons = ExitCode.DONE, []
+        code, reasons = start(watchdog) or ExitCode.DONE, []
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         told = read_exit_codes(folder)
@@ -261,21 +282,6 @@ def tell_who_hosts(args: Any, argv: list[str]) -> None:
     has_rank = "PET_NODE_RANK" in os.environ or any(re.match(r"--node[-_]rank\b", argument) for argument in argv)
     if has_rank and args.rdzv_backend == "c10d" and "is_host=" not in args.rdzv_conf:
         args.rdzv_conf = f"is_host={int(args.node_rank == 0)},{args.rdzv_conf}".rstrip(",")
-
-
-def pick(codes: Iterable[int]) -> int:
-    """One exit code for all workers.
-
-    A mistake or a decision of any worker counts before the rest, which were then ended by the agent (negative codes).
-    """
-    found = set(codes)
-    for code in (ExitCode.USAGE, ExitCode.GAVE_UP, ExitCode.PREEMPTED, ExitCode.TERMINATED):
-        if code in found:
-            return code
-    if found == {0}:
-        return ExitCode.DONE
-    stopped = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # before the worker could handle it
-    return ExitCode.TERMINATED if found and found <= {0, *stopped} else ExitCode.FAILED
 
 
 def count_accelerators() -> int:
