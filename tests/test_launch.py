@@ -17,9 +17,9 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from titan_pt import launch
 from titan_pt.config.errors import ConfigError
-from titan_pt.launch import count_restarts, count_workers, pick, tell_who_hosts
+from titan_pt.launch import count_restarts, count_workers, tell_who_hosts
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, START_VARIABLE, record_exit_code
-from titan_pt.run.told_codes import read_exit_codes
+from titan_pt.run.told_codes import pick, read_exit_codes
 
 # Saves for a second after the first signal, whatever comes after it.
 WORKER = """

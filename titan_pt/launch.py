@@ -40,7 +40,7 @@ from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIAB
 from titan_pt.run.files import parse_json
 from titan_pt.run.log import open_console
 from titan_pt.run.run_folder import run_folder
-from titan_pt.run.told_codes import read_exit_codes, read_reasons
+from titan_pt.run.told_codes import pick, read_exit_codes, read_reasons
 from titan_pt.run.watchdog import Watchdog
 
 _LONGEST_PAUSE = 60.0
@@ -52,6 +52,9 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD*
 
 Outcome = tuple[int | None, list[str], bool]
 """Code, None where a signal came before a worker could tell one; reasons; whether a signal came to a process."""
+
+Start = Callable[[Watchdog], int | None]
+"""Runs the workers; returns the code of a job that ended elsewhere."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
         numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
         args.signals_to_handle = ""
-        once = functools.partial(_run, run, args, list(dict.fromkeys([*numbers, signal.SIGUSR1])))
+        once = functools.partial(
+            _run, _start_of(run, args, config), args, list(dict.fromkeys([*numbers, signal.SIGUSR1]))
+        )
         return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
@@ -176,13 +181,27 @@ def _stacks(config: JobConfig | None) -> Path | None:
     return run_folder(config) / config.comm.save_traces_folder if config else None
 
 
+def _start_of(run: Any, args: Any, config: JobConfig | None) -> Start:
+    """What runs the workers, by the number of nodes.
+
+    Raises:
+        ConfigError: there are not always as many, and the run cannot do with that.
+    """
+    if config is None or count_nodes(args.nnodes.partition(":")[0]) == count_nodes(args.nnodes):
+        return lambda _: run.run(args)
+    from titan_pt.elastic_nodes import check_elastic, run_elastic
+
+    check_elastic(config, args)
+    return functools.partial(run_elastic, args, config)
+
+
 def _run_again(
-    once: Callable[[Path, list[int]], Outcome], restarts: int, stacks: Path | None, stopped: Callable[[], int]
+    once: Callable[[Watchdog, list[int]], Outcome], restarts: int, stacks: Path | None, stopped: Callable[[], int]
 ) -> int:
     """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
     Args:
-        once: runs them, given a folder for what they tell and a list for the signals that come when they have ended.
+        once: runs them, given who watches them and a list for the signals that come when they have ended.
         stacks: where the stacks of a rank that hangs go, if anywhere.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
@@ -194,7 +213,7 @@ def _run_again(
         with tempfile.TemporaryDirectory(prefix="titan_pt-") as folder:
             os.environ[EXIT_CODES_VARIABLE] = folder
             with Watchdog(Path(folder), stacks).watching() as watchdog:
-                code, reasons, signals_came = once(Path(folder), late)
+                code, reasons, signals_came = once(watchdog, late)
         if watchdog.reason:
             code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
         for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
@@ -216,7 +235,7 @@ def _run_again(
     raise AssertionError
 
 
-def _run(run: Any, args: Any, numbers: Sequence[int], folder: Path, late: list[int]) -> Outcome:
+def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, late: list[int]) -> Outcome:
     """Run the workers once, by torchrun's agent."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -225,13 +244,12 @@ def _run(run: Any, args: Any, numbers: Sequence[int], folder: Path, late: list[i
 
     code: int | None
     reasons: list[str]
-    by_memory, signals_came = oom_kills(), False
+    by_memory, signals_came, folder = oom_kills(), False, watchdog.folder
     handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
         if late:  # it came since somebody last looked
             raise SignalException(f"signal {late[0]}", _forwarded(late[0]))
-        run.run(args)
-        code, reasons = ExitCode.DONE, []
+        code, reasons = start(watchdog) or ExitCode.DONE, []
     except ChildFailedError as error:
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         codes = [failure.exitcode for failure in error.failures.values()]
@@ -340,21 +358,6 @@ def tell_who_hosts(args: Any, argv: list[str]) -> None:
     has_rank = "PET_NODE_RANK" in os.environ or any(re.match(r"--node[-_]rank\b", argument) for argument in argv)
     if has_rank and args.rdzv_backend == "c10d" and "is_host=" not in args.rdzv_conf:
         args.rdzv_conf = f"is_host={int(args.node_rank == 0)},{args.rdzv_conf}".rstrip(",")
-
-
-def pick(codes: Iterable[int]) -> int:
-    """One exit code for all workers.
-
-    A mistake or a decision of any worker counts before the rest, which were then ended by the agent (negative codes).
-    """
-    found = set(codes)
-    for code in (ExitCode.USAGE, ExitCode.GAVE_UP, ExitCode.PREEMPTED, ExitCode.TERMINATED):
-        if code in found:
-            return code
-    if found == {0}:
-        return ExitCode.DONE
-    stopped = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # before the worker could handle it
-    return ExitCode.TERMINATED if found and found <= {0, *stopped} else ExitCode.FAILED
 
 
 def count_accelerators() -> int:

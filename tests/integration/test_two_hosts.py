@@ -4,6 +4,7 @@ The addresses are of 192.0.2.0/24, which is for documentation and leads nowhere;
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, losses, train, write_toml
+from helpers import ROOT, losses, train, write_faulty, write_toml
 from pod_helpers import Pod, containers, job_spec, pod_spec
 
 from titan_pt.run.exit_codes import ExitCode
@@ -123,7 +124,7 @@ def replace_pods(
 
 
 def logs(folder: Path) -> str:
-    return "\n".join((folder / f"log-{i}").read_text() for i in (0, 1))
+    return "\n".join(path.read_text() for path in sorted(folder.glob("log-*")))
 
 
 def wait_for_steps(folder: Path, steps: int, processes: "list[subprocess.Popen[bytes]]") -> None:
@@ -171,3 +172,52 @@ def test_a_node_that_is_drained_stops_both_with_a_checkpoint(
     assert done < STEPS and (tmp_path / "run" / "checkpoint" / f"step-{done}").is_dir()
     assert replace_pods(hosts, tmp_path, "pretrain-multinode", processes) == [], "nothing counts as a failure"
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-4)
+
+
+def start_node(host: Host, folder: Path, name: str) -> "subprocess.Popen[bytes]":
+    """One of one to three nodes, of one rank; what they wait for is shortened."""
+    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{ADDRESSES[0]}:29500", "--rdzv_id", "elastic"]
+    waits = ["--rdzv_conf", "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=2"]
+    node = ["--nnodes", "1:3", "--nproc_per_node", "1", "--node_rank", str(int(name != "host")), "--local_addr"]
+    address = host.address if name != "spare" else "spare"  # ranks go by it
+    launch = [sys.executable, "-m", "titan_pt.launch", *rendezvous, *waits, *node, address, "-m", "titan_pt.train"]
+    arguments = [*launch, "--job.config_file", str(folder / "run.toml")]
+    return host.start(arguments, folder / f"log-{name}", {"GLOO_SOCKET_IFNAME": "eth0"})
+
+
+def wait_for(folder: Path, text: str, processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Until the node that holds the rendezvous, which is the first, has written it."""
+    deadline = time.monotonic() + 120
+    while text not in (log := (folder / "log-host").read_text()):
+        assert time.monotonic() < deadline and processes[0].poll() is None, log
+        time.sleep(0.05)
+
+
+def test_an_elastic_job_shrinks_grows_and_stops(tmp_path: Path, hosts: list[Host], alone: dict[int, float]) -> None:
+    """Two nodes, one, three of which one is idle, none. The job sleeps in its step 12 until the nodes change."""
+    write_faulty(
+        tmp_path,
+        {"kind": "sleep", "steps": [12]},
+        training={"steps": STEPS, "global_batch_size": 8, "local_batch_size": 2},
+        checkpoint={"interval": 5},
+    )
+    nodes = [start_node(hosts[0], tmp_path, "host"), start_node(hosts[1], tmp_path, "other")]
+    wait_for(tmp_path, "2 of 1:3 nodes: 2 ranks", nodes)
+    wait_for_steps(tmp_path, 7, nodes)
+    hosts[1].lose_power()
+    wait_for(tmp_path, "1 of 1:3 nodes: 1 ranks", nodes)
+    wait_for_steps(tmp_path, 11, nodes[:1])
+    nodes[1:] = [start_node(hosts[1], tmp_path, "other"), start_node(hosts[0], tmp_path, "spare")]
+    wait_for(tmp_path, "3 of 1:3 nodes: 2 of 3 ranks train, for the batch and the streams do not", nodes)
+    while "Training starts at step 12" not in (tmp_path / "log-host").read_text().rpartition("3 of 1:3 nodes")[2]:
+        assert all(node.poll() is None for node in nodes), (tmp_path / "log-host").read_text()
+        time.sleep(0.05)
+    nodes[2].send_signal(signal.SIGTERM)  # to the idle one
+    assert [node.wait(60) for node in nodes] == [ExitCode.PREEMPTED] * 3, (tmp_path / "log-host").read_text()
+    found = losses(tmp_path / "run")
+    assert max(found) == 11 and found == pytest.approx({step: alone[step] for step in found}, rel=1e-4)
+    log, spare = ((tmp_path / f"log-{name}").read_text() for name in ("host", "spare"))
+    assert "step-5: step 5," in log and "step-11: step 11," in log, "a loss costs what was not saved, a joining none"
+    assert "this node waits" in spare
+    starts = [json.loads(line) for line in (tmp_path / "run" / "goodput.jsonl").read_text().splitlines()]
+    assert ["restart" in line["seconds"] for line in starts if line.get("begins")][:3] == [False, True, True]

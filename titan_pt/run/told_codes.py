@@ -1,7 +1,10 @@
 """The exit codes and reasons that workers told their launcher (`exit_codes.record_exit_code`)."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from titan_pt.run.exit_codes import ExitCode
 
 
 def read_exit_codes(folder: Path) -> list[int]:
@@ -12,6 +15,21 @@ def read_exit_codes(folder: Path) -> list[int]:
 def read_reasons(folder: Path, code: int) -> list[str]:
     """The reasons of the workers that left with this code, each once."""
     return list(dict.fromkeys(reason for recorded, reason in _records(folder) if recorded == code and reason))
+
+
+def pick(codes: Iterable[int]) -> int:
+    """One exit code for all workers.
+
+    A mistake or a decision of any worker counts before the rest, which were then ended by the agent (negative codes).
+    """
+    found = set(codes)
+    for code in (ExitCode.USAGE, ExitCode.GAVE_UP, ExitCode.PREEMPTED, ExitCode.TERMINATED):
+        if code in found:
+            return code
+    if found == {0}:
+        return ExitCode.DONE
+    stopped = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # before the worker could handle it
+    return ExitCode.TERMINATED if found and found <= {0, *stopped} else ExitCode.FAILED
 
 
 def _records(folder: Path) -> Iterator[tuple[int, str]]:

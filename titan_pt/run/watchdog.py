@@ -185,9 +185,9 @@ class Watchdog:
     """
 
     def __init__(self, folder: Path, stacks: Path | None) -> None:
-        self._folder, self._stacks = folder, stacks
+        self.folder, self._stacks = folder, stacks
         self.reason = ""
-        """Which rank hung, where and why; empty where none did."""
+        """Which rank hung, where and why; empty where none did. Who starts the workers again may forget it."""
         self._closed = threading.Event()
 
     @contextlib.contextmanager
@@ -202,7 +202,7 @@ class Watchdog:
             thread.join()
 
     def _watch(self) -> None:
-        pages = Pages(lambda: sorted(map(str, self._folder.glob("beats-*"))))
+        pages = Pages(lambda: sorted(map(str, self.folder.glob("beats-*"))))
         while not self._closed.wait(_POLL_SECONDS):
             if hanging := pages.hanging():
                 self._dump_flight_recorders()
@@ -213,11 +213,10 @@ class Watchdog:
                 self._closed.wait(_LEAVE_SECONDS)  # the others lose it, and may write what they have
                 for rank in pages.ranks:
                     _send(rank.pid, signal.SIGKILL)
-                return
 
     def _dump_flight_recorders(self) -> None:
         """NCCL's threads write the flight recorder where something is written to their pipes."""
-        for pipe in self._folder.glob("nccl-*.pipe"):
+        for pipe in self.folder.glob("nccl-*.pipe"):
             with contextlib.suppress(OSError):
                 file = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
                 os.write(file, b"1")
