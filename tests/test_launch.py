@@ -178,13 +178,27 @@ def test_a_signal_just_before_the_next_start_ends_the_run(monkeypatch: pytest.Mo
     monkeypatch.setattr(launch, "Watchdog", Watchdog)
     monkeypatch.setattr(subprocess, "Popen", start)
     args = SimpleNamespace(nnodes="1", rdzv_endpoint="here")
-    once = functools.partial(launch._run, SimpleNamespace(run=start), args, [signal.SIGTERM])
+    once = functools.partial(launch._run, start, args, [signal.SIGTERM])
     alone = functools.partial(launch._run_alone, [], 1.0, [signal.SIGTERM])
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert launch._run_again(once if agent else alone, 5, None, lambda: 75) == 75 and starts == 1
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_lone_worker_gets_nothing_that_another_job_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, str] = {}
+
+    def start(*_: Any, env: dict[str, str], **__: Any) -> Any:
+        given.update(env)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "4")
+    assert launch._run_alone([], 1.0, [], launch.Watchdog(tmp_path, None), []) == (0, [], False)
+    assert "PATH" in given and not [name for name in given if "RANK" in name or "WORLD" in name or "MASTER" in name]
 
 
 def test_the_script_works_from_any_folder(tmp_path: Path) -> None:

@@ -91,11 +91,10 @@ def main(argv: list[str] | None = None) -> int:
         # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
         # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
-        numbers = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
+        handled = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
+        numbers = list(dict.fromkeys([*handled, signal.SIGUSR1]))  # what Slurm sends before the time limit
         args.signals_to_handle = ""
-        once = functools.partial(
-            _run, _start_of(run, args, config), args, list(dict.fromkeys([*numbers, signal.SIGUSR1]))
-        )
+        once = functools.partial(_run, _start_of(run, args, config), args, numbers)
         return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
@@ -286,12 +285,15 @@ def starts_one(argv: Sequence[str]) -> bool:
 
 
 def _run_alone(
-    arguments: Sequence[str], grace_seconds: float, numbers: Sequence[int], folder: Path, late: list[int]
+    arguments: Sequence[str], grace_seconds: float, numbers: Sequence[int], watchdog: Watchdog, late: list[int]
 ) -> Outcome:
-    """Run the only worker once, with what torchrun's agent would tell it."""
-    by_memory, came, error_file = oom_kills(), list[int](), folder / "alone" / "0" / "error.json"
+    """Run the only worker once, with what torchrun's agent would tell it and nothing that another job left over."""
+    by_memory, came, folder = oom_kills(), list[int](), watchdog.folder
+    error_file = folder / "alone" / "0" / "error.json"
     error_file.parent.mkdir(parents=True)
-    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+    left_over = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
+    environment = {name: value for name, value in os.environ.items() if not left_over.fullmatch(name)}
+    environment |= {"TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
     started: list[subprocess.Popen[bytes]] = []
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     handled = [number for number in numbers if not (nohup and number == signal.SIGHUP)]
