@@ -146,7 +146,7 @@ class Mirror:
                 end = min(end, time.monotonic() + grace / 2)
         if self._threads[0].is_alive():
             logger.warning(
-                f"{self._store.url}: the last step is not uploaded: comm.grace_seconds; the next start does it"
+                f"{self._store.url}: half of comm.grace_seconds is over; the next start uploads the last step"
             )
             for held in self._folder.glob("step-*.tmp-*"):
                 _drop(held)

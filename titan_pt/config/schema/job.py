@@ -77,7 +77,7 @@ class Comm(Section):
     save_traces_folder: PathName = "comm_traces"
     """Folder of the flight recorder and of the stacks of a rank that hangs, inside the run folder."""
     grace_seconds: Timeout = 120.0
-    """Time the ranks have to save and leave after SIGTERM before the launcher kills them."""
+    """Time the ranks have after SIGTERM to save, upload (half of it) and leave, before the launcher kills them."""
 
     @field_validator("mode", mode="before")
     @classmethod
