@@ -166,13 +166,15 @@ def test_a_signal_just_before_the_next_start_ends_the_run(monkeypatch: pytest.Mo
                 signal.raise_signal(signal.SIGTERM)
             super().__init__(folder, stacks)
 
-    def start(*_: Any, **__: Any) -> Any:
+    def start(*_: Any, **options: Any) -> Any:
         nonlocal starts
+        assert "WORLD_SIZE" not in options.get("env", {}), "of another launcher"
         starts += 1
         if agent:
             raise RendezvousError
         return SimpleNamespace(wait=lambda: 1)
 
+    monkeypatch.setenv("WORLD_SIZE", "4")
     for name in (EXIT_CODES_VARIABLE, START_VARIABLE):
         monkeypatch.setenv(name, "")  # set back at the end
     monkeypatch.setattr(launch, "Watchdog", Watchdog)

@@ -241,36 +241,39 @@ def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, la
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    code: int | None
-    reasons: list[str]
+    code: int | None = None
+    reasons: list[str] = []
+    error: BaseException | None = None
     by_memory, signals_came, folder = oom_kills(), False, watchdog.folder
     handled = _handle_once(numbers, lambda number: SignalException(f"signal {number}", _forwarded(number)))
     try:
         if late:  # it came since somebody last looked
             raise SignalException(f"signal {late[0]}", _forwarded(late[0]))
-        code, reasons = start(watchdog) or ExitCode.DONE, []
-    except ChildFailedError as error:
+        code = start(watchdog) or ExitCode.DONE
+    except (ChildFailedError, RendezvousError, DistError, SignalException) as caught:
+        error = caught
+    finally:  # a signal that comes while the codes are read is none of the run's
+        _set_handlers(handled, lambda number, _frame: late.append(number))
+    if isinstance(error, ChildFailedError):
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         codes = [failure.exitcode for failure in error.failures.values()]
         code, reasons = _failed(codes, folder, f"rank {rank}: {_reason(first.message, first.exitcode, by_memory)}")
-    except RendezvousError as error:
+    elif isinstance(error, RendezvousError):
         code = ExitCode.FAILED
         reasons = [
             f"failed: {args.nnodes} nodes did not meet at {args.rdzv_endpoint} "
             f"({' '.join(f'{type(error).__name__} {error}'.split())}); see that all run and can reach that address"
         ]
-    except DistError as error:
+    elif isinstance(error, DistError):
         code = ExitCode.FAILED
         used = "another process uses that port; take another --master_port" if "EADDRINUSE" in str(error) else "failed"
         where = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
         reasons = [f"failed: the rendezvous at {where}: {used} ({str(error).strip().splitlines()[0]})"]
-    except SignalException:
+    elif isinstance(error, SignalException):
         signals_came, code, reasons = True, None, []
         if codes := read_exit_codes(folder):
             code = pick(codes)
             reasons = read_reasons(folder, code)
-    finally:
-        _set_handlers(handled, lambda number, _frame: late.append(number))
     return _outcome(code, reasons, signals_came)
 
 
@@ -291,9 +294,8 @@ def _run_alone(
     by_memory, came, folder = oom_kills(), list[int](), watchdog.folder
     error_file = folder / "alone" / "0" / "error.json"
     error_file.parent.mkdir(parents=True)
-    left_over = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
-    environment = {name: value for name, value in os.environ.items() if not left_over.fullmatch(name)}
-    environment |= {"TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+    others = {name: value for name, value in os.environ.items() if name not in _OF_A_WORKER}
+    environment = {**others, "TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
     started: list[subprocess.Popen[bytes]] = []
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     handled = [number for number in numbers if not (nohup and number == signal.SIGHUP)]

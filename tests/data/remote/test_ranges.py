@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from titan_pt.data.remote import hub
 from titan_pt.data.remote.ranges import Http, retry_after
 from titan_pt.data.remote.retry import (
     Attempts,
@@ -73,6 +74,10 @@ class RawHandler(socketserver.StreamRequestHandler):
         size: object = len(FILE) + (kind == "grown")
         if kind == "digits":
             size = "9" * 5000
+        if kind == "endless redirect":
+            self.wfile.write(b"HTTP/1.1 302 Why\r\nLocation: /b\r\n\r\n")
+            while True:
+                self.wfile.write(FILE)
         if kind == "endless":
             self.wfile.write(f"HTTP/1.1 206 Why\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
             while True:
@@ -179,6 +184,7 @@ def test_bytes_before_a_break_are_kept(server: RawServer) -> None:
         ("page", Refused, "a web page came"),
         ("shifted", Refused, "bytes from 101 came, not from 100"),
         ("endless", Refused, "of 50 bytes came, and more"),
+        ("endless redirect", Transient, "TooManyRedirects"),
         ("short", Refused, "25 of 50 bytes came"),
         ("whole and cut", Refused, "4,990 of 5,000 bytes came"),
         ("grown", Changed, "has 5,001 bytes now, not the 5,000 of the listing"),
@@ -188,6 +194,21 @@ def test_wrong_answers_are_told(server: RawServer, kind: str, error: type[Except
     server.kind = kind
     with pytest.raises(error, match=reason):
         Http(PATIENCE).read(server.url, 100, 50, 5000)
+
+
+def test_an_answer_of_the_hub_is_bounded_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx2 = pytest.importorskip("httpx2")  # whose name goes with the release of the hub's client
+    monkeypatch.setattr(hub, "MOST_BYTES", 100)
+    away = httpx2.Response(307, headers={"Location": "/b"})
+    server = httpx2.MockTransport(
+        lambda asked: away if asked.url.path == "/api/a" else httpx2.Response(200, text=101 * "b")
+    )
+    with httpx2.Client(
+        transport=server, event_hooks={"response": [hub._read_bounded]}, follow_redirects=True
+    ) as client:
+        assert client.get("http://hub/file").text == 101 * "b"
+        with pytest.raises(Refused, match="/b: an answer of more than 100 bytes"):
+            client.get("http://hub/api/a")
 
 
 def test_a_part_of_a_large_file_reads_no_more(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:

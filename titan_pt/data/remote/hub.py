@@ -28,7 +28,9 @@ def bound_answers() -> None:
 
 def _read_bounded(response: Any) -> None:
     """Read an answer of the API, of which the client would take any size. Files come by another way."""
-    if not response.request.url.path.startswith("/api/"):
+    asked = response.request.extensions  # which a request that follows a redirect takes over
+    asked["is_api"] = asked.get("is_api") or response.request.url.path.startswith("/api/")
+    if not asked["is_api"]:
         return
     body = bytearray()
     for piece in response.iter_bytes(1 << 16):

@@ -135,6 +135,7 @@ class Http:
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):  # sessions are not safe with several threads
             self._local.session = requests.Session()
+            self._local.session.hooks["response"].append(_leave_redirect_unread)
             for scheme in _POOLS:
                 self._local.session.mount(f"{scheme}://", _Adapter())
         session: requests.Session = self._local.session
@@ -238,6 +239,12 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(*args, **options)
         manager.pool_classes_by_scheme = _POOLS
         return manager
+
+
+def _leave_redirect_unread(response: requests.Response, **_options: Any) -> None:
+    """Take the body of a redirect as empty: the client would read it whole, of any size, and then throw it away."""
+    if response.is_redirect:
+        response._content = b""
 
 
 def _check_status(response: requests.Response) -> None:
