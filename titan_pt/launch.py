@@ -294,8 +294,9 @@ def _run_alone(
     by_memory, came, folder = oom_kills(), list[int](), watchdog.folder
     error_file = folder / "alone" / "0" / "error.json"
     error_file.parent.mkdir(parents=True)
-    others = {name: value for name, value in os.environ.items() if name not in _OF_A_WORKER}
-    environment = {**others, "TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
+    left_over = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
+    environment = {name: value for name, value in os.environ.items() if not left_over.fullmatch(name)}
+    environment |= {"TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
     started: list[subprocess.Popen[bytes]] = []
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     handled = [number for number in numbers if not (nohup and number == signal.SIGHUP)]
