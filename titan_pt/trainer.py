@@ -171,9 +171,8 @@ class Trainer:
                 self._save_finished()
                 raise
             logger.warning("The deadline came before the planned last step, whose learning rate is the lowest")
-            self._finish_early(
-                f"training.max_hours = {self.context.config.training.max_hours:g}: over", "give the run more time"
-            )
+            limit = f"training.max_hours = {self.context.config.training.max_hours:g}"
+            self._finish_early(f"{limit}: over", "give the run more time")
         except Exception as error:
             if self._whole and not isinstance(error, CheckpointError | GaveUp):
                 from titan_pt.distributed.agreement import save_together
