@@ -177,7 +177,7 @@ class Trainer:
             if self._whole and not isinstance(error, CheckpointError | GaveUp):
                 from titan_pt.distributed.agreement import save_together
 
-                save_together(self.context, state.step, self._save_finished)
+                save_together(self.context, state.step, self._save_finished, error)
             raise
         self._ledger.write(state.step, done=True)
         logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")

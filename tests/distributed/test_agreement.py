@@ -25,3 +25,11 @@ def test_ranks_agree_whether_all_are_here(monkeypatch: pytest.MonkeyPatch) -> No
         assert list(ranks.map(ask, [world] * 3)) == [True] * 3
     monkeypatch.setattr(agreement, "_PATIENCE_SECONDS", 0.0)
     assert [agreement.all_are_here(world, 2) for _ in range(3)] == [False] * 3  # type: ignore[arg-type]
+
+
+def test_nobody_waits_for_a_rank_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    context: Any = None  # not looked at
+    agreement.save_together(
+        context, 3, lambda: pytest.fail("it saves"), RuntimeError("Connection closed by peer [10.0.0.2]")
+    )

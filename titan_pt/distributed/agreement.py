@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from titan_pt.distributed.world import World
+from titan_pt.run.failure import is_of_another_rank
 
 if TYPE_CHECKING:
     from titan_pt.protocols.context import TrainContext
@@ -17,9 +18,13 @@ logger = logging.getLogger("titan_pt")
 _PATIENCE_SECONDS = 5.0
 
 
-def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], None]) -> None:
-    """Save the last finished step on all ranks, if all come; that it fails is logged, as the run fails already."""
-    if not step:
+def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], None], error: Exception) -> None:
+    """Save the last finished step on all ranks, if all come; that it fails is logged, as the run fails already.
+
+    Args:
+        error: what this rank fails with; where it is that another one is gone nobody is waited for.
+    """
+    if not step or is_of_another_rank(error):
         return
     try:
         here = all_are_here(context.world, step)
@@ -31,8 +36,8 @@ def save_together(context: "TrainContext[Any]", step: int, save: Callable[[], No
     context.optimizer.zero_grad(set_to_none=True)  # of the unfinished step
     try:
         save()
-    except Exception as error:
-        logger.error(f"step {step} could not be saved: {error}")
+    except Exception as problem:
+        logger.error(f"step {step} could not be saved: {problem}")
 
 
 def all_are_here(world: World, step: int) -> bool:

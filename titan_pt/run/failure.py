@@ -22,13 +22,14 @@ def tell(error: BaseException) -> tuple[ExitCode, str]:
     if place and isinstance(error, NameError | ImportError | SyntaxError):  # a retry cannot help
         return ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
     with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
-        if not _is_of_another_rank(error):
+        if not is_of_another_rank(error):
             traceback.print_exc()
         print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     return ExitCode.FAILED, ""
 
 
-def _is_of_another_rank(error: BaseException) -> bool:
+def is_of_another_rank(error: BaseException) -> bool:
+    """Whether an exception says that another rank is gone."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
         return False
     return type(error).__name__ == "DistBackendError" or any(words in str(error) for words in _OF_ANOTHER_RANK)
