@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,8 @@ def test_a_pickle_in_the_index_is_not_executed(
         b"ctorch\nload\n.",
         b"ctorch.distributed.checkpoint.filesystem\nFileSystemReader\n.",
         b"cpathlib\nos\n.",
+        b"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\nMetadata\nS'__init__'\ntR.",
+        b"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\nS'__class__'\ntR.",
         b"not a pickle",
         b"",
     ],
@@ -224,6 +227,17 @@ def test_the_reader_creates_only_index_classes(tmp_path: Path, attack: bytes) ->
     (tmp_path / ".metadata").write_bytes(attack)
     with pytest.raises((pickle.UnpicklingError, EOFError)):
         SafeReader(tmp_path).read_metadata()
+
+
+def test_members_of_enumerations_as_python_3_11_0_writes_them(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = copy / "run" / "checkpoint" / "step-4" / "tensors"
+    metadata = SafeReader(tensors).read_metadata()
+    monkeypatch.setattr(Enum, "__reduce_ex__", lambda self, _: (getattr, (self.__class__, self.name)))
+    (tmp_path / ".metadata").write_bytes(written := pickle.dumps(metadata))
+    assert b"getattr" in written
+    assert SafeReader(tmp_path).read_metadata().state_dict_metadata == metadata.state_dict_metadata
 
 
 @pytest.mark.parametrize("kind", ["above", "absolute", "link"])

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,15 @@ class _RestrictedUnpickler(pickle.Unpickler):
         module = "pathlib" if module == "pathlib._local" else module  # Python 3.13 moved it
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):  # so Python 3.11.0 to 3.11.3 write a member of an enumeration
+            return _member
         raise pickle.UnpicklingError(f".metadata asks for {module}.{name}, which no tensor index needs; not loaded")
+
+
+def _member(kind: Any, name: Any) -> Any:
+    if isinstance(kind, EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise pickle.UnpicklingError(f".metadata asks for builtins.getattr of {kind!r}, {name!r}; not loaded")
 
 
 class SafeReader(FileSystemReader):
