@@ -24,7 +24,7 @@ from chaos.library import read_counters
 from chaos.scenarios import Scenario, Start
 from chaos.server import ForkServer, Job
 
-SECONDS = 60.0
+SECONDS = 180.0
 """After which a start counts as hung."""
 GRACE = 3.0
 """What the other ranks have to end when one has failed."""
