@@ -160,8 +160,7 @@ def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseExcepti
     Returns:
         Those that are handled: under nohup SIGHUP is not.
     """
-    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    handled = [number for number in signals if not (nohup and number == signal.SIGHUP)]
+    handled = _without_nohup(signals)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _set_handlers(handled, signal.SIG_IGN)
@@ -169,6 +168,12 @@ def _handle_once(signals: Iterable[int], make_error: Callable[[int], BaseExcepti
 
     _set_handlers(handled, handle)
     return handled
+
+
+def _without_nohup(signals: Iterable[int]) -> list[int]:
+    """These signals, without SIGHUP where the run outlives its terminal."""
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in signals if not (nohup and number == signal.SIGHUP)]
 
 
 def _set_handlers(signals: Iterable[int], handler: Any) -> None:
@@ -270,10 +275,8 @@ def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, la
         where = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
         reasons = [f"failed: the rendezvous at {where}: {used} ({str(error).strip().splitlines()[0]})"]
     elif isinstance(error, SignalException):
-        signals_came, code, reasons = True, None, []
-        if codes := read_exit_codes(folder):
-            code = pick(codes)
-            reasons = read_reasons(folder, code)
+        signals_came = True
+        code, reasons = _told(folder)
     return _outcome(code, reasons, signals_came)
 
 
@@ -298,8 +301,7 @@ def _run_alone(
     environment = {name: value for name, value in os.environ.items() if not left_over.fullmatch(name)}
     environment |= {"TORCHELASTIC_RUN_ID": "alone", "TORCHELASTIC_ERROR_FILE": str(error_file)}
     started: list[subprocess.Popen[bytes]] = []
-    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    handled = [number for number in numbers if not (nohup and number == signal.SIGHUP)]
+    handled = _without_nohup(numbers)
 
     def forward(number: int, _frame: FrameType | None = None) -> None:
         came.append(number)
@@ -318,9 +320,7 @@ def _run_alone(
     code: int | None = ExitCode.DONE
     reasons: list[str] = []
     if came:
-        codes = read_exit_codes(folder)
-        code = pick(codes) if codes else None
-        reasons = read_reasons(folder, code) if code is not None else []
+        code, reasons = _told(folder)
     elif status:
         message: Any = ""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
@@ -335,6 +335,13 @@ def _stop(worker: "subprocess.Popen[bytes]", number: int, grace_seconds: float) 
     timer = threading.Timer(grace_seconds, worker.kill)
     timer.daemon = True
     timer.start()
+
+
+def _told(folder: Path) -> tuple[int | None, list[str]]:
+    """The code and the reasons that workers told before a signal ended them; None where none did."""
+    if not (codes := read_exit_codes(folder)):
+        return None, []
+    return (code := pick(codes)), read_reasons(folder, code)
 
 
 def _failed(codes: Sequence[int], folder: Path, why: str) -> tuple[int | None, list[str]]:
