@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from titan_pt.run.files import make_writable, write_atomic
+from titan_pt.run.own_json import read_own
 
 logger = logging.getLogger("titan_pt")
 
@@ -64,7 +65,7 @@ def use_cache(cache_dir: str, device_type: str) -> Path:
 
 def throw_away_damage(folder: Path) -> None:
     """Remove all files where one is not as it was listed, and else those that were not listed, which may be cut."""
-    listed, files = _read(folder / _LIST), _files(folder / _INDUCTOR)
+    listed, files = read_own(folder / _LIST), _files(folder / _INDUCTOR)
     damaged = [name for name, entry in listed.items() if name not in files or _entry(files[name]) != entry]
     if damaged or (files and not listed):
         if damaged:
@@ -82,7 +83,7 @@ class CacheListing:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known = _read(folder / _LIST)
+        self._known = read_own(folder / _LIST)
         self._lock = threading.Lock()
 
     def go_on(self) -> None:
@@ -120,14 +121,6 @@ def _entry(path: Path) -> list[Any]:
     except OSError:
         return []
     return [len(content), hashlib.sha256(content).hexdigest()]
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return listed if isinstance(listed, dict) else {}
 
 
 def _machine(device_type: str) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from titan_pt.run.cgroup import oom_kills
 from titan_pt.run.exit_codes import CannotStart, Stalled
-from titan_pt.run.files import parse_json, write_atomic
+from titan_pt.run.files import write_atomic
+from titan_pt.run.own_json import read_own
 
 if TYPE_CHECKING:
     from titan_pt.run.exit_codes import Preempted
@@ -58,7 +59,7 @@ def count_start(run_folder: Path, why: str, *, first_step: int, last_step: int) 
         Why the run should give up: LIMIT starts in a row finished no step. The count then begins anew, since a person
         has looked before the next start.
     """
-    idle = 0 if last_step > first_step else _number(_read(run_folder), "idle_starts") + 1
+    idle = 0 if last_step > first_step else _number(read_own(run_folder / FILE), "idle_starts") + 1
     gives_up = idle >= LIMIT
     _write(run_folder, {"idle_starts": 0 if gives_up else idle, "step": last_step})
     if not gives_up:
@@ -79,7 +80,7 @@ def count_kill(run_folder: Path, step: int) -> str | None:
         Why the run should give up: LIMIT starts in a row were killed before they saved a step, and this one's cgroup
         was out of memory meanwhile. Without that sign a warning tells it, for a cluster kills too.
     """
-    before, by_memory = _read(run_folder), oom_kills()
+    before, by_memory = read_own(run_folder / FILE), oom_kills()
     kills = _number(before, "kills") + 1 if _number(before, "killed_at") == step else 0
     out_of_memory = by_memory > _number(before, "oom_kills")
     gives_up = kills >= LIMIT and out_of_memory
@@ -113,15 +114,6 @@ def _write(run_folder: Path, counts: Mapping[str, Any]) -> None:
         write_atomic(run_folder / FILE, json.dumps(counts))
     except OSError as error:  # the checkpoint is whole; it must not be lost to a count
         logger.warning(f"{run_folder / FILE} cannot be written: {error}; this start is not counted")
-
-
-def _read(run_folder: Path) -> dict[str, Any]:
-    """The counts so far; a file that cannot be read counts as none."""
-    try:
-        counts = parse_json((run_folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return counts if isinstance(counts, dict) else {}
 
 
 def _number(counts: Mapping[str, Any], name: str) -> int:

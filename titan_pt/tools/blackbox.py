@@ -3,13 +3,13 @@
 `components/black_box.py` writes it, in blackbox/ of the run folder.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from titan_pt.components.black_box import FOLDER, boxes
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.own_json import read_own
 from titan_pt.tools.command import ToolParser, run_tool, whole
 
 _TEXT_CHARACTERS = 300
@@ -46,7 +46,7 @@ def show(argv: list[str] | None) -> None:
 
 def lines(folder: Path, rows: int, layers: int) -> list[str]:
     """A box as text."""
-    box = read(folder / "box.json")
+    box = read_own(folder / "box.json")
     found = [
         f"== {folder.name}: {box.get('why', 'box.json cannot be read')}; answer: {box.get('answer')}",
         f"   loss {box.get('loss')}, grad_norm {box.get('grad_norm')}, lr {box.get('lr')}, computed again with the "
@@ -54,7 +54,7 @@ def lines(folder: Path, rows: int, layers: int) -> list[str]:
         f"   {len(box.get('documents', []))} documents: {printable(', '.join(box.get('documents', [])))}",
     ]
     for path in sorted(folder.glob("rank-*.json")):
-        own = read(path)
+        own = read_own(path)
         texts = sorted(own.get("rows", []), key=lambda row: -height(row.get("loss", 0.0)))
         for row in texts[:rows]:
             pieces = row.get("pieces", [])
@@ -73,15 +73,6 @@ def lines(folder: Path, rows: int, layers: int) -> list[str]:
             told = "  ".join(f"{height(values[name][key]):>10.4g}" for key in ("non_finite", "norm", "rms", "max"))
             found.append(f"   {told}  {name}")
     return found
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def height(value: Any) -> float:

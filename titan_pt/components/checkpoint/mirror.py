@@ -25,6 +25,7 @@ from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import CannotStart, Preempted
 from titan_pt.run.files import write_atomic
 from titan_pt.run.heartbeat import beat, phase
+from titan_pt.run.own_json import read_own
 from titan_pt.run.run_folder import METRICS_FILE
 from titan_pt.run.signals import signalled, stop_requested
 
@@ -169,7 +170,7 @@ class Mirror:
     # -- the owner ----------------------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        known, there = _read(self._folder / _FILE), self._store.owner()
+        known, there = read_own(self._folder / _FILE), self._store.owner()
         run = known.get("run") or (there or {}).get("run") or uuid.uuid4().hex
         if there is not None:
             _check_run(self._folder, there, self._store)
@@ -265,7 +266,7 @@ def _go_on() -> None:
 
 def _check_run(folder: Path, owner: dict[str, Any], store: MirrorStore) -> None:
     """Raise a ConfigError where a mirror is of another run than the steps here."""
-    run = _read(folder / _FILE).get("run")
+    run = read_own(folder / _FILE).get("run")
     strange = run is None and any(iter_steps(folder))
     if strange or (run is not None and owner.get("run") not in (run, None)):
         raise ConfigError(
@@ -291,14 +292,6 @@ def _drop(held: Path) -> None:
     """Remove the links of a step, never the step itself."""
     if ".tmp-" in held.name:
         remove_if_there(held)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _name(owner: dict[str, Any]) -> str:
