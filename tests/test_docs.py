@@ -32,6 +32,8 @@ GENERATED_OR_LONG = (
     "docs/metrics.md",
 )
 
+FILE_ENDINGS = (".json", ".jsonl", ".py", ".toml", ".svg", ".slurm", ".parquet", ".safetensors", ".state")
+
 ALL = [block for page in documented.pages() for block in documented.blocks(page)]
 IN_SHELL = [block for block in ALL if block.language in SHELLS]
 
@@ -85,6 +87,30 @@ def test_every_page_is_in_the_menu() -> None:
 def test_the_key_reference_is_current() -> None:
     module = runpy.run_path(str(ROOT / "docs" / "make" / "keys.py"))
     assert module["PAGE"].read_text(encoding="utf-8") == module["render"](), "run python docs/make/keys.py"
+
+
+def test_messages_of_the_troubleshooting_page_are_the_programs() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "titan_pt").rglob("*.py"))
+    joined = re.sub(r"\"\n\s*f?\"", "", code)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE)
+    assert len(messages) > 15 and not [message for message in messages if message not in joined]
+
+
+def test_keys_in_texts_exist() -> None:
+    """`section.key` in a page; in coming-from.md the first column has the keys of others."""
+    tables, wrong = {name.partition(".")[0] for name in known_keys()}, []
+    for page in documented.pages():
+        if page.name in ("LOG.md", "CONTRIBUTING.md"):
+            continue
+        text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        if page.name == "coming-from.md":
+            text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
+        own = own_keys(str(page.relative_to(ROOT)))
+        for name in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?: = [^`]*)?`", text):
+            if name.partition(".")[0] in tables and name not in known_keys() | own and not name.endswith(FILE_ENDINGS):
+                wrong.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not wrong
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in IN_SHELL}))
