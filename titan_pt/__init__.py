@@ -1,6 +1,6 @@
 """titan_pt: one TOML file takes a small language model from raw text to a reasoning model.
 
-In Python: `titan_pt.run(config, overrides={...})` trains, `titan_pt.load(path).generate(text)` answers (`titan_pt.api`).
+In Python, by `titan_pt.api`: `titan_pt.run(config, overrides={...})`, `titan_pt.load(path).generate(text)`.
 """
 
 import importlib

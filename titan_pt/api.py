@@ -1,4 +1,4 @@
-"""titan_pt from Python: `titan_pt.run` trains, `titan_pt.load` opens a model. In a script or a notebook, any number of times."""
+"""titan_pt in a script or a notebook: `titan_pt.run` trains, `titan_pt.load` opens a model, any number of times."""
 
 import argparse
 import contextlib
@@ -159,12 +159,12 @@ def _flags(overrides: Mapping[str, Any]) -> list[str]:
 def _own_signals_and_log() -> Iterator[None]:
     """Take signals and the log as a command does, and give both back. Only a main thread can take signals."""
     from titan_pt.run.log import init_logging, quiet_libraries
-    from titan_pt.run.signals import HANDLED, install_handlers, protect_progress
+    from titan_pt.run.signals import _SIGNALS, install_handlers, protect_progress
 
     log = logging.getLogger("titan_pt")
     before = log.handlers, log.level, log.propagate
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in HANDLED} if is_main else {}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS} if is_main else {}
     init_logging()
     quiet_libraries()
     with contextlib.suppress(ValueError):  # no main thread

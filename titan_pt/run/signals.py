@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the handlers are installed before torch is imported
 logger = logging.getLogger("titan_pt")
 
 # SIGUSR1 is what Slurm sends before the time limit.
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _requested, _interrupted, _progress = threading.Event(), threading.Event(), threading.Event()
 _deadline = math.inf
 
@@ -36,7 +36,7 @@ def install_handlers() -> None:
     for event in (_requested, _interrupted, _progress):
         event.clear()
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the run outlives its terminal
-    for number in HANDLED[:-1] if nohup else HANDLED:
+    for number in _SIGNALS[:-1] if nohup else _SIGNALS:
         signal.signal(number, take_signal)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A launcher that dies at once (kill -9, out of memory) cannot end its workers: let the kernel tell them.
@@ -47,7 +47,7 @@ def install_handlers() -> None:
 
 def ignore_signals() -> None:
     """Ignore all stop signals from now on: the exit code is decided, or another process decides."""
-    for number in HANDLED:
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
