@@ -38,4 +38,4 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(arguments) == 0
         assert capsys.readouterr().out.startswith("usage: titan-pt TOOL")
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith(f"titan-pt {__version__} ")
+    assert capsys.readouterr().out.startswith(f"titan_pt {__version__}, commit ")

@@ -10,8 +10,6 @@ import runpy
 import sys
 from typing import NamedTuple
 
-from titan_pt import __version__
-
 
 class Tool(NamedTuple):
     """A row of the table: `titan-pt NAME ...` is `python -m MODULE FIRST... ...`."""
@@ -107,11 +105,13 @@ def help_text() -> str:
 
 def version_line() -> str:
     """The versions that a question about this installation needs."""
+    from titan_pt.version import made_by
+
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "not installed"
-    return f"titan-pt {__version__} (Python {platform.python_version()}, torch {torch})"
+    return f"{made_by()}; torch {torch}, Python {platform.python_version()}"
 
 
 def unknown(name: str) -> str:
