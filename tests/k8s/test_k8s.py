@@ -145,7 +145,7 @@ def test_hadolint() -> None:
 
 
 def test_shellcheck() -> None:
-    scripts = [ROOT / "run_train.sh", ROOT / ".ci" / "run", K8S / "deploy.sh", ROOT / "scripts" / "train.slurm"]
+    scripts = [ROOT / "run_train.sh", ROOT / ".ci" / "run", K8S / "deploy.sh", *(ROOT / "scripts").iterdir()]
     done = tool("shellcheck", *map(str, scripts))
     assert done.code == 0, done.stdout
     assert all(script.stat().st_mode & 0o111 for script in scripts), "they can be run"
