@@ -178,6 +178,13 @@ def _conflicts(given: Mapping[str, str]) -> list[str]:
             "DEADLINE_HOURS needs QUEUE: without a queue the clock counts the wait for GPUs too; leave it out, and "
             "bound the run by training.max_hours"
         )
+    locked = [path.stem for path in (Path(__file__).parent / "locks").glob("*.lock") if path.stem != "base"]
+    for extra in filter(None, given["EXTRAS"].split(",")):
+        if extra not in locked:
+            problems.append(
+                f"EXTRAS = {given['EXTRAS']!r}: {extra} has no file in k8s/locks{nearest(extra, locked)}; give "
+                f"{one_of(locked)}, or take it up by k8s/lock.py"
+            )
     if given["METRICS_PORT"] and not 1024 <= int(given["METRICS_PORT"]) <= 65535:
         problems.append(f"METRICS_PORT = {given['METRICS_PORT']}: must be a port, 1024 to 65535")
     return problems

@@ -131,7 +131,7 @@ def run_work(kind: str, settings: Settings, flags: list[str], *, nodes: int) -> 
     folder = f"{settings.runs}/{kind if settings.name else Path(config.job.dump_folder).name}"
     own = ["--job.dump_folder", f"/workspace/{folder}", "--comm.grace_seconds", GRACE_SECONDS]
     if settings.metrics_port:
-        own += ["--metrics.prometheus_port", str(settings.metrics_port)]
+        own += ["--metrics.prometheus_port", str(settings.metrics_port), "--metrics.prometheus_host", "0.0.0.0"]
     if nodes > 1:
         # HSDP: a copy of the model on each node, sharded inside; only gradients cross the network.
         own += ["--parallelism.data_parallel_replicate_degree", str(nodes)]

@@ -242,6 +242,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "annotation": ([], {"ANNOTATIONS": "cost"}, "'cost' is no key=value"),
     "no checkpoint": (["export"], {"NAME": "exp7"}, "CHECKPOINT is not set; give a run folder"),
     "nothing to evaluate": (["evaluate"], {"CHECKPOINT": "outputs/x"}, "evaluate -- --tasks gsm8k"),
+    "extras": ([], {"EXTRAS": "reasonning"}, "reasonning has no file in k8s/locks; did you mean reasoning?"),
     "RDMA": ([], {"RDMA": "yes"}, "RDMA = 'yes'"),
     "log": ([], {"LOG_FORMAT": "xml"}, "LOG_FORMAT = 'xml': must be one of json, long, plain"),
     "no nodes": ([], {"NODES": "0"}, "NODES = '0'"),

@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT, Result, command, run, write_toml
 from packaging.requirements import Requirement
 from pod_helpers import (
+    ENVIRONMENT,
     JOBS,
     K8S,
     Pod,
@@ -26,11 +27,15 @@ from pod_helpers import (
     objects,
     of_kind,
     pod_spec,
+    render,
+    settings,
+    works,
 )
 
 from titan_pt.config.manager import load_config
 from titan_pt.config.resolve.layers import tomllib
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.metrics import Metrics
 from titan_pt.run.exit_codes import ExitCode
 
 
@@ -372,6 +377,25 @@ def test_requests_follow_the_gpus(gpus: str, cpu: str, memory: str) -> None:
     requests = containers(pods)["train"]["resources"]["requests"]
     assert (requests["cpu"], requests["memory"]) == (cpu, memory)
     assert requests.get("nvidia.com/gpu", 0) == int(gpus) and bool("tolerations" in pods) == bool(int(gpus))
+
+
+def test_prometheus_and_json() -> None:
+    """The number of a port is told to the run, to the pod, and to who scrapes it."""
+    asked = settings.read_settings({**ENVIRONMENT, "METRICS_PORT": "9400", "LOG_FORMAT": "json"})
+    *_, job = render.render(works.Work("pretrain", ["python"], [], 1, config="[job]", file="x.toml"), asked)
+    template = job["spec"]["template"]
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "9400", "prometheus.io/path": "/metrics"}
+    assert template["metadata"]["annotations"] == scraped
+    train = containers(template["spec"])["train"]
+    assert train["ports"] == [{"name": "metrics", "containerPort": 9400}]
+    assert {"name": "LOG_FORMAT", "value": "json"} in train["env"]
+    assert schema_errors(job, "1.34") == ""
+    if "prometheus_port" in Metrics.model_fields:
+        arguments = containers(objects("pretrain", METRICS_PORT="9400")[-1]["spec"]["template"]["spec"])["train"][
+            "args"
+        ]
+        assert arguments[arguments.index("--metrics.prometheus_port") + 1] == "9400"
+        assert arguments[arguments.index("--metrics.prometheus_host") + 1] == "0.0.0.0", "not loopback's alone"
 
 
 def test_evaluate_and_export(tmp_path: Path) -> None:
