@@ -49,7 +49,7 @@ def charts(runs: Sequence[RunRecord]) -> list[Chart]:
         take("Reward", "mean of a step", "reward_mean"),
         take("Accuracy in training", "share of completions", "accuracy_strict", "accuracy_lenient", percent=True),
         take("Accuracy of evaluations", "share of problems", "eval/*/accuracy", "eval/*/pass_at_*", percent=True),
-        take("Loss", "nats per token", "loss", "val_loss"),
+        take("Loss", "of the policy" if "reward_mean" in keys else "nats per token", "loss", "val_loss"),
         take("Loss by source", "nats per token", "source/*/loss"),
         take("Bits per byte", "of the validation", "val_bpb"),
         take("Throughput", "tokens per second", "tokens_per_second", "rollout_tokens_per_second"),

@@ -122,9 +122,7 @@ def _at_best(key: str) -> Callable[[RunRecord], str]:
 FIGURES: Sequence[Figure] = (
     Figure("steps", _last("step"), lambda v: f"{v:,.0f}", _of_steps),
     Figure("tokens", _last("tokens_seen"), short),
-    Figure(
-        "hours of training", lambda run: training_hours(run)[-1] if run.rows else None, lambda v: duration(v * 3600)
-    ),
+    Figure("time in training", lambda run: 3600 * max(training_hours(run), default=0) or None, duration),
     Figure("loss", _last("loss"), lambda v: f"{v:.4f}"),
     Figure("best validation loss", _least("val_loss"), lambda v: f"{v:.4f}", _at_best("val_loss"), min),
     Figure("validation loss", _last("val_loss"), lambda v: f"{v:.4f}", best=min),

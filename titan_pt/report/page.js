@@ -77,7 +77,7 @@
       scales: { x: { time: false }, y: { distr: positive ? 3 : 1 } },
       cursor: { sync: { key: "report", setSeries: false, scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
       axes: [
-        axis({ values: (u, ticks) => ticks.map((tick) => number(tick)), space: 70, size: 34 }),
+        axis({ values: (u, ticks) => ticks.map((tick) => number(tick)), space: 70, size: 28 }),
         axis({ values: (u, ticks) => ticks.map((tick) => (tick === null ? "" : chart.percent ? Number((100 * tick).toPrecision(4)) + " %" : number(tick))), size: 58 }),
       ],
       series: [{}, ...found.map((curve) => ({

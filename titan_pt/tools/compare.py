@@ -88,6 +88,8 @@ def comparison_text(runs: Sequence["RunRecord"], width: int) -> str:
         return _lines(table)
     blocks: list[str] = []
     columns = [list(column) for column in zip(*table, strict=True)]
+    if keys:
+        columns.insert(1 + len(keys), [""] * len(table))  # an empty line above the figures
     begin = 1
     while begin < len(table):  # as many runs side by side as fit, and one in any case
         end = begin + 1

@@ -57,7 +57,7 @@ def write_run(
                 "source/code/loss": loss - 0.3,
                 "seconds/rollout": 0.3,
                 "seconds/train": 0.2,
-                "time": 1_795_000_000 + step,
+                "time": 1_795_000_001 + 250 * done_share + 100 * (done_share >= 0.5),
                 **({"val_loss": loss + 0.02, "val_bpb": loss / 2} if step % max(steps // 10, 1) == 0 else {}),
                 **(
                     {"eval/arithmetic/accuracy": 0.9 * done_share, "eval/arithmetic/problems": 200}
@@ -88,7 +88,7 @@ def write_run(
 def _rollout(n: int, hostile: str) -> dict[str, Any]:
     right = n % 3 == 0
     return {
-        "task": "arithmetic" if n % 5 else "gsm8k",
+        "task": "arithmetic" if n // 5 % 5 else "gsm8k",
         "id": f"problem-{n // 5}",
         "prompt": f"Question: What is {n % 10} + {n % 7}?\nAnswer:",
         "gold": str(n % 10 + n % 7),
