@@ -1,15 +1,22 @@
 """What the page and REPORT.md hold, without a browser."""
 
 import json
+import math
+import random
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_helpers import HOSTILE, write_run
+from report_helpers import HOSTILE, write_lines, write_run
 from tool_helpers import tool_here
 
 from titan_pt.report import page as pages
+from titan_pt.report.markdown import markdown
+from titan_pt.report.record import read_runs
+from titan_pt.report.rollouts import read_rollouts
+from titan_pt.tools.compare import comparison_text
 from titan_pt.tools.report import main
 
 
@@ -82,6 +89,36 @@ def test_a_folder_with_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFix
         assert note in html and note in (tmp_path / "a" / "report" / "REPORT.md").read_text()
     assert 'id="curves"' not in html and 'id="rollouts"' not in html
     assert tool_here(main, tmp_path / "none") == 2 and "no such folder" in capsys.readouterr().err
+
+
+def test_damaged_bytes_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is in a run's files, a page and a text are made of them, and both can be written."""
+    caplog.set_level("CRITICAL", "titan_pt")  # a warning a line
+    whole = write_run(tmp_path / "whole", 8, 10)
+    values = [None, True, HOSTILE, 1e308, math.nan, 10**400, [[1]], {"a": 1}, -5, 0, "\ud800"]
+    for seed in range(18):
+        draw = random.Random(seed)
+        folder = tmp_path / f"damaged-{seed}"
+        shutil.copytree(whole, folder)
+        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        if seed % 3 == 0:
+            content = bytearray(path.read_bytes())
+            for _ in range(20):
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            path.write_bytes(content[: draw.randint(0, len(content))])
+        elif seed % 3 == 1 and path.suffix != ".toml":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for row in rows:
+                row |= {draw.choice([*row, f"</script>{seed}"]): draw.choice(values) for _ in range(3)}
+            write_lines(path, rows)
+        else:
+            path.unlink()
+            path.mkdir()
+        runs = read_runs([folder, whole])
+        for some in (runs, runs[:1]):
+            html = pages.page(some, read_rollouts(some, 100))
+            json.loads(_Elements(html).text["data"])
+            (html + markdown(some, "x") + comparison_text(some, 80)).encode()
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from titan_pt.report.figures import differing_keys, duration, evaluations, share
 from titan_pt.report.page import cards, clock, comparison, facts
-from titan_pt.report.record import RunRecord, dump
+from titan_pt.report.record import RunRecord, dump, encodable
 from titan_pt.run.goodput import goodput_of
 
 _MOST_EVENTS = 50
@@ -30,7 +30,7 @@ def markdown(runs: Sequence[RunRecord], html_name: str) -> str:
         lines.append("")
     for run in runs:
         lines += _of_run(run, several=len(runs) > 1)
-    return "\n".join(lines).rstrip() + "\n"
+    return encodable("\n".join(lines).rstrip() + "\n")
 
 
 def _of_run(run: RunRecord, *, several: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """The HTML file of a report: one file without network, whose foreign texts stay texts."""
 
 import base64
+import functools
 import hashlib
 import importlib.util
 import json
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from titan_pt import __version__
 from titan_pt.report.charts import MOST_POINTS, Chart, charts, points
 from titan_pt.report.figures import FIGURES, differing_keys, duration, evaluations, share
-from titan_pt.report.record import RunRecord, dump
+from titan_pt.report.record import RunRecord, dump, encodable
 from titan_pt.report.rollouts import PART_ROWS, Rollouts
 from titan_pt.run.goodput import goodput_of
 
@@ -55,9 +56,7 @@ def page(runs: Sequence[RunRecord], rollouts: Rollouts) -> str:
         "style": _own("page.css"),
     }
     assert not any("</" in text for name, text in texts.items() if name != "library") and "</script" not in library
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.globals.update(share=share, duration=duration, dump=dump, clock=clock)
-    return environment.from_string(_own("page.html")).render(
+    html = _template().render(
         **{name: Markup(text) for name, text in texts.items()},
         script_hashes=Markup(_hashes(texts["theme_script"], library, texts["script"])),
         style_hashes=Markup(_hashes(library_style, texts["style"])),
@@ -81,6 +80,14 @@ def page(runs: Sequence[RunRecord], rollouts: Rollouts) -> str:
         data=_json(_data(runs, drawn)),
         footer=f"Made by titan_pt {__version__} on {clock(time.time())}. This file needs no network.",
     )
+    return encodable(html)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.globals.update(share=share, duration=duration, dump=dump, clock=clock)
+    return environment.from_string(_own("page.html"))
 
 
 def facts(runs: Sequence[RunRecord]) -> str:

@@ -254,3 +254,8 @@ def _state(run: RunRecord, starts: list[dict[str, Any]]) -> str:
 def dump(value: Any) -> str:
     """A value of a config for people: as JSON, a text without its quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: half of a pair, of JSON or of a folder's name, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

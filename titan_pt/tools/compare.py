@@ -74,7 +74,7 @@ def comparison_text(runs: Sequence["RunRecord"], width: int) -> str:
     """The table of the runs for a terminal of so many columns: differing keys first, then the figures."""
     from titan_pt.report.figures import differing_keys
     from titan_pt.report.page import comparison
-    from titan_pt.report.record import dump
+    from titan_pt.report.record import dump, encodable
 
     figures, keys = comparison(runs), differing_keys(runs)
     head = ["run", *keys, *figures["names"]]
@@ -83,7 +83,7 @@ def comparison_text(runs: Sequence["RunRecord"], width: int) -> str:
         values = ["-" if values[number] is None else dump(values[number]) for values in keys.values()]
         cells = [f"{cell['text'] or '-'}{'*' if cell['best'] else ''}" for cell in row["cells"]]
         rows.append([row["name"], *values, *cells])
-    table = [[_short(cell) for cell in row] for row in (head, *rows)]
+    table = [[_short(encodable(cell)) for cell in row] for row in (head, *rows)]
     if _width(table) <= width:
         return _lines(table)
     blocks: list[str] = []
