@@ -29,7 +29,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert (
         figures["steps"] == 40 and figures["tokens"] == 40 * 4096 and figures["time in training"] == pytest.approx(24)
     )
-    assert figures["best validation loss"] == min(row["val_loss"] for row in run.rows if "val_loss" in row)
+    assert figures["best val loss"] == min(row["val_loss"] for row in run.rows if "val_loss" in row)
     (found,) = evaluations(run)
     assert (found.task, found.name, found.problems, found.step) == ("arithmetic", "accuracy", 200, 40)
     low, high = found.interval or (0, 0)
@@ -114,13 +114,15 @@ def test_only_the_keys_that_differ(tmp_path: Path) -> None:
     runs = read_runs([write_run(tmp_path / "a", 20), write_run(tmp_path / "b", 20, lr=3e-3)])
     assert differing_keys(runs) == {"optimizer.lr": [0.001, 0.003]}
     config = tmp_path / "b" / "config.toml"
-    config.write_text(config.read_text().replace("0.75", "0.5").replace('name = "AdamW"', "") + "[extra]\nkey = true\n")
+    config.write_text(
+        config.read_text().replace("0.75", "0.5").replace('name = "AdamW"', "") + "[extra]\nkey = true\nb = 1\n"
+    )
     runs = read_runs([tmp_path / "a", tmp_path / "b"])
     assert differing_keys(runs) == {
         "optimizer.name": ["AdamW", None],
         "optimizer.lr": [0.001, 0.003],
         "data.sources.wiki.weight": [0.75, 0.5],
-        "extra.key": [None, True],
+        "extra.*": [None, "2 keys"],
     }
 
 

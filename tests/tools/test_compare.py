@@ -18,7 +18,7 @@ def test_differing_keys_and_figures(
     monkeypatch.setenv("COLUMNS", "300")
     assert tool_here(main, *runs, "--sort", "optimizer.lr") == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["run", "optimizer.lr"] and "training.steps" not in head and "validation loss" in head
+    assert head.split()[:2] == ["run", "optimizer.lr"] and "training.steps" not in head and "val loss" in head
     assert [row.split()[:2] for row in rows] == [["b", "0.0003"], ["a", "0.001"], ["c", "0.01"]]
     monkeypatch.setenv("COLUMNS", "44")
     assert tool_here(main, *runs) == 0
@@ -27,6 +27,14 @@ def test_differing_keys_and_figures(
     assert lines[1].split() == ["optimizer.lr", "0.001", "0.0003"] and any(
         line.split() == ["run", "c"] for line in lines
     )
+    monkeypatch.setenv("COLUMNS", "90")
+    more = [write_run(tmp_path / f"run-{n}-of-many", 50, lr=n) for n in range(1, 9)]
+    assert tool_here(main, *more) == 0
+    table, left = capsys.readouterr().out.split("\n\n")
+    assert len(table.splitlines()) == 9 and "best val loss" in table and "memory" in left and "MFU" not in table
+    assert tool_here(main, *more, "--all") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("memory") > 1 and max(map(len, shown.splitlines())) <= 90
     assert tool_here(main, *runs, "--json") == 0
     found = json.loads(capsys.readouterr().out)["runs"]
     assert [run["keys"] for run in found] == [{"optimizer.lr": 1e-3}, {"optimizer.lr": 3e-4}, {"optimizer.lr": 1e-2}]

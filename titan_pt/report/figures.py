@@ -27,6 +27,11 @@ class Figure:
     best: Callable[[list[float]], float] | None = None
     """Which one of several runs is best: min, max, or none of them."""
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it stays where there is little room."""
+        return self.name in ("steps", "loss", "best val loss", "reward", "accuracy", "tokens/s")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -124,12 +129,12 @@ FIGURES: Sequence[Figure] = (
     Figure("tokens", _last("tokens_seen"), short),
     Figure("time in training", lambda run: 3600 * max(training_hours(run), default=0) or None, duration),
     Figure("loss", _last("loss"), lambda v: f"{v:.4f}"),
-    Figure("best validation loss", _least("val_loss"), lambda v: f"{v:.4f}", _at_best("val_loss"), min),
-    Figure("validation loss", _last("val_loss"), lambda v: f"{v:.4f}", best=min),
+    Figure("best val loss", _least("val_loss"), lambda v: f"{v:.4f}", _at_best("val_loss"), min),
+    Figure("val loss", _last("val_loss"), lambda v: f"{v:.4f}", best=min),
     Figure("bits per byte", _last("val_bpb"), lambda v: f"{v:.4f}", best=min),
     Figure("reward", _last("reward_mean"), lambda v: f"{v:.3f}", best=max),
     Figure("accuracy", _mean_accuracy, share, _accuracy_note, max),
-    Figure("tokens per second", _median("tokens_per_second"), short, lambda run: "median", max),
+    Figure("tokens/s", _median("tokens_per_second"), short, lambda run: "median", max),
     Figure("MFU", _median("mfu"), share, lambda run: "median"),
     Figure("memory", _most("memory_gib"), lambda v: f"{v:.2f} GiB", lambda run: "most"),
     Figure("goodput", lambda run: goodput_of(run.seconds) if run.seconds else None, share),
@@ -165,8 +170,27 @@ def evaluations(run: RunRecord) -> list[Evaluation]:
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """The keys of the configs whose values are not all the same, with the value of each run; None where it has none."""
+    """The keys of the configs whose values are not all the same, with the value of each run; None where it has none.
+
+    A table that only some runs have, and all of these with the same values, is one row: `grpo.*`.
+    """
     flat = [flat_config(run.config) for run in runs]
     keys = {key: None for config in flat for key in config if key not in _OWN_KEYS}
-    found = {key: [config.get(key) for config in flat] for key in keys}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values[1:])}
+    with_rows = {key.rpartition(".")[0].rpartition(".")[0] for key in keys}
+    found: dict[str, list[Any]] = {}
+    for key in keys:
+        values = [config.get(key) for config in flat]
+        if all(value == values[0] for value in values) or (key in with_rows and [] in values):
+            continue  # an empty list is no other value than the rows that others have in it
+        table = key.partition(".")[0]
+        lacking = [table not in run.config for run in runs]
+        with_table = [value for value, lacks in zip(values, lacking, strict=True) if not lacks]
+        if any(lacking) and all(value == with_table[0] for value in with_table):
+            counts = found.setdefault(f"{table}.*", [None if lacks else 0 for lacks in lacking])
+            found[f"{table}.*"] = [None if count is None else count + 1 for count in counts]
+        else:
+            found[key] = values
+    return {
+        key: [f"{value} keys" if value is not None else None for value in values] if key.endswith(".*") else values
+        for key, values in found.items()
+    }

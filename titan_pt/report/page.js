@@ -50,7 +50,7 @@
         if (!values) return;
         const count = values.reduce((sum, value) => sum + (value !== null), 0);
         const name = several ? (chart.keys.length > 1 ? run.name + " " + chart.labels[k] : run.name) : chart.labels[k];
-        const style = { run: r, name, count, color: "c" + ((several ? r : k) % 10), dash: several ? k % 3 : 0 };
+        const style = { run: r, name, count, color: "c" + ((several ? r : k) % 10), dash: several ? (k + Math.floor(r / 10)) % 3 : 0 };
         const smooth = view.smooth && count > 60;
         found.push({ ...style, values, faint: smooth });
         if (smooth) found.push({ ...style, values: smoothed(values, view.smooth), over: true });
@@ -73,7 +73,7 @@
       font: "12px system-ui, sans-serif", ...more,
     });
     return {
-      width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [8, 12, 0, 0],
+      width: box.clientWidth, height: box.clientHeight, legend: { show: false }, padding: [8, 20, 0, 0],
       scales: { x: { time: false }, y: { distr: positive ? 3 : 1 } },
       cursor: { sync: { key: "report", setSeries: false, scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
       axes: [

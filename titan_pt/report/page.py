@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -93,7 +94,8 @@ def _template() -> jinja2.Template:
 def facts(runs: Sequence[RunRecord]) -> str:
     """One line about the runs."""
     if len(runs) > 1:
-        return ", ".join(f"{run.name} ({run.state})" for run in runs)
+        states = Counter(run.state for run in runs)
+        return ", ".join(f"{count} {state}" for state, count in states.items())
     run = runs[0]
     job = run.config.get("job") or {}
     trainer = job.get("trainer", "")

@@ -1,6 +1,6 @@
 """`python -m titan_pt.tools.compare RUN RUN ...`: the keys in which runs differ, and what came of it.
 
-A row is a run where that fits the terminal, otherwise a key. `*` marks the best value of a column.
+A row is a run where that fits the terminal, otherwise the runs stand side by side. `*` marks the best value.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def _parser() -> ToolParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="job.dump_folder of a run")
-    parser.add_argument("--sort", metavar="COLUMN", help='order of the runs, such as "validation loss" or optimizer.lr')
+    parser.add_argument("--sort", metavar="COLUMN", help='order of the runs, such as "val loss" or optimizer.lr')
+    parser.add_argument("--all", action="store_true", help="all figures, however narrow the terminal is")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with a list of the runs")
     return parser
 
@@ -47,7 +48,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"runs": compared(runs)}, indent=2, ensure_ascii=False, default=str))
         return
-    print(comparison_text(runs, shutil.get_terminal_size((100, 24)).columns))
+    print(comparison_text(runs, shutil.get_terminal_size((100, 24)).columns, everything=arguments.all))
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}", file=sys.stderr)
@@ -70,32 +71,41 @@ def compared(runs: Sequence["RunRecord"]) -> list[dict[str, Any]]:
     ]
 
 
-def comparison_text(runs: Sequence["RunRecord"], width: int) -> str:
-    """The table of the runs for a terminal of so many columns: differing keys first, then the figures."""
-    from titan_pt.report.figures import differing_keys
+def comparison_text(runs: Sequence["RunRecord"], width: int, *, everything: bool = False) -> str:
+    """The table of the runs for a terminal of so many columns: differing keys first, then the figures.
+
+    Args:
+        everything: all figures, where they fit only with the runs side by side, in several blocks.
+    """
+    from titan_pt.report.figures import FIGURES, differing_keys
     from titan_pt.report.page import comparison
     from titan_pt.report.record import dump, encodable
 
     figures, keys = comparison(runs), differing_keys(runs)
-    head = ["run", *keys, *figures["names"]]
     rows = []
     for number, row in enumerate(figures["rows"]):
         values = ["-" if values[number] is None else dump(values[number]) for values in keys.values()]
         cells = [f"{cell['text'] or '-'}{'*' if cell['best'] else ''}" for cell in row["cells"]]
         rows.append([row["name"], *values, *cells])
-    table = [[_short(encodable(cell)) for cell in row] for row in (head, *rows)]
+    head = [_short(encodable(name), 2 * _LONGEST_CELL) for name in ("run", *keys, *figures["names"])]
+    table = [head, *([_short(encodable(cell)) for cell in row] for row in rows)]
+    columns = [list(column) for column in zip(*table, strict=True)]
+    side_by_side = [*columns[: 1 + len(keys)], *([[""] * len(table)] if keys else []), *columns[1 + len(keys) :]]
     if _width(table) <= width:
         return _lines(table)
+    main = {figure.name for figure in FIGURES if figure.is_main}
+    fewer = [column for n, column in enumerate(columns) if n <= len(keys) or column[0] in main]
+    table_of_fewer = [list(row) for row in zip(*fewer, strict=True)]
+    if not everything and _width(side_by_side) > width >= _width(table_of_fewer):
+        left = [name for name in figures["names"] if name not in main]
+        return _lines(table_of_fewer) + (f"\n\n--all: also {', '.join(left)}" if left else "")
     blocks: list[str] = []
-    columns = [list(column) for column in zip(*table, strict=True)]
-    if keys:
-        columns.insert(1 + len(keys), [""] * len(table))  # an empty line above the figures
     begin = 1
     while begin < len(table):  # as many runs side by side as fit, and one in any case
         end = begin + 1
-        while end < len(table) and _width([[c[0], *c[begin : end + 1]] for c in columns]) <= width:
+        while end < len(table) and _width([[c[0], *c[begin : end + 1]] for c in side_by_side]) <= width:
             end += 1
-        blocks.append(_lines([[column[0], *column[begin:end]] for column in columns]))
+        blocks.append(_lines([[column[0], *column[begin:end]] for column in side_by_side]))
         begin = end
     return "\n\n".join(blocks)
 
@@ -116,9 +126,9 @@ def _sorted(runs: list["RunRecord"], column: str) -> list["RunRecord"]:
     return [runs[number] for number in sorted(range(len(runs)), key=place)]
 
 
-def _short(cell: str) -> str:
+def _short(cell: str, longest: int = _LONGEST_CELL) -> str:
     line = " ".join(cell.split())
-    return line if len(line) <= _LONGEST_CELL else f"{line[: _LONGEST_CELL // 2 - 1]}…{line[-_LONGEST_CELL // 2 :]}"
+    return line if len(line) <= longest else f"{line[: longest // 2 - 1]}…{line[-longest // 2 :]}"
 
 
 def _width(table: Sequence[Sequence[str]]) -> int:
