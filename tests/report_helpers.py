@@ -29,7 +29,7 @@ def write_run(
         "optimizer": {"name": "AdamW", "lr": lr},
         "data": {"sources": [{"name": "wiki", "weight": 0.75}, {"name": "code", "weight": 0.25}]},
     }
-    (folder / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+    (folder / "config.toml").write_text("# titan_pt 0.9, commit abc1234\n\n" + tomli_w.dumps(config), encoding="utf-8")
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         wave = math.sin(step * 12.9898) * 0.5 + math.sin(step * 78.233) * 0.5

@@ -60,7 +60,14 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(elements.text["data"])
     assert len(data["runs"][0]["columns"]["loss"]) == 50
     assert "lr = 0.001" in html and "the loss is a spike &lt;/script&gt;" in html
-    for shown in ("best val loss", "goodput", "arithmetic", "bad step", "85.1 to 93.4 %"):
+    for shown in (
+        "best val loss",
+        "goodput",
+        "arithmetic",
+        "bad step",
+        "85.1 to 93.4 %",
+        "titan_pt 0.9, commit abc1234",
+    ):
         assert shown in html, shown
     text = (run / "report" / "REPORT.md").read_text(encoding="utf-8")
     assert "| steps | 50 | of 50 |" in text and "- step 25: bad step, the loss is a spike" in text

@@ -174,7 +174,7 @@ def differing_keys(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
 
     A table that only some runs have, and all of these with the same values, is one row: `grpo.*`.
     """
-    flat = [flat_config(run.config) for run in runs]
+    flat = [{**flat_config(run.config), "made by": run.made_by} for run in runs]
     keys = {key: None for config in flat for key in config if key not in _OWN_KEYS}
     with_rows = {key.rpartition(".")[0].rpartition(".")[0] for key in keys}
     found: dict[str, list[Any]] = {}
@@ -183,7 +183,7 @@ def differing_keys(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
         if all(value == values[0] for value in values) or (key in with_rows and [] in values):
             continue  # an empty list is no other value than the rows that others have in it
         table = key.partition(".")[0]
-        lacking = [table not in run.config for run in runs]
+        lacking = [table not in run.config and key != "made by" for run in runs]
         with_table = [value for value, lacks in zip(values, lacking, strict=True) if not lacks]
         if any(lacking) and all(value == with_table[0] for value in with_table):
             counts = found.setdefault(f"{table}.*", [None if lacks else 0 for lacks in lacking])

@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from titan_pt import __version__
 from titan_pt.report.charts import MOST_POINTS, Chart, charts, points
 from titan_pt.report.figures import FIGURES, differing_keys, duration, evaluations, share
 from titan_pt.report.record import RunRecord, dump, encodable
-from titan_pt.report.rollouts import PART_ROWS, Rollouts
+from titan_pt.report.rollouts import PART_ROWS, PackedRollouts
 from titan_pt.run.goodput import goodput_of
+from titan_pt.version import made_by
 
 _THEME_SCRIPT = (
     'document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";'
@@ -43,7 +43,7 @@ def plotting_library() -> tuple[str, str]:
     return "", ""
 
 
-def page(runs: Sequence[RunRecord], rollouts: Rollouts) -> str:
+def page(runs: Sequence[RunRecord], rollouts: PackedRollouts) -> str:
     """The report of one run or several as HTML."""
     drawn = charts(runs)
     drawn.sort(key=lambda chart: chart.more)
@@ -79,7 +79,7 @@ def page(runs: Sequence[RunRecord], rollouts: Rollouts) -> str:
         rollout_parts=[Markup(part) for part in rollouts.parts],
         accounts=[_account(run) for run in runs],
         data=_json(_data(runs, drawn)),
-        footer=f"Made by titan_pt {__version__} on {clock(time.time())}. This file needs no network.",
+        footer=f"Made by {made_by()} on {clock(time.time())}. This file needs no network.",
     )
     return encodable(html)
 
@@ -99,7 +99,13 @@ def facts(runs: Sequence[RunRecord]) -> str:
     run = runs[0]
     job = run.config.get("job") or {}
     trainer = job.get("trainer", "")
-    said = [str(job.get("description") or ""), f"trainer {trainer}" if trainer else "", run.state, str(run.folder)]
+    said = [
+        str(job.get("description") or ""),
+        f"trainer {trainer}" if trainer else "",
+        run.state,
+        run.made_by,
+        str(run.folder),
+    ]
     return " · ".join(part for part in said if part)
 
 
@@ -145,7 +151,7 @@ def _data(runs: Sequence[RunRecord], drawn: Sequence[Chart]) -> dict[str, Any]:
     }
 
 
-def _sections(runs: Sequence[RunRecord], drawn: Sequence[Chart], rollouts: Rollouts) -> list[tuple[str, str]]:
+def _sections(runs: Sequence[RunRecord], drawn: Sequence[Chart], rollouts: PackedRollouts) -> list[tuple[str, str]]:
     there = {
         "summary": True,
         "curves": bool(drawn),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from titan_pt.run.own_json import read_own
 from titan_pt.run.run_folder import CONFIG_FILE, LOCK_FILE, METRICS_FILE
 
 _LONGEST_LINE = 1 << 24
+_HASH = re.compile(r"\b([0-9a-f]{10})[0-9a-f]{30}\b")
 _QUIET_SECONDS = 900.0
 """A run that holds its folder and wrote nothing for so long may have been killed."""
 
@@ -60,6 +62,12 @@ class RunRecord:
         """Steps that the config asks for, where it says so."""
         steps = (self.config.get("training") or {}).get("steps")
         return steps if isinstance(steps, int) and steps > 0 else None
+
+    @property
+    def made_by(self) -> str:
+        """The version and the commit that the run's last start was of, where its config says so."""
+        first = self.config_text.partition("\n")[0]
+        return _HASH.sub(r"\1", first.removeprefix("# ")) if first.startswith("# titan_pt ") else ""
 
     def column(self, key: str) -> list[float]:
         """The values of a key over the steps that have it."""

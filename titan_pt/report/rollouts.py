@@ -13,14 +13,14 @@ from titan_pt.run.outgoing import redact
 
 FOLDER = "rollouts"
 PART_ROWS = 200
-"""Rollouts whose texts are in one part."""
+"""PackedRollouts whose texts are in one part."""
 _LONGEST_TEXT = 40_000
 _INDEX = ("run", "step", "task", "id", "reward", "tokens", "strict", "lenient", "finish", "advantage")
 _TEXTS = ("prompt", "completion", "gold", "rewards", "sample")
 
 
 @dataclass
-class Rollouts:
+class PackedRollouts:
     """What a page has of the rollouts of some runs."""
 
     index: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _INDEX})
@@ -33,12 +33,12 @@ class Rollouts:
         return len(self.index["step"])
 
 
-def read_rollouts(runs: Sequence[RunRecord], most: int) -> Rollouts:
+def read_rollouts(runs: Sequence[RunRecord], most: int) -> PackedRollouts:
     """The rollouts of the runs, at most about `most` of them together: then of some steps, spread evenly.
 
     A step's are taken all or not at all, so that the groups stay whole.
     """
-    found, texts = Rollouts(), []
+    found, texts = PackedRollouts(), []
     with_some = [run for run in runs if (run.folder / FOLDER).is_dir()]
     for run in with_some:
         files = _files(run.folder / FOLDER)

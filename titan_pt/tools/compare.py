@@ -82,6 +82,8 @@ def comparison_text(runs: Sequence["RunRecord"], width: int, *, everything: bool
     from titan_pt.report.record import dump, encodable
 
     figures, keys = comparison(runs), differing_keys(runs)
+    if any(run.state != "finished" for run in runs):
+        keys["state"] = [run.state for run in runs]
     rows = []
     for number, row in enumerate(figures["rows"]):
         values = ["-" if values[number] is None else dump(values[number]) for values in keys.values()]
