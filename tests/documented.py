@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-AFTER_QUICKSTART = ("README.md", "docs/tutorial.md", "docs/evaluation.md")
+AFTER_QUICKSTART = ("README.md", "docs/tutorial.md", "docs/evaluation.md", "docs/report.md")
 """Pages whose commands go on from the quickstart's run folders: tests/integration/test_quickstart.py runs them."""
 SHELLS = ("bash", "sh", "console", "shell")
 _MARK = re.compile(r"<!-- (run|shown|file)(?:: (.+?))? -->$")
@@ -110,7 +110,7 @@ def run_pages(names: Sequence[str], folder: Path, outputs: Path | None = None) -
             run_page(ROOT / name, own, fast)
 
 
-COMING_TOOLS = {"ls", "cp", "doctor", "compare", "report", "chat", "port", "sweep"}
+COMING_TOOLS = {"ls", "cp", "doctor", "chat", "port", "sweep"}
 
 
 def _tools_exist(page: Path) -> bool:
