@@ -30,7 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _of_options))
+    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -70,24 +70,11 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
 
 def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     training = config.training
-    if training.global_batch_size == 0:
-        yield (
-            ["training.global_batch_size"],
-            "training.global_batch_size = 0: must be positive, or -1 for one micro-batch",
-        )
-    tokens = training.global_batch_tokens
-    if tokens and tokens % training.seq_len:
-        lower = tokens // training.seq_len * training.seq_len
-        near = " or ".join(str(size) for size in (lower, lower + training.seq_len) if size)
-        yield (
-            ["training.global_batch_tokens", "training.seq_len"],
-            f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
-            f"the nearest are {near}",
-        )
-    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
-        from titan_pt.config.batch_problems import batch_problems
+    off = training.global_batch_size == 0 or (training.global_batch_tokens or 0) % training.seq_len
+    if off or (global_rows(config) and not fits(config, 1)):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import wrong_batch
 
-        yield from batch_problems(config, 1)
+        yield from wrong_batch(config)
 
 
 def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
@@ -139,27 +126,12 @@ def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str
                 yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
 
 
-def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    validation = config.validation
-    if validation.enable and validation.steps == 0:
-        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
-    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
-            "raise it, add [[validation.sources]], or set validation.enable = false",
-        )
-    if validation.holdout_fraction == 1.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
-        )
-
-
 def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    validation, used = config.validation, (config.profiling.enable_profiling, config.data.stall_policy != "wait")
-    if any(used) or validation.tasks or validation.sample_prompts or config.activation_checkpoint.mode == "selective":
+    validation, selective = config.validation, config.activation_checkpoint.mode == "selective"
+    edges = validation.steps == 0 or validation.holdout_fraction in (0.0, 1.0)
+    used = (config.profiling.enable_profiling, config.data.stall_policy != "wait", validation.tasks, edges)
+    if any(used) or validation.sample_prompts or selective:
         from titan_pt.config.resolve.option_checks import rules
 
         yield from rules(config)
