@@ -11,8 +11,9 @@ from helpers import read_rows, train_here, write_toml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
+from titan_pt.components.earlier_rows import rows_up_to
 from titan_pt.components.late_validation import complete
-from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, rows_up_to
+from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.files import write_atomic
@@ -293,7 +294,7 @@ def failing(number: int) -> Any:
 def test_what_stays_unwritten_is_told_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("titan_pt.run.records.KEPT_BYTES", 1000)
+    monkeypatch.setattr("titan_pt.run.kept_writes.KEPT_BYTES", 1000)
     monkeypatch.setattr("titan_pt.run.records.os.open", failing(28))
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     for step in range(1, 20):

@@ -19,8 +19,8 @@ from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.exit_codes import Preempted
-from titan_pt.run.files import remove_folder
 from titan_pt.run.heartbeat import beat
+from titan_pt.run.removal import remove_folder
 
 logger = logging.getLogger("titan_pt")
 
