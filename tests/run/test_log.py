@@ -61,7 +61,7 @@ class Screen(io.StringIO):
 
 def log_to(monkeypatch: pytest.MonkeyPatch, stream: Any, **environment: str) -> Any:
     """Begin to log to a stream, as a process does with this environment; returns the stream."""
-    for name in ("LOG_FORMAT", "LOG_RANK", "RANK", "NO_COLOR"):
+    for name in ("LOG_FORMAT", "LOG_RANK", "LOG_WIDTH", "RANK", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", **environment}.items():
         monkeypatch.setenv(name, value)

@@ -100,7 +100,8 @@ class MetricsWriter:
             bits = f"bits per byte {row['val_bpb']:.4f}"
             evaluated[:0] = [f"loss {row['val_loss']:.4f}", f"perplexity {row['val_perplexity']:.2f}", bits]
         if evaluated:
-            logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": row})
+            own = {key: value for key, value in row.items() if key.startswith(("step", "val_", "eval/"))}
+            logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})
 
     def plot(self, row: Mapping[str, Any]) -> None:
         if self._board is None:

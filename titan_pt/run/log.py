@@ -38,8 +38,8 @@ def open_console() -> None:
 def init_logging() -> None:
     """Log to stderr. Ranks not named in LOG_RANK (default 0, or a list such as 0,3) only log errors.
 
-    LOG_FORMAT is "plain", "long" (time, rank and level before each message) or "json" (an object a line). Without it
-    lines are plain in files and pods; on a terminal there are panels and a live line.
+    LOG_FORMAT is "plain", "long" (time and rank before each message) or "json" (an object a line). Without it lines
+    are plain in files and pods; on a terminal there are panels and a live line.
 
     Raises:
         ConfigError: LOG_FORMAT is something else.
@@ -89,14 +89,15 @@ def format_seconds(seconds: float) -> str:
 
 
 class Plain(logging.Formatter):
-    """Messages of at most 100 columns: longer lines go on in the next one, between words.
+    """Messages of at most LOG_WIDTH columns (default 100; 0: any number): a longer line goes on in the next one.
 
     What follows the first line is indented: no text of a model or of a file can pass for a line of the log.
     """
 
-    def __init__(self, prefix: str = "", width: int = 100) -> None:
+    def __init__(self, prefix: str = "", width: int | None = None) -> None:
         super().__init__()
-        self._prefix, self._width = prefix, width
+        wished = os.environ.get("LOG_WIDTH", "")
+        self._prefix, self._width = prefix, width or (int(wished) if wished.isdecimal() else 100) or sys.maxsize
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "

@@ -2,9 +2,13 @@
 
 import logging
 import math
+import os
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from titan_pt.run.log import format_seconds
@@ -73,11 +77,46 @@ class Progress:
         return f"{self.what}: {count}, {_rate(rate / scale)} {unit}/s{eta}"
 
 
+@contextmanager
+def growing(what: str, folder: Path) -> Iterator[None]:
+    """Context in which a library fills a folder; how much more is in it is looked at every second."""
+    before, over = size_of(folder), threading.Event()
+
+    def watch() -> None:
+        with Progress(what, "bytes") as progress:
+            while not over.wait(1.0):
+                progress.at(max(0, size_of(folder) - before))
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; links are not followed."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
 def counted(late: ExitStack, done: int, what: str, unit: str, total: float | None, started: float) -> None:
     """So many are done of what has taken a while: begins a progress in this context, or goes on with the one there."""
     if not _open or _open[-1].what != what:
         late.enter_context(Progress(what, unit, total, started=started))
     _open[-1].at(done)
+
+
+def more(count: float) -> None:
+    """So many more are done of what the innermost open progress counts, where there is one."""
+    if _open:
+        _open[-1].add(count)
 
 
 def reached(done: float) -> None:

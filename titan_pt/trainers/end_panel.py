@@ -1,5 +1,6 @@
 """The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
 
+import contextlib
 import importlib.util
 import logging
 import shlex
@@ -10,6 +11,8 @@ from typing import Any
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.files import parse_json
+from titan_pt.run.goodput import all_seconds, goodput_of
+from titan_pt.run.ledger import LEDGER_FILE
 from titan_pt.run.log import say
 from titan_pt.run.run_folder import METRICS_FILE, run_folder
 
@@ -35,8 +38,12 @@ def show_end(config: JobConfig, seconds: float) -> None:
     if best := best_validation(rows):
         key, row = best
         say("Best", f"{key} {row[key]:.4f} at step {row['step']:,}")
-    goodput = f", goodput {last['goodput']:.0%}" if last.get("goodput") is not None else ""
-    say("Time", f"{format_seconds(seconds)}{goodput}")
+    with contextlib.suppress(OSError):
+        spent = all_seconds(folder / LEDGER_FILE)
+        say(
+            "Time",
+            f"{format_seconds(seconds)}, goodput {goodput_of(spent):.1%} of {format_seconds(sum(spent.values()))}",
+        )
     say("Folder", str(folder))
     for number, command in enumerate(next_commands(config)):
         say("" if number else "Next", command)

@@ -68,11 +68,13 @@ def _texts(path: str, formatter: Formatter) -> Iterator[str]:
 def quiet_datasets() -> Any:
     """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
     import datasets
+    import huggingface_hub
     import tqdm
 
     # Its bars, hidden ones too, make a lock between processes: a killed worker's is told of as leaked at the end.
     tqdm.tqdm.set_lock(threading.RLock())
     datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     return datasets
 
