@@ -275,14 +275,22 @@
       fields.task.append(option);
     }
 
-    // The texts of a part, which stay compressed until one of them is shown.
+    // The parts come last in the file: what is above them is drawn while they are still read.
+    const whole = new Promise((resolve) => {
+      if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", resolve, { once: true });
+      else resolve();
+    });
+
+    function inflate(part) {
+      const bytes = Uint8Array.from(atob(byId("rollouts-" + part).textContent), (c) => c.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      return new Response(stream).text().then(JSON.parse);
+    }
+
+    // The texts of a rollout. Its part stays compressed until one of them is shown.
     function texts(i) {
       const part = Math.floor(i / data.part_rows);
-      if (!parts.has(part)) {
-        const bytes = Uint8Array.from(atob(byId("rollouts-" + part).textContent), (c) => c.charCodeAt(0));
-        const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-        parts.set(part, new Response(stream).text().then(JSON.parse));
-      }
+      if (!parts.has(part)) parts.set(part, whole.then(() => inflate(part)));
       return parts.get(part).then((rows) => rows[i % data.part_rows]);
     }
 
