@@ -21,7 +21,17 @@ WINGS = (
     *("run.goodput", "run.jumps", "run.stopped", "run.idle_starts", "run.failure", "run.pipes", "run.parents"),
     *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
     *("run.watchdog", "run.watched"),
-    *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),
+    *(
+        "planner",
+        "sweeps",
+        "tools",
+        "launch",
+        "dry_run",
+        "run.deadline",
+        "optimizers",
+        "config.schema.sft",
+        "config.schema.grpo",
+    ),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""
 
