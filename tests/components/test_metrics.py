@@ -11,8 +11,9 @@ from helpers import read_rows, train_here, write_toml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
+from titan_pt.components.kept_rows import rows_up_to
 from titan_pt.components.late_validation import complete
-from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, rows_up_to
+from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.files import write_atomic

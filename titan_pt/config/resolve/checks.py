@@ -158,8 +158,9 @@ def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[s
 
 def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    validation, used = config.validation, (config.profiling.enable_profiling, config.data.stall_policy != "wait")
-    if any(used) or validation.tasks or validation.sample_prompts or config.activation_checkpoint.mode == "selective":
+    validation, metrics = config.validation, config.metrics
+    used = [config.profiling.enable_profiling, validation.tasks, validation.sample_prompts, metrics.sinks]
+    if any(used) or config.data.stall_policy != "wait" or config.activation_checkpoint.mode == "selective":
         from titan_pt.config.resolve.option_checks import rules
 
         yield from rules(config)
