@@ -1,5 +1,7 @@
 """The experiments of the README's first page, as a user types them, and what comes out in the end."""
 
+import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,13 @@ from helpers import ROOT, read_rows, run
 from hf_helpers import export_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from titan_pt.data.builtin.conversations import UNKNOWN, answer, held_out_sums
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
-    """Pretraining, then reinforcement learning alone, and after fine-tuning; a Hugging Face folder that answers."""
+    """Pretraining; reinforcement learning alone, and after fine-tuning; an export that answers; a model that talks."""
     outputs = tmp_path / "outputs"
     missing = experiment(tmp_path, "quickstart_grpo", expected=2)
     assert "make it with ./run_train.sh --job.config_file" in missing
@@ -38,8 +42,28 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     asked = tokenizer("Question: What is 3 + 4?\nAnswer:", return_tensors="pt")
-    answer = tokenizer.decode(model.generate(**asked, max_new_tokens=24, do_sample=False)[0])
-    assert answer == "Question: What is 3 + 4?\nAnswer: 3 + 4 = 7\n#### 7<|endoftext|>"
+    said = tokenizer.decode(model.generate(**asked, max_new_tokens=24, do_sample=False)[0])
+    assert said == "Question: What is 3 + 4?\nAnswer: 3 + 4 = 7\n#### 7<|endoftext|>"
+
+    experiment(tmp_path, "quickstart_chat")
+    a_model_to_talk_to(tmp_path)
+
+
+def a_model_to_talk_to(folder: Path) -> None:
+    """It adds what it never read, goes on from its last answer, and says what it does not know, by the defaults."""
+    sums = list(itertools.islice(held_out_sums(), 50))
+    begun = answer(3, 4), answer(7, 2)
+    said = [question for question, _ in sums] + ["/reset", "What is three plus four?", "And two more?"]
+    unknown = ["What is the capital of France?", "Who invented the telephone?", "When does the next bus leave?"]
+    lines = [*said, *itertools.chain(*(("/reset", question) for question in unknown))]
+    command = [sys.executable, "-m", "titan_pt.tools.chat", "outputs/quickstart_chat"]
+    done = run(command, cwd=folder, input="\n".join(lines))
+    assert done.code == 0, done.stderr
+    answers = done.stdout.splitlines()
+    right = sum(found == wanted for found, (_, wanted) in zip(answers, sums, strict=False))
+    assert right >= 45, dict(zip(said, answers, strict=False))
+    assert tuple(answers[50:52]) == begun
+    assert answers[52:].count(UNKNOWN) >= 2 and len(answers) == 55, answers[52:]
 
 
 def experiment(folder: Path, name: str, *flags: str, expected: int = 0) -> str:
