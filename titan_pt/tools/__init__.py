@@ -1,4 +1,4 @@
-"""Command-line tools, run with python -m titan_pt.tools.NAME."""
+"""Command-line tools, run by `titan-pt NAME` (`titan_pt.cli`) or python -m titan_pt.tools.NAME."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
     os._exit(ExitCode.TERMINATED)
 
 
-if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_IS_COMMAND = sys.argv[0] == "-m" or sys.argv[0].startswith("titan-pt ")
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # The tool's own imports, torch among them, take seconds: until `command.run_tool` a Ctrl-C would be a traceback.
     signal.signal(signal.SIGINT, _leave)

@@ -19,7 +19,15 @@ LARGEST = 2**63 - 1
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2."""
+    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2.
+
+    Its help calls the tool by the name that it was called by: `titan-pt NAME` or `python -m titan_pt.tools.NAME`.
+    """
+
+    def __init__(self, *, prog: str, description: str | None, **options: Any) -> None:
+        if sys.argv[0].startswith("titan-pt "):
+            prog, description = sys.argv[0], (description or "").replace("python -m titan_pt.tools.", "titan-pt ")
+        super().__init__(prog=prog, description=description, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for argument in sys.argv[1:] if args is None else args:

@@ -11,7 +11,9 @@ def unreadable(error: Exception, path: Path, said_by: str) -> ConfigError:
     """Why a TOML file cannot be read."""
     where = f"{path}{said_by}"
     if isinstance(error, FileNotFoundError):
-        return ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}")
+        from titan_pt.config.shipped import known
+
+        return ConfigError(f"{where}: no such file; the working folder is {Path.cwd()}{known(path)}")
     if isinstance(error, IsADirectoryError):
         return ConfigError(f"{where}: a folder; give a TOML file")
     if type(error).__name__ == "TOMLDecodeError":
