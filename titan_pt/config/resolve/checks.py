@@ -30,7 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _validation, _of_options))
+    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -70,24 +70,11 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
 
 def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     training = config.training
-    if training.global_batch_size == 0:
-        yield (
-            ["training.global_batch_size"],
-            "training.global_batch_size = 0: must be positive, or -1 for one micro-batch",
-        )
-    tokens = training.global_batch_tokens
-    if tokens and tokens % training.seq_len:
-        lower = tokens // training.seq_len * training.seq_len
-        near = " or ".join(str(size) for size in (lower, lower + training.seq_len) if size)
-        yield (
-            ["training.global_batch_tokens", "training.seq_len"],
-            f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
-            f"the nearest are {near}",
-        )
-    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
-        from titan_pt.config.batch_problems import batch_problems
+    off = training.global_batch_size == 0 or (training.global_batch_tokens or 0) % training.seq_len
+    if off or (global_rows(config) and not fits(config, 1)):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import wrong_batch
 
-        yield from batch_problems(config, 1)
+        yield from wrong_batch(config)
 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
@@ -99,27 +86,11 @@ def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], s
         )
 
 
-def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    validation = config.validation
-    if validation.enable and validation.steps == 0:
-        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
-    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
-            "raise it, add [[validation.sources]], or set validation.enable = false",
-        )
-    if validation.holdout_fraction == 1.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
-        )
-
-
 def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
     profiling, validation = config.profiling.enable_profiling, config.validation
     used = [profiling, validation.tasks, validation.sample_prompts, config.lr_scheduler.total_steps]
+    used += [validation.steps == 0, validation.holdout_fraction in (0.0, 1.0)]
     used += [config.data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
     sources = [*config.data.sources, *validation.sources]
     used += [s.dataset or s.subset or s.split or s.revision or s.name in BUILTIN_DATASETS for s in sources]

@@ -9,7 +9,7 @@ from titan_pt.config.schema.job_config import BrokenRule, JobConfig, Source
 
 def rules(config: JobConfig) -> Iterator[BrokenRule]:
     """The broken ones."""
-    for rule in (_schedule, _stalls, _validation_tasks, _memory, _profiling):
+    for rule in (_schedule, _stalls, _validation, _validation_tasks, _memory, _profiling):
         yield from rule(config)
     yield from _sources("data.sources", config.data.sources)
     yield from _sources("validation.sources", config.validation.sources)
@@ -60,6 +60,23 @@ def _stalls(config: JobConfig) -> Iterator[BrokenRule]:
             ["data.substitute_after_seconds", "data.max_stall_seconds"],
             f"data.substitute_after_seconds = {data.substitute_after_seconds:g}: must be below "
             f"data.max_stall_seconds = {data.max_stall_seconds:g}, at which the run ends",
+        )
+
+
+def _validation(config: JobConfig) -> Iterator[BrokenRule]:
+    validation = config.validation
+    if validation.enable and validation.steps == 0:
+        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
+    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
+            "raise it, add [[validation.sources]], or set validation.enable = false",
+        )
+    if validation.holdout_fraction == 1.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
         )
 
 
