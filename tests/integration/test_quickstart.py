@@ -5,17 +5,30 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import AFTER_QUICKSTART, run_pages
 from helpers import ROOT, read_rows, run
 from hf_helpers import export_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from titan_pt.data.builtin.conversations import UNKNOWN, answer, held_out_sums
 
+TURNS = ((3, 4, 2), (1, 2, 4), (5, 5, 1), (2, 6, 3), (4, 0, 5), (1, 1, 6), (7, 2, 4), (3, 3, 2), (2, 5, 8), (6, 1, 1))
+NEVER_READ = (
+    "What is the capital of France?",
+    "Who invented the telephone?",
+    "When does the next bus leave?",
+    "Which colour has the sea at night?",
+    "Write a song for Clara.",
+)
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
-    """Pretraining; reinforcement learning alone, and after fine-tuning; an export that answers; a model that talks."""
+    """Pretraining; reinforcement learning alone, and after fine-tuning; an export that answers; a model that talks.
+
+    The commands of the pages that go on from these runs are run, too.
+    """
     outputs = tmp_path / "outputs"
     missing = experiment(tmp_path, "quickstart_grpo", expected=2)
     assert "make it with ./run_train.sh --job.config_file" in missing
@@ -48,22 +61,23 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     experiment(tmp_path, "quickstart_chat")
     a_model_to_talk_to(tmp_path)
 
+    run_pages(AFTER_QUICKSTART, tmp_path, outputs)
+
 
 def a_model_to_talk_to(folder: Path) -> None:
     """It adds what it never read, goes on from its last answer, and says what it does not know, by the defaults."""
-    sums = list(itertools.islice(held_out_sums(), 50))
-    begun = answer(3, 4), answer(7, 2)
-    said = [question for question, _ in sums] + ["/reset", "What is three plus four?", "And two more?"]
-    unknown = ["What is the capital of France?", "Who invented the telephone?", "When does the next bus leave?"]
-    lines = [*said, *itertools.chain(*(("/reset", question) for question in unknown))]
+    sums = [[turn] for turn in itertools.islice(held_out_sums(), 50)]
+    more = [[(f"What is {a} plus {b}?", answer(a, b)), (f"And {n} more?", answer(a + b, n))] for a, b, n in TURNS]
+    unknown = [[(question, UNKNOWN)] for question in NEVER_READ]
+    talks = [*sums, *more, *unknown]
+    lines = [line for talk in talks for line in ("/reset", *(question for question, _ in talk))]
     command = [sys.executable, "-m", "titan_pt.tools.chat", "outputs/quickstart_chat"]
     done = run(command, cwd=folder, input="\n".join(lines))
     assert done.code == 0, done.stderr
-    answers = done.stdout.splitlines()
-    right = sum(found == wanted for found, (_, wanted) in zip(answers, sums, strict=False))
-    assert right >= 45, dict(zip(said, answers, strict=False))
-    assert tuple(answers[50:52]) == begun
-    assert answers[52:].count(UNKNOWN) >= 2 and len(answers) == 55, answers[52:]
+    answers = iter(done.stdout.splitlines())
+    right = [all([next(answers) == wanted for _, wanted in talk]) for talk in talks]
+    assert sum(right[:50]) >= 45, done.stdout
+    assert sum(right[50:60]) >= 7 and sum(right[60:]) >= 4, done.stdout
 
 
 def experiment(folder: Path, name: str, *flags: str, expected: int = 0) -> str:
