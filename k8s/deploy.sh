@@ -97,6 +97,8 @@ build_and_push() {
     local image="$REGISTRY/titan-pt:$TAG" commit
     commit="$(git -C "$root" rev-parse HEAD 2>/dev/null || true)"
     say "image $image"
+    [[ -f "$root/pyproject.toml" ]] || die "$root holds no sources to build an image of; run this from a checkout, or give \
+the TAG of one that is in the registry, with SKIP_BUILD=1" 2
     do_it docker build --platform "${PLATFORM:-linux/amd64}" --file "$here/Dockerfile" --build-arg "EXTRAS=${EXTRAS//,/ }" \
         --build-arg "VERSION=$TAG" --build-arg "REVISION=$commit" --tag "$image" "$root" ||
         die "the image could not be built; see above, and that the docker daemon runs: docker info"
