@@ -84,6 +84,11 @@ def test_every_page_is_in_the_menu() -> None:
     assert not [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in menu]
 
 
+def test_every_shipped_experiment_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert not [path.stem for path in (ROOT / "train_configs").glob("*.toml") if f"`{path.stem}`" not in page]
+
+
 def test_the_key_reference_is_current() -> None:
     module = runpy.run_path(str(ROOT / "docs" / "make" / "keys.py"))
     assert module["PAGE"].read_text(encoding="utf-8") == module["render"](), "run python docs/make/keys.py"
