@@ -21,7 +21,7 @@ class Tool(NamedTuple):
     first: tuple[str, ...] = ()
     """Arguments before the user's."""
     takes: str = ""
-    """What the shell completes beside flags: an "experiment", the "shell"s, or files."""
+    """ "experiment" where it takes one, with the flags of its keys."""
 
 
 TOOLS = (
@@ -33,6 +33,7 @@ TOOLS = (
         takes="experiment",
     ),
     Tool("generate", "titan_pt.tools.generate", "text from any model, or a chat with it"),
+    Tool("chat", "titan_pt.tools.chat", "a conversation with a model"),
     Tool("evaluate", "titan_pt.tools.evaluate", "accuracy on tasks, and the loss of a text"),
     Tool("harness", "titan_pt.tools.harness", "tasks of lm-evaluation-harness on any model"),
     Tool("export", "titan_pt.tools.export", "a run's model as a Hugging Face folder"),
@@ -47,9 +48,12 @@ TOOLS = (
         takes="experiment",
     ),
     Tool("ls", "titan_pt.tools.ls", "the experiments that come with the package"),
-    Tool("cp", "titan_pt.tools.cp", "a copy of one to change", takes="experiment"),
+    Tool("cp", "titan_pt.tools.cp", "a copy of one to change"),
+    Tool("port", "titan_pt.tools.port", "TorchTitan's TOML file as one of titan_pt"),
+    Tool("doctor", "titan_pt.tools.doctor", "what this machine has and lacks, in one screen"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),
+    Tool("completion", "titan_pt.tools.completion", "a script that makes bash or zsh complete all this"),
     Tool(
         "await_start", "titan_pt.tools.await_start", "wait for the weights that a run starts from", takes="experiment"
     ),
