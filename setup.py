@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: experiments, k8s/ and scripts/ are in the wheel, and what commit it was made of."""
+"""What pyproject.toml cannot say: experiments, k8s/ and scripts/ are in the wheel, and the commit it was built from."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""What is published: a wheel of a source archive runs by its command, in an environment and a folder without the checkout."""
+"""What is published: a wheel of a source archive runs by its command, where there is no checkout."""
 
 import os
 import shutil
@@ -35,16 +35,17 @@ def test_a_built_wheel_trains_the_quickstart(tmp_path: Path) -> None:
         file.extractall(tmp_path, filter="data")
     wheel = build("build_wheel", tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path)
 
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
     # Of what is installed here, all but titan_pt itself: its finder is in a .pth, which is not followed.
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, env=env)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     shutil.rmtree(checkout)
     work = tmp_path / "work"
     work.mkdir()
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
     def command(*arguments: str) -> str:
         done = subprocess.run(

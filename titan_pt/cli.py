@@ -51,6 +51,8 @@ TOOLS = (
     Tool("cp", "titan_pt.tools.cp", "a copy of one to change"),
     Tool("port", "titan_pt.tools.port", "TorchTitan's TOML file as one of titan_pt"),
     Tool("doctor", "titan_pt.tools.doctor", "what this machine has and lacks, in one screen"),
+    Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
+    Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),
     Tool("completion", "titan_pt.tools.completion", "a script that makes bash or zsh complete all this"),

@@ -6,6 +6,7 @@ A checkout has them at its top; `setup.py` puts them into a wheel as titan_pt/sh
 from pathlib import Path
 
 from titan_pt.config.errors import nearest
+from titan_pt.config.names import meant_path
 
 FOLDERS = ("k8s", "scripts")
 """What ships beside the experiments."""
@@ -42,7 +43,8 @@ def known(path: Path) -> str:
     beside = [file.name for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
     names = experiments()
     runnable = [name for name in names if not name.startswith(("base_", "presets/"))]
-    return f"{nearest(path.name, [*names, *beside])}; shipped experiments are {', '.join(runnable)}"
+    meant = meant_path(str(path)) or nearest(path.name, [*names, *beside])
+    return f"{meant}; shipped experiments are {', '.join(runnable)}"
 
 
 def described(path: Path) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -38,8 +37,9 @@ class ToolParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument ([^:]+): (= )?", lambda m: f"{m[1]} = " if m[2] else f"{m[1]}: ", message)
-        raise ConfigError(f"{message}; --help lists the flags")
+        from titan_pt.tools.usage import usage_problems
+
+        raise ConfigError(*usage_problems(self, message))
 
 
 def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
@@ -89,12 +89,12 @@ def run_tool(action: Callable[[], None]) -> int:
     that has enough, such as `head`, ends the tool quietly.
     """
     open_console()
-    init_logging()
     quiet_libraries()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        init_logging()
         action()
         sys.stdout.flush()
     except ConfigError as error:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -30,7 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _validation, _of_options))
+    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -51,18 +51,6 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
                 named.append("tokenizer.name")
             yield ["model.flavor", *named], problem
         return
-    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
-        yield (
-            ["checkpoint.export_hf_interval"],
-            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
-            "Hugging Face layout",
-        )
-    if config.quantize.linear.float8 and model.converters is None:
-        yield (
-            ["model.converters", "quantize"],
-            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
-            "leaves it off; set one of them",
-        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
@@ -70,24 +58,11 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
 
 def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     training = config.training
-    if training.global_batch_size == 0:
-        yield (
-            ["training.global_batch_size"],
-            "training.global_batch_size = 0: must be positive, or -1 for one micro-batch",
-        )
-    tokens = training.global_batch_tokens
-    if tokens and tokens % training.seq_len:
-        lower = tokens // training.seq_len * training.seq_len
-        near = " or ".join(str(size) for size in (lower, lower + training.seq_len) if size)
-        yield (
-            ["training.global_batch_tokens", "training.seq_len"],
-            f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
-            f"the nearest are {near}",
-        )
-    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
-        from titan_pt.config.batch_problems import batch_problems
+    off = training.global_batch_size == 0 or (training.global_batch_tokens or 0) % training.seq_len
+    if off or (global_rows(config) and not fits(config, 1)):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import wrong_batch
 
-        yield from batch_problems(config, 1)
+        yield from wrong_batch(config)
 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
@@ -97,37 +72,37 @@ def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], s
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
+    for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
+        # Local files under names of their own need no look.
+        if len({s.name for s in sources}) < len(sources) or not all(_is_plain(source) for source in sources):
+            from titan_pt.config.resolve.source_checks import source_rules
+
+            yield from source_rules(table, sources)
 
 
-def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    validation = config.validation
-    if validation.enable and validation.steps == 0:
-        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
-    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
-            "raise it, add [[validation.sources]], or set validation.enable = false",
-        )
-    if validation.holdout_fraction == 1.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
-        )
+def _is_plain(source: Source) -> bool:
+    hub = (source.dataset, source.subset, source.split, source.revision)
+    return source.path is not None and not any(hub) and source.name not in BUILTIN_DATASETS
 
 
-def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    profiling, validation = config.profiling.enable_profiling, config.validation
-    used = [profiling, validation.tasks, validation.sample_prompts, config.lr_scheduler.total_steps]
-    used += [config.data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
-    sources = [*config.data.sources, *validation.sources]
-    used += [s.dataset or s.subset or s.split or s.revision or s.name in BUILTIN_DATASETS for s in sources]
-    same_names = len({source.name for source in sources}) < len(sources)
-    if any(used) or same_names or config.activation_checkpoint.mode == "selective":
+    used = (
+        config.job.notify,
+        config.profiling.enable_profiling,
+        config.data.stall_policy != "wait",
+        config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
+        config.validation.holdout_fraction in (0.0, 1.0),
+        config.activation_checkpoint.mode == "selective",
+        config.checkpoint.export_hf_interval,
+        config.quantize.linear.float8,
+        config.lr_scheduler.total_steps,
+        config.training.on_bad_step == "rewind",
+    )
+    if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
-        yield from rules(config)
+        yield from rules(config, spec)
 
 
 def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from titan_pt.config.resolve.fields import holds, keys, rows_of
 from titan_pt.config.resolve.layers import Layer, parse_toml
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.outgoing import looks_secret
 
 ORIGIN = "command line"
 
@@ -60,10 +59,10 @@ def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) ->
                 _set(tables, name, "true" if text is None else text, None)
                 continue
             problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
-    for name, text in flags:
-        if not name:
-            value = "a value" if text is None or looks_secret(text) else repr(text)
-            problems.append(f"{value} ({ORIGIN}): belongs to no flag; write it as in --training.steps 100")
+    for text in [text for name, text in flags if not name]:
+        from titan_pt.config.resolve.report import stray
+
+        problems.append(stray(text))
     return Layer(ORIGIN, tables)
 
 

@@ -121,12 +121,14 @@ def _expanded(path: str, said_by: str) -> str:
 
 
 def _read_toml(path: Path, said_by: str) -> Tables:
+    text = ""
     try:
-        tables: Tables = parse_toml(read_text(path, _MOST_BYTES))
+        text = read_text(path, _MOST_BYTES)
+        tables: Tables = parse_toml(text)
     except (OSError, ValueError) as error:
         from titan_pt.config.resolve.unreadable import unreadable
 
-        raise unreadable(error, path, said_by) from None
+        raise unreadable(error, path, said_by, text) from None
     return tables
 
 
