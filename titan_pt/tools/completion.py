@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from titan_pt.cli import TOOLS
 from titan_pt.config.resolve.fields import keys
 from titan_pt.config.shipped import FOLDERS, experiments
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import BUILTIN_CONFIGS, trainer_config
 from titan_pt.tools.command import ToolParser, run_tool
 
@@ -73,15 +73,16 @@ def _parser() -> ToolParser:
 def script(shell: str) -> str:
     """The functions that complete titan-pt in a shell."""
     of_config = {f"--{name}" for kind in BUILTIN_CONFIGS for name in keys(trainer_config(kind))}
+    tools = import_attribute("titan_pt.cli:TOOLS")  # which is above all tools
     lines = []
-    for tool in TOOLS:
+    for tool in tools:
         flags = sorted(own_flags(tool.module) | (of_config if tool.takes == "experiment" else set()))
         if flags:
             lines.append(f"        {tool.name}) found='{' '.join(flags)}' ;;")
     values = {
-        "TOOLS": " ".join(tool.name for tool in TOOLS),
+        "TOOLS": " ".join(tool.name for tool in tools),
         "FLAGS": "\n".join(lines),
-        "TAKERS": " | ".join(f"{tool.name}2" for tool in TOOLS if tool.takes == "experiment"),
+        "TAKERS": " | ".join(f"{tool.name}2" for tool in tools if tool.takes == "experiment"),
         "EXPERIMENTS": " ".join(experiments()),
         "FOLDERS": " ".join(FOLDERS),
         "SHELLS": " ".join(_SCRIPTS),
