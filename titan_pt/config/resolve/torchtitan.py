@@ -26,6 +26,8 @@ UNUSED_ITEMS: dict[str, list[str]] = _LISTS["unused_items"]
 UNUSED_TABLES = {table: _hint(hint) for table, hint in _LISTS["unused_tables"].items()}
 MODELS: dict[str, str] = _LISTS["models"]
 RENAMED: dict[str, str] = _LISTS["renamed"]
+FLAVORS: dict[str, dict[str, Tables]] = _LISTS["flavors"]
+DATASETS: dict[str, Tables] = _LISTS["datasets"]
 
 
 def drop_foreign(merged: Merged, problems: list[str]) -> list[str]:
