@@ -77,7 +77,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     if trainer.context.world.is_main and hasattr(sys.stderr, "end_live"):  # a terminal
         from titan_pt.trainers.end_panel import show_end
 
-        show_end(config, time.monotonic() - started)
+        show_end(config, time.monotonic() - started, trainer.goodput)
     return ExitCode.DONE
 
 

@@ -179,7 +179,7 @@ class Trainer:
 
                 save_together(self.context, state.step, self._save_finished, error)
             raise
-        self._ledger.write(state.step, done=True)
+        self.goodput = self._ledger.write(state.step, done=True)["goodput"]
         done = f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}"
         logger.info(done, extra={"live": False})
 

@@ -93,8 +93,9 @@ class MetricsWriter:
         """Print the row's training, validation and evaluation figures."""
         place = f"step {row['step']:>{len(str(total_steps))}}/{total_steps}"
         if "loss" in row:
-            told = f"{place}  {self._reward_line(row) if 'reward_mean' in row else ''}{self._figures(row, total_steps)}"
-            logger.info(told, extra={"row": row, "live": True})
+            eta = f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}"
+            figures = self._reward_line(row) if "reward_mean" in row else self._figures(row)
+            logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
         evaluated = [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if "val_loss" in row:
             bits = f"bits per byte {row['val_bpb']:.4f}"
@@ -115,18 +116,16 @@ class MetricsWriter:
             values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
         self._board.add({tag: value for tag, value in values.items() if value is not None}, {}, step)
 
-    def _figures(self, row: Mapping[str, Any], total_steps: int) -> str:
+    def _figures(self, row: Mapping[str, Any]) -> list[str]:
         rate = row["tokens_per_second"] / self._world_size
-        figures = [
+        return [
             f"loss {row['loss']:.4f}",
             f"grad_norm {row['grad_norm']:.3g}",
             f"lr {row['lr']:.2e}",
             f"{rate:,.0f} tok/s" if rate < 1e6 else f"{rate / 1e6:.2f}M tok/s",
             *([] if row["mfu"] is None else [f"mfu {row['mfu']:.1%}"]),
-            f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}",
             f"{row['memory_gib']:.3g} GiB",
         ]
-        return "  ".join(figures)
 
     @functools.cached_property
     def _reward_line(self) -> Any:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
 
 
-_runs: list[JobConfig] = []
-"""The config of the run, when it is known."""
+_runs: list[JobConfig] = []  # the config of the run, when it is known
 
 
 def exit_code_of(run: Callable[[], ExitCode]) -> int:

@@ -14,9 +14,7 @@ from typing import TypeVar
 
 from titan_pt.run.outgoing import guard_console, moves_cursor, redact
 
-logger = logging.getLogger("titan_pt")
-
-T = TypeVar("T")
+logger, T = logging.getLogger("titan_pt"), TypeVar("T")
 
 
 def open_console() -> None:
