@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from titan_pt.run.outgoing import guard_console, moves_cursor, redact
 
-logger, T = logging.getLogger("titan_pt"), TypeVar("T")
+logger = logging.getLogger("titan_pt")
+T = TypeVar("T")
 
 
 def open_console() -> None:
