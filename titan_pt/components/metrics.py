@@ -35,6 +35,7 @@ TENSORBOARD_TAGS = {
     "val_bpb": "validation_metrics/bits_per_byte",
     "val_perplexity": "validation_metrics/perplexity",
 }
+_LOSSES = {"val_loss": "loss {:.4f}", "val_perplexity": "perplexity {:.2f}", "val_bpb": "bits per byte {:.4f}"}
 _NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
@@ -96,10 +97,8 @@ class MetricsWriter:
             eta = f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}"
             figures = self._reward_line(row) if "reward_mean" in row else self._figures(row)
             logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
-        evaluated = [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
-        if "val_loss" in row:
-            bits = f"bits per byte {row['val_bpb']:.4f}"
-            evaluated[:0] = [f"loss {row['val_loss']:.4f}", f"perplexity {row['val_perplexity']:.2f}", bits]
+        evaluated = [text.format(row[key]) for key, text in _LOSSES.items() if key in row]
+        evaluated += [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if evaluated:
             own = {key: value for key, value in row.items() if key.startswith(("step", "val_", "eval/"))}
             logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})

@@ -19,6 +19,7 @@ from titan_pt.run.exit_codes import (
     record_exit_code,
 )
 from titan_pt.run.heartbeat import enter
+from titan_pt.run.log import init_logging
 from titan_pt.run.signals import ignore_signals, signalled
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     reason = ""
     _runs.clear()
     try:
+        init_logging()
         code = run()
     except ConfigError as error:
         code, reason = ExitCode.USAGE, error.report()
@@ -44,8 +46,6 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         from titan_pt.run.failure import tell
 
         code, reason = tell(error)
-    if hasattr(sys.stderr, "end_panel"):
-        sys.stderr.end_panel()
     ignore_signals()
     recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
     if not recorded and _runs and _runs[0].job.notify and os.environ.get("RANK", "0") == "0":

@@ -56,13 +56,8 @@ class Ledger:
         if self._path and self._steps >= 0:  # a finished run is not changed by another start
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    line = {
-                        "step": step,
-                        **more,
-                        **moment(),
-                        "seconds": {k: float(s) for k, s in self._seconds.items()},
-                    }
-                    file.write(json.dumps(line) + "\n")
+                    seconds = {kind: float(spent) for kind, spent in self._seconds.items()}
+                    file.write(json.dumps({"step": step, **more, **moment(), "seconds": seconds}) + "\n")
             except OSError as error:  # of no use to a run
                 logger.error(f"{self._path.name} could not be written: {error}; training goes on")
             if more.get("done"):

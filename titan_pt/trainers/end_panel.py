@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.files import parse_json
 from titan_pt.run.log import say
 from titan_pt.run.run_folder import METRICS_FILE, run_folder
+from titan_pt.run.terminal import TerminalStream
 
 logger = logging.getLogger("titan_pt")
 
@@ -40,6 +42,8 @@ def show_end(config: JobConfig, seconds: float, goodput: float) -> None:
     say("Folder", str(folder))
     for number, command in enumerate(next_commands(config)):
         say("" if number else "Next", command)
+    if isinstance(sys.stderr, TerminalStream):
+        sys.stderr.end_panel()
 
 
 _RESULT = {
