@@ -32,7 +32,8 @@ TOOLS = (
         first=("--standalone", "-m", "titan_pt.train"),
         takes="experiment",
     ),
-    Tool("generate", "titan_pt.tools.generate", "text from any model, or a chat with it"),
+    Tool("generate", "titan_pt.tools.generate", "text from any model"),
+    Tool("chat", "titan_pt.tools.chat", "talk to a model"),
     Tool("evaluate", "titan_pt.tools.evaluate", "accuracy on tasks, and the loss of a text"),
     Tool("harness", "titan_pt.tools.harness", "tasks of lm-evaluation-harness on any model"),
     Tool("export", "titan_pt.tools.export", "a run's model as a Hugging Face folder"),
@@ -48,6 +49,8 @@ TOOLS = (
     ),
     Tool("ls", "titan_pt.tools.ls", "the experiments that come with the package"),
     Tool("cp", "titan_pt.tools.cp", "a copy of one to change", takes="experiment"),
+    Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
+    Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),
     Tool(

@@ -1,4 +1,4 @@
-"""The name, file or folder that was meant. Imported where one is unknown."""
+"""Names in messages about mistakes: the name, file or folder that was meant. Imported where there is a mistake."""
 
 import difflib
 import glob

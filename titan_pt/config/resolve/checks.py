@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -72,19 +72,35 @@ def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], s
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
+    for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
+        # Local files under names of their own need no look.
+        if len({s.name for s in sources}) < len(sources) or not all(_is_plain(source) for source in sources):
+            from titan_pt.config.resolve.source_checks import source_rules
+
+            yield from source_rules(table, sources)
+
+
+def _is_plain(source: Source) -> bool:
+    hub = (source.dataset, source.subset, source.split, source.revision)
+    return source.path is not None and not any(hub) and source.name not in BUILTIN_DATASETS
 
 
 def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    profiling, validation = config.profiling.enable_profiling, config.validation
-    used = [profiling, validation.tasks, validation.sample_prompts, config.lr_scheduler.total_steps]
-    used += [validation.steps == 0, validation.holdout_fraction in (0.0, 1.0)]
-    used += [config.data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
-    used += [config.job.notify, config.checkpoint.export_hf_interval, config.quantize.linear.float8]
-    sources = [*config.data.sources, *validation.sources]
-    used += [s.dataset or s.subset or s.split or s.revision or s.name in BUILTIN_DATASETS for s in sources]
-    same_names = len({source.name for source in sources}) < len(sources)
-    if any(used) or same_names or config.activation_checkpoint.mode == "selective":
+    used = (
+        config.job.notify,
+        config.profiling.enable_profiling,
+        config.metrics.sinks,
+        config.data.stall_policy != "wait",
+        config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
+        config.validation.holdout_fraction in (0.0, 1.0),
+        config.activation_checkpoint.mode == "selective",
+        config.checkpoint.export_hf_interval,
+        config.quantize.linear.float8,
+        config.lr_scheduler.total_steps,
+        config.training.on_bad_step == "rewind",
+    )
+    if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
         yield from rules(config, spec)

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import one_of, shown
-from titan_pt.config.schema.job_config import BrokenRule, JobConfig, Source
+from titan_pt.config.errors import nearest, one_of, shown
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.protocols.registry import import_attribute
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """The broken ones."""
     yield from _model(config, spec)
-    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling):
+    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
-    yield from _sources("data.sources", config.data.sources)
-    yield from _sources("validation.sources", config.validation.sources)
 
 
 def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
@@ -36,36 +34,6 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
         )
 
 
-def _notify(config: JobConfig) -> Iterator[BrokenRule]:
-    try:
-        shlex.split(config.job.notify)
-    except ValueError as error:
-        said = f"job.notify = {shown(config.job.notify)}: is no command line ({error})"
-        yield ["job.notify"], f"{said}; close the quotes"
-
-
-def _sources(table: str, sources: list[Source]) -> Iterator[BrokenRule]:
-    names = [source.name for source in sources]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield [table], f"{table}: two sources are named {name!r}; names must differ"
-    for i, source in enumerate(sources):
-        where = f"{table}[{i}] ({source.name!r})"
-        if source.path is not None and source.dataset is not None:
-            yield [table], f"{where}: path and dataset are both given; give one"
-        # A source without files, built in or registered, says itself what its subsets are.
-        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
-        remote = [key for key in keys if getattr(source, key) is not None]
-        if remote and complete(source).dataset is None:
-            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
-        builtin = BUILTIN_DATASETS.get(source.name)
-        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
-            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
-        if builtin and builtin.patterns and not source.path and not source.dataset:
-            subset = source.subset or builtin.subset
-            if subset not in builtin.patterns:
-                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
-
-
 def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
     schedule = config.lr_scheduler
     if schedule.total_steps and config.training.max_hours is not None:
@@ -80,6 +48,14 @@ def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
             'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
             'checkpoint.load_only = false, or set it to "skip"',
         )
+
+
+def _notify(config: JobConfig) -> Iterator[BrokenRule]:
+    try:
+        shlex.split(config.job.notify)
+    except ValueError as error:
+        said = f"job.notify = {shown(config.job.notify)}: is no command line ({error})"
+        yield ["job.notify"], f"{said}; close the quotes"
 
 
 def _stalls(config: JobConfig) -> Iterator[BrokenRule]:
@@ -141,3 +117,11 @@ def _profiling(config: JobConfig) -> Iterator[BrokenRule]:
             f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup + profiler_active "
             f"= {needed}",
         )
+
+
+def _sinks(config: JobConfig) -> Iterator[BrokenRule]:
+    known = {"tensorboard", *import_attribute("titan_pt.sinks:SINKS")}
+    for name in config.metrics.sinks:
+        if name not in known:
+            hint = nearest(name, known) or "; register_sink in a module of experimental.custom_import adds one"
+            yield ["metrics.sinks"], f"metrics.sinks = {shown(name)}: unknown; known are {one_of(known)}{hint}"
