@@ -9,16 +9,18 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from titan_pt.config.errors import ConfigError
 
 
-def import_plugin(module: str, key: str) -> None:
+def import_plugin(module: str, key: str, problems: Sequence[str] = ()) -> None:
     """Import a user's module from the Python path or the working folder.
 
     Args:
         key: what named it, for the message.
+        problems: other ones, told before its own: what else there may be is unknown where it fails.
 
     Raises:
         ConfigError: there is no such module, or it fails; tells its file and line.
@@ -36,7 +38,7 @@ def import_plugin(module: str, key: str) -> None:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
             said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
-        raise ConfigError(said) from error
+        raise ConfigError(*problems, said) from error
 
 
 def users_line(error: BaseException) -> str:
