@@ -559,7 +559,8 @@ def test_other_streams_are_refused_with_values_that_fit(
         (["--training.steps", "7"], "The learning rate stays at 0 at step 7: training.steps is 6 there and 7 here"),
         (
             ["--training.steps", "12"],
-            "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12 here; the schedule is planned again to the new end, step "
+            "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12 here; "
+            r"the schedule is planned again to the new end, step "
             r"12 by training.steps: at step 6 it was 0 and is 0.0005333",
         ),
         (
@@ -749,6 +750,22 @@ def test_starting_weights_warn_of_other_arithmetic(
 def test_find_initial_names_the_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.initial_load_path = .*train it first"):
         find_initial(str(tmp_path / "nowhere"))
+
+
+def test_a_missing_run_brings_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.toml").write_text('[job]\ndump_folder = "outputs/first"')
+    (tmp_path / "broken.toml").write_text("[job")
+    (tmp_path / "mine.toml").write_text('extends = "base.toml"\n[training]\nsteps = 1')
+    (tmp_path / "other.toml").write_text('extends = "base.toml"\n[job]\ndump_folder = "outputs/other"')
+    for path, said in (
+        ("outputs/first", "make it with titan-pt train mine.toml, or"),
+        (str(tmp_path / "outputs/other/checkpoint"), "make it with titan-pt train other.toml, or"),
+        ("outputs/quickstart_sft", "/quickstart_sft.toml, or"),
+        ("outputs/nothing", "train it first, by titan-pt train FILE.toml --job.dump_folder outputs/nothing, or"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            find_initial(path)
 
 
 @pytest.fixture(autouse=True)

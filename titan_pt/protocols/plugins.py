@@ -11,7 +11,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest
 
 
 def import_plugin(module: str, key: str) -> None:
@@ -35,7 +35,9 @@ def import_plugin(module: str, key: str) -> None:
             said += f" ({place})"
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
-            said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+            said += _meant_module(module)
+        elif missing:
+            said += f"; install the package that has it, by {sys.executable} -m pip install"
         raise ConfigError(said) from error
 
 
@@ -57,6 +59,16 @@ def reason(error: BaseException) -> str:
         return f"{type(error).__name__}: {error.msg}{f' ({place})' if place else ''}"
     text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
     return f"{text} ({place})" if place else text
+
+
+def _meant_module(module: str) -> str:
+    """What to write for a module that is not there: the name of a file, or of one nearly called so."""
+    stem = module.removesuffix(".py").strip("./").replace("/", ".")
+    here = [path.stem for path in Path().glob("*.py")] + [path.parent.name for path in Path().glob("*/__init__.py")]
+    if stem != module and os.path.isfile(module):
+        return f"; give the module's name, {stem}, not its file's"
+    names = nearest(stem, here)
+    return f"{names}; give a module name such as my_pkg.my_trainer that is importable from the working folder"
 
 
 def _place(module: str) -> str:

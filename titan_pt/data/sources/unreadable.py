@@ -1,6 +1,7 @@
 """What is said of sources that cannot be read; imported where there is one."""
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -39,7 +40,14 @@ def no_files(pattern: str, key: str, *, unfinished: bool) -> ConfigError:
     if os.path.isdir(pattern):
         return ConfigError(f"{where} is a folder; name its files, such as {str(Path(pattern, '*.parquet'))!r}")
     base = "" if os.path.isabs(pattern) else f"; the working folder is {Path.cwd()}"
-    return ConfigError(f"{where} matches no file{base}{meant_path(pattern)}")
+    return ConfigError(f"{where} matches no file{base}{meant_path(pattern) or _others(pattern)}")
+
+
+def _others(pattern: str) -> str:
+    """Some files of the same ending in the pattern's folder, in a message."""
+    beside = Path(os.path.dirname(pattern)).glob(f"*{Path(pattern).suffix}")
+    found = sorted(str(file) for file in itertools.islice(beside, 1000) if Path(pattern).suffix)
+    return f"; there are {', '.join(found[:3])}{' ...' * (len(found) > 3)}" if found else ""
 
 
 def unknown_formatter(name: str, formatters: list[str], records: str) -> ConfigError:
