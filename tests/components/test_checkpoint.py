@@ -560,7 +560,7 @@ def test_other_streams_are_refused_with_values_that_fit(
         (
             ["--training.steps", "12"],
             "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12 here; "
-            r"the schedule is planned again to the new end, step "
+            "the schedule is planned again to the new end, step "
             r"12 by training.steps: at step 6 it was 0 and is 0.0005333",
         ),
         (
@@ -761,7 +761,7 @@ def test_a_missing_run_brings_the_command_that_makes_it(tmp_path: Path, monkeypa
     for path, said in (
         ("outputs/first", "make it with titan-pt train mine.toml, or"),
         (str(tmp_path / "outputs/other/checkpoint"), "make it with titan-pt train other.toml, or"),
-        ("outputs/quickstart_sft", "/quickstart_sft.toml, or"),
+        ("outputs/quickstart_sft", "make it with titan-pt train quickstart_sft, or"),
         ("outputs/nothing", "train it first, by titan-pt train FILE.toml --job.dump_folder outputs/nothing, or"),
     ):
         with pytest.raises(ConfigError, match=re.escape(said)):

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import read_rows, train_here, write_toml
+from helpers import ROOT, read_rows, train_here, write_toml
+from metric_keys import documented_keys, undocumented
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
+from titan_pt.components.earlier_rows import rows_up_to
 from titan_pt.components.late_validation import complete
-from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds, rows_up_to
+from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds
+from titan_pt.components.tensorboard import plotted
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.files import write_atomic
@@ -71,6 +75,21 @@ def test_rows_have_the_documented_keys_at_the_documented_steps(trained: Path) ->
         assert set(row) - {"save_seconds"} == {*KEYS, *(VALIDATION if validated else [])}, row["step"]
         assert row["tokens_seen"] == row["step"] * 16 * 128
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+    assert not undocumented(rows, "pretrain")
+
+
+def test_documented_keys_exist_and_are_plotted_by_the_documented_name() -> None:
+    """That runs write no other ones is told where their rows are read."""
+    source = "\n".join(path.read_text() for path in (ROOT / "titan_pt").rglob("*.py"))
+    in_a_loop = {"reward_errors", "reward_timeouts", "reward_nans"}
+    entries = documented_keys()
+    assert len(entries) > 50
+    for entry in entries:
+        literal = re.split(r"<\w+>|/", entry.key)
+        last = [part for part in literal if part][-1]
+        assert last in in_a_loop or re.search(rf'["/]{last}["/{{]', source), entry.key
+        if entry.key != "loss":  # which brings the names that TensorBoard alone has
+            assert list(plotted({entry.key: 0.5}, 1)) == ([] if entry.tag == "-" else [entry.tag]), entry.key
 
 
 def test_tensorboard_has_the_names_of_torchtitan(trained: Path) -> None:
@@ -128,7 +147,7 @@ def test_a_completion_that_fails_is_made_up_for_before_the_next_row(
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     writer.write(ROW, 10)
     with monkeypatch.context() as patch, caplog.at_level("ERROR", logger="titan_pt"):
-        patch.setattr("titan_pt.components.metrics.write_atomic", full)
+        patch.setattr("titan_pt.components.earlier_rows.write_atomic", full)
         complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
     assert "the validation of step 1 could not be written" in caplog.text
     writer.write({**ROW, "step": 2}, 10)
@@ -147,7 +166,7 @@ def test_a_crash_at_a_completion_loses_no_row(tmp_path: Path, monkeypatch: pytes
         write_atomic(path, text)
         seen.append(read_rows(tmp_path))
 
-    monkeypatch.setattr("titan_pt.components.metrics.write_atomic", replace)
+    monkeypatch.setattr("titan_pt.components.earlier_rows.write_atomic", replace)
     complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
     assert [["val_loss" in row for row in rows] for rows in seen] == [[False], [True]]
     writer.write({**ROW, "step": 2}, 10)
@@ -293,7 +312,7 @@ def failing(number: int) -> Any:
 def test_what_stays_unwritten_is_told_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("titan_pt.run.records.KEPT_BYTES", 1000)
+    monkeypatch.setattr("titan_pt.run.kept_writes.KEPT_BYTES", 1000)
     monkeypatch.setattr("titan_pt.run.records.os.open", failing(28))
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     for step in range(1, 20):

@@ -20,7 +20,7 @@ import titan_pt.tools
 from titan_pt.run.exit_codes import ExitCode, Stalled
 from titan_pt.tools.command import run_tool
 
-FRAME = {"arguments", "command", "model", "explain", "no_such_tool", "run_text", "usage"}
+FRAME = {"arguments", "command", "model", "explain", "run_text", "usage"}
 TOOLS = sorted({module.name for module in pkgutil.iter_modules(titan_pt.tools.__path__)} - FRAME)
 NEEDED = {
     "evaluate": ["--checkpoint", "none", "--tasks", "arithmetic"],
@@ -92,8 +92,7 @@ def test_a_missing_or_unknown_flag_brings_what_to_type(
 def test_an_unknown_tool_lists_the_known_ones(name: str, meant: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"titan_pt.tools.{name}"], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
-    assert done.stderr.startswith(f"python -m titan_pt.tools.{name}: there is no such tool{meant}; the tools are ")
-    assert set(TOOLS) == set(done.stderr.strip().partition("the tools are ")[2].split(", "))
+    assert f"{name!r}: unknown tool{meant}\nthe tools are " in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -1,12 +1,13 @@
 """A run's numbers: rows of metrics.jsonl, TensorBoard and console lines."""
 
+import functools
 import json
 import logging
 import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,12 @@ import torch
 from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
-from titan_pt.run.files import parse_json, write_atomic
-from titan_pt.run.log import terminal_colors
+from titan_pt.protocols.registry import import_attribute
+from titan_pt.run.log import format_seconds
 from titan_pt.run.records import AppendedFile, Record
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
-
-# TorchTitan's TensorBoard names; every other key keeps its own.
-TENSORBOARD_TAGS = {
-    "loss": "loss_metrics/global_avg_loss",
-    "mfu": "mfu(%)",
-    "step_seconds": "time_metrics/end_to_end(s)",
-    "data_seconds": "time_metrics/data_loading(s)",
-    "memory_gib": "memory/max_active(GiB)",
-    "tokens_seen": "n_tokens_seen",
-    "val_loss": "validation_metrics/loss",
-    "val_bpb": "validation_metrics/bits_per_byte",
-    "val_perplexity": "validation_metrics/perplexity",
-}
-_NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
 class MetricsWriter:
@@ -44,17 +31,18 @@ class MetricsWriter:
     What was written about the steps after `last_step` is dropped: they are trained again. A failing disk costs no step.
     """
 
-    def __init__(self, run_folder: Path, options: Metrics, last_step: int, world_size: int) -> None:
+    def __init__(
+        self, run_folder: Path, options: Metrics, last_step: int, world_size: int, sinks: Sequence[Any] = ()
+    ) -> None:
         self.path = run_folder / FILE
         self._world_size = world_size
-        self._color = terminal_colors(options.disable_color_printing)
         self.rows, self._file = Record(FILE), AppendedFile(self.path)
         self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
-        self._board: Any = None
-        if options.enable_tensorboard:
+        self._sinks: list[Any] = list(sinks)
+        if "tensorboard" in options.used_sinks:
             from titan_pt.components.tensorboard import EventLog
 
-            self._board = EventLog(run_folder / options.save_tb_folder, last_step + 1)
+            self._sinks.append(EventLog(run_folder / options.save_tb_folder, last_step + 1, world_size))
 
     def write(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write one logged step, by the keys of metrics.jsonl.
@@ -71,59 +59,60 @@ class MetricsWriter:
         """Show texts, such as samples, in the console and in TensorBoard."""
         for tag, text in texts.items():
             logger.info(f"{tag}:\n{text}")
-            if self._board is not None:
-                from titan_pt.run.secrets import fenced
-
-                self._board.add({}, {tag: fenced(text)}, step)
+        for sink in self._sinks if texts else ():
+            sink.write_texts(texts, step)
 
     def close(self) -> None:
         """Write what a failing disk kept back, or tell what is lost."""
         self.rows.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
     def keep(self, step: int, line: str = "") -> None:
         """Drop the rows of later steps, and put a line in their place."""
-        kept = f"{rows_up_to(self.path, step)}{line}"
-        if kept.encode() != (self.path.read_bytes() if self.path.exists() else b""):
-            write_atomic(self.path, kept)
+        if line or self.path.exists():
+            from titan_pt.components.earlier_rows import keep_rows
+
+            keep_rows(self.path, step, line)
         self._file.size = None
 
     def show(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Print the row's training, validation and evaluation figures."""
+        place = f"step {row['step']:>{len(str(total_steps))}}/{total_steps}"
         if "loss" in row:
-            logger.info(self._line(row, total_steps))
+            told = f"{place}  {self._reward_line(row) if 'reward_mean' in row else ''}{self._figures(row, total_steps)}"
+            logger.info(told, extra={"row": row, "live": True})
+        evaluated = [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if "val_loss" in row:
-            logger.info(
-                f"validate step: {row['step']}  loss: {row['val_loss']:.4f}  "
-                f"perplexity: {row['val_perplexity']:.2f}  bits per byte: {row['val_bpb']:.4f}"
-            )
-        evaluated = "  ".join(f"{key[5:]}: {value:.4g}" for key, value in row.items() if key.startswith("eval/"))
+            bits = f"bits per byte {row['val_bpb']:.4f}"
+            evaluated[:0] = [f"loss {row['val_loss']:.4f}", f"perplexity {row['val_perplexity']:.2f}", bits]
         if evaluated:
-            logger.info(f"evaluate step: {row['step']}  {evaluated}")
+            own = {key: value for key, value in row.items() if key.startswith(("step", "val_", "eval/"))}
+            logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})
 
     def plot(self, row: Mapping[str, Any]) -> None:
-        if self._board is None:
-            return
-        step = row["step"]
-        values = {TENSORBOARD_TAGS.get(key, key): value for key, value in row.items() if key not in _NOT_PLOTTED}
-        if row.get("mfu") is not None:
-            values["mfu(%)"] = 100 * row["mfu"]
-        if "loss" in row:  # not the row before training
-            values["throughput(tps)"] = row["tokens_per_second"] / self._world_size
-            values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
-        self._board.add({tag: value for tag, value in values.items() if value is not None}, {}, step)
+        """Give the row to the sinks."""
+        for sink in self._sinks:
+            sink.write(row)
 
-    def _line(self, row: Mapping[str, Any], total_steps: int) -> str:
-        color = self._color
-        mfu = "" if row["mfu"] is None else f"  {color.magenta}mfu: {100 * row['mfu']:.2f}%"
-        eta = format_seconds((total_steps - row["step"]) * row["step_seconds"])
-        return (
-            f"{color.red}step: {row['step']:>{len(str(total_steps))}}/{total_steps}  "
-            f"{color.green}loss: {row['loss']:7.4f}  {color.yellow}grad_norm: {row['grad_norm']:7.4f}  "
-            f"{color.cyan}lr: {row['lr']:.2e}  {color.blue}memory: {row['memory_gib']:.2f}GiB  "
-            f"tps: {row['tokens_per_second'] / self._world_size:,.0f}{mfu}  {color.green}eta: {eta}{color.reset}"
-        )
+    def _figures(self, row: Mapping[str, Any], total_steps: int) -> str:
+        rate = row["tokens_per_second"] / self._world_size
+        figures = [
+            f"loss {row['loss']:.4f}",
+            f"grad_norm {row['grad_norm']:.3g}",
+            f"lr {row['lr']:.2e}",
+            f"{rate:,.0f} tok/s" if rate < 1e6 else f"{rate / 1e6:.2f}M tok/s",
+            *([] if row["mfu"] is None else [f"mfu {row['mfu']:.1%}"]),
+            f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}",
+            f"{row['memory_gib']:.3g} GiB",
+        ]
+        return "  ".join(figures)
+
+    @functools.cached_property
+    def _reward_line(self) -> Any:
+        from titan_pt.components.reward_line import RewardLine
+
+        return RewardLine(self.path)
 
 
 @dataclass
@@ -131,6 +120,7 @@ class Interval:
     """The steps since the last logged one. Their tensors are read together, when they are logged or saved."""
 
     start: float = field(default_factory=time.perf_counter)
+    last_end: float = field(default_factory=time.perf_counter)
     paused_seconds: float = 0.0
     save_seconds: float = 0.0
     tokens: int = 0
@@ -145,6 +135,7 @@ class Interval:
         self.tokens += metrics.tokens
         self.data_seconds += metrics.data_seconds
         self.num_steps += 1
+        self.last_end = time.perf_counter()
         self.last = metrics
         self.unread.append((step, metrics, data))
 
@@ -171,8 +162,10 @@ class MetricRows:
         """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
         self.close()
         if self.context.world.is_main:
-            options = self.context.config.metrics
-            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size)
+            options, sinks = self.context.config.metrics, []
+            if options.used_sinks - {"tensorboard"} or options.prometheus_port:
+                sinks = import_attribute("titan_pt.sinks.opening:open_sinks")(self, last_step + 1)
+            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size, sinks)
 
     def close(self) -> None:
         """Flush and close."""
@@ -228,26 +221,9 @@ class MetricRows:
         return values
 
 
-def rows_up_to(path: Path, step: int) -> str:
-    """The whole rows up to a step of a metrics file; none where there is no file."""
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    steps = [step_of(line) for line in lines]
-    if math.inf in steps[:-1]:  # the last one may have been cut off by a crash
-        logger.warning(f"{path}, line {steps.index(math.inf) + 1}: damaged; such lines are dropped")
-    return "".join(f"{line}\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step)
-
-
 def line_of(row: Mapping[str, Any]) -> str:
     """A row as a line of metrics.jsonl."""
     return json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n"
-
-
-def step_of(line: str) -> float:
-    """The step of a row; infinity where the line is not a whole row."""
-    try:
-        return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return math.inf
 
 
 def memory_gib(device: torch.device) -> float:
@@ -256,17 +232,6 @@ def memory_gib(device: torch.device) -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return torch.accelerator.max_memory_allocated(device.index) / 2**30
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration, such as "1d 02:03:04", "02:03:04" or "03:04"."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    clock = f"{hours:02}:{minutes:02}:{rest:02}" if hours or days else f"{minutes:02}:{rest:02}"
-    return f"{days}d {clock}" if days else clock
 
 
 def _json_number(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Command-line tools, run with python -m titan_pt.tools.NAME."""
+"""Command-line tools, run by `titan-pt NAME` (`titan_pt.cli`) or python -m titan_pt.tools.NAME."""
 
 import os
 import signal
@@ -22,10 +22,11 @@ def _asked_for() -> str | None:
 
 
 if (_missing := _asked_for()) is not None:
-    from titan_pt.tools.no_such_tool import no_such_tool
+    from titan_pt.cli import unknown
 
-    sys.exit(sys.stderr.write(f"{no_such_tool(_missing)}\n") and ExitCode.USAGE)
+    sys.exit(sys.stderr.write(f"{unknown(_missing)}\n") and ExitCode.USAGE)
 
-if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_IS_COMMAND = sys.argv[0] == "-m" or sys.argv[0].startswith("titan-pt ")
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # The tool's own imports, torch among them, take seconds: until `command.run_tool` a Ctrl-C would be a traceback.
     signal.signal(signal.SIGINT, _leave)

@@ -18,7 +18,15 @@ LARGEST = 2**63 - 1
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2."""
+    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2.
+
+    Its help calls the tool by the name that it was called by: `titan-pt NAME` or `python -m titan_pt.tools.NAME`.
+    """
+
+    def __init__(self, *, prog: str, description: str | None, **options: Any) -> None:
+        if sys.argv[0].startswith("titan-pt "):
+            prog, description = sys.argv[0], (description or "").replace("python -m titan_pt.tools.", "titan-pt ")
+        super().__init__(prog=prog, description=description, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for argument in sys.argv[1:] if args is None else args:
@@ -81,12 +89,12 @@ def run_tool(action: Callable[[], None]) -> int:
     that has enough, such as `head`, ends the tool quietly.
     """
     open_console()
-    init_logging()
     quiet_libraries()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        init_logging()
         action()
         sys.stdout.flush()
     except ConfigError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from titan_pt.config.batch import fits, global_rows
-from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig, Source
 
@@ -30,7 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _of_options))
+    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -51,18 +51,6 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
                 named.append("tokenizer.name")
             yield ["model.flavor", *named], problem
         return
-    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
-        yield (
-            ["checkpoint.export_hf_interval"],
-            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
-            "Hugging Face layout",
-        )
-    if config.quantize.linear.float8 and model.converters is None:
-        yield (
-            ["model.converters", "quantize"],
-            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
-            "leaves it off; set one of them",
-        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
@@ -77,64 +65,45 @@ def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], 
         yield from wrong_batch(config)
 
 
-def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    schedule = config.lr_scheduler
-    if schedule.total_steps and config.training.max_hours is not None:
-        yield (
-            ["lr_scheduler.total_steps", "training.max_hours"],
-            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
-            "moves; leave one of them out",
-        )
-    if config.training.on_bad_step == "rewind" and (config.checkpoint.load_only or not config.checkpoint.enable):
-        yield (
-            ["training.on_bad_step", "checkpoint.enable", "checkpoint.load_only"],
-            'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
-            'checkpoint.load_only = false, or set it to "skip"',
-        )
-
-
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        experiment = "" if config.job.config_file else "name an experiment, as in titan-pt train quickstart, or "
         yield (
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
-    yield from _sources("data.sources", config.data.sources)
-    yield from _sources("validation.sources", config.validation.sources)
+    for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
+        # Local files under names of their own need no look.
+        if len({s.name for s in sources}) < len(sources) or not all(_is_plain(source) for source in sources):
+            from titan_pt.config.resolve.source_checks import source_rules
+
+            yield from source_rules(table, sources)
 
 
-def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str]]:
-    names = [source.name for source in sources]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield [table], f"{table}: two sources are named {name!r}; names must differ"
-    for i, source in enumerate(sources):
-        where = f"{table}[{i}] ({source.name!r})"
-        if source.path is not None and source.dataset is not None:
-            yield [table], f"{where}: path and dataset are both given; give one"
-        # A source without files, built in or registered, says itself what its subsets are.
-        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
-        remote = [key for key in keys if getattr(source, key) is not None]
-        if remote and complete(source).dataset is None:
-            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
-        builtin = BUILTIN_DATASETS.get(source.name)
-        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
-            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
-        if builtin and builtin.patterns and not source.path and not source.dataset:
-            subset = source.subset or builtin.subset
-            if subset not in builtin.patterns:
-                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
+def _is_plain(source: Source) -> bool:
+    hub = (source.dataset, source.subset, source.split, source.revision)
+    return source.path is not None and not any(hub) and source.name not in BUILTIN_DATASETS
 
 
-def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    validation, selective = config.validation, config.activation_checkpoint.mode == "selective"
-    edges = validation.steps == 0 or validation.holdout_fraction in (0.0, 1.0)
-    used = (config.profiling.enable_profiling, config.data.stall_policy != "wait", validation.tasks, edges)
-    if any(used) or validation.sample_prompts or selective:
+    used = (
+        config.job.notify,
+        config.profiling.enable_profiling,
+        config.metrics.sinks,
+        config.data.stall_policy != "wait",
+        config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
+        config.validation.holdout_fraction in (0.0, 1.0),
+        config.activation_checkpoint.mode == "selective",
+        config.checkpoint.export_hf_interval,
+        config.quantize.linear.float8,
+        config.lr_scheduler.total_steps,
+        config.training.on_bad_step == "rewind",
+    )
+    if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
-        yield from rules(config)
+        yield from rules(config, spec)
 
 
 def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:

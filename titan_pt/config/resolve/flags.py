@@ -20,7 +20,8 @@ Flags = list[tuple[str, str | None]]
 def read_flags(argv: list[str]) -> Flags:
     """(name, text) of each flag, the text None where none follows; ("", text) for a value without a flag.
 
-    A value that itself starts with "--" needs the form `--a.b=value`.
+    A value that itself starts with "--" needs the form `--a.b=value`. The first argument, and a TOML file anywhere, are
+    the experiment, as behind --job.config_file.
     """
     flags: Flags = []
     for argument in argv:
@@ -32,7 +33,8 @@ def read_flags(argv: list[str]) -> Flags:
         elif flags and flags[-1][1] is None:
             flags[-1] = (flags[-1][0], argument)
         else:
-            flags.append(("", argument))
+            is_experiment = argument.endswith(".toml") or (not flags and not argument.startswith("-"))
+            flags.append(("job.config_file" if is_experiment else "", argument))
     return flags
 
 

@@ -1,15 +1,61 @@
 """Rules between fields that most configs leave as they are. Imported where one does not."""
 
+import shlex
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.errors import shown
+from titan_pt.config.errors import nearest, one_of, shown
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.protocols.registry import import_attribute
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.model_spec import ModelSpec
 
 
-def rules(config: JobConfig) -> Iterator[BrokenRule]:
+def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """The broken ones."""
-    for rule in (_stalls, _validation, _validation_tasks, _memory, _profiling):
+    yield from _model(config, spec)
+    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
+
+
+def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
+    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
+        yield (
+            ["checkpoint.export_hf_interval"],
+            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
+            "Hugging Face layout",
+        )
+    if config.quantize.linear.float8 and config.model.converters is None:
+        yield (
+            ["model.converters", "quantize"],
+            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
+            "leaves it off; set one of them",
+        )
+
+
+def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
+    schedule = config.lr_scheduler
+    if schedule.total_steps and config.training.max_hours is not None:
+        yield (
+            ["lr_scheduler.total_steps", "training.max_hours"],
+            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
+            "moves; leave one of them out",
+        )
+    if config.training.on_bad_step == "rewind" and (config.checkpoint.load_only or not config.checkpoint.enable):
+        yield (
+            ["training.on_bad_step", "checkpoint.enable", "checkpoint.load_only"],
+            'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
+            'checkpoint.load_only = false, or set it to "skip"',
+        )
+
+
+def _notify(config: JobConfig) -> Iterator[BrokenRule]:
+    try:
+        shlex.split(config.job.notify)
+    except ValueError as error:
+        said = f"job.notify = {shown(config.job.notify)}: is no command line ({error})"
+        yield ["job.notify"], f"{said}; close the quotes"
 
 
 def _stalls(config: JobConfig) -> Iterator[BrokenRule]:
@@ -71,3 +117,11 @@ def _profiling(config: JobConfig) -> Iterator[BrokenRule]:
             f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup + profiler_active "
             f"= {needed}",
         )
+
+
+def _sinks(config: JobConfig) -> Iterator[BrokenRule]:
+    known = {"tensorboard", *import_attribute("titan_pt.sinks:SINKS")}
+    for name in config.metrics.sinks:
+        if name not in known:
+            hint = nearest(name, known) or "; register_sink in a module of experimental.custom_import adds one"
+            yield ["metrics.sinks"], f"metrics.sinks = {shown(name)}: unknown; known are {one_of(known)}{hint}"

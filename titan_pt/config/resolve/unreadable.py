@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from titan_pt.config.errors import ConfigError, nearest, shown
@@ -21,10 +21,12 @@ def unreadable(error: Exception, path: Path, said_by: str, text: str = "") -> Co
     """
     where = f"{path}{said_by}"
     if isinstance(error, FileNotFoundError):
+        from titan_pt.config.shipped import known
+
         base = "" if path.is_absolute() else f"; the working folder is {Path.cwd()}"
         if said_by.startswith(" (extends"):  # what it extends was named from the folder of the file that says so
             base = f"; it is looked for in {path.parent.resolve()}, the folder of the file that extends it"
-        return ConfigError(f"{where}: no such file{base}{meant_path(str(path), _experiments())}")
+        return ConfigError(f"{where}: no such file{base}{known(path)}")
     if isinstance(error, IsADirectoryError):
         found = sorted(file.name for file in path.glob("*.toml"))[:8]
         return ConfigError(f"{where}: a folder; give a TOML file{f', such as {path / found[0]}' if found else ''}")
@@ -34,13 +36,6 @@ def unreadable(error: Exception, path: Path, said_by: str, text: str = "") -> Co
         return ConfigError(f"{error}{said_by}")
     # ValueError: a name with NUL, too many levels, a number of thousands of digits
     return ConfigError(f"{where}: cannot be read: {error}")
-
-
-def _experiments() -> Iterator[str]:
-    """TOML files that may be meant: those beside the working folder's, and those that come with titan_pt."""
-    shipped = Path(__file__).resolve().parents[3] / "train_configs"
-    for folder in (Path(), Path("train_configs"), shipped):
-        yield from (str(file) for file in sorted(folder.glob("*.toml"), reverse=True))
 
 
 def _excerpt(reason: str, text: str) -> str:

@@ -74,7 +74,7 @@ class JobConfig(Section):
         checkpoint, metrics, profiling = self.checkpoint, self.metrics, self.profiling
         if checkpoint.enable and not checkpoint.load_only:
             yield "checkpoint.folder", checkpoint.folder
-        if metrics.enable_tensorboard:
+        if "tensorboard" in metrics.used_sinks:
             yield "metrics.save_tb_folder", metrics.save_tb_folder
         if profiling.enable_profiling:
             yield "profiling.save_traces_folder", profiling.save_traces_folder
@@ -102,29 +102,6 @@ class JobConfig(Section):
         return tomli_w.dumps(self.dump())
 
 
-__all__ = [
-    "ActivationCheckpoint",
-    "BrokenRule",
-    "Checkpoint",
-    "Comm",
-    "Compile",
-    "Data",
-    "Debug",
-    "Experimental",
-    "Float8",
-    "Job",
-    "JobConfig",
-    "LrScheduler",
-    "Metrics",
-    "Model",
-    "Optimizer",
-    "Parallelism",
-    "Profiling",
-    "Quantize",
-    "Section",
-    "Source",
-    "TokenizerSection",
-    "Training",
-    "Validation",
-    "ValidationTask",
-]
+__all__ = ["ActivationCheckpoint", "BrokenRule", "Checkpoint", "Comm", "Compile", "Data", "Debug", "Experimental"]
+__all__ += ["Float8", "Job", "JobConfig", "LrScheduler", "Metrics", "Model", "Optimizer", "Parallelism", "Profiling"]
+__all__ += ["Quantize", "Section", "Source", "TokenizerSection", "Training", "Validation", "ValidationTask"]

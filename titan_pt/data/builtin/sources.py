@@ -7,6 +7,7 @@ from pathlib import Path
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.data.builtin.conversations import Conversations, HeldOutSums
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.identity import content_hash
@@ -45,6 +46,20 @@ def open_arithmetic_plain(source: Source, _seed: int) -> SourceItems:
     return ArithmeticLevel(_LEVELS_BY_NAME[source.subset], plain=True)
 
 
+def open_conversations(source: Source, seed: int) -> SourceItems:
+    """The conversations of the name conversations, or with a `subset` the sums that none of them asks for."""
+    if source.subset not in (None, "held-out"):
+        raise ConfigError(
+            f'data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed is "held-out" ('
+            "sums that no other conversation asks for); leave it out for conversations to train on"
+        )
+    if source.formatter is None:
+        raise ConfigError(
+            f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
+        )
+    return Conversations(seed) if source.subset is None else HeldOutSums()
+
+
 class PythonStdlib:
     """The Python standard library's source files, without its tests: text that every machine has."""
 
@@ -72,6 +87,7 @@ class Arithmetic:
         rows: give rows of GSM8K instead of texts, without the problems that the task "arithmetic" only evaluates on.
     """
 
+    generated = True
     size = 1_000_000
 
     def __init__(self, seed: int, *, rows: bool = False) -> None:
@@ -98,6 +114,8 @@ class ArithmeticLevel:
         plain: without the marker `#### <number>`.
         rows: give rows of GSM8K; the next problem stands in for one that is only evaluated on.
     """
+
+    generated = True
 
     def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:
         self._level, self._plain, self._rows = level, plain, rows
