@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,13 @@ def test_a_module_that_raises_is_told_by_its_file_and_line(home: Path, capsys: p
         with pytest.raises(ConfigError) as caught:
             load_config([f"--experimental.custom_import=bad_{number}"])
         assert said in str(caught.value) and f"({home}/bad_{number}.py:2)" in str(caught.value)
+    for module, said in (
+        ("bad_1", f"install the package that has it, by {sys.executable} -m pip install"),
+        ("my_brokn", "; did you mean my_broken?; give a module name such as my_pkg.my_trainer"),
+        ("./my_broken.py", ": is a file; give the module's name, my_broken"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            load_config([f"--experimental.custom_import={module}"])
 
 
 def test_a_model_of_ones_own_is_opened_by_every_tool(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,9 @@ def import_plugin(module: str, key: str) -> None:
     Raises:
         ConfigError: there is no such module, or it fails; tells its file and line.
     """
+    if "/" in module or os.path.isfile(module):
+        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{key} = {module!r}: is a file; give the module's name, {name}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -62,13 +65,9 @@ def reason(error: BaseException) -> str:
 
 
 def _meant_module(module: str) -> str:
-    """What to write for a module that is not there: the name of a file, or of one nearly called so."""
-    stem = module.removesuffix(".py").strip("./").replace("/", ".")
+    """What to write for a module that is not there."""
     here = [path.stem for path in Path().glob("*.py")] + [path.parent.name for path in Path().glob("*/__init__.py")]
-    if stem != module and os.path.isfile(module):
-        return f"; give the module's name, {stem}, not its file's"
-    names = nearest(stem, here)
-    return f"{names}; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+    return f"{nearest(module, here)}; give a module name such as my_pkg.my_trainer that is importable from the working folder"
 
 
 def _place(module: str) -> str:

@@ -9,6 +9,12 @@ from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.names import meant_path
 from titan_pt.run.exit_codes import Preempted
 
+WITHOUT_HUB = (
+    "download it once where there is one, `hf download --repo-type dataset NAME --local-dir data/NAME`, and name its "
+    'files in path = "data/NAME/**/*.parquet" instead of dataset (HF_ENDPOINT names a mirror of the hub)'
+)
+"""What to do where the hub does not answer."""
+
 
 def explained(error: Exception, name: str) -> Exception:
     """The cause of an error of `datasets` or below: a stop as it is, a ConfigError with the name, others as one.
@@ -24,6 +30,8 @@ def explained(error: Exception, name: str) -> Exception:
     # The library's own files: a source's would have been named by a ConfigError.
     full = isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
     fix = "; set data.cache_dir and HF_HOME to folders with space to write" if full else ""
+    if isinstance(cause, ConnectionError):  # `datasets` under HF_HUB_OFFLINE
+        fix = f"; {WITHOUT_HUB}"
     return ConfigError(f"{name}: cannot be read: {type(cause).__name__}: {cause}{fix}")
 
 
