@@ -67,7 +67,8 @@ def reason(error: BaseException) -> str:
 def _meant_module(module: str) -> str:
     """What to write for a module that is not there."""
     here = [path.stem for path in Path().glob("*.py")] + [path.parent.name for path in Path().glob("*/__init__.py")]
-    return f"{nearest(module, here)}; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+    how = "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+    return f"{nearest(module, here)}{how}"
 
 
 def _place(module: str) -> str:
