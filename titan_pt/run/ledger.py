@@ -65,7 +65,7 @@ class Ledger:
                 logger.error(f"{self._path.name} could not be written: {error}; training goes on")
             if more.get("done"):
                 spent_on = ", ".join(f"{kind} {seconds:,.1f}" for kind, seconds in both.items())
-                logger.info(f"Goodput: {100 * goodput['goodput']:.1f} % of {spent:,.1f} s; seconds of {spent_on}")
+                logger.info(f"Goodput: {100 * goodput['goodput']:.1f} % of {spent:,.1f} s: {spent_on}")
         return goodput
 
 
