@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import pytest_addoption, pytest_sessionfinish
+
+__all__ = ["pytest_addoption", "pytest_sessionfinish"]
 
 # Before torch is loaded: idle OpenMP threads must not spin beside other workers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

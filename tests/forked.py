@@ -65,6 +65,7 @@ def train(arguments: list[str], log: Path, cwd: Path | None, variables: Mapping[
     if cwd:
         os.chdir(cwd)
         sys.path.insert(0, str(cwd))
-    from titan_pt.train import leave, main
+    from titan_pt.run.leaving import leave
+    from titan_pt.train import main
 
     leave(main(arguments))

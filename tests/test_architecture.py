@@ -20,8 +20,18 @@ WINGS = (
     *("data.stream.workers", "data.stream.synthetic", "data.sources.prepared", "data.sources.records", "data.overlap"),
     *("run.goodput", "run.jumps", "run.stopped", "run.idle_starts", "run.failure", "run.pipes", "run.parents"),
     *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
-    *("run.watchdog", "run.watched"),
-    *("planner", "tools", "launch", "dry_run", "run.deadline", "optimizers", "config.schema.sft", "config.schema.grpo"),
+    *("run.watchdog", "run.watched", "sinks", "components.earlier_rows"),
+    *(
+        "planner",
+        "sweeps",
+        "tools",
+        "launch",
+        "dry_run",
+        "run.deadline",
+        "optimizers",
+        "config.schema.sft",
+        "config.schema.grpo",
+    ),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""
 

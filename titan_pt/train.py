@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.ending import RunEnding, exit_code_of, leave
+from titan_pt.run.ending import RunEnding, exit_code_of
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
 from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.log import init_logging, open_console, quiet_libraries
@@ -127,6 +127,7 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
     from titan_pt.components.checkpoint.step_folders import has_steps
     from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
+    from titan_pt.protocols.registry import import_attribute
     from titan_pt.run.run_folder import prepare_run_folder
     from titan_pt.run.signals import raise_if_preempted
 
@@ -134,6 +135,8 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)
     run_folder = prepare_run_folder(config)
+    if config.metrics.used_sinks - {"tensorboard"}:
+        import_attribute("titan_pt.sinks.opening:check_sinks")(config)
     set_determinism(config.debug, find_device())
 
     world = start_world(config, run_folder)
@@ -153,4 +156,6 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
 
 
 if __name__ == "__main__":
+    from titan_pt.run.leaving import leave
+
     leave(main())

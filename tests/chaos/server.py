@@ -171,7 +171,8 @@ def _train(content: dict[str, Any]) -> None:
         os.dup2(file, target)
     sys.stdin = open(os.devnull)  # noqa: SIM115
     os.environ.update(job.variables)
-    from titan_pt.train import leave, main
+    from titan_pt.run.leaving import leave
+    from titan_pt.train import main
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))  # with the server
     _watch(job)

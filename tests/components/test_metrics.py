@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import read_rows, train_here, write_toml
+from helpers import ROOT, read_rows, train_here, write_toml
+from metric_keys import documented_keys, undocumented
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
 from titan_pt.components.earlier_rows import rows_up_to
 from titan_pt.components.late_validation import complete
 from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds
+from titan_pt.components.tensorboard import plotted
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.trainer_spec import register_trainer_spec
 from titan_pt.run.files import write_atomic
@@ -72,6 +75,21 @@ def test_rows_have_the_documented_keys_at_the_documented_steps(trained: Path) ->
         assert set(row) - {"save_seconds"} == {*KEYS, *(VALIDATION if validated else [])}, row["step"]
         assert row["tokens_seen"] == row["step"] * 16 * 128
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+    assert not undocumented(rows, "pretrain")
+
+
+def test_documented_keys_exist_and_are_plotted_by_the_documented_name() -> None:
+    """That runs write no other ones is told where their rows are read."""
+    source = "\n".join(path.read_text() for path in (ROOT / "titan_pt").rglob("*.py"))
+    in_a_loop = {"reward_errors", "reward_timeouts", "reward_nans"}
+    entries = documented_keys()
+    assert len(entries) > 50
+    for entry in entries:
+        literal = re.split(r"<\w+>|/", entry.key)
+        last = [part for part in literal if part][-1]
+        assert last in in_a_loop or re.search(rf'["/]{last}["/{{]', source), entry.key
+        if entry.key != "loss":  # which brings the names that TensorBoard alone has
+            assert list(plotted({entry.key: 0.5}, 1)) == ([] if entry.tag == "-" else [entry.tag]), entry.key
 
 
 def test_tensorboard_has_the_names_of_torchtitan(trained: Path) -> None:

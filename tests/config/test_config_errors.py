@@ -91,7 +91,7 @@ def test_a_broken_rule_says_which_layers_set_its_fields(tmp_path: Path) -> None:
 def test_a_torchtitan_file_with_no_ops_runs_with_one_notice(tmp_path: Path) -> None:
     text = """
 [metrics]
-enable_wandb = false
+save_for_all_ranks = false
 [training.dataloader]
 num_workers = 0
 [parallelism]
@@ -107,7 +107,7 @@ enable = false
     assert resolved.config == config_of(tmp_path, ""), "a no-op changes nothing"
     (notice,) = resolved.notices
     for name in (
-        "metrics.enable_wandb = false",
+        "metrics.save_for_all_ranks = false",
         "training.dataloader.num_workers = 0",
         "fault_tolerance.process_group",
     ):
@@ -154,8 +154,8 @@ def test_torchtitan_keys_as_flags(tmp_path: Path) -> None:
     flags = ("--parallelism.tensor_parallel_degree", "1", "--training.dataloader.num_workers=0")
     (notice,) = resolve_text(tmp_path, "", *flags).notices
     assert "parallelism.tensor_parallel_degree = 1 (command line), " in notice
-    problem = problem_of(tmp_path, "", "--metrics.enable_wandb")
-    assert problem.startswith("metrics.enable_wandb = true (command line): titan_pt does not have")
+    problem = problem_of(tmp_path, "", "--metrics.save_for_all_ranks")
+    assert problem.startswith("metrics.save_for_all_ranks = true (command line): titan_pt does not have")
 
 
 def test_every_renamed_key_points_at_one_that_exists(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ SECRET = "hf_" + "aBcDeFgH" * 4
         f'[job]\ndescription = "with {SECRET}"',
         f'[[data.sources]]\nname = "a"\npath = "https://me:{SECRET}@host/x"',
         f'[fault_tolerance]\ntoken = "{SECRET}"',
-        f'[metrics]\nenable_wandb = "{SECRET}"',
+        f'[metrics]\nsave_for_all_ranks = "{SECRET}"',
     ],
 )
 def test_no_message_holds_a_secret(tmp_path: Path, text: str) -> None:
@@ -331,7 +331,7 @@ def test_good_input_prints_the_toml_and_notices_go_to_stderr(
 
 
 def test_load_config_logs_the_notice_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path, f"{SOURCE}[parallelism]\ntensor_parallel_degree = 1\n[metrics]\nenable_wandb = false")
+    path = write(tmp_path, f"{SOURCE}[parallelism]\ntensor_parallel_degree = 1\n[metrics]\nsave_for_all_ranks = false")
     load_config(["--job.config_file", str(path)])
     assert len(caplog.records) == 1
 

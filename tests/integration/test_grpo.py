@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 from helpers import TINY, Result, assert_same_step, read_json, read_rows, read_tensors, train, train_here
+from metric_keys import undocumented
 
 from titan_pt.config import load_config
 
@@ -110,6 +111,7 @@ def test_a_run_writes_metrics_records_and_evaluations(whole: Path) -> None:
         assert 0 < row["entropy"] < 6 and 0.2 < row["reward_mean"] < 0.8
     evaluated = [row["step"] for row in rows if "eval/coin/accuracy" in row]
     assert evaluated == [0, 1, 3, 6]
+    assert not undocumented(rows, "grpo")
     assert {"eval/coin/pass_at_1", "eval/coin/pass_at_2", "eval/second_coin/accuracy_official"} <= rows[0].keys()
     assert rows[1]["kl"] > 0 and rows[4]["clip_fraction"] >= 0
     record = rollouts(whole)

@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 from helpers import TINY, assert_same_step, losses, read_json, read_rows, read_tensors, train, train_here, write_toml
 from hf_helpers import export_here, load_reference, read_weights, write_model
+from metric_keys import undocumented
 
 from titan_pt.config import load_config
 from titan_pt.hf.model_source import open_model_source
@@ -52,6 +53,7 @@ def test_it_learns_and_counts_what_it_learns(whole: Path) -> None:
     rows = read_rows(whole / "run")
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3 and rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.3
     assert all(0 < row["trained_tokens"] < 0.8 * row["tokens_seen"] for row in rows)
+    assert not undocumented(rows, "sft")
     trained = [row["trained_tokens"] for row in rows]
     assert trained == sorted(set(trained))
     assert rows[-1]["skipped_documents"] > 0 and {"source/talks/loss", "source/talks/epochs"} <= rows[-1].keys()

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,12 @@ import torch
 from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.log import format_seconds
 from titan_pt.run.records import AppendedFile, Record
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
-
-# TorchTitan's TensorBoard names; every other key keeps its own.
-TENSORBOARD_TAGS = {
-    "loss": "loss_metrics/global_avg_loss",
-    "mfu": "mfu(%)",
-    "step_seconds": "time_metrics/end_to_end(s)",
-    "data_seconds": "time_metrics/data_loading(s)",
-    "memory_gib": "memory/max_active(GiB)",
-    "tokens_seen": "n_tokens_seen",
-    "val_loss": "validation_metrics/loss",
-    "val_bpb": "validation_metrics/bits_per_byte",
-    "val_perplexity": "validation_metrics/perplexity",
-}
-_NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
 class MetricsWriter:
@@ -44,16 +31,18 @@ class MetricsWriter:
     What was written about the steps after `last_step` is dropped: they are trained again. A failing disk costs no step.
     """
 
-    def __init__(self, run_folder: Path, options: Metrics, last_step: int, world_size: int) -> None:
+    def __init__(
+        self, run_folder: Path, options: Metrics, last_step: int, world_size: int, sinks: Sequence[Any] = ()
+    ) -> None:
         self.path = run_folder / FILE
         self._world_size = world_size
         self.rows, self._file = Record(FILE), AppendedFile(self.path)
         self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
-        self._board: Any = None
-        if options.enable_tensorboard:
+        self._sinks: list[Any] = list(sinks)
+        if "tensorboard" in options.used_sinks:
             from titan_pt.components.tensorboard import EventLog
 
-            self._board = EventLog(run_folder / options.save_tb_folder, last_step + 1)
+            self._sinks.append(EventLog(run_folder / options.save_tb_folder, last_step + 1, world_size))
 
     def write(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write one logged step, by the keys of metrics.jsonl.
@@ -70,16 +59,14 @@ class MetricsWriter:
         """Show texts, such as samples, in the console and in TensorBoard."""
         for tag, text in texts.items():
             logger.info(f"{tag}:\n{text}")
-            if self._board is not None:
-                from titan_pt.run.secrets import fenced
-
-                self._board.add({}, {tag: fenced(text)}, step)
+        for sink in self._sinks if texts else ():
+            sink.write_texts(texts, step)
 
     def close(self) -> None:
         """Write what a failing disk kept back, or tell what is lost."""
         self.rows.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
     def keep(self, step: int, line: str = "") -> None:
         """Drop the rows of later steps, and put a line in their place."""
@@ -104,16 +91,9 @@ class MetricsWriter:
             logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})
 
     def plot(self, row: Mapping[str, Any]) -> None:
-        if self._board is None:
-            return
-        step = row["step"]
-        values = {TENSORBOARD_TAGS.get(key, key): value for key, value in row.items() if key not in _NOT_PLOTTED}
-        if row.get("mfu") is not None:
-            values["mfu(%)"] = 100 * row["mfu"]
-        if "loss" in row:  # not the row before training
-            values["throughput(tps)"] = row["tokens_per_second"] / self._world_size
-            values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
-        self._board.add({tag: value for tag, value in values.items() if value is not None}, {}, step)
+        """Give the row to the sinks."""
+        for sink in self._sinks:
+            sink.write(row)
 
     def _figures(self, row: Mapping[str, Any], total_steps: int) -> str:
         rate = row["tokens_per_second"] / self._world_size
@@ -140,6 +120,7 @@ class Interval:
     """The steps since the last logged one. Their tensors are read together, when they are logged or saved."""
 
     start: float = field(default_factory=time.perf_counter)
+    last_end: float = field(default_factory=time.perf_counter)
     paused_seconds: float = 0.0
     save_seconds: float = 0.0
     tokens: int = 0
@@ -154,6 +135,7 @@ class Interval:
         self.tokens += metrics.tokens
         self.data_seconds += metrics.data_seconds
         self.num_steps += 1
+        self.last_end = time.perf_counter()
         self.last = metrics
         self.unread.append((step, metrics, data))
 
@@ -180,8 +162,10 @@ class MetricRows:
         """Let rank 0 write from the step after this one on; rows and plots of later steps are dropped."""
         self.close()
         if self.context.world.is_main:
-            options = self.context.config.metrics
-            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size)
+            options, sinks = self.context.config.metrics, []
+            if options.used_sinks - {"tensorboard"} or options.prometheus_port:
+                sinks = import_attribute("titan_pt.sinks.opening:open_sinks")(self, last_step + 1)
+            self.writer = MetricsWriter(self._run_folder, options, last_step, self.context.world.size, sinks)
 
     def close(self) -> None:
         """Flush and close."""

@@ -6,14 +6,27 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from titan_pt.run.records import AppendedFile, Record
+
+# TorchTitan's TensorBoard names; every other key keeps its own.
+TENSORBOARD_TAGS = {
+    "loss": "loss_metrics/global_avg_loss",
+    "mfu": "mfu(%)",
+    "step_seconds": "time_metrics/end_to_end(s)",
+    "data_seconds": "time_metrics/data_loading(s)",
+    "memory_gib": "memory/max_active(GiB)",
+    "tokens_seen": "n_tokens_seen",
+    "val_loss": "validation_metrics/loss",
+    "val_bpb": "validation_metrics/bits_per_byte",
+    "val_perplexity": "validation_metrics/perplexity",
+}
+_NOT_PLOTTED = ("step", "time", "tokens_per_second")
 
 
 class EventLog:
@@ -22,24 +35,31 @@ class EventLog:
     torch's SummaryWriter makes a file a start, and after one failed write it never writes again.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, first_step: int, world_size: int) -> None:
+        self._folder, self._world_size = folder, world_size
         self._record = Record("TensorBoard")
         self._file: AppendedFile
         start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))
         self._record.write("the start of TensorBoard's record", 0, lambda: self._open(_record_of(start)))
 
-    def add(self, values: Mapping[str, float], texts: Mapping[str, str], step: int) -> None:
-        """Add the scalars and the texts, in Markdown, of a step."""
-        found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        found += [_text(tag, text) for tag, text in texts.items()]
-        if found:
-            content = _record_of(Event(step=step, summary=Summary(value=found)))
-            self._record.write(f"TensorBoard's step {step}", len(content), lambda: self._file.append(content))
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row of metrics.jsonl."""
+        values = plotted(row, self._world_size).items()
+        self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values], row["step"])
+
+    def write_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Add texts of a step by their names."""
+        from titan_pt.components.event_files import text_value
+
+        self._add([text_value(tag, text) for tag, text in texts.items()], step)
 
     def close(self) -> None:
         """Try a last time to write what is kept."""
         self._record.close()
+
+    def _add(self, values: list[Summary.Value], step: int) -> None:
+        content = _record_of(Event(step=step, summary=Summary(value=values)))
+        self._record.write(f"TensorBoard's step {step}", len(content), lambda: self._file.append(content))
 
     def _open(self, start: bytes) -> None:
         """Go on in the newest file, behind its last whole event; in a new one where there is none, or it is damaged."""
@@ -56,11 +76,15 @@ class EventLog:
         self._file.append(start)
 
 
-def _text(tag: str, text: str) -> Summary.Value:
-    plugin = SummaryMetadata.PluginData(plugin_name="text")
-    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode(errors="replace")], tensor_shape=shape)
-    return Summary.Value(tag=f"{tag}/text_summary", metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+def plotted(row: Mapping[str, Any], world_size: int) -> dict[str, float]:
+    """A row of metrics.jsonl by TorchTitan's names, without what is not to be plotted."""
+    values = {TENSORBOARD_TAGS.get(key, key): value for key, value in row.items() if key not in _NOT_PLOTTED}
+    if row.get("mfu") is not None:
+        values["mfu(%)"] = 100 * row["mfu"]
+    if "loss" in row:  # not the row before training
+        values["throughput(tps)"] = row["tokens_per_second"] / world_size
+        values["time_metrics/data_loading(%)"] = 100 * row["data_seconds"] / max(row["step_seconds"], 1e-9)
+    return {tag: value for tag, value in values.items() if value is not None}
 
 
 def _record_of(event: Event) -> bytes:

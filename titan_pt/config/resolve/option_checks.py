@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.errors import shown
+from titan_pt.config.errors import nearest, one_of, shown
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.protocols.registry import import_attribute
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """The broken ones."""
     yield from _model(config, spec)
-    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling):
+    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
 
 
@@ -116,3 +117,11 @@ def _profiling(config: JobConfig) -> Iterator[BrokenRule]:
             f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup + profiler_active "
             f"= {needed}",
         )
+
+
+def _sinks(config: JobConfig) -> Iterator[BrokenRule]:
+    known = {"tensorboard", *import_attribute("titan_pt.sinks:SINKS")}
+    for name in config.metrics.sinks:
+        if name not in known:
+            hint = nearest(name, known) or "; register_sink in a module of experimental.custom_import adds one"
+            yield ["metrics.sinks"], f"metrics.sinks = {shown(name)}: unknown; known are {one_of(known)}{hint}"

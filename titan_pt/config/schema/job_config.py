@@ -74,7 +74,7 @@ class JobConfig(Section):
         checkpoint, metrics, profiling = self.checkpoint, self.metrics, self.profiling
         if checkpoint.enable and not checkpoint.load_only:
             yield "checkpoint.folder", checkpoint.folder
-        if metrics.enable_tensorboard:
+        if "tensorboard" in metrics.used_sinks:
             yield "metrics.save_tb_folder", metrics.save_tb_folder
         if profiling.enable_profiling:
             yield "profiling.save_traces_folder", profiling.save_traces_folder
