@@ -86,7 +86,7 @@ def stops(sample: Sample, _task: Task) -> float:
 
 
 class Stopping:
-    """An engine that asks the run to stop while it samples with its fourth weights, once: evaluation, step, both again."""
+    """Asks the run to stop, once, while it samples with its fourth weights: evaluation, step, evaluation, step."""
 
     def __init__(self, *arguments: object) -> None:
         self._inner = build_native_engine(*arguments)  # type: ignore[arg-type]

@@ -205,8 +205,8 @@ def test_a_lone_worker_gets_nothing_that_another_job_left(monkeypatch: pytest.Mo
 
 def test_the_script_works_from_any_folder(tmp_path: Path) -> None:
     write_toml(tmp_path, training={"steps": 2})
-    environment = {"CONFIG_FILE": "run.toml", "NGPU": "2", "LOG_RANK": "1", "PYTHON": sys.executable}
-    flags = ["--job.dump_folder", "here", "--optimizer.lr=1e-3"]
+    environment = {"CONFIG_FILE": "not_this.toml", "NGPU": "2", "LOG_RANK": "1", "PYTHON": sys.executable}
+    flags = ["run.toml", "--job.dump_folder", "here", "--optimizer.lr=1e-3"]
     done = run([str(ROOT / "run_train.sh"), *flags], cwd=tmp_path, env=environment)
     assert done.code == 0, done.stderr
     assert losses(tmp_path / "here").keys() == {1, 2}, "a flag's path is the caller's"
@@ -228,6 +228,15 @@ def test_the_script_reports_a_mistake_once(
     assert done.code == 2 and words in done.stderr, done.stderr
     assert done.stderr.count("config error: ") == 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_script_says_what_to_install(tmp_path: Path) -> None:
+    bare = {"PYTHON": str(tmp_path / "python")}
+    Path(bare["PYTHON"]).write_text(f'#!/bin/sh\nPYTHONPATH="" exec {sys.executable} -S -E "$@"\n')
+    Path(bare["PYTHON"]).chmod(0o755)
+    done = run([str(ROOT / "run_train.sh")], cwd=tmp_path, env=bare)
+    assert done.code == 2 and done.stderr.count("\n") == 1
+    assert "-m pip install -e ." in done.stderr
 
 
 def test_help_is_printed_once() -> None:

@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     open_console()
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ[START_VARIABLE] = str(time.monotonic())
     _handle_once((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP), lambda _: KeyboardInterrupt())
     config = None

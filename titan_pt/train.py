@@ -48,6 +48,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         return run_dry(config)
     from titan_pt.run.run_folder import write_config
 
+    check_files(config)
     ending = RunEnding(config)
     try:
         trainer = ending.trainer = build_trainer(config, started)
@@ -95,18 +96,29 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
     )
 
 
+def check_files(config: JobConfig) -> None:
+    """Check, before torch takes its seconds, that local sources and starting weights are there."""
+    from titan_pt.components.checkpoint.step_folders import has_steps
+    from titan_pt.data.sources.registry import check_sources
+
+    check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
+    initial = config.checkpoint.initial_load_path
+    if initial and not os.path.isdir(initial) and not has_steps(config):
+        from titan_pt.components.checkpoint.steps import find_initial
+
+        find_initial(initial)
+
+
 def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[Any]":
     """Check on this rank alone all that can be checked there, then join the other ranks and build with them."""
     from titan_pt.build import build_context, set_determinism
     from titan_pt.components.checkpoint.step_folders import has_steps
-    from titan_pt.data.sources.registry import check_sources
     from titan_pt.distributed.init import materialize
     from titan_pt.distributed.world import find_device, start_world, world_size
     from titan_pt.protocols.registry import import_attribute
     from titan_pt.run.run_folder import prepare_run_folder
     from titan_pt.run.signals import raise_if_preempted
 
-    check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
     run_size = spec.plan_run_size(config, world_size())
     tokenizer = spec.build_tokenizer(config)
     model = spec.build_model(config, tokenizer)

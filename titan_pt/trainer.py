@@ -119,7 +119,7 @@ class Trainer:
         if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
-            warn_of_another_rate(resumed, context, self._plan.total_steps)
+            warn_of_another_rate(resumed, context, self._plan.total_steps, self._plan.advice)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
@@ -149,7 +149,7 @@ class Trainer:
             logger.info(f"Training starts at step {state.step + 1}")
             self._ledger.begin(state.step, anew=self._checkpointer is None)
         else:
-            logger.info(f"The run has its {self._plan.total_steps:,} steps; raise {self._plan.advice} to go on")
+            logger.info(f"The run has its {self._plan.total_steps:,} steps: to go on, raise {self._plan.advice}")
         try:
             if self._validates_first if state.step == 0 else self._validates():
                 completed = self._complete_row()  # the first evaluation, or a validation that a signal ended

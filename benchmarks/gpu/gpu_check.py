@@ -28,6 +28,7 @@ CUDA = torch.cuda.is_available()
 SMALL = not CUDA or os.environ.get("SMALL") == "1"
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 PRECISION = "bfloat16" if CUDA else "float32"  # many a CPU has no kernels for bfloat16
+COMPILER = "inductor" if CUDA else "aot_eager"  # a CPU traces the same graphs, without a C++ compiler's minutes
 DTYPE = getattr(torch, PRECISION)
 ROOT = Path(os.environ.get("TITAN_ROOT", ".")).resolve()
 WORK = Path(os.environ.get("WORK", tempfile.gettempdir())) / "gpu_check"
@@ -251,6 +252,7 @@ def flags(flavor, rows, seq_len=2048, ac="none", option="op", compiled=True, mor
         f"--activation_checkpoint.mode={ac}",
         f"--activation_checkpoint.selective_ac_option={option}",
         f"--compile.enable={str(compiled).lower()}",
+        f"--compile.backend={COMPILER}",
         f"--training.mixed_precision_param={PRECISION}",
         f"--job.dump_folder={WORK}/run",
         *more,
@@ -641,7 +643,7 @@ def rollout():
     prompts = prompts_of(args, 16 if not SMALL else 4, 64 if not SMALL else 4, 128 if not SMALL else 8)
     for samples in (16, 1, 64) if not SMALL else (2,):
         reference = None
-        for name, backend in (("plain", None), ("graphs" if CUDA else "compiled", "inductor" if CUDA else "aot_eager")):
+        for name, backend in (("plain", None), ("graphs" if CUDA else "compiled", COMPILER)):
             with part(f"rollout {name} x{samples}", 8) as go:
                 if not go:
                     continue
@@ -681,9 +683,7 @@ def rollout():
         if go:
             for dtype in (DTYPE, torch.float32):
                 model, args = medium(dtype)
-                pair = [
-                    NativeEngine(model, [], 256, compile_backend=b) for b in (None, "inductor" if CUDA else "aot_eager")
-                ]
+                pair = [NativeEngine(model, [], 256, compile_backend=b) for b in (None, COMPILER)]
                 a, b = (
                     [c.token_ids for c in e.generate(prompts, Sampling(min(new, 64), temperature=0.0), 1)] for e in pair
                 )
@@ -721,7 +721,7 @@ def peers():
             if not go:
                 continue
             optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
-            module = torch.compile(theirs) if compiled else theirs
+            module = torch.compile(theirs, backend=COMPILER) if compiled else theirs
             if CUDA:
                 torch.cuda.reset_peak_memory_stats()
 
@@ -909,6 +909,7 @@ def product():
                 "--training.steps=6",
                 f"--training.mixed_precision_param={PRECISION}",
                 "--compile.enable=true",
+                f"--compile.backend={COMPILER}",
                 "--validation.freq=3",
                 "--model.head_dim=64",
                 "--model.num_heads=4",
@@ -935,6 +936,7 @@ def product():
                 '--grpo.tasks=[{name="coin"}]',
                 "--training.seq_len=256",
                 "--rollout.compile=true",
+                f"--compile.backend={COMPILER}",
                 folder=other,
                 show=("seconds/rollout", "seconds/train", "logprob_diff_max"),
             )
@@ -1027,6 +1029,7 @@ def grpo():
                     '--grpo.tasks=[{name="coin"}]',
                     "--activation_checkpoint.mode=none",
                     "--comm.trace_buf_size=0",
+                    f"--compile.backend={COMPILER}",
                     *more,
                     folder=folder,
                     show=show,
@@ -1099,7 +1102,7 @@ def ideas():
                 peak_gib=round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None,
             )
 
-    backend = "inductor" if CUDA else "aot_eager"
+    backend = COMPILER
 
     def blocks(mode):
         return lambda model: [

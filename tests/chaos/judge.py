@@ -1,5 +1,6 @@
 """Runs a scenario, starts the run again until it is done, and says what was lost, beside the undisturbed run."""
 
+import contextlib
 import functools
 import json
 import os
@@ -181,11 +182,13 @@ class Laboratory:
             if self._server.wait(pids[0], 0.01) is not None or time.monotonic() > end:
                 return 0
         if start.second:
-            job = self._job(experiment, folder / "run.toml", Start(), 0, _free_port())
-            own = {"log": str(folder / "second"), "counters": str(folder / "second-counters")}
-            again = Job(**{**vars(job), **own, "variables": {}})
-            code = self._server.wait(self._server.start(again), SECONDS)
-            said = (folder / "second").read_text("utf-8", "replace")
+            port, second = _free_port(), []
+            for rank in range(experiment.ranks):
+                job = vars(self._job(experiment, folder / "run.toml", Start(), rank, port))
+                own = {"log": str(folder / f"second-{rank}"), "counters": str(folder / f"second-counters-{rank}")}
+                second.append(self._server.start(Job(**{**job, **own})))
+            code = max(self._ends(second))
+            said = (folder / "second-0").read_text("utf-8", "replace")
             assert code in (0, 1), said  # 0: the first had just ended
             assert code == 0 or "is in use by another run" in said, said
             return 1
@@ -211,7 +214,8 @@ class Laboratory:
             if any(codes) and not told:
                 end, told = time.monotonic() + GRACE, True
                 for pid in (pid for pid, code in zip(pids, codes, strict=True) if code is None):
-                    os.kill(pid, signal.SIGTERM)
+                    with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
+                        os.kill(pid, signal.SIGTERM)
         hung = [pid for pid, code in zip(pids, codes, strict=True) if code is None]
         for pid in hung:
             os.kill(pid, signal.SIGKILL)
@@ -285,6 +289,8 @@ def _of_code(start: Start, ended: Ended, run_folder: Path) -> Iterator[str]:
         allowed |= {-signal.SIGKILL}
     if "fail" in actions:
         allowed |= {1, 70} if "checkpoint.max_failed_saves" in ended.last_line else {1}
+        if "cannot be written to: Read-only" in ended.last_line:
+            allowed |= {2}  # a disk that is read-only at a start stays so until a person mends it
     if start.bad_weight:
         allowed |= {1, 70}
     if ended.code not in allowed:
@@ -306,7 +312,10 @@ def _of_steps(
     limit = experiment.interval * (2 if behind else 1) + spared
     if ended.code == 75 and not spared:
         limit = 0
-    limit += experiment.interval * len(re.findall(r"could not be saved", ended.log))
+    # Starts that ended before their first step lost nothing, and what the one before them did not save is still lost.
+    trained = next((i for i in reversed(range(len(ends))) if ends[i][1].steps), 0)
+    failed = [re.findall(r"could not be saved", ended.log) for _, ended in ends[trained:]]
+    limit += experiment.interval * sum(map(len, failed))
     if lost > limit:
         yield f"{lost} steps were lost, at most {limit} may be ({before.fault} before, code {ended.code})"
 
@@ -333,15 +342,24 @@ def _differences(whole: Path, folder: Path, *, hurt_steps: bool) -> Iterator[str
     names = [set(_names(path / "run")) for path in (whole, folder)]
     for log in folder.glob("log-*"):  # told, and training went on
         missed = re.findall(r"/(hf/step-\d+) could not be exported", log.read_text())
-        names[0] = {name for name in names[0] if not name.startswith(tuple(missed))} if missed else names[0]
+        if missed:  # a later start may have made it
+            names = [{name for name in some if not name.startswith(tuple(missed))} for some in names]
+    # Of the steps only the last is the same: a signal, or a save that failed, decides which are kept before it.
+    kept = [{name.split("/")[1] for name in some if name.startswith("checkpoint/step-")} for some in names]
+    if len(kept[1]) != len(kept[0]) and not hurt_steps:
+        yield f"steps kept: {sorted(kept[1])}, not {sorted(kept[0])}"
+    names = [{name for name in some if not name.startswith("checkpoint/step-")} | _step_files(some) for some in names]
     missing, more = sorted(names[0] - names[1]), sorted(names[1] - names[0])
-    if hurt_steps:
-        more = [name for name in more if not re.match(r"checkpoint/step-\d+/", name)]
     if missing or more:
         yield f"files: missing {missing[:5]}, stray {more[:5]}"
     for path in sorted((whole / "run" / "rollouts").glob("*")):
         if _rollouts(path) != _rollouts(folder / "run" / "rollouts" / path.name):
             yield f"{path.name} of rollouts differs"
+
+
+def _step_files(names: set[str]) -> set[str]:
+    """The files that saved steps have, without their numbers."""
+    return {re.sub(r"^checkpoint/step-\d+", "checkpoint/step-N", name) for name in names if "/step-" in name}
 
 
 def _of_records(whole: Path, folder: Path) -> Iterator[str]:

@@ -67,6 +67,7 @@ class ForkServer:
             [sys.executable, "-m", "chaos.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
         self._states: dict[int, int | None] = {}
+        self._unread = b""
         assert self._read(120) == {"ready": 1}
 
     def start(self, job: Job) -> int:
@@ -96,10 +97,14 @@ class ForkServer:
 
     def _read(self, seconds: float) -> dict[str, int]:
         assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
-            return {}
-        line = self._process.stdout.readline()  # one line is written, and read, at a time
-        assert line, "the fork server has ended"
+        pipe = self._process.stdout.fileno()  # itself: lines that a file object has read ahead are none of select's
+        while b"\n" not in self._unread:
+            if not select.select([pipe], [], [], seconds)[0]:
+                return {}
+            more = os.read(pipe, 1 << 16)
+            assert more, "the fork server has ended"
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
         return json.loads(line)
 
 

@@ -559,7 +559,9 @@ def test_other_streams_are_refused_with_values_that_fit(
         (["--training.steps", "7"], "The learning rate stays at 0 at step 7: training.steps is 6 there and 7 here"),
         (
             ["--training.steps", "12"],
-            "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12",
+            "rises from 0 at step 6 to 0.0004444 at step 7: training.steps is 6 there and 12 here; "
+            "the schedule is planned again to the new end, step "
+            r"12 by training.steps: at step 6 it was 0 and is 0.0005333",
         ),
         (
             ["--checkpoint.load_step", "4", "--optimizer.lr", "1e-5"],

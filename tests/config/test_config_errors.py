@@ -1,5 +1,6 @@
 """What a user reads after a mistake: nearest names, TorchTitan's names, all problems, no secret, exit code 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import pytest
 from config_helpers import SOURCE, config_of, problem_of, problems_of, resolve_text, write
 
+from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config import ConfigError, load_config
-from titan_pt.config.manager import main
+from titan_pt.config.manager import config_class, main
+from titan_pt.config.names import closest_path, hub_download
 from titan_pt.config.resolve.fields import keys
+from titan_pt.config.resolve.report import SYNONYMS, renamed
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED
 from titan_pt.config.schema.job_config import Float8, JobConfig
+from titan_pt.train import check_files
 
 
 @pytest.mark.parametrize(
@@ -157,14 +162,111 @@ def test_every_renamed_key_points_at_one_that_exists(tmp_path: Path) -> None:
     known = keys(JobConfig)
     for name, new in RENAMED.items():
         section, key = name.split(".")
-        assert (
-            problem_of(tmp_path, f"[{section}]\n{key} = 1") == f"{name} (x.toml): unknown key; in titan_pt it is {new}"
-        )
-        assert problem_of(tmp_path, "", f"--{name}=1").startswith(f"--{name} (command line): unknown key; in titan_pt")
+        said = renamed(new)
+        assert problem_of(tmp_path, f"[{section}]\n{key} = 1") == f"{name} (x.toml): {said}"
+        assert problem_of(tmp_path, "", f"--{name}=1") == f"--{name} (command line): {said}"
         target = new.replace("[[", "").replace("]]", "").split(" ")[0]
         assert target in known or new.startswith("no key"), f"{name} -> {new}"
     assert not RENAMED.keys() & known.keys()
     assert not UNUSED.keys() & known.keys()
+
+
+def test_a_key_of_another_framework_leads_to_the_one_here(tmp_path: Path) -> None:
+    known = {*keys(config_class("sft", "transformer")[0]), *keys(config_class("grpo", "transformer")[0])}
+    for name, new in SYNONYMS.items():
+        targets = re.findall(r"\b[a-z_]+\.[a-z_0-9]+", re.sub(r"\(.*|run_train.sh", "", new))
+        assert (targets or new.startswith(("no key", "text_field"))) and known.issuperset(targets), f"{name} -> {new}"
+    for flag, said in (
+        ("training.learning_rate", "in titan_pt it is optimizer.lr"),
+        ("learning-rate", "in titan_pt it is optimizer.lr"),
+        ("optimizer.max_grad_norm", "in titan_pt it is training.max_norm"),
+        ("model.n_embd", "in titan_pt it is model.hidden_size"),
+        ("model.n_heads", "did you mean model.num_heads?"),  # a slip of a key of the table is nearer
+        ("model.dropout", "titan_pt has none like it: the model has no dropout"),
+        ("block_size", "in titan_pt it is training.seq_len"),
+        ("trainer.gradient_accumulation_steps", "titan_pt has none like it: gradients accumulate by training.global"),
+    ):
+        assert f"--{flag} (command line): unknown key; {said}" in problem_of(tmp_path, "", f"--{flag}=1")
+        table, _, key = flag.rpartition(".")
+        text = f'[{table}]\n"{key}" = 1' if table else f'"{key}" = 1'
+        assert said in problems_of(tmp_path, text)[0] or table == "trainer", flag
+
+
+def test_what_stands_for_no_flag_brings_the_way_to_write_it(tmp_path: Path) -> None:
+    assert "belongs to no flag; write --optimizer.lr=1e-3" in problem_of(tmp_path, "", "optimizer.lr=1e-3")
+    assert "write it as in --training.steps 100" in problem_of(tmp_path, "", "--compile.enable", "false", "100")
+    rows = problem_of(tmp_path, "", "--data.sources", "texts/*.txt")
+    assert """--data.sources '[{name = "mine", path = "texts/*.txt"}]', in a file:\n    [[data.sources]]""" in rows
+    assert """--validation.sources '[{name = "mine", path = "mine.txt"}]'""" in problem_of(
+        tmp_path, "", "--validation.sources", "mine.txt"
+    )
+    task = problem_of(tmp_path, '[job]\ntrainer = "grpo"\n[grpo]\ntasks = "gsm8k"')
+    assert """--grpo.tasks '[{name = "gsm8k"}]'""" in task
+    for value, meant in (("yes", "true"), ("off", "false"), ("Auto", "auto")):
+        said = problem_of(tmp_path, "", f"--compile.enable={value}")
+        assert f'must be true, false or "auto"; did you mean {meant}?' in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nsteps = = 3", "(at line 2, column 9)\n  steps = = 3\n          ^"),
+        ('[training]\n\tseq_len = "abc\nsteps = 1', '\n  \tseq_len = "abc\n  \t              ^'),
+        ("[training]\nsteps = 1\nsteps = 2", "it stands in the file twice: keep one\n  steps = 2"),
+        ("[compile]\nenable = True # or not", "TOML writes true\n  enable = True # or not\n           ^"),
+        ("[job]\ndump_folder = outputs/mine", 'text stands in quotes: "outputs/mine"\n  dump_folder = outputs/mine\n'),
+        ("[model]\nvocab_size = None", "TOML has no empty value: leave the key out\n"),
+        ("[training", "\n  [training\n           ^"),
+        (f"a = {'x' * 3000} = 3", f"\n  a = {'x' * 92}\n"),
+        ("", None),
+    ],
+)
+def test_a_mistake_in_toml_is_shown_with_a_caret(tmp_path: Path, text: str, said: str | None) -> None:
+    if said is None:  # a line with a secret stays in the file
+        assert problem_of(tmp_path, f"token = {SECRET}").endswith('(at line 1, column 9); text stands in quotes: "***"')
+        return
+    assert said in problem_of(tmp_path, text)
+
+
+def test_a_missing_file_brings_the_one_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, 'extends = "../basis/base.toml"', "experiments/mine.toml")
+    write(tmp_path, "", "bases/base.toml")
+    for path, said in (
+        ("quickstrat.toml", "/train_configs/quickstart.toml?"),
+        ("experiments/mien.toml", f"the working folder is {tmp_path}; did you mean experiments/mine.toml?"),
+        ("experiment/mine.toml", "did you mean experiments/mine.toml?"),
+        ("experiments", "a folder; give a TOML file, such as experiments/mine.toml"),
+        ("experiments/mine.toml", f"it is looked for in {tmp_path}/basis, the folder of the file that extends it; did"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(["--job.config_file", path])
+        assert said in str(caught.value)
+
+
+def test_a_missing_path_leads_to_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("texts/a.txt", "texts/b.txt", "rows/x.jsonl", "rows/y.jsonl", "rows/z.md", "outputs/first/x"):
+        write(tmp_path, "", name)
+    for path, meant in (
+        ("text/*.txt", "texts/*.txt"),
+        ("rows/*.txt", "rows/*.jsonl"),
+        ("texts/a.text", "texts/a.txt"),
+        (f"{tmp_path}/texs/a.txt", f"{tmp_path}/texts/a.txt"),
+        ("outputs/frist", "outputs/first"),
+        ("nothing/of/this", None),
+        ("empty*/none", None),
+    ):
+        assert closest_path(path) == meant, path
+    assert "hf download Qwen/Qwen3-0.6B --local-dir models/Qwen3-0.6B`, then give models/" in hub_download(
+        "Qwen/Qwen3-0.6B"
+    )
+    assert [hub_download(path) for path in ("outputs/mine", "texts/c", "./a/b", "a", "a/b/c", "/a/b")] == [""] * 6
+    for key in ("model.from_hf", "tokenizer.name", "checkpoint.initial_load_path"):
+        with pytest.raises(ConfigError, match="hf download org/some-model"):
+            config = config_of(tmp_path, "", f"--{key}=org/some-model")
+            check_files(config)
+            build_tokenizer(config.tokenizer)
 
 
 SECRET = "hf_" + "aBcDeFgH" * 4

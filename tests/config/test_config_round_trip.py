@@ -112,7 +112,7 @@ def valid(folder: Path, tree: dict[str, dict[str, Any]]) -> JobConfig:
     try:
         return config_of(folder, tomli_w.dumps(tree))
     except ConfigError as error:
-        assert not any("should be" in problem for problem in error.problems), error.problems
+        assert not any("): must be" in problem for problem in error.problems), error.problems
         reject()
 
 

@@ -92,7 +92,7 @@ def test_mistakes_in_a_users_section_are_named_like_any_other(tmp_path: Path, mo
     assert set(problems) == {
         "model.widht (x.toml): unknown key; did you mean model.width?",
         "distill.temprature (x.toml): unknown key; did you mean distill.temperature?",
-        "distill.temperature = 'hot' (command line): should be a valid number",
+        "distill.temperature = 'hot' (command line): must be a number (default 2.0)",
         "distill.teachers[0].name (x.toml): missing",
         "distill.teachers[0].nam (x.toml): unknown key; did you mean name?",
     }

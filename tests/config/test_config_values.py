@@ -35,7 +35,7 @@ def test_sizes_are_decimal_and_exact(text: Any, size: int) -> None:
 def test_a_number_of_blocks_may_be_written_as_a_number(tmp_path: Path, literal: str) -> None:
     config = config_of(tmp_path, f"[activation_checkpoint]\nselective_ac_option = {literal}")
     assert config.activation_checkpoint.selective_ac_option == "2"
-    assert "should be a valid string" in problem_of(tmp_path, "[activation_checkpoint]\nselective_ac_option = true")
+    assert "must be text" in problem_of(tmp_path, "[activation_checkpoint]\nselective_ac_option = true")
 
 
 def test_a_start_without_arguments_names_the_flag_of_the_experiment(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_start_without_arguments_names_the_flag_of_the_experiment(tmp_path: Pa
 
 def test_a_model_of_torchtitan_is_known_by_its_name_here(tmp_path: Path) -> None:
     hint = 'known are transformer; in titan_pt it is name = "transformer" with qk_norm = false'
-    assert problem_of(tmp_path, '[model]\nname = "llama3"').endswith(hint)
+    assert problem_of(tmp_path, '[model]\nname = "llama3"').partition("; one of your own")[0].endswith(hint)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ WRONG_VALUES = [
     ("[training]\nsteps = 10.0", "training.steps = 10.0", "integer"),
     ("[training]\nsteps = 1e3", "training.steps = 1000.0", 'text such as "32K"'),
     ("[training]\nsteps = true", "training.steps = true", "integer"),
-    ("[training]\nsteps = 0", "training.steps = 0", "greater than 0"),
+    ("[training]\nsteps = 0", "training.steps = 0", "an integer above 0 (default 10000)"),
     ("[training]\nsteps = [1, 2]", "training.steps = [...]", "integer"),
     ("[training.steps]\na = 3", "training.steps = {...}", "integer"),
     ("[training]\nsteps = 2025-01-01", "training.steps = 2025-01-01", "integer"),
@@ -107,28 +107,32 @@ WRONG_VALUES = [
     (f"[debug]\nseed = 0x{'f' * 5000}", "debug.seed = a huge integer", "64 bits"),
     ('[training]\ntokens = "1.5"', "training.tokens = '1.5'", "whole number"),
     ('[training]\ntokens = "None"', "training.tokens = 'None'", 'such as "32K"'),
-    ("[training]\nglobal_batch_size = 9999999999999", "training.global_batch_size = 9999999999999", "less than"),
+    (
+        "[training]\nglobal_batch_size = 9999999999999",
+        "training.global_batch_size = 9999999999999",
+        "at most 1,099,511,627,776",
+    ),
     ("[training]\nmax_norm = nan", "training.max_norm = nan", "finite"),
     ("[optimizer]\nlr = inf", "optimizer.lr = inf", "finite"),
-    ("[optimizer]\nbeta2 = 1.0", "optimizer.beta2 = 1.0", "less than 1"),
-    ("[lr_scheduler]\ndecay_ratio = nan", "lr_scheduler.decay_ratio = nan", "less than or equal to 1"),
+    ("[optimizer]\nbeta2 = 1.0", "optimizer.beta2 = 1.0", "a number of at least 0 and below 1 (default 0.95)"),
+    ("[lr_scheduler]\ndecay_ratio = nan", "lr_scheduler.decay_ratio = nan", "of at least 0 and at most 1"),
     ("[comm]\ngrace_seconds = inf", "comm.grace_seconds = inf", "finite"),
     ('[comm]\ngrace_seconds = "2 weeks"', "comm.grace_seconds = '2 weeks'", '"72h"'),
-    ('[comm]\ngrace_seconds = "99999999999d"', "comm.grace_seconds = '99999999999d'", "less than"),
-    ("[compile]\nenable = 1", "compile.enable = 1", "boolean"),
-    ('[compile]\nenable = "true"', "compile.enable = 'true'", "boolean"),
+    ('[comm]\ngrace_seconds = "99999999999d"', "comm.grace_seconds = '99999999999d'", "at most 31,536,000"),
+    ("[compile]\nenable = 1", "compile.enable = 1", 'true, false or "auto"; did you mean true?'),
+    ('[compile]\nenable = "true"', "compile.enable = 'true'", "did you mean true, without quotes?"),
     ('[compile]\ncomponents = "model"', "compile.components = 'model'", "list"),
-    ('[model]\nconverters = ["float8"]', "model.converters[0] = 'float8'", "'quantize.linear.float8'"),
-    ('[compile]\ncomponents = ["modl"]', "compile.components[0] = 'modl'", "'model' or 'loss'"),
-    ('[training]\ndtype = "bf16"', "training.dtype = 'bf16'", "'float32'"),
-    ("[job]\ndescription = 10:00:00", "job.description = 10:00:00", "string"),
-    ('[job]\ndump_folder = ""', "job.dump_folder = ''", "at least 1 character"),
+    ('[model]\nconverters = ["float8"]', "model.converters[0] = 'float8'", 'must be "quantize.linear.float8"'),
+    ('[compile]\ncomponents = ["modl"]', "compile.components[0] = 'modl'", '"model" or "loss"; did you mean model?'),
+    ('[training]\ndtype = "bf16"', "training.dtype = 'bf16'", 'must be "float32"'),
+    ("[job]\ndescription = 10:00:00", "job.description = 10:00:00", "must be text"),
+    ('[job]\ndump_folder = ""', "job.dump_folder = ''", "must be text that is not empty"),
     ('[job]\ndescription = "a\\u0000b"', "job.description = 'a\\x00b'", "NUL"),
-    ("[job]\ntrainer = 3", "job.trainer = 3", "string"),
-    ("[job]\ntrainer = []", "job.trainer = []", "string"),
-    ("[model]\nname = 3", "model.name = 3", "string"),
-    ("[model]\nqk_norm = 3", "model.qk_norm = 3", "boolean"),
-    ("[experimental]\ncustom_import = 3", "experimental.custom_import = 3", "string"),
+    ("[job]\ntrainer = 3", "job.trainer = 3", "must be text"),
+    ("[job]\ntrainer = []", "job.trainer = []", "must be text"),
+    ("[model]\nname = 3", "model.name = 3", "must be text"),
+    ("[model]\nqk_norm = 3", "model.qk_norm = 3", "must be true or false"),
+    ("[experimental]\ncustom_import = 3", "experimental.custom_import = 3", "must be text"),
     ("[[training]]\nsteps = 3", "training = [...]", "must be a table, [training]"),
     ("optimizer = 3", "optimizer = 3", "must be a table, [optimizer]"),
     ("job = 3", "job = 3", "must be a table, [job]"),
@@ -136,8 +140,8 @@ WRONG_VALUES = [
     ('[data.sources]\nname = "a"', "data.sources = {...}", "must be an array of tables, [[data.sources]]"),
     ('[data]\nsources = "a"', "data.sources = 'a'", "must be an array of tables, [[data.sources]]"),
     ('[data]\nsources = ["a"]', "data.sources[0] = 'a'", "must be a table, [[data.sources]]"),
-    ('[[data.sources]]\nname = "a"\nweight = 0', "data.sources[0].weight = 0", "greater than 0"),
-    ('[[data.sources]]\nname = ""', "data.sources[0].name = ''", "at least 1 character"),
+    ('[[data.sources]]\nname = "a"\nweight = 0', "data.sources[0].weight = 0", "a number above 0"),
+    ('[[data.sources]]\nname = ""', "data.sources[0].name = ''", "must be text that is not empty"),
 ]
 
 
@@ -186,7 +190,7 @@ def test_bytes_that_are_no_utf8_and_a_mark_that_is(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml.*no such file; the working folder is"):
-        load_config(["--job.config_file", str(tmp_path / "no.toml")])
+        load_config(["--job.config_file", "no.toml"])
     for nothing in (str(tmp_path), ""):
         with pytest.raises(ConfigError, match="a folder; give a TOML file"):
             load_config(["--job.config_file", nothing])

@@ -42,6 +42,14 @@ FOUND = {
             Start("EIO for a while", (Rule("fail", 1, 10**6, ("read",), errno.EIO, part="checkpoint/"),)),
         ),
     ),
+    # The other waited for it in a collective.
+    "a disk that fails while one of two ranks reads the index of a step": Scenario(
+        "two ranks",
+        (
+            Start("SIGTERM", stops=6),
+            Start("EIO once", (Rule("fail", 2, 2, ("read",), errno.EIO, part=".metadata"),), rank=1),
+        ),
+    ),
     "a disk that is full at a start": Scenario(
         "sft", (Start("ENOSPC for a while", (Rule("fail", 1, 20, ("open", "write", "mkdir")),)),)
     ),

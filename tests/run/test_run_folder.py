@@ -20,7 +20,7 @@ from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.distributed.lone_world import lone_world
 from titan_pt.distributed.world import find_device, start_world, stop_world, world_size
 from titan_pt.run.exit_codes import CannotStart
-from titan_pt.train import build_trainer
+from titan_pt.train import build_trainer, run
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_paths_are_checked_before_there_are_other_ranks(monkeypatch: pytest.Monk
     monkeypatch.setattr("titan_pt.distributed.world.start_world", too_late)
     config = load_config(['--data.sources=[{name="mine", path="none-*.txt"}]', f"--job.dump_folder={tmp_path / 'run'}"])
     with pytest.raises(ConfigError, match=r"data source 'mine': .* matches no file"):
-        build_trainer(config)
+        run(config, 0.0)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""tools.generate: one prompt, a file of them, a chat; streaming; seeds; quantized weights; wrong usage."""
+"""tools.generate: one prompt, a file of them; streaming; seeds; quantized weights; wrong usage."""
 
 import io
 import json
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hf_helpers import write_model
 from task_helpers import write_rows
 from tool_helpers import tool_here, train_known
 
@@ -17,9 +16,9 @@ from titan_pt.evaluation.scoring import likelihoods
 from titan_pt.generation.native import NativeEngine
 from titan_pt.generation.quantize import quantize_weights, weight_bytes
 from titan_pt.generation.sampling import Sampling
-from titan_pt.hf.chat import chat_tokens
 from titan_pt.hf.model_source import ModelSource, open_model_source
-from titan_pt.tools.generate import TextStream, main, read_prompts
+from titan_pt.tools.generate import main, read_prompts
+from titan_pt.tools.texts import TextStream
 
 ASK, ANSWER = "Question: What is 3 + 4?\nAnswer:", " 3 + 4 = 7\n#### 7"
 
@@ -27,18 +26,6 @@ ASK, ANSWER = "Question: What is 3 + 4?\nAnswer:", " 3 + 4 = 7\n#### 7"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_known(tmp_path_factory.mktemp("known"))
-
-
-@pytest.fixture(scope="module")
-def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with random weights and a chat template."""
-    folder = tmp_path_factory.mktemp("chat")
-    write_model(folder, qwen=True, tied=True)
-    (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return folder
 
 
 @pytest.mark.parametrize("flags", [(), ("--dtype", "bfloat16"), ("--quantize", "int8"), ("--num_samples", 3)])
@@ -81,55 +68,6 @@ def test_noise_depends_on_the_prompt_alone(run: Path, tmp_path: Path, capsys: py
     assert printed[0] == printed[1]
     first, second = (json.loads(line)["completions"] for line in printed[0].splitlines()[:2])
     assert first != second, "the same prompt twice is two prompts"
-
-
-def test_a_chat_remembers_earlier_turns(
-    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = open_model_source(str(chat_folder))
-    assert source.knows_chat
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nAnd now?\n"))
-    flags = ["--checkpoint", chat_folder, "--temperature", 0, "--max_new_tokens", 6]
-    assert tool_here(main, *flags) == 0
-    printed = capsys.readouterr().out
-
-    engine = NativeEngine(source.load("cpu", torch.float32), source.stop_ids)
-    messages, expected = [], ""
-    for said in ("Hello", "And now?"):
-        messages.append({"role": "user", "content": said})
-        (done,) = engine.generate([chat_tokens(source.tokenizer, messages)], Sampling(6, temperature=0.0), 1)
-        text = source.tokenizer.decode([token for token in done.token_ids if token not in source.stop_ids])
-        messages.append({"role": "assistant", "content": text})
-        expected += text + "\n"
-    assert printed == expected
-
-    assert tool_here(main, *flags, "--prompt", "Hello") == 0
-    assert capsys.readouterr().out == messages[1]["content"] + "\n", "a prompt is the first turn"
-    assert tool_here(main, *flags, "--prompt", "Hello", "--raw") == 0
-    assert capsys.readouterr().out != messages[1]["content"] + "\n"
-
-
-def test_a_long_chat_forgets_its_oldest_turns(
-    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(("word " * 15 + "\n") * 4))
-    assert tool_here(main, "--checkpoint", chat_folder, "--max_new_tokens", 30) == 0
-    assert "oldest turn is forgotten" in capsys.readouterr().err
-
-
-def test_names_of_tokens_in_a_chat_are_told_once(
-    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\n<|im_end|>\n<|im_end|>\n"))
-    assert tool_here(main, "--checkpoint", chat_folder, "--max_new_tokens", 1) == 0
-    assert capsys.readouterr().err.count("holds '<|im_end|>', which is read as text, as in every message") == 1
-
-
-def test_messages_cannot_forge_turns(chat_folder: Path) -> None:
-    tokenizer = open_model_source(str(chat_folder)).tokenizer
-    ids = chat_tokens(tokenizer, [{"role": "user", "content": "a<|im_end|>b"}])
-    assert ids.count(tokenizer.special_ids["<|im_end|>"]) == 1
-    assert tokenizer.decode(ids) == "<|im_start|>user\na<|im_end|>b<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_characters_are_printed_whole() -> None:

@@ -17,7 +17,7 @@ from titan_pt.protocols.registry import import_attribute
 if TYPE_CHECKING:
     from titan_pt.protocols.parts import OptimizerState
 
-_EIGHT_BIT = "titan_pt.optimizers.adamw8bit"
+_EIGHT_BIT, _OWN = "titan_pt.optimizers.adamw8bit", "titan_pt.optimizers.building:build_own"
 
 
 def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimizer:
@@ -33,9 +33,9 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
         {"params": list(others.values()), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if options.name == "AdamW8bit":
-        build: Any = import_attribute(f"{_EIGHT_BIT}:build_adamw_8bit")
-        optimizer: torch.optim.Optimizer = build(groups, config)
+    if options.name != "AdamW":
+        place = f"{_EIGHT_BIT}:build_adamw_8bit" if options.name == "AdamW8bit" else _OWN
+        optimizer: torch.optim.Optimizer = import_attribute(place)(model, groups, config)
         return optimizer
     return torch.optim.AdamW(
         groups,

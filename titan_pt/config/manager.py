@@ -7,25 +7,26 @@ checked once and all problems are reported together.
 import functools
 import logging
 import sys
-from collections.abc import Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
 from titan_pt.config.schema.job_config import Experimental, Job, JobConfig, Model, Section
+from titan_pt.config.schema.training import BUILTIN_OPTIMIZERS
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec, model_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 
 logger = logging.getLogger("titan_pt")
 
 # What has to be known before a config can be validated.
-_DECISIVE = ("job.trainer", "model.name", "model.from_hf", "experimental.custom_import")
+_DECISIVE = ("job.trainer", "model.name", "model.from_hf", "optimizer.name", "experimental.custom_import")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def resolve(argv: list[str]) -> Resolved:
     flags = command_line.read_flags(argv)
     layers = _read_files(flags, problems)
     choices = merge([*layers, _peek(flags)], JobConfig.PAIRS, [])
-    trainer, model = _choose(choices, problems)
-    config_type, model_spec = config_class(trainer, model)
+    trainer, model, optimizer = _choose(choices, problems)
+    config_type, model_spec = config_class(trainer, model, optimizer)
     if path := _chosen(choices, "model.from_hf", ""):
         from titan_pt.config.resolve.hugging_face import read_folder
 
@@ -115,13 +116,16 @@ def _peek(flags: command_line.Flags) -> Layer:
     return Layer(command_line.ORIGIN, tables)
 
 
-def _choose(choices: Merged, problems: list[str]) -> tuple[str, str]:
-    """The chosen trainer and model; an unknown name joins `problems`, and the closest stands in."""
+def _choose(choices: Merged, problems: list[str]) -> tuple[str, str, str]:
+    """The chosen trainer, model and optimizer; an unknown name joins `problems`, and the closest stands in."""
     module = _chosen(choices, "experimental.custom_import", Experimental().custom_import)
     if module:
         _import_custom(module, problems)
-    trainer = _known(choices, "job.trainer", trainer_names(), Job().trainer, problems)
-    return trainer, _known(choices, "model.name", model_names(), Model().name, problems)
+    return (
+        _known(choices, "job.trainer", trainer_names(), Job().trainer, problems),
+        _known(choices, "model.name", model_names(), Model().name, problems),
+        _known(choices, "optimizer.name", BUILTIN_OPTIMIZERS, BUILTIN_OPTIMIZERS[0], problems),
+    )
 
 
 def _chosen(choices: Merged, name: str, default: str) -> str:
@@ -130,18 +134,13 @@ def _chosen(choices: Merged, name: str, default: str) -> str:
     return value if isinstance(value, str) else default  # another type: validation says so
 
 
-def _known(choices: Merged, name: str, known: Set[str], default: str, problems: list[str]) -> str:
+def _known(choices: Merged, name: str, known: Collection[str], default: str, problems: list[str]) -> str:
     value = _chosen(choices, name, default)
     if value in known:
         return value
-    origin = choices.origin(*name.split("."))
-    from titan_pt.config.resolve.torchtitan import MODELS
+    from titan_pt.config.resolve.choices import own_or_meant
 
-    hint = f"; in titan_pt it is {MODELS[value]}" if name == "model.name" and value in MODELS else nearest(value, known)
-    problems.append(f"{name} = {value!r} ({origin}): unknown; known are {one_of(known)}{hint}")
-    from titan_pt.config.names import closest
-
-    return closest(value, known) or default
+    return own_or_meant(name, value, choices.origin(*name.split(".")), known, problems) or default
 
 
 def _import_custom(module: str, problems: list[str]) -> None:
@@ -160,9 +159,13 @@ def _with_origins(problem: RuleProblem, merged: Merged) -> str:
 
 
 @functools.cache  # two configs of one trainer and model have one class, so that they can be equal
-def config_class(trainer: str, model: str) -> tuple[type[JobConfig], ModelSpec[Any]]:
+def config_class(trainer: str, model: str, optimizer: str = "AdamW") -> tuple[type[JobConfig], ModelSpec[Any]]:
     """The trainer's config class, its `[model]` with the model's own fields; and the model's spec."""
     config_type, model_spec = trainer_config(trainer), get_model_spec(model)
+    if optimizer not in BUILTIN_OPTIMIZERS:
+        from titan_pt.config.resolve.choices import with_optimizer
+
+        config_type = with_optimizer(config_type, optimizer)
     own = {
         name: (_with_metadata(info) | None, Field(default=None, description=info.description))
         for name, info in model_spec.args_type.model_fields.items()

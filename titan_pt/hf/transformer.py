@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from titan_pt.config.errors import ConfigError, one_of, shown
+from titan_pt.config.names import hub_download, meant_path
 from titan_pt.models.transformer.args import ROPE_SCALING, TransformerArgs
 from titan_pt.protocols.model_spec import HuggingFaceLayout
 from titan_pt.run.files import parse_json, read_text
@@ -165,8 +166,12 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_text(file))
     except FileNotFoundError:
-        reason = "no such folder" if not file.parent.is_dir() else f"a folder without {file.name}"
-        raise ConfigError(f"{file.parent}: {reason}; give a Hugging Face folder") from None
+        folder = str(file.parent)
+        reason = f"a folder without {file.name}; give a Hugging Face folder"
+        if not file.parent.is_dir():
+            how = hub_download(folder) or f"{meant_path(folder)}; give a Hugging Face folder"
+            reason = f"no such folder{how}"
+        raise ConfigError(f"{folder}: {reason}") from None
     except ConfigError:
         raise
     except (OSError, ValueError) as error:

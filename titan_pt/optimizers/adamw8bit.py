@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchao.optim import AdamW8bit
 from torchao.optim.subclass_8bit import OptimState8bit
@@ -34,7 +35,7 @@ class ShardedAdamW8bit(AdamW8bit):
         return _sharded_like(p, buffer, p.shape) if isinstance(p, DTensor) else buffer
 
 
-def build_adamw_8bit(groups: list[dict[str, Any]], config: JobConfig) -> ShardedAdamW8bit:
+def build_adamw_8bit(_model: nn.Module, groups: list[dict[str, Any]], config: JobConfig) -> ShardedAdamW8bit:
     """The optimizer of `[optimizer]` for parameter groups.
 
     Raises:

@@ -10,18 +10,27 @@ from torch.optim import Optimizer
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.protocols.optimizer_spec import get_optimizer_spec
 from titan_pt.protocols.plugins import reason, users_line
 from titan_pt.run.exit_codes import Preempted
 
 
-def checked(build: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, JobConfig], Optimizer]:
-    """`build`, but what it raises, and what it gives that is no optimizer, is a ConfigError with file and line."""
+def build_own(model: nn.Module, _groups: Any, config: JobConfig) -> Optimizer:
+    """The optimizer of a plugin that `optimizer.name` names."""
+    name = config.optimizer.name
+    return checked(get_optimizer_spec(name).build, f"build of optimizer.name = {name!r}")(model, config)
+
+
+def checked(build: Callable[[nn.Module, Any], Any], said: str = "") -> Callable[[nn.Module, JobConfig], Optimizer]:
+    """`build`, but what it raises, and what it gives that is no optimizer, is a ConfigError with file and line.
+
+    Args:
+        said: the function in a message; that of job.trainer by default.
+    """
 
     def build_checked(model: nn.Module, config: JobConfig) -> Optimizer:
-        what = (
-            f"experimental.custom_import = {config.experimental.custom_import!r}: build_optimizers of job.trainer = "
-            f"{config.job.trainer!r}"
-        )
+        function = said or f"build_optimizers of job.trainer = {config.job.trainer!r}"
+        what = f"experimental.custom_import = {config.experimental.custom_import!r}: {function}"
         try:
             optimizer = build(model, config)
         except (ConfigError, Preempted, torch.OutOfMemoryError):

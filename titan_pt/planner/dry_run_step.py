@@ -35,6 +35,7 @@ from titan_pt.planner.trace import StepTrace
 from titan_pt.planner.without_data import build_without_data
 from titan_pt.protocols.context import TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
+from titan_pt.protocols.plugins import users_line
 from titan_pt.protocols.trainer_spec import TrainerSpec, get_trainer_spec
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.signals import stop_requested
@@ -55,6 +56,8 @@ class DryRunResult:
     """Parameters of the whole model."""
     memory: Mapping[str, int]
     """Bytes at the peak of the step, by kind; includes what stays in memory beside model and optimizer."""
+    state_bytes: int
+    """Bytes of the optimizer's state over all ranks."""
     sampling_bytes: int
     """Bytes of a rank that samples completions, beside parameters and optimizer; 0 where none are sampled."""
     operations: Operations | None
@@ -104,6 +107,7 @@ def dry_run_step(
         with _config_errors(spec):
             dry_run = _build_dry_run(spec, context)
             _make_state(context)
+            states = [tensor for state in context.optimizer.state.values() for tensor in _tensors(state)]
             log = KernelLog() if counts else None
             memory = _trace_step(context, dry_run, log)
             sums_once = getattr(context.model, "sums_once", False)
@@ -116,12 +120,16 @@ def dry_run_step(
             batch=dry_run.batch,
             num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
             memory={**memory, **held},
+            state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in states),
             sampling_bytes=dry_run.sampling_bytes,
             operations=log.operations() if log else None,
             sums_once=sums_once,
             notes=(*notes, *dry_run.notes),
             seconds=time.perf_counter() - start,
         )
+
+
+_NEEDS_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
@@ -191,9 +199,23 @@ def _make_state(context: TrainContext) -> None:
 
     Where parameters are sharded, DTensor works out the shapes of an update here, by tensors that must not be measured.
     """
+    optimizer: Any = context.optimizer
+    optimizer.defaults["fused"] = optimizer._step_supports_amp_scaling = True  # else the guard reads whether to step
     for parameter in context.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    guarded_update(context.model, context.optimizer, 0.0, context.config.training.max_norm, torch.zeros(()))
+    try:
+        guarded_update(context.model, optimizer, 0.0, context.config.training.max_norm, torch.zeros(()))
+    except _NEEDS_NUMBERS as error:
+        place = f", {users_line(error)}" if users_line(error) else ""
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__}: its step reads the numbers of a tensor, or has an operation "
+            f"without shapes ({error}{place}); a dry run has shapes alone: plan with --optimizer.name AdamW"
+        ) from error
+
+
+def _tensors(state: Any) -> list[torch.Tensor]:
+    """The tensors of one parameter's state; sharded ones count whole."""
+    return [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
 
 
 def _trace_step(context: TrainContext, dry_run: DryRunStep, log: KernelLog | None) -> dict[str, int]:
@@ -222,7 +244,7 @@ def _config_errors(spec: TrainerSpec) -> Iterator[None]:
     """Explain errors of a user's own step that needs more than a dry run has."""
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+    except _NEEDS_NUMBERS as error:
         raise ConfigError(
             f"job.trainer = {spec.name!r}: its step reads the numbers of a tensor, or has an operation without shapes "
             f"({error}); a dry run has shapes alone: give its spec a build_dry_run for them"

@@ -10,6 +10,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.training import BUILTIN_OPTIMIZERS
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
@@ -167,7 +168,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
         pace=paces[mfu],
         step_time=update,
-        storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps),
+        storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps, _own_state_bytes(config, dry_run)),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
@@ -221,11 +222,20 @@ def pace(mfu: float, tokens: int, flops_per_token: float, flops_per_second: floa
     return Pace(mfu, rate, tokens / rate / 3600, rate * 3600 * max_hours if max_hours else None)
 
 
-def storage(config: JobConfig, num_parameters: int, steps: int) -> Storage:
-    """The disk that `[checkpoint]` needs for a model of that size."""
+def _own_state_bytes(config: JobConfig, dry_run: DryRunResult) -> int | None:
+    return None if config.optimizer.name in BUILTIN_OPTIMIZERS else dry_run.state_bytes
+
+
+def storage(config: JobConfig, num_parameters: int, steps: int, state_bytes: int | None = None) -> Storage:
+    """The disk that `[checkpoint]` needs for a model of that size.
+
+    Args:
+        state_bytes: of an optimizer that is not a built-in one.
+    """
     options = config.checkpoint
     has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
-    whole = num_parameters * (4 + moment_bytes(config) + (4 if has_reference else 0))
+    states = num_parameters * moment_bytes(config) if state_bytes is None else state_bytes
+    whole = states + num_parameters * (4 + (4 if has_reference else 0))
     if not options.enable or options.load_only:
         return Storage(whole, 0, 0.0)
     saved = -(-steps // options.interval)
@@ -245,7 +255,8 @@ def rollouts_of(config: JobConfig, args: Any, target: Target, flops_per_token: f
 def memory_of(config: JobConfig, target: Target, dry_run: DryRunResult) -> Memory:
     """The memory of one GPU from a dry run of the config, which leaves out CPU offload and moments of 8 bits."""
     kinds: dict[str, float] = dict(dry_run.memory)
-    kinds["optimizer"] *= moment_bytes(config) / 8
+    if config.optimizer.name == "AdamW8bit":
+        kinds["optimizer"] *= moment_bytes(config) / 8
     kinds = on_device(kinds, offloads=config.training.enable_cpu_offload)
     peak = peak_of(kinds, dry_run.sampling_bytes)
     return Memory(

@@ -247,8 +247,8 @@ class DeadlinePlan(StepPlan):
         return self._deadline.steps if self._deadline else self._max_steps
 
     @property
-    def advice(self) -> str:  # type: ignore[override]
-        return "training.max_hours" if self.total_steps < self._max_steps else "training.steps"
+    def advice(self) -> str:
+        return "training.max_hours" if self.total_steps < self._max_steps else super().advice
 
     @property
     def deadline(self) -> Deadline:

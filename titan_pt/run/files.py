@@ -113,7 +113,7 @@ def make_writable(folder: Path, name: str) -> None:
     except OSError as error:
         from titan_pt.run.unwritable import unwritable
 
-        raise unwritable(name, error, "name another folder") from None
+        raise unwritable(name, error, "name another folder, such as one below your home") from None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.exit_codes import CannotStart
 from titan_pt.run.files import make_writable, write_atomic
+from titan_pt.version import stamped
 
 logger = logging.getLogger("titan_pt")
 
@@ -98,5 +99,5 @@ def lock_run_folder(folder: Path, checkpoints: Path | None = None) -> RunLock:
 
 
 def write_config(config: JobConfig) -> None:
-    """Write the resolved config into the run folder."""
-    write_atomic(run_folder(config) / CONFIG_FILE, config.to_toml())
+    """Write the resolved config into the run folder, under the version that runs it."""
+    write_atomic(run_folder(config) / CONFIG_FILE, stamped(config.to_toml()))

@@ -9,11 +9,15 @@ from titan_pt.protocols.context import TrainContext
 class StepPlan:
     """Tells a run its last step, which is the configured one. `deadline.DeadlinePlan` plans it by the clock."""
 
-    advice = "training.steps"
-    """Key that gives a finished run more steps."""
-
     def __init__(self, context: TrainContext[Any]) -> None:
         self.context = context
+
+    @property
+    def advice(self) -> str:
+        """The key that the run is sized by, which gives a finished one more steps."""
+        config = self.context.config
+        tokens = "training.tokens" if config.training.tokens else "training.steps"
+        return "sft.epochs" if getattr(getattr(config, "sft", None), "epochs", None) else tokens
 
     @property
     def total_steps(self) -> int:

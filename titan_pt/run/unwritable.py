@@ -4,8 +4,10 @@ Imported where that happens.
 """
 
 import errno
+import os
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.names import missing_below
 from titan_pt.run.exit_codes import CannotStart
 
 _MAY_PASS = {
@@ -28,7 +30,16 @@ def unwritable(name: str, error: OSError, way_out: str) -> Exception:
         name: the setting that names the place.
         way_out: from a place that can never be written to.
     """
-    what = f"{name}: cannot be written to: {error.strerror or error}"
+    what = f"{name}: cannot be written to: {error.strerror or error}{_where(error)}"
     if may_pass(error):
         return CannotStart(f"{what}; see that the disk has room and is well, and run the same command again")
     return ConfigError(f"{what}; {way_out}")
+
+
+def _where(error: OSError) -> str:
+    """The folder in which nothing can be made, where that is not the one that was named."""
+    if not isinstance(error.filename, str) or may_pass(error):
+        return ""
+    there = missing_below(error.filename)
+    of_the_kernel = os.path.realpath(there).split("/")[1] in ("proc", "sys")
+    return f"; nothing can be made in {there}{', a file system of the kernel' if of_the_kernel else ''}"

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +18,15 @@ LARGEST = 2**63 - 1
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2."""
+    """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2.
+
+    Its help calls the tool by the name that it was called by: `titan-pt NAME` or `python -m titan_pt.tools.NAME`.
+    """
+
+    def __init__(self, *, prog: str, description: str | None, **options: Any) -> None:
+        if sys.argv[0].startswith("titan-pt "):
+            prog, description = sys.argv[0], (description or "").replace("python -m titan_pt.tools.", "titan-pt ")
+        super().__init__(prog=prog, description=description, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for argument in sys.argv[1:] if args is None else args:
@@ -30,8 +37,9 @@ class ToolParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument ([^:]+): (= )?", lambda m: f"{m[1]} = " if m[2] else f"{m[1]}: ", message)
-        raise ConfigError(f"{message}; --help lists the flags")
+        from titan_pt.tools.usage import usage_problems
+
+        raise ConfigError(*usage_problems(self, message))
 
 
 def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:

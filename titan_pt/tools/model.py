@@ -43,20 +43,23 @@ class OpenModel:
         return stop_ids(self.source.tokenizer, chat=chat)
 
 
-def add_source_flags(parser: ToolParser) -> None:
-    """Add --checkpoint and --tokenizer, the arguments of `open_model_source`."""
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="C",
-        help="a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder",
-    )
+def add_source_flags(parser: ToolParser, *, positional: bool = False) -> None:
+    """Add --checkpoint and --tokenizer, the arguments of `open_model_source`.
+
+    Args:
+        positional: the checkpoint may be given without its flag, and may be missing.
+    """
+    what = "a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder"
+    if positional:
+        parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=what)
+        what = "the same"
+    parser.add_argument("--checkpoint", required=not positional, metavar="C", help=what)
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
 
 
-def add_model_flags(parser: ToolParser) -> None:
+def add_model_flags(parser: ToolParser, *, positional: bool = False) -> None:
     """Add the flags of `add_source_flags`, and those that say how to load the model."""
-    add_source_flags(parser)
+    add_source_flags(parser, positional=positional)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],

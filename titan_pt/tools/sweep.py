@@ -73,14 +73,15 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _single_run(rest: list[str]) -> list[str]:
-    """The arguments of one run: its TOML file, named without a flag or by --job.config_file, and its other flags."""
-    files = [text for name, text in read_flags(rest) if name == "" and text is not None]
-    flags = [f"--{name}" if text is None else f"--{name}={text}" for name, text in read_flags(rest) if name]
+    """The arguments of one run: its TOML file, named with or without a flag, and its other flags."""
+    given = read_flags(rest)
+    files = [text for name, text in given if name in ("", "job.config_file")]
     if len(files) > 1:
         raise ConfigError(f"{shown(files[1])}: a second TOML file; a sweep has one")
-    if not files and not any(flag.startswith("--job.config_file=") for flag in flags):
-        raise ConfigError("TOML: missing; name the experiment, such as train_configs/quickstart.toml")
-    return [*(f"--job.config_file={file}" for file in files), *flags]
+    if not files:
+        raise ConfigError("TOML: missing; name the experiment, such as quickstart or mine.toml")
+    flags = ((name or "job.config_file", text) for name, text in given)
+    return [f"--{name}" if text is None else f"--{name}={text}" for name, text in flags]
 
 
 def _command(arguments: list[str], point: Point) -> str:

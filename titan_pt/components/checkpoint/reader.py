@@ -1,5 +1,6 @@
 """Reads a step. No arbitrary pickles: its tensors' index can create only the classes of one."""
 
+import functools
 import io
 import pickle
 from enum import EnumMeta
@@ -55,8 +56,9 @@ def _member(kind: Any, name: Any) -> Any:
 
 
 class SafeReader(FileSystemReader):
-    """Reads `.metadata` through a restricted unpickler; the tensors are read with weights_only by DCP itself."""
+    """Reads `.metadata` once, through a restricted unpickler; the tensors are read with weights_only by DCP itself."""
 
+    @functools.cache  # noqa: B019  # of one object a load
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
             metadata = _RestrictedUnpickler(io.BytesIO(stream.read())).load()
@@ -82,23 +84,20 @@ def load_tensors(step_folder: Path, tensors: dict[str, torch.Tensor], world: Wor
         ConfigError: the folder lacks one of the tensors or has it in another shape.
         CannotStart: the disk failed just now; the files were whole when the step was chosen.
     """
-    problem: str | None = None
-    try:
-        reader = SafeReader(step_folder / "tensors")
-        reader.read_metadata()  # torch before 2.12 hides why it cannot be read
-        dcp.load(
-            tensors,
-            storage_reader=reader,
-            planner=TensorOnlyPlanner(),
-            process_group=world.background,
-        )
-    except (Exception, CheckpointException) as error:
-        problem = one_line(error)
-    problem = next((text for text in world.gather(problem) if text), None)
-    if problem is not None and problem.startswith(f"{OSError.__name__}: "):
-        raise CannotStart(f"{step_folder}: its tensors cannot be read: {problem}; run the same command again")
-    if problem is not None:
-        raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
+    reader = SafeReader(step_folder / "tensors")
+    options = {"storage_reader": reader, "planner": TensorOnlyPlanner(), "process_group": world.background}
+    # A rank that cannot read the index says so before the others wait for it in `load`.
+    for action in (reader.read_metadata, functools.partial(dcp.load, tensors, **options)):
+        problem: str | None = None
+        try:
+            action()
+        except (Exception, CheckpointException) as error:
+            problem = one_line(error)
+        problem = next((text for text in world.gather(problem) if text), None)
+        if problem is not None and problem.startswith(f"{OSError.__name__}: "):
+            raise CannotStart(f"{step_folder}: its tensors cannot be read: {problem}; run the same command again")
+        if problem is not None:
+            raise ConfigError(f"{step_folder}: its tensors do not fit this run: {problem}")
 
 
 def load_documents(step_folder: Path) -> CheckpointDocuments:

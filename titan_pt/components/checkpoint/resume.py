@@ -31,6 +31,7 @@ _OF_THE_RATE = (
     *("training.global_batch_size", "training.global_batch_tokens", "training.local_batch_size", "training.seq_len"),
 )
 """Keys that decide the learning rate of a step."""
+_OF_THE_LENGTH = ("training.steps", "training.tokens", "sft.epochs", "training.global_batch", "training.seq_len")
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,12 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
     load_tensors(folder, run_tensors(context, optimizer=False), context.world)
 
 
-def warn_of_another_rate(resumed: Resumed, context: TrainContext, total_steps: int) -> None:
-    """Warn where the schedule leaves the rate that the last step had, with the keys that made it so."""
+def warn_of_another_rate(resumed: Resumed, context: TrainContext, total_steps: int, sized_by: str) -> None:
+    """Warn where the schedule leaves the rate that the last step had, with the keys that made it so.
+
+    Args:
+        sized_by: the key that says how long the run is.
+    """
     step, rate = resumed.state.step, resumed.rate
     if rate is None or step >= total_steps or not context.world.is_main:
         return
@@ -185,6 +190,11 @@ def warn_of_another_rate(resumed: Resumed, context: TrainContext, total_steps: i
     if resumed.deadline and not changed:  # the end of the decay moves with the clock
         return
     why = "; ".join(changed) or "the schedule is another one"
+    if any(key.startswith(_OF_THE_LENGTH) for key in changed):
+        why += (
+            f"; the schedule is planned again to the new end, step {total_steps:,} by {sized_by}: at step {step:,} it "
+            f"was {rate:.4g} and is {now:.4g}"
+        )
     logger.warning(f"The learning rate {_change(rate, after, step)}: {why}")
 
 

@@ -13,6 +13,7 @@ from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
+from titan_pt.version import stamped
 
 
 def run_identity(config: JobConfig, args: Any, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def run_documents(
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}
     if contents := data_contents(loader):
         data["contents"] = contents
-    return CheckpointDocuments(train, data, context.config.to_toml())
+    return CheckpointDocuments(train, data, stamped(context.config.to_toml()))
 
 
 def data_contents(loader: Any) -> dict[str, Any]:

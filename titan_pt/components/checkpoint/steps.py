@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.components.checkpoint.manifest import MANIFEST, NOT_NOW, find_damage
+from titan_pt.components.checkpoint.no_run import no_run
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps, saved_order
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
@@ -116,7 +117,7 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
     where = f"{key} = {path!r}"
     root = Path(path)
     if not root.is_dir():
-        raise ConfigError(f"{where}: no such folder; {_how_to_make(root)}, or correct the path")
+        raise ConfigError(f"{where}: {no_run(path)}")
     if is_hf_folder(root):  # first: an export may be named after its step too
         return root
     if (root / MANIFEST).is_file() or re.fullmatch(r"step-\d+", root.name):
@@ -137,12 +138,3 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
 def is_hf_folder(folder: Path) -> bool:
     """Whether a folder is a Hugging Face one, by its config.json; it need not be whole."""
     return (folder / "config.json").is_file()
-
-
-def _how_to_make(root: Path) -> str:
-    """Advice for a missing run folder: shipped experiments write to outputs/<name of their TOML>."""
-    for folder in (Path("train_configs"), Path(__file__).resolve().parents[3] / "train_configs"):
-        file = folder / f"{root.name}.toml"
-        if root.parent.name == "outputs" and file.is_file():
-            return f"make it with ./run_train.sh --job.config_file {file}"
-    return "train it first"

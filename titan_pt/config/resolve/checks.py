@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from titan_pt.config.batch import fits, global_rows
-from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.schema.job_config import JobConfig, Source
+from titan_pt.config.schema.job_config import JobConfig
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -30,7 +30,7 @@ class RuleProblem(NamedTuple):
 
 def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RuleProblem]:
     """All broken rules of a config whose single values are valid: the common ones and its trainer's."""
-    common = (rule(config, model_spec) for rule in (_model, _batch, _schedule, _data, _validation, _of_options))
+    common = (rule(config, model_spec) for rule in (_model, _batch, _data, _of_options))
     broken = itertools.chain(*common, config.broken_rules())
     return [RuleProblem(frozenset(fields), text) for fields, text in broken]
 
@@ -70,97 +70,32 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
 
 def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     training = config.training
-    if training.global_batch_size == 0:
-        yield (
-            ["training.global_batch_size"],
-            "training.global_batch_size = 0: must be positive, or -1 for one micro-batch",
-        )
-    tokens = training.global_batch_tokens
-    if tokens and tokens % training.seq_len:
-        lower = tokens // training.seq_len * training.seq_len
-        near = " or ".join(str(size) for size in (lower, lower + training.seq_len) if size)
-        yield (
-            ["training.global_batch_tokens", "training.seq_len"],
-            f"training.global_batch_tokens = {tokens}: not a multiple of training.seq_len = {training.seq_len}; "
-            f"the nearest are {near}",
-        )
-    elif global_rows(config) and not fits(config, 1):  # else it follows from the ranks, which are not known yet
-        from titan_pt.config.batch_problems import batch_problems
+    off = training.global_batch_size == 0 or (training.global_batch_tokens or 0) % training.seq_len
+    if off or (global_rows(config) and not fits(config, 1)):  # else it follows from the ranks, which are not known yet
+        from titan_pt.config.batch_problems import wrong_batch
 
-        yield from batch_problems(config, 1)
-
-
-def _schedule(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    schedule = config.lr_scheduler
-    if schedule.total_steps and config.training.max_hours is not None:
-        yield (
-            ["lr_scheduler.total_steps", "training.max_hours"],
-            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
-            "moves; leave one of them out",
-        )
-    if config.training.on_bad_step == "rewind" and (config.checkpoint.load_only or not config.checkpoint.enable):
-        yield (
-            ["training.on_bad_step", "checkpoint.enable", "checkpoint.load_only"],
-            'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
-            'checkpoint.load_only = false, or set it to "skip"',
-        )
+        yield from wrong_batch(config)
 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        experiment = "" if config.job.config_file else "name an experiment with --job.config_file FILE, or "
+        experiment = "" if config.job.config_file else "name an experiment, as in titan-pt train quickstart, or "
         yield (
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
-        )
-    yield from _sources("data.sources", config.data.sources)
-    yield from _sources("validation.sources", config.validation.sources)
-
-
-def _sources(table: str, sources: list[Source]) -> Iterator[tuple[list[str], str]]:
-    names = [source.name for source in sources]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield [table], f"{table}: two sources are named {name!r}; names must differ"
-    for i, source in enumerate(sources):
-        where = f"{table}[{i}] ({source.name!r})"
-        if source.path is not None and source.dataset is not None:
-            yield [table], f"{where}: path and dataset are both given; give one"
-        # A source without files, built in or registered, says itself what its subsets are.
-        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
-        remote = [key for key in keys if getattr(source, key) is not None]
-        if remote and complete(source).dataset is None:
-            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
-        builtin = BUILTIN_DATASETS.get(source.name)
-        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
-            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
-        if builtin and builtin.patterns and not source.path and not source.dataset:
-            subset = source.subset or builtin.subset
-            if subset not in builtin.patterns:
-                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
-
-
-def _validation(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
-    validation = config.validation
-    if validation.enable and validation.steps == 0:
-        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
-    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
-            "raise it, add [[validation.sources]], or set validation.enable = false",
-        )
-    if validation.holdout_fraction == 1.0 and not validation.sources:
-        yield (
-            ["validation.holdout_fraction", "validation.sources"],
-            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
         )
 
 
 def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    validation, metrics = config.validation, config.metrics
-    used = [config.profiling.enable_profiling, validation.tasks, validation.sample_prompts, metrics.sinks]
-    if any(used) or config.data.stall_policy != "wait" or config.activation_checkpoint.mode == "selective":
+    profiling, validation = config.profiling.enable_profiling, config.validation
+    used = [profiling, validation.tasks, validation.sample_prompts, config.lr_scheduler.total_steps]
+    used += [validation.steps == 0, validation.holdout_fraction in (0.0, 1.0)]
+    used += [config.data.stall_policy != "wait", config.training.on_bad_step == "rewind", config.metrics.sinks]
+    sources = [*config.data.sources, *validation.sources]
+    used += [s.dataset or s.subset or s.split or s.revision or s.name in BUILTIN_DATASETS for s in sources]
+    same_names = len({source.name for source in sources}) < len(sources)
+    if any(used) or same_names or config.activation_checkpoint.mode == "selective":
         from titan_pt.config.resolve.option_checks import rules
 
         yield from rules(config)

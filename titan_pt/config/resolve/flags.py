@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from titan_pt.config.resolve.fields import holds, keys, rows_of
 from titan_pt.config.resolve.layers import Layer, parse_toml
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.outgoing import looks_secret
 
 ORIGIN = "command line"
 
@@ -21,7 +20,8 @@ Flags = list[tuple[str, str | None]]
 def read_flags(argv: list[str]) -> Flags:
     """(name, text) of each flag, the text None where none follows; ("", text) for a value without a flag.
 
-    A value that itself starts with "--" needs the form `--a.b=value`.
+    A value that itself starts with "--" needs the form `--a.b=value`. The first argument, and a TOML file anywhere, are
+    the experiment, as behind --job.config_file.
     """
     flags: Flags = []
     for argument in argv:
@@ -33,7 +33,8 @@ def read_flags(argv: list[str]) -> Flags:
         elif flags and flags[-1][1] is None:
             flags[-1] = (flags[-1][0], argument)
         else:
-            flags.append(("", argument))
+            is_experiment = argument.endswith(".toml") or (not flags and not argument.startswith("-"))
+            flags.append(("job.config_file" if is_experiment else "", argument))
     return flags
 
 
@@ -58,10 +59,10 @@ def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) ->
                 _set(tables, name, "true" if text is None else text, None)
                 continue
             problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
-    for name, text in flags:
-        if not name:
-            value = "a value" if text is None or looks_secret(text) else repr(text)
-            problems.append(f"{value} ({ORIGIN}): belongs to no flag; write it as in --training.steps 100")
+    for text in [text for name, text in flags if not name]:
+        from titan_pt.config.resolve.report import stray
+
+        problems.append(stray(text))
     return Layer(ORIGIN, tables)
 
 

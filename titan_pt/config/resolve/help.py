@@ -16,8 +16,8 @@ _OWN_HEADER = re.compile(r"^\[+[^\]]*\]+ *")
 def help_text(config_type: type[JobConfig]) -> str:
     """Every key with its meaning, type and default, grouped by table."""
     parser = argparse.ArgumentParser(
-        prog="python -m titan_pt.train",
-        usage="%(prog)s --job.config_file FILE.toml [--section.key VALUE ...]",
+        prog="titan-pt train",
+        usage="%(prog)s FILE.toml [--section.key VALUE ...], or a shipped name for FILE.toml (titan-pt ls)",
         description="Command line > TOML file > the files it extends > default. A flag is written --a.b value or\n"
         '--a.b=value, a boolean also --a.b alone; lists are TOML, \'["a", "b"]\', or a,b. -h, --help: this text.',
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -84,11 +84,16 @@ def read_layers(path: str) -> list[Layer]:
         ConfigError: a file is missing, is not TOML, or extends itself.
     """
     layers: dict[str, Layer] = {}
-    _read_into(layers, Path(_expanded(path, "--job.config_file")), ())
+    _read_into(layers, Path(), _expanded(path, "--job.config_file"), ())
     return list(layers.values())
 
 
-def _read_into(layers: dict[str, Layer], path: Path, children: tuple[str, ...]) -> None:
+def _read_into(layers: dict[str, Layer], folder: Path, name: str, children: tuple[str, ...]) -> None:
+    path = folder / name
+    if not os.path.isfile(path):
+        from titan_pt.config.shipped import find
+
+        path = find(name, extended=bool(children)) or path
     absolute = os.path.abspath(path)
     if absolute in children:
         chain = " -> ".join((*children, absolute))
@@ -104,7 +109,7 @@ def _read_into(layers: dict[str, Layer], path: Path, children: tuple[str, ...]) 
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"extends = {shown(parents)} ({path}): must be a file name or a list of file names")
     for parent in parents:
-        _read_into(layers, path.parent / _expanded(parent, f"extends of {path}"), (*children, absolute))
+        _read_into(layers, path.parent, _expanded(parent, f"extends of {path}"), (*children, absolute))
     layers[absolute] = Layer(str(path), tables)
 
 
@@ -116,12 +121,14 @@ def _expanded(path: str, said_by: str) -> str:
 
 
 def _read_toml(path: Path, said_by: str) -> Tables:
+    text = ""
     try:
-        tables: Tables = parse_toml(read_text(path, _MOST_BYTES))
+        text = read_text(path, _MOST_BYTES)
+        tables: Tables = parse_toml(text)
     except (OSError, ValueError) as error:
         from titan_pt.config.resolve.unreadable import unreadable
 
-        raise unreadable(error, path, said_by) from None
+        raise unreadable(error, path, said_by, text) from None
     return tables
 
 

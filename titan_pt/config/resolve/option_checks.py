@@ -2,15 +2,56 @@
 
 from collections.abc import Iterator
 
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import nearest, one_of, shown
-from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig, Source
 from titan_pt.protocols.registry import import_attribute
 
 
 def rules(config: JobConfig) -> Iterator[BrokenRule]:
     """The broken ones."""
-    for rule in (_stalls, _validation_tasks, _memory, _profiling, _sinks):
+    for rule in (_schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
+    yield from _sources("data.sources", config.data.sources)
+    yield from _sources("validation.sources", config.validation.sources)
+
+
+def _sources(table: str, sources: list[Source]) -> Iterator[BrokenRule]:
+    names = [source.name for source in sources]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield [table], f"{table}: two sources are named {name!r}; names must differ"
+    for i, source in enumerate(sources):
+        where = f"{table}[{i}] ({source.name!r})"
+        if source.path is not None and source.dataset is not None:
+            yield [table], f"{where}: path and dataset are both given; give one"
+        # A source without files, built in or registered, says itself what its subsets are.
+        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
+        remote = [key for key in keys if getattr(source, key) is not None]
+        if remote and complete(source).dataset is None:
+            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
+        builtin = BUILTIN_DATASETS.get(source.name)
+        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
+            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
+        if builtin and builtin.patterns and not source.path and not source.dataset:
+            subset = source.subset or builtin.subset
+            if subset not in builtin.patterns:
+                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
+
+
+def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
+    schedule = config.lr_scheduler
+    if schedule.total_steps and config.training.max_hours is not None:
+        yield (
+            ["lr_scheduler.total_steps", "training.max_hours"],
+            f"lr_scheduler.total_steps = {schedule.total_steps}: fixes the end of the decay, which training.max_hours "
+            "moves; leave one of them out",
+        )
+    if config.training.on_bad_step == "rewind" and (config.checkpoint.load_only or not config.checkpoint.enable):
+        yield (
+            ["training.on_bad_step", "checkpoint.enable", "checkpoint.load_only"],
+            'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
+            'checkpoint.load_only = false, or set it to "skip"',
+        )
 
 
 def _stalls(config: JobConfig) -> Iterator[BrokenRule]:
@@ -20,6 +61,23 @@ def _stalls(config: JobConfig) -> Iterator[BrokenRule]:
             ["data.substitute_after_seconds", "data.max_stall_seconds"],
             f"data.substitute_after_seconds = {data.substitute_after_seconds:g}: must be below "
             f"data.max_stall_seconds = {data.max_stall_seconds:g}, at which the run ends",
+        )
+
+
+def _validation(config: JobConfig) -> Iterator[BrokenRule]:
+    validation = config.validation
+    if validation.enable and validation.steps == 0:
+        yield ["validation.steps"], "validation.steps = 0: must be positive, or -1 for all documents"
+    if validation.enable and validation.holdout_fraction == 0.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 0.0: leaves no documents to validate on; "
+            "raise it, add [[validation.sources]], or set validation.enable = false",
+        )
+    if validation.holdout_fraction == 1.0 and not validation.sources:
+        yield (
+            ["validation.holdout_fraction", "validation.sources"],
+            "validation.holdout_fraction = 1.0: leaves no documents to train on; it must be below 1",
         )
 
 

@@ -54,9 +54,9 @@ def _lines(resolved: "Resolved", path: tuple[str, ...], table: dict[str, Any]) -
             for i, row in enumerate(value):
                 for leaf_name, leaf in row.items():
                     row_origin = origin if leaf_name in said[i] else "default"
-                    yield f"{name}[{i}].{leaf_name} = {_literal(leaf)}  # {row_origin}"
+                    yield f"{name}[{i}].{leaf_name} = {literal(leaf)}  # {row_origin}"
         else:
-            yield f"{name} = {_literal(value)}  # {origin}"
+            yield f"{name} = {literal(value)}  # {origin}"
 
 
 def _is_table(config: Any, path: tuple[str, ...]) -> bool:
@@ -66,10 +66,10 @@ def _is_table(config: Any, path: tuple[str, ...]) -> bool:
     return not isinstance(config, dict)
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     """The value as TOML on one line."""
     if isinstance(value, list):
-        return f"[{', '.join(_literal(item) for item in value)}]"
+        return f"[{', '.join(literal(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_literal(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key} = {literal(item)}' for key, item in value.items())}}}"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()

@@ -5,17 +5,27 @@ Imported where there is a mistake.
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from titan_pt.config.errors import dotted, nearest, one_of, shown
 from titan_pt.config.names import closest
+from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
-from titan_pt.config.resolve.layers import Merged, Tables
+from titan_pt.config.resolve.layers import Merged, Tables, tomllib
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
 from titan_pt.protocols.trainer_spec import trainers_with_section
+from titan_pt.run.outgoing import looks_secret
+
+_LISTS: dict[str, dict[str, list[str]]] = tomllib.loads(
+    Path(__file__).with_name("synonyms.toml").read_text(encoding="utf-8")
+)
+SYNONYMS = {name: key for table in _LISTS.values() for key, names in table.items() for name in names}
+"""The key that is meant by the last part of another framework's."""
+_ASSIGNMENT = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+=")
 
 KeyPath = Sequence[str | int]
 _SURE = 0.75
@@ -71,12 +81,18 @@ def describe_mistake(config_type: type[JobConfig], merged: Merged, path: KeyPath
     if mistake["type"] == "missing":
         return f" ({origin}): missing"
     message = re.sub(r"^(Value error, |Input |String |List )", "", mistake["msg"])
-    holder = table_type(config_type, path[:-1])
-    info = holder.model_fields.get(str(path[-1])) if holder else None
+    is_item = isinstance(path[-1], int)
+    key = path[:-1] if is_item else path
+    holder = table_type(config_type, key[:-1])
+    info = holder.model_fields.get(str(key[-1])) if holder else None
     if mistake["type"] in ("model_type", "model_attributes_type"):
         message = f"must be a table, {_header(path)}"
     elif info and rows_of(info.annotation) and mistake["type"] == "list_type":
-        message = f"must be an array of tables, [[{dotted(path)}]]"
+        message = f"must be an array of tables, [[{dotted(path)}]]{rows_for(dotted(path), mistake['input'])}"
+    elif info and mistake["type"] not in ("value_error", "finite_number"):
+        message = f"must be {expected(info, is_item)}{meant(info, mistake['input'])}"
+    elif info:
+        message += meant(info, mistake["input"])
     return f" = {shown(mistake['input'])} ({origin}): {message}"
 
 
@@ -88,20 +104,22 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
     """Why there is nothing at `path`, and what the user may have meant."""
     name = ".".join(part for part in path if isinstance(part, str))
     if name in RENAMED:
-        return f"unknown key; in titan_pt it is {RENAMED[name]}"
+        return renamed(RENAMED[name])
     for table, hint in UNUSED_TABLES.items():
         if name.startswith(f"{table}."):
             return f"titan_pt does not have this TorchTitan table; {hint}"
     section, key, known = str(path[0]), str(path[-1]), sections(config_type)
     if key == "extends":
         return "unknown key; extends stands at the top of a file, before its first table"
+    holder = table_type(config_type, path[:-1]) if len(path) > 1 else None
+    if key.lower().replace("-", "_") in SYNONYMS and not (holder and closest(key, holder.model_fields, cutoff=_SURE)):
+        return renamed(SYNONYMS[key.lower().replace("-", "_")])
     if section not in known:
         return _unknown_table(config_type, section, name)
     whole = ".".join(map(str, path[:2]))
     if len(path) > 2 and not isinstance(path[2], int) and _is_array_of_tables(config_type, whole):
         return f"not a flag; write the rows in the file, or all of them in --{whole} '[{{name = \"...\"}}]'"
-    holder = table_type(config_type, path[:-1])
-    if holder is None or len(path) == 1:
+    if holder is None:
         return f"not a key; the keys of [{section}] are {one_of(known[section].model_fields)}"
     hint = nearest(key, holder.model_fields)
     if hint:
@@ -109,6 +127,21 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
         return f"unknown key{hint.replace('mean ', f'mean {where}')}"
     hint = _elsewhere(config_type, key) if len(path) == 2 else ""
     return f"unknown key{hint or f'; the keys are {one_of(holder.model_fields)}'}"
+
+
+def renamed(to: str) -> str:
+    """What is said of a key that has another name here, or none: "no key (why)"."""
+    if to.startswith("no key"):
+        why = to.removeprefix("no key").strip(" ()")
+        return f"unknown key; titan_pt has none like it{f': {why}' if why else ''}"
+    return f"unknown key; in titan_pt it is {to}"
+
+
+def stray(text: str | None) -> str:
+    """What is wrong with a value on the command line that belongs to no flag."""
+    value = "a value" if text is None or looks_secret(text) else repr(text)
+    how = f"write --{text}" if text and _ASSIGNMENT.match(text) else "write it as in --training.steps 100"
+    return f"{value} (command line): belongs to no flag; {how}"
 
 
 def _is_array_of_tables(config_type: type[JobConfig], name: str) -> bool:

@@ -102,29 +102,6 @@ class JobConfig(Section):
         return tomli_w.dumps(self.dump())
 
 
-__all__ = [
-    "ActivationCheckpoint",
-    "BrokenRule",
-    "Checkpoint",
-    "Comm",
-    "Compile",
-    "Data",
-    "Debug",
-    "Experimental",
-    "Float8",
-    "Job",
-    "JobConfig",
-    "LrScheduler",
-    "Metrics",
-    "Model",
-    "Optimizer",
-    "Parallelism",
-    "Profiling",
-    "Quantize",
-    "Section",
-    "Source",
-    "TokenizerSection",
-    "Training",
-    "Validation",
-    "ValidationTask",
-]
+__all__ = ["ActivationCheckpoint", "BrokenRule", "Checkpoint", "Comm", "Compile", "Data", "Debug", "Experimental"]
+__all__ += ["Float8", "Job", "JobConfig", "LrScheduler", "Metrics", "Model", "Optimizer", "Parallelism", "Profiling"]
+__all__ += ["Quantize", "Section", "Source", "TokenizerSection", "Training", "Validation", "ValidationTask"]

@@ -22,7 +22,7 @@ Timeout = Annotated[Seconds, Field(gt=0, le=365 * 86400)]
 
 def _switch(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
-        raise ValueError("should be a valid boolean, or 'auto'")
+        raise ValueError('must be true, false or "auto"')
     return value
 
 

@@ -18,6 +18,7 @@ from titan_pt.config.schema.section import (
 )
 from titan_pt.config.schema.values import CountText, Hours, Size
 
+BUILTIN_OPTIMIZERS = ("AdamW", "AdamW8bit")
 _MAX_BATCH = 2**40  # far above any batch, and its divisors are still quick to list
 
 
@@ -80,8 +81,9 @@ class Training(Section):
 class Optimizer(Section):
     """[optimizer]"""
 
-    name: Literal["AdamW", "AdamW8bit"] = "AdamW"
-    """Optimizer. "AdamW8bit" (torchao) holds the moments of matrices in 8 bits, a quarter of the memory."""
+    name: str = "AdamW"
+    """"AdamW", "AdamW8bit" (torchao; holds the moments of matrices in 8 bits, a quarter of the memory), or a name
+    brought by experimental.custom_import (`register_optimizer`)."""
     lr: Positive = 8e-4
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9

@@ -7,6 +7,7 @@ from pathlib import Path
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
+from titan_pt.data.builtin.conversations import Conversations, HeldOutSums
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.identity import content_hash
@@ -43,6 +44,20 @@ def open_arithmetic_plain(source: Source, _seed: int) -> SourceItems:
             f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {one_of(_LEVELS_BY_NAME)}"
         )
     return ArithmeticLevel(_LEVELS_BY_NAME[source.subset], plain=True)
+
+
+def open_conversations(source: Source, seed: int) -> SourceItems:
+    """The conversations of the name conversations, or with a `subset` the sums that none of them asks for."""
+    if source.subset not in (None, "held-out"):
+        raise ConfigError(
+            f'data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed is "held-out" ('
+            "sums that no other conversation asks for); leave it out for conversations to train on"
+        )
+    if source.formatter is None:
+        raise ConfigError(
+            f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
+        )
+    return Conversations(seed) if source.subset is None else HeldOutSums()
 
 
 class PythonStdlib:

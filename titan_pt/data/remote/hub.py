@@ -11,6 +11,11 @@ from titan_pt.run.files import MOST_BYTES
 
 T = TypeVar("T")
 
+_WITHOUT_HUB = (
+    "download it once where there is one, `hf download --repo-type dataset NAME --local-dir data/NAME`, and name its "
+    'files in path = "data/NAME/**/*.parquet" instead of dataset (HF_ENDPOINT names a mirror of the hub)'
+)
+
 
 @functools.cache
 def bound_answers() -> None:
@@ -71,11 +76,11 @@ def _sorted(error: BaseException) -> Exception | None:
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
         return ConfigError(reason)  # gated ones are of these
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ConfigError(f"the hub is switched off by HF_HUB_OFFLINE: {error}")
+        return ConfigError(f"the hub is switched off by HF_HUB_OFFLINE; unset it, or {_WITHOUT_HUB}")
     # Lost connections and time-outs: of the client library, and what `datasets` makes of them.
     lost = isinstance(error, ConnectionError | TimeoutError | errors.LocalEntryNotFoundError)
     if lost or type(error).__module__.startswith("httpx"):
-        return Transient(f"{type(error).__name__}: {reason}")
+        return Transient(f"{type(error).__name__}: {reason}; without a network, {_WITHOUT_HUB}")
     if not isinstance(error, errors.HfHubHTTPError):
         return None
     status = error.response.status_code if error.response is not None else 500

@@ -92,9 +92,8 @@ SourceFactory = Callable[[Source, int], SourceItems]
 _SOURCES: Registry[SourceFactory] = Registry(
     "source {}",
     {
-        "python_stdlib": "titan_pt.data.builtin.sources:open_python_stdlib",
-        "arithmetic": "titan_pt.data.builtin.sources:open_arithmetic",
-        "arithmetic_plain": "titan_pt.data.builtin.sources:open_arithmetic_plain",
+        name: f"titan_pt.data.builtin.sources:open_{name}"
+        for name in ("python_stdlib", "arithmetic", "arithmetic_plain", "conversations")
     },
     reserved=BUILTIN_DATASETS,
 )

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.names import meant_path
 from titan_pt.run.exit_codes import Preempted
 
 
@@ -37,7 +38,8 @@ def no_files(pattern: str, key: str, *, unfinished: bool) -> ConfigError:
         return ConfigError(f"{where}: titan_pt.tools.prepare did not finish there; run it again")
     if os.path.isdir(pattern):
         return ConfigError(f"{where} is a folder; name its files, such as {str(Path(pattern, '*.parquet'))!r}")
-    return ConfigError(f"{where} matches no file; the working folder is {Path.cwd()}")
+    base = "" if os.path.isabs(pattern) else f"; the working folder is {Path.cwd()}"
+    return ConfigError(f"{where} matches no file{base}{meant_path(pattern)}")
 
 
 def unknown_formatter(name: str, formatters: list[str], records: str) -> ConfigError:

@@ -54,11 +54,15 @@ class TransformerArgs(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "TransformerArgs":
         if self.num_heads % self.num_kv_heads:
+            allowed = ", ".join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)
             raise ValueError(
-                f"model.num_heads = {self.num_heads}: not a multiple of model.num_kv_heads = {self.num_kv_heads}"
+                f"model.num_heads = {self.num_heads}: not a multiple of model.num_kv_heads = {self.num_kv_heads}, "
+                f"which may be {allowed}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
+            raise ValueError(
+                f"model.head_dim = {self.head_dim}: must be even (RoPE rotates pairs), such as {self.head_dim + 1}"
+            )
         if self.num_tokens is not None and self.num_tokens > self.vocab_size:
             raise ValueError(f"model.num_tokens = {self.num_tokens}: above model.vocab_size = {self.vocab_size}")
         self._check_rope_scaling()

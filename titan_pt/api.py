@@ -1,0 +1,187 @@
+"""titan_pt in a script or a notebook: `titan_pt.run` trains, `titan_pt.load` opens a model, any number of times."""
+
+import argparse
+import contextlib
+import logging
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titan_pt.config.schema.job_config import JobConfig
+
+if TYPE_CHECKING:
+    from titan_pt.hf.chat import Message
+    from titan_pt.tools.model import OpenModel
+
+
+class LoadedModel:
+    """A model in memory, of a run or of a Hugging Face folder."""
+
+    def __init__(self, opened: "OpenModel") -> None:
+        self._opened = opened
+
+    def generate(self, text: "str | Sequence[Message]", **options: Any) -> str:
+        """Answer or continue a text, or a conversation of `{"role": ..., "content": ...}`.
+
+        A text is the first turn of a conversation where the model was trained on such.
+
+        Args:
+            options: as of `generate_batch`.
+        """
+        ((answer,),) = self.generate_batch([text], **options)
+        return answer
+
+    def generate_batch(
+        self,
+        texts: "Sequence[str | Sequence[Message]]",
+        *,
+        num_samples: int = 1,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 42,
+        raw: bool = False,
+        special_tokens: bool = False,
+    ) -> list[list[str]]:
+        """The samples of each text, in their order.
+
+        Args:
+            max_new_tokens: most tokens of a sample; None: 256, or what the model has room for.
+            temperature: 0 takes the likeliest token.
+            seed: the same one gives the same samples.
+            raw: continue a text as it is, without the chat template.
+            special_tokens: names of special tokens in the texts are these tokens.
+
+        Raises:
+            ConfigError: an option out of its range, or a text that leaves no room.
+        """
+        from titan_pt.config.errors import ConfigError
+        from titan_pt.tools.model import sampling, sampling_problems
+        from titan_pt.tools.texts import new_tokens, prompt_ids, text_of
+
+        if not texts:
+            return []
+        arguments = argparse.Namespace(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            num_samples=num_samples,
+        )
+        if problems := sampling_problems(arguments):
+            raise ConfigError(*(problem.removeprefix("--") for problem in problems))
+        ids = [prompt_ids(self._opened, text, raw=raw, named=special_tokens) for text in texts]
+        names = [f"text {number}" for number in range(1, len(ids) + 1)]
+        chosen = sampling(arguments, new_tokens(self._opened, arguments, ids, names))
+        made = self._opened.engine(chat=not raw).generate(ids, chosen, num_samples)
+        answers = [text_of(self._opened, completion) for completion in made]
+        return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
+
+
+def load(
+    path: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, quantize: str | None = None
+) -> LoadedModel:
+    """Open a model.
+
+    Args:
+        path: a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder.
+        tokenizer: where the tokenizer of the run's config has moved.
+        dtype: "float32", "bfloat16" or "float16"; None: bfloat16 on an accelerator, float32 on a CPU.
+        quantize: "int8" or "int4": hold the weights of all blocks in fewer bits.
+
+    Raises:
+        ConfigError: there is no whole model.
+    """
+    from titan_pt.tools.model import open_model
+
+    flags = argparse.Namespace(checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize)
+    return LoadedModel(open_model(flags))
+
+
+def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train in this process; returns the last row of the run's metrics.jsonl.
+
+    A run that is in its folder already goes on, as that of a command does; one that is done returns its row.
+
+    Args:
+        config: a TOML file, a shipped name such as "quickstart", or a config.
+        overrides: values by key, such as {"optimizer.lr": 1e-3}.
+
+    Raises:
+        ConfigError: every mistake in the config, in one go.
+        KeyboardInterrupt: a signal stopped it, after it saved: the same call goes on.
+        Stalled, GaveUp, CannotStart, RuntimeError: it failed.
+    """
+    from titan_pt.config.manager import load_config
+    from titan_pt.run.exit_codes import ExitCode, Stalled
+    from titan_pt.run.run_folder import METRICS_FILE, run_folder
+    from titan_pt.run.signals import signalled
+    from titan_pt.train import run as train
+
+    with _as_toml(config) as file, _own_signals_and_log():
+        if not isinstance(config, JobConfig) or overrides:
+            config = load_config([f"--job.config_file={file}", *_flags(overrides or {})])
+        code = train(config, time.monotonic())
+        if code != ExitCode.DONE:
+            if signalled():
+                raise KeyboardInterrupt("a signal stopped the run; the same call goes on from its last checkpoint")
+            raise Stalled("no data came for too long; the same call goes on from the last checkpoint")
+    return _last_row(run_folder(config) / METRICS_FILE)
+
+
+@contextlib.contextmanager
+def _as_toml(config: str | Path | JobConfig) -> Iterator[str]:
+    """The name of a TOML file with this config."""
+    if not isinstance(config, JobConfig):
+        yield str(config)
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(config.to_toml())
+        file.flush()
+        yield file.name
+
+
+def _flags(overrides: Mapping[str, Any]) -> list[str]:
+    from titan_pt.config.resolve.printing import literal
+
+    return [
+        f"--{name}={value if isinstance(value, str | Path) else literal(value)}" for name, value in overrides.items()
+    ]
+
+
+@contextlib.contextmanager
+def _own_signals_and_log() -> Iterator[None]:
+    """Take signals and the log as a command does, and give both back. Only a main thread can take signals."""
+    from titan_pt.run.log import init_logging, quiet_libraries
+    from titan_pt.run.signals import _SIGNALS, install_handlers, protect_progress
+
+    log = logging.getLogger("titan_pt")
+    before = log.handlers, log.level, log.propagate
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS} if is_main else {}
+    init_logging()
+    quiet_libraries()
+    with contextlib.suppress(ValueError):  # no main thread
+        install_handlers()
+    protect_progress()  # a second Ctrl-C would end the notebook
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        log.handlers, log.level, log.propagate = before
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    from titan_pt.run.files import parse_json
+    from titan_pt.run.tool_files import read_lines
+
+    lines = read_lines(path) if path.is_file() else []  # a dry run has none
+    row: dict[str, Any] = parse_json(lines[-1]) if lines else {}
+    return row
