@@ -16,8 +16,9 @@ __all__ = ["pytest_addoption", "pytest_sessionfinish"]
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LOG_WIDTH"] = "0"  # a message is one line, in which a test finds its words
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "CONFIG_FILE", "LOG_RANK"):
+for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "CONFIG_FILE", "LOG_RANK", "LOG_FORMAT"):
     os.environ.pop(_variable, None)
 
 

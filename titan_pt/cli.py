@@ -48,6 +48,8 @@ TOOLS = (
     ),
     Tool("ls", "titan_pt.tools.ls", "the experiments that come with the package"),
     Tool("cp", "titan_pt.tools.cp", "a copy of one to change", takes="experiment"),
+    Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
+    Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
     Tool("sweep", "titan_pt.tools.sweep", "an experiment with every combination of values", takes="experiment"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),

@@ -23,7 +23,8 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from titan_pt.components.checkpoint.steps import saved_streams
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.run_size import global_rows, with_saved_streams
+from titan_pt.config.run_size import global_rows
+from titan_pt.config.saved_streams import with_saved_streams
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.trainer_spec import get_trainer_spec
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode

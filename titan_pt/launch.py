@@ -39,9 +39,10 @@ from titan_pt.run.cgroup import oom_kills
 from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, SIGNALLED, START_VARIABLE, ExitCode
 from titan_pt.run.files import parse_json
 from titan_pt.run.log import open_console
+from titan_pt.run.log_file import LOG_FILE, keep_log, open_log
 from titan_pt.run.run_folder import run_folder
 from titan_pt.run.told_codes import pick, read_exit_codes, read_reasons
-from titan_pt.run.watchdog import Watchdog
+from titan_pt.run.watchdog import Watchdog, phase_of
 
 _LONGEST_PAUSE = 60.0
 """Seconds before a restart; the first ones come sooner, and those of a start that lasted longer than this."""
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         if config is not None and arguments is not None and starts_one(argv) and config.comm.mode != "fake_backend":
             _share_cores(1)
             once = functools.partial(_run_alone, arguments, config.comm.grace_seconds, _SIGNALS)
-            return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
+            return _run_again(once, restarts, config, lambda: stopped_code(config, arguments))
         from torch.distributed import run
 
         os.environ.setdefault("PET_NPROC_PER_NODE", os.environ.get("NGPU") or str(count_accelerators()))
@@ -96,12 +97,12 @@ def main(argv: list[str] | None = None) -> int:
         numbers = list(dict.fromkeys([*handled, signal.SIGUSR1]))  # what Slurm sends before the time limit
         args.signals_to_handle = ""
         once = functools.partial(_run, _start_of(run, args, config), args, numbers)
-        return _run_again(once, restarts, _stacks(config), lambda: stopped_code(config, arguments))
+        return _run_again(once, restarts, config, lambda: stopped_code(config, arguments))
     except ConfigError as error:
         print(error.report(), file=sys.stderr)
         return ExitCode.USAGE
     except KeyboardInterrupt:  # a signal before there were workers
-        return stopped_code(config, arguments)
+        return _tell_end(config, stopped_code(config, arguments), [])
 
 
 def stopped_code(config: JobConfig | None, arguments: Sequence[str] | None) -> int:
@@ -182,10 +183,6 @@ def _set_handlers(signals: Iterable[int], handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _stacks(config: JobConfig | None) -> Path | None:
-    return run_folder(config) / config.comm.save_traces_folder if config else None
-
-
 def _start_of(run: Any, args: Any, config: JobConfig | None) -> Start:
     """What runs the workers, by the number of nodes.
 
@@ -201,16 +198,20 @@ def _start_of(run: Any, args: Any, config: JobConfig | None) -> Start:
 
 
 def _run_again(
-    once: Callable[[Watchdog, list[int]], Outcome], restarts: int, stacks: Path | None, stopped: Callable[[], int]
+    once: Callable[[Watchdog, list[int]], Outcome],
+    restarts: int,
+    config: JobConfig | None,
+    stopped: Callable[[], int],
 ) -> int:
     """Run the workers, again where they fail by themselves and MAX_RESTARTS allows it; returns the last code.
 
     Args:
         once: runs them, given who watches them and a list for the signals that come when they have ended.
-        stacks: where the stacks of a rank that hangs go, if anywhere.
+        config: of the run, where it is one.
         stopped: gives the code of a run that a signal stopped while there were no workers.
     """
     pause, late = 1.0, list[int]()
+    stacks = run_folder(config) / config.comm.save_traces_folder if config else None
     for restart in itertools.count(1):
         began = time.monotonic()
         if restart > 1:
@@ -219,25 +220,50 @@ def _run_again(
             os.environ[EXIT_CODES_VARIABLE] = folder
             with Watchdog(Path(folder), stacks).watching() as watchdog:
                 code, reasons, signals_came = once(watchdog, late)
+            leads = leads_job(Path(folder))
         if watchdog.reason:
             code, reasons = ExitCode.FAILED, [f"failed: {watchdog.reason}"]
-        for reason in reasons:  # once, and behind what the ranks wrote that failed because of this one
-            print(reason, file=sys.stderr)
-        if code is None:
-            return stopped()
         # A person's Ctrl-C and a pod's SIGTERM are obeyed, whichever process they reached.
-        if signals_came or restart > restarts or code not in (ExitCode.FAILED, ExitCode.PREEMPTED):
-            return code
+        ends = signals_came or restart > restarts or code not in (ExitCode.FAILED, ExitCode.PREEMPTED)
+        if code is None or ends:
+            return _tell_end(config if leads else None, stopped() if code is None else code, reasons)
+        _print(config, reasons)
         if time.monotonic() - began > _LONGEST_PAUSE:
             pause = 1.0  # it was well for a while
-        print(f"The run ended with {int(code)}: restart {restart} of {restarts} in {pause:.0f} s", file=sys.stderr)
+        _print(config, [f"The run ended with {int(code)}: restart {restart} of {restarts} in {pause:.0f} s"])
         end = time.monotonic() + pause
         while not late and time.monotonic() < end:
             time.sleep(0.05)
         if late:
-            return stopped()
+            return _tell_end(config if leads else None, stopped(), [])
         pause = min(2 * pause, _LONGEST_PAUSE)
     raise AssertionError
+
+
+def leads_job(folder: Path) -> bool:
+    """Whether this node had rank 0; where no rank came so far, whether it is the first node."""
+    if any(folder.glob("beats-*")):
+        return (folder / "beats-0").exists()
+    return os.environ.get("PET_NODE_RANK", "0") == "0"
+
+
+def _tell_end(config: JobConfig | None, code: int, reasons: Sequence[str]) -> int:
+    """Tell why the run ended: whom `job.notify` names, then on stderr; returns the code."""
+    if config is not None and config.job.notify:
+        from titan_pt.run.notify import notify
+
+        notify(config, code, reasons)
+    _print(config, reasons)
+    return code
+
+
+def _print(config: JobConfig | None, lines: Sequence[str]) -> None:
+    """Print on stderr, behind what the ranks wrote, and in the run's log."""
+    if config is not None and (run_folder(config) / LOG_FILE).exists():
+        keep_log()
+        open_log(run_folder(config))
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, late: list[int]) -> Outcome:
@@ -263,7 +289,8 @@ def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, la
     if isinstance(error, ChildFailedError):
         rank, first = min(error.failures.items(), key=lambda item: _time_of(item[1]))
         codes = [failure.exitcode for failure in error.failures.values()]
-        code, reasons = _failed(codes, folder, f"rank {rank}: {_reason(first.message, first.exitcode, by_memory)}")
+        why = f"{_where(folder, rank)}: {_reason(first.message, first.exitcode, by_memory)}"
+        code, reasons = _failed(codes, folder, why)
     elif isinstance(error, RendezvousError):
         code = ExitCode.FAILED
         reasons = [
@@ -326,7 +353,7 @@ def _run_alone(
         message: Any = ""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             message = parse_json(error_file.read_text("utf-8"))["message"]
-        code, reasons = _failed([status], folder, f"rank 0: {_reason(message, status, by_memory)}")
+        code, reasons = _failed([status], folder, f"{_where(folder, 0)}: {_reason(message, status, by_memory)}")
     return _outcome(code, reasons, bool(came))
 
 
@@ -421,6 +448,11 @@ def _time_of(failure: Any) -> float:
     """When a worker failed: workers that only lost the others fail later, often in the same second."""
     file = Path(failure.error_file)
     return file.stat().st_mtime if file.is_file() else float(failure.timestamp)
+
+
+def _where(folder: Path, rank: int) -> str:
+    phase = phase_of(folder, rank)
+    return f"rank {rank} failed in {phase}" if phase else f"rank {rank}"
 
 
 def _reason(message: Any, exitcode: int, kills_before: int) -> str:

@@ -6,6 +6,7 @@ to be right.
 
 import functools
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.ending import RunEnding, exit_code_of
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
 from titan_pt.run.heartbeat import enter, phase
-from titan_pt.run.log import init_logging, open_console, quiet_libraries, terminal_colors
+from titan_pt.run.log import init_logging, open_console, quiet_libraries
+from titan_pt.run.log_file import keep_log, open_log
 
 if TYPE_CHECKING:
     from titan_pt.protocols.context import TrainContext
@@ -35,9 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     if __name__ != "__main__":
         install_handlers()
     open_console()
-    init_logging()
+    keep_log()
     quiet_libraries()
-    return exit_code_of(lambda: run(load_config(argv), started))
+
+    def start() -> ExitCode:
+        init_logging()
+        return run(load_config(argv), started)
+
+    return exit_code_of(start)
 
 
 def run(config: JobConfig, started: float) -> ExitCode:
@@ -46,7 +53,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         from titan_pt.dry_run import run_dry
 
         return run_dry(config)
-    from titan_pt.run.run_folder import write_config
+    from titan_pt.run.run_folder import run_folder, write_config
 
     check_files(config)
     ending = RunEnding(config)
@@ -55,6 +62,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
         with phase("the resume", "save"):
             trainer.load()
         ending.first_step = trainer.state.step
+        open_log(run_folder(config))
         if trainer.context.world.is_main:  # only now: the config of a refused resume must not replace the run's own
             write_config(config)
         trainer.train()
@@ -67,6 +75,10 @@ def run(config: JobConfig, started: float) -> ExitCode:
         raise
     enter("the end", "save")
     ending.close(wait=True)
+    if trainer.context.world.is_main and hasattr(sys.stderr, "end_live"):  # a terminal
+        from titan_pt.trainers.end_panel import show_end
+
+        show_end(config, time.monotonic() - started)
     return ExitCode.DONE
 
 
@@ -82,7 +94,7 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
     spec = get_trainer_spec(config.job.trainer)
     context = start_context(config, spec)
     peak = peak_flops(context.world.device, getattr(torch, config.training.mixed_precision_param))
-    describe_start(context, peak, terminal_colors(config.metrics.disable_color_printing))
+    describe_start(context, peak)
     if spec.describe:
         spec.describe(context, context.flops_per_token, peak)
     step = spec.build_step(context)
@@ -134,7 +146,7 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
         world.on_main(lambda: fetch(run_folder, config.checkpoint))
     if has_steps(config):
         from titan_pt.components.checkpoint.steps import saved_streams
-        from titan_pt.config.run_size import with_saved_streams
+        from titan_pt.config.saved_streams import with_saved_streams
 
         run_size = with_saved_streams(config, run_size, world_size(), saved_streams(config))
     stops = functools.partial(raise_if_preempted, world)

@@ -146,7 +146,7 @@ class Trainer:
         """
         state, self._whole = self.state, True
         if state.step < self._plan.total_steps:
-            logger.info(f"Training starts at step {state.step + 1}")
+            logger.info(f"Training starts at step {state.step + 1}", extra={"live": True})
             self._ledger.begin(state.step, anew=self._checkpointer is None)
         else:
             logger.info(f"The run has its {self._plan.total_steps:,} steps: to go on, raise {self._plan.advice}")
@@ -180,7 +180,8 @@ class Trainer:
                 save_together(self.context, state.step, self._save_finished, error)
             raise
         self._ledger.write(state.step, done=True)
-        logger.info(f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}")
+        done = f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}"
+        logger.info(done, extra={"live": False})
 
     @property
     def has_checkpoint(self) -> bool:

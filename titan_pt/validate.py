@@ -18,6 +18,7 @@ from titan_pt.data.stream.row import PackedRow, padding_row
 from titan_pt.data.stream.stream import Stream
 from titan_pt.distributed.world import World
 from titan_pt.protocols.context import Step, TrainContext, Validator
+from titan_pt.run.log import tracked
 from titan_pt.run.signals import until_stopped
 
 logger = logging.getLogger("titan_pt")
@@ -46,7 +47,7 @@ class LossValidator:
         was_training = self.model.training
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch in self.batches:
+        for batch in tracked(self.batches, "Validation", "batches", len(self.batches)):
             self.raise_if_preempted()
             batch = batch.to(self.world.device)
             losses = self._losses(batch)

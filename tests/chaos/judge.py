@@ -63,7 +63,7 @@ class Ended:
     @property
     def steps(self) -> list[int]:
         """The steps that it logged."""
-        return [int(step) for step in re.findall(r" - step: *(\d+)/", self.log)]
+        return [int(step) for step in re.findall(r"(?m)^step *(\d+)/", self.log)]
 
     @property
     def resumed(self) -> int:

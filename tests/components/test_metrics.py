@@ -13,7 +13,7 @@ from metric_keys import documented_keys, undocumented
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from titan_pt.components.checkpoint.manifest import file_entry
-from titan_pt.components.kept_rows import rows_up_to
+from titan_pt.components.earlier_rows import rows_up_to
 from titan_pt.components.late_validation import complete
 from titan_pt.components.metrics import FILE, MetricsWriter, format_seconds
 from titan_pt.components.tensorboard import plotted
@@ -147,7 +147,7 @@ def test_a_completion_that_fails_is_made_up_for_before_the_next_row(
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     writer.write(ROW, 10)
     with monkeypatch.context() as patch, caplog.at_level("ERROR", logger="titan_pt"):
-        patch.setattr("titan_pt.components.metrics.write_atomic", full)
+        patch.setattr("titan_pt.components.earlier_rows.write_atomic", full)
         complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
     assert "the validation of step 1 could not be written" in caplog.text
     writer.write({**ROW, "step": 2}, 10)
@@ -166,7 +166,7 @@ def test_a_crash_at_a_completion_loses_no_row(tmp_path: Path, monkeypatch: pytes
         write_atomic(path, text)
         seen.append(read_rows(tmp_path))
 
-    monkeypatch.setattr("titan_pt.components.metrics.write_atomic", replace)
+    monkeypatch.setattr("titan_pt.components.earlier_rows.write_atomic", replace)
     complete(writer, 1, {"val_loss": 1.0, "val_perplexity": 2.0, "val_bpb": 3.0}, 10, {})
     assert [["val_loss" in row for row in rows] for rows in seen] == [[False], [True]]
     writer.write({**ROW, "step": 2}, 10)
@@ -312,7 +312,7 @@ def failing(number: int) -> Any:
 def test_what_stays_unwritten_is_told_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("titan_pt.run.records.KEPT_BYTES", 1000)
+    monkeypatch.setattr("titan_pt.run.kept_writes.KEPT_BYTES", 1000)
     monkeypatch.setattr("titan_pt.run.records.os.open", failing(28))
     writer = MetricsWriter(tmp_path, Metrics(enable_tensorboard=False), 0, 1)
     for step in range(1, 20):

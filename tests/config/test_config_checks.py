@@ -8,7 +8,8 @@ from config_helpers import SOURCE, config_of, problem_of, problems_of
 
 from titan_pt.config import ConfigError, JobConfig, load_config
 from titan_pt.config.resolve.checks import model_args, padded_size
-from titan_pt.config.run_size import divisors, plan_run_size, with_saved_streams
+from titan_pt.config.run_size import divisors, plan_run_size
+from titan_pt.config.saved_streams import with_saved_streams
 from titan_pt.models.transformer import FLAVORS
 from titan_pt.protocols.model_spec import get_model_spec
 

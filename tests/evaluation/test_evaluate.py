@@ -375,7 +375,12 @@ def test_validation_tasks_leave_the_training_unchanged(tmp_path: Path, capsys: p
     assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an evaluation changes no weights"
     rows = {row["step"]: row for row in read_rows(tmp_path / "with/run")}
     assert [step for step, row in rows.items() if "eval/arithmetic/accuracy" in row] == [1, 3, 6]
-    assert {"eval/arithmetic/accuracy_lenient", "eval/medqa/accuracy_loglikelihood", "val_loss"} < rows[6].keys()
+    assert {
+        "eval/arithmetic/accuracy_lenient",
+        "eval/medqa/problems",
+        "eval/medqa/accuracy_loglikelihood",
+        "val_loss",
+    } < rows[6].keys()
 
 
 @pytest.mark.parametrize("kept", ["tasks", "sample_prompts"])

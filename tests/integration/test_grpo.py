@@ -271,6 +271,7 @@ def test_guessed_letters_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     row = read_rows(tmp_path / "run")[0]
     assert row["step"] == 0 and "eval/letters/accuracy_loglikelihood" in row
     assert row["eval/letters/constant_letter_baseline"] > 0 and "eval/letters/answered_A" in row
+    assert row["eval/letters/problems"] > 0, "from which tools.report has the interval"
 
 
 def test_a_missing_start_names_the_command_that_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

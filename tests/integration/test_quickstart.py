@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from documented import AFTER_QUICKSTART, run_pages
 from helpers import ROOT, read_rows, run
 from hf_helpers import export_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,7 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
-    """Pretraining, then reinforcement learning alone, and after fine-tuning; a Hugging Face folder that answers."""
+    """Pretraining, then reinforcement learning alone, and after fine-tuning; a Hugging Face folder that answers.
+
+    The commands of the pages that go on from these runs are run, too.
+    """
     outputs = tmp_path / "outputs"
     missing = experiment(tmp_path, "quickstart_grpo", expected=2)
     assert "make it with ./run_train.sh --job.config_file" in missing
@@ -40,6 +44,8 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     asked = tokenizer("Question: What is 3 + 4?\nAnswer:", return_tensors="pt")
     answer = tokenizer.decode(model.generate(**asked, max_new_tokens=24, do_sample=False)[0])
     assert answer == "Question: What is 3 + 4?\nAnswer: 3 + 4 = 7\n#### 7<|endoftext|>"
+
+    run_pages(AFTER_QUICKSTART, tmp_path, outputs)
 
 
 def experiment(folder: Path, name: str, *flags: str, expected: int = 0) -> str:

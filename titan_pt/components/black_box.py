@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import parameter_name
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
+from titan_pt.run.black_boxes import FOLDER, boxes
 from titan_pt.run.exit_codes import Preempted
 from titan_pt.run.files import write_atomic
 from titan_pt.run.heartbeat import beat
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("titan_pt")
 
-FOLDER = "blackbox"
 _BEGUN = "again.begun"
 """In a box whose batch is being computed again, or could not be."""
 _TEXT_CHARACTERS = 20_000
@@ -140,13 +139,6 @@ def _write(folder: Path, files: dict[str, str]) -> bool:
         logger.error(f"{folder} could not be written and is lost: {error}; training goes on")
         return False
     return True
-
-
-def boxes(run_folder: Path) -> list[Path]:
-    """The boxes of a run, by step."""
-    folders = (run_folder / FOLDER).glob("step-*-*")
-    found = [path for path in folders if re.fullmatch(r"step-\d+-[0-9a-f]+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.name))
 
 
 @contextlib.contextmanager

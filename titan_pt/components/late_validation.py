@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from titan_pt.components.kept_rows import step_of
+from titan_pt.components.earlier_rows import step_of
 from titan_pt.components.metrics import MetricRows, MetricsWriter, line_of
 from titan_pt.run.files import parse_json
 

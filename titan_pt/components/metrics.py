@@ -1,5 +1,6 @@
 """A run's numbers: rows of metrics.jsonl, TensorBoard and console lines."""
 
+import functools
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.run.log import terminal_colors
+from titan_pt.run.log import format_seconds
 from titan_pt.run.records import AppendedFile, Record
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 
@@ -35,7 +36,6 @@ class MetricsWriter:
     ) -> None:
         self.path = run_folder / FILE
         self._world_size = world_size
-        self._color = terminal_colors(options.disable_color_printing)
         self.rows, self._file = Record(FILE), AppendedFile(self.path)
         self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
         self._sinks: list[Any] = list(sinks)
@@ -71,39 +71,48 @@ class MetricsWriter:
     def keep(self, step: int, line: str = "") -> None:
         """Drop the rows of later steps, and put a line in their place."""
         if line or self.path.exists():
-            from titan_pt.components.kept_rows import keep_rows
+            from titan_pt.components.earlier_rows import keep_rows
 
             keep_rows(self.path, step, line)
         self._file.size = None
 
     def show(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Print the row's training, validation and evaluation figures."""
+        place = f"step {row['step']:>{len(str(total_steps))}}/{total_steps}"
         if "loss" in row:
-            logger.info(self._line(row, total_steps))
+            told = f"{place}  {self._reward_line(row) if 'reward_mean' in row else ''}{self._figures(row, total_steps)}"
+            logger.info(told, extra={"row": row, "live": True})
+        evaluated = [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if "val_loss" in row:
-            logger.info(
-                f"validate step: {row['step']}  loss: {row['val_loss']:.4f}  "
-                f"perplexity: {row['val_perplexity']:.2f}  bits per byte: {row['val_bpb']:.4f}"
-            )
-        evaluated = "  ".join(f"{key[5:]}: {value:.4g}" for key, value in row.items() if key.startswith("eval/"))
+            bits = f"bits per byte {row['val_bpb']:.4f}"
+            evaluated[:0] = [f"loss {row['val_loss']:.4f}", f"perplexity {row['val_perplexity']:.2f}", bits]
         if evaluated:
-            logger.info(f"evaluate step: {row['step']}  {evaluated}")
+            own = {key: value for key, value in row.items() if key.startswith(("step", "val_", "eval/"))}
+            logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})
 
     def plot(self, row: Mapping[str, Any]) -> None:
         """Give the row to the sinks."""
         for sink in self._sinks:
             sink.write(row)
 
-    def _line(self, row: Mapping[str, Any], total_steps: int) -> str:
-        color = self._color
-        mfu = "" if row["mfu"] is None else f"  {color.magenta}mfu: {100 * row['mfu']:.2f}%"
-        eta = format_seconds((total_steps - row["step"]) * row["step_seconds"])
-        return (
-            f"{color.red}step: {row['step']:>{len(str(total_steps))}}/{total_steps}  "
-            f"{color.green}loss: {row['loss']:7.4f}  {color.yellow}grad_norm: {row['grad_norm']:7.4f}  "
-            f"{color.cyan}lr: {row['lr']:.2e}  {color.blue}memory: {row['memory_gib']:.2f}GiB  "
-            f"tps: {row['tokens_per_second'] / self._world_size:,.0f}{mfu}  {color.green}eta: {eta}{color.reset}"
-        )
+    def _figures(self, row: Mapping[str, Any], total_steps: int) -> str:
+        rate = row["tokens_per_second"] / self._world_size
+        figures = [
+            f"loss {row['loss']:.4f}",
+            f"grad_norm {row['grad_norm']:.3g}",
+            f"lr {row['lr']:.2e}",
+            f"{rate:,.0f} tok/s" if rate < 1e6 else f"{rate / 1e6:.2f}M tok/s",
+            *([] if row["mfu"] is None else [f"mfu {row['mfu']:.1%}"]),
+            f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}",
+            f"{row['memory_gib']:.3g} GiB",
+        ]
+        return "  ".join(figures)
+
+    @functools.cached_property
+    def _reward_line(self) -> Any:
+        from titan_pt.components.reward_line import RewardLine
+
+        return RewardLine(self.path)
 
 
 @dataclass
@@ -223,17 +232,6 @@ def memory_gib(device: torch.device) -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return torch.accelerator.max_memory_allocated(device.index) / 2**30
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration, such as "1d 02:03:04", "02:03:04" or "03:04"."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    clock = f"{hours:02}:{minutes:02}:{rest:02}" if hours or days else f"{minutes:02}:{rest:02}"
-    return f"{days}d {clock}" if days else clock
 
 
 def _json_number(value: Any) -> Any:

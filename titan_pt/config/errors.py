@@ -1,14 +1,11 @@
 """Messages about users' mistakes: every problem found, the allowed values, the nearest known name."""
 
-import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from titan_pt.run.outgoing import MASK, looks_secret, redact
 
 _LONGEST_SHOWN = 80
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ConfigError(ValueError):
@@ -42,18 +39,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_of(names: Iterable[str]) -> str:
     """A readable list of the allowed names."""
     return ", ".join(sorted(names)) or "none"
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """A path as a TOML file would write it: `data.sources[0].name`; keys that need quotes have them."""
-    name = ""
-    for part in path:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        else:
-            key = part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False)
-            name += f".{key}" if name else key
-    return name
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""The name, file or folder that was meant. Imported where one is unknown."""
+"""Names in messages about mistakes: the name, file or folder that was meant. Imported where there is a mistake."""
 
 import difflib
 import glob
+import json
 import os
 import re
 from collections import Counter
@@ -107,3 +108,15 @@ def hub_download(path: str, *, dataset: bool = False) -> str:
         f"; it looks like a name on the hub: download it with `hf download {kind}{path} --local-dir {folder}`, then "
         f"give {folder}"
     )
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as a TOML file would write it: `data.sources[0].name`; keys that need quotes have them."""
+    name = ""
+    for part in path:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        else:
+            key = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part, ensure_ascii=False)
+            name += f".{key}" if name else key
+    return name

@@ -1,6 +1,6 @@
 """The numbers that follow from a config and a number of ranks: batch, streams, steps, tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from titan_pt.config.batch import divisors, fits, global_rows, micro_rows, step_rows, stream_count
 from titan_pt.config.errors import ConfigError
@@ -59,11 +59,4 @@ def plan_run_size(config: JobConfig, world_size: int) -> RunSize:
     )
 
 
-def with_saved_streams(config: JobConfig, run_size: RunSize, num_ranks: int, saved: int | None) -> RunSize:
-    """The run size with the streams of the checkpoint to go on from, where no key sets them and they fit."""
-    if saved is None or config.data.num_streams or run_size.rows % saved or saved % num_ranks:
-        return run_size
-    return replace(run_size, num_streams=saved)
-
-
-__all__ = ["RunSize", "divisors", "global_rows", "plan_run_size", "with_saved_streams"]
+__all__ = ["RunSize", "divisors", "global_rows", "plan_run_size"]

@@ -1,5 +1,6 @@
 """Truth table of a mixture, logged before a run: tokens, passes and share of every source."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class SourceShare:
     tokens: float
     """Tokens that the source gives once every source is held to its cap."""
     max_epochs: float | None
+    generated: bool = False
+    """Whether a rule makes its documents, which may then be read often."""
 
     @property
     def epochs(self) -> float:
@@ -56,6 +59,7 @@ def plan_mixture(mixture: TokenizedMixture, tokens: int) -> list[SourceShare]:
             wished_tokens=tokens * source.weight / sum(weights),
             tokens=got,
             max_epochs=source.max_epochs,
+            generated=getattr(source.documents, "generated", False),
         )
         for source, size, got in zip(mixture.sources, sizes, given, strict=True)
     ]
@@ -77,22 +81,24 @@ def share_out(total: float, weights: Sequence[float], caps: Sequence[float]) -> 
 
 def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """The truth table, a line each."""
-    width = max(6, *(len(source.name) for source in shares))
-    heads = f"{'documents':>12}  {'tokens':>16}  {'tokens an epoch':>16}  {'epochs':>8}  {'cap':>5}  share"
-    found = [f"{'source':<{width}}  {heads}"]
+    rows = [["source", "documents", "tokens", "tokens an epoch", "epochs", "cap", "share"]]
     for source in shares:
         cap = "-" if source.max_epochs is None else f"{source.max_epochs:g}"
-        found.append(
-            f"{source.name:<{width}}  {source.documents:>12,}  {source.tokens:>16,.0f}  "
-            f"{source.tokens_per_epoch:>16,.0f}  {source.epochs:>8.3g}  {cap:>5}  {source.tokens / tokens:.2%}"
-        )
-    return found
+        counts = (f"{count:,.0f}" for count in (source.documents, source.tokens, source.tokens_per_epoch))
+        rows.append([source.name, *counts, f"{source.epochs:.3g}", cap, f"{source.tokens / tokens:.2%}"])
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    notes = ["", *("  generated" * source.generated for source in shares)]
+    return [
+        "  ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]) + note
+        for (name, *cells), note in zip(rows, notes, strict=True)
+    ]
 
 
 def warnings(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """Warnings about sources that end early, repeat too often or do not suffice."""
     enough = sum(source.tokens for source in shares) >= ENOUGH * tokens
-    if enough and all(source.wished_epochs <= (source.max_epochs or MANY_EPOCHS) for source in shares):
+    most = {source.name: math.inf if source.generated else MANY_EPOCHS for source in shares}
+    if enough and all(source.wished_epochs <= (source.max_epochs or most[source.name]) for source in shares):
         return []
     from titan_pt.data.unfit_sources import warnings_of
 

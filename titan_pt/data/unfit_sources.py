@@ -26,7 +26,7 @@ def warnings_of(shares: Sequence["SourceShare"], tokens: int, enough: float, man
                 + "; the other sources give the rest. To spread it over the run, set its weight to that share"
                 * (given >= enough * tokens)
             )
-        elif source.max_epochs is None and source.epochs > many_epochs:
+        elif source.max_epochs is None and source.epochs > many_epochs and not source.generated:
             found.append(
                 f"data source {source.name!r}: {source.epochs:,.4g} epochs of the same documents and no max_epochs; "
                 f"lower its weight, add documents, or set max_epochs (4 is a usual cap)"

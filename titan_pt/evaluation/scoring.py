@@ -12,6 +12,7 @@ import torch
 from titan_pt.generation.decode import OutputLayer
 from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.run.progress import reached
 
 # Most tokens of one forward, padding included; a longer row goes alone.
 _BATCH_TOKENS = 2**14
@@ -54,6 +55,7 @@ def likelihoods(model: Transformer, pairs: Sequence[tuple[Sequence[int], Sequenc
     found: dict[int, Likelihood] = {}
     for batch in _batches(sorted(rows, key=len, reverse=True)):
         found |= _read(model, output, batch, [rows[row] for row in batch])
+        reached(len(found))
     return [found[number] for number in range(len(pairs))]
 
 

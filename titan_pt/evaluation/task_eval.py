@@ -39,7 +39,8 @@ class TaskEval:
         self.engine.sync_weights(self.context.model)
         for t, row in enumerate(options.tasks):
             result = self.evaluator(t, row.limit, row.max_new_tokens)
-            values |= {f"eval/{row.name}/{name}": value for name, value in result.values.items()}
+            found = {**result.values, "problems": result.problems}
+            values |= {f"eval/{row.name}/{name}": value for name, value in found.items()}
         if options.sample_prompts:
             self._sample(options.sample_prompts, Sampling(options.sample_tokens, temperature=0.0))
         return values

@@ -14,6 +14,7 @@ from titan_pt.generation.engine import NonFiniteLogits, RolloutEngine
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.run.exit_codes import GaveUpTogether
+from titan_pt.run.progress import Progress
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts
 from titan_pt.tasks.rollouts import GradingOptions, Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
@@ -61,6 +62,7 @@ class TaskEvaluator:
     """Most tokens that the model reads."""
     score: Callable[[Sequence[PromptAnswer]], Sequence[float]]
     """Log-likelihoods of answers by the model of the sampler's engine, on every rank."""
+    world_size: int = 1
 
     def __call__(self, t: int, limit: int, max_new_tokens: int, pass_at_k: PassAtK | None = None) -> EvalResult:
         """Evaluate on at most `limit` problems of task number `t`.
@@ -85,7 +87,9 @@ class TaskEvaluator:
         # The counts of a step that this evaluation follows are kept.
         kept, self.sampler.timing = self.sampler.timing, Timing()
         try:
-            groups = self.sampler.sample(prompts, sampling, n)
+            own = -(-n * len(prompts) // self.world_size)
+            with Progress(f"{task.name}, answers", "answers", own):
+                groups = self.sampler.sample(prompts, sampling, n)
             problem = self.sampler.timing.broken_grading()
         finally:
             self.sampler.timing = kept
@@ -95,7 +99,9 @@ class TaskEvaluator:
 
     def letter_accuracy(self, task: Task, prompts: Sequence[Prompt]) -> float:
         """Share of multiple-choice problems whose right letter is the likeliest."""
-        return likeliest_letters(task, prompts, self.tokenizer, self.longest, self.score)
+        own = -(-len(task.letters) * len(prompts) // self.world_size)
+        with Progress(f"{task.name}, letters", "letters", own):
+            return likeliest_letters(task, prompts, self.tokenizer, self.longest, self.score)
 
 
 def build_task_evaluator(
@@ -155,4 +161,4 @@ def build_task_evaluator(
             by_rank.append(logprobs)
         return [by_rank[i % world.size][i // world.size] for i in range(len(pairs))]
 
-    return TaskEvaluator(tasks, sampler, held_out, tokenizer, longest, score)
+    return TaskEvaluator(tasks, sampler, held_out, tokenizer, longest, score, world.size)

@@ -13,12 +13,14 @@ import torch
 from titan_pt.components.loss import ChunkedCrossEntropy
 from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.data.sources.local import checked_text, matching_files, read_rows
+from titan_pt.data.sources.local import checked_text, matching_files
+from titan_pt.data.sources.rows import read_rows
 from titan_pt.data.stream.batch import collate
 from titan_pt.data.stream.row import PackedRow
 from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.run.files import MOST_BYTES, read_text
+from titan_pt.run.progress import Progress
 
 logger = logging.getLogger("titan_pt")
 
@@ -48,13 +50,19 @@ class TextLoss:
 
 @torch.no_grad()
 def rows_loss(
-    model: Transformer, rows: Iterable[PackedRow], *, document_mask: bool, rows_per_batch: int | None = None
+    model: Transformer,
+    rows: Iterable[PackedRow],
+    *,
+    document_mask: bool,
+    rows_per_batch: int | None = None,
+    total_bytes: float | None = None,
 ) -> TextLoss:
     """The loss of every token of the rows that has one.
 
     Args:
         document_mask: keep the documents of a row apart.
         rows_per_batch: rows of one forward; None: as many as make a batch of sensible size.
+        total_bytes: of all rows, about, for the time that is left.
 
     Raises:
         ConfigError: there is no text.
@@ -62,15 +70,17 @@ def rows_loss(
     """
     device, loss_sum, num_tokens, num_bytes = model.output_weight.device, 0.0, 0, 0.0
     left = iter(rows)
-    while first := next(left, None):
-        size = rows_per_batch or max(1, _BATCH_TOKENS // len(first.tokens))
-        some = [first, *itertools.islice(left, size - 1)]
-        batch = collate(some).to(device)
-        positions = batch.positions_BL if document_mask else None
-        losses = model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
-        loss_sum += float(losses.cross_entropy_T.double().sum())
-        num_tokens += sum(row.num_targets for row in some)
-        num_bytes += sum(row.num_bytes for row in some)
+    with Progress("--text", "bytes", total_bytes) as progress:
+        while first := next(left, None):
+            size = rows_per_batch or max(1, _BATCH_TOKENS // len(first.tokens))
+            some = [first, *itertools.islice(left, size - 1)]
+            batch = collate(some).to(device)
+            positions = batch.positions_BL if document_mask else None
+            losses = model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
+            loss_sum += float(losses.cross_entropy_T.double().sum())
+            num_tokens += sum(row.num_targets for row in some)
+            num_bytes += sum(row.num_bytes for row in some)
+            progress.at(num_bytes)
     if not num_bytes:
         raise ConfigError("--text: holds no text")
     if not math.isfinite(loss_sum):
@@ -79,14 +89,21 @@ def rows_loss(
 
 
 def text_loss(
-    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int, *, document_mask: bool = False
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    seq_len: int,
+    *,
+    document_mask: bool = False,
+    total_bytes: float | None = None,
 ) -> TextLoss:
     """The loss of the rows of `text_rows`.
 
     Raises:
         ConfigError: there is no text.
     """
-    return rows_loss(model, text_rows(tokenizer, texts, seq_len), document_mask=document_mask)
+    rows = text_rows(tokenizer, texts, seq_len)
+    return rows_loss(model, rows, document_mask=document_mask, total_bytes=total_bytes)
 
 
 def text_rows(tokenizer: Tokenizer, texts: Iterable[str], seq_len: int) -> Iterator[PackedRow]:

@@ -25,6 +25,7 @@ from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache, forward_cached
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.protocols.model_spec import get_model_spec
+from titan_pt.run.progress import reached
 from titan_pt.run.signals import stop_requested
 
 # Steps between looks at the finished rows, for which the host waits for the device, and at the stop signal.
@@ -127,7 +128,7 @@ class NativeEngine:
         ]
         completions: list[Completion] = []
         for start in range(0, len(requests), self._max_rows):
-            completions += self._turn(requests[start : start + self._max_rows], sampling, watch)
+            completions += self._turn(requests[start : start + self._max_rows], sampling, watch, start)
         return completions
 
     def tensors(self) -> list[torch.Tensor]:
@@ -157,8 +158,10 @@ class NativeEngine:
         if self._stop_requested():
             raise GenerationStopped
 
-    def _turn(self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None) -> list[Completion]:
-        """Sample the completions of requests that are decoded together."""
+    def _turn(
+        self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None, before: int
+    ) -> list[Completion]:
+        """Sample the completions of requests that are decoded together; `before` were sampled already."""
         longest, size = max(len(request.tokens) for request in requests), row_count(len(requests))
         slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
@@ -172,6 +175,7 @@ class NativeEngine:
             going = int(rows.alive_R.sum())  # the one place that waits for the device
             if going == 0:
                 break
+            reached(before + len(requests) - going * (1 - start / sampling.max_new_tokens))
             if row_count(going) < size:
                 size = row_count(going)
                 rows.keep(size)

@@ -24,7 +24,9 @@ from titan_pt.hf.model_card import model_card
 from titan_pt.hf.tensor_readers import INDEX, SINGLE, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
 from titan_pt.protocols.model_spec import HuggingFaceLayout
-from titan_pt.run.files import remove_folder, sync_folder, write_json
+from titan_pt.run.files import sync_folder, write_json
+from titan_pt.run.progress import Progress
+from titan_pt.run.removal import remove_folder
 
 MAX_SHARD_BYTES = 2 * 10**9
 # A key of config.json that other tools pass over.
@@ -146,13 +148,15 @@ def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, ma
     infos = {name: _written_info(source, name, info, dtype) for name, info in source.tensors.infos.items()}
     shards = plan_shards(infos, max_shard)
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(dict(_read_shard(source, names, infos)), folder / file, metadata={"format": "pt"})
-        _settle(folder / file)
-        weight_map |= {source.layout.to_name(name): file for name in names}
+    total = sum(info.num_bytes for info in infos.values())
+    with Progress("Export", "bytes", total) as progress:
+        for number, names in enumerate(shards, 1):
+            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            save_file(dict(_read_shard(source, names, infos)), folder / file, metadata={"format": "pt"})
+            _settle(folder / file)
+            weight_map |= {source.layout.to_name(name): file for name in names}
+            progress.add(sum(infos[name].num_bytes for name in names))
     if len(shards) > 1:
-        total = sum(info.num_bytes for info in infos.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / INDEX, index, indent=2)
     dtypes = [info.dtype for info in infos.values()]

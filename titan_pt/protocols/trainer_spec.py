@@ -113,8 +113,3 @@ def trainer_config(name: str) -> type[JobConfig]:
         config_type: type[JobConfig] = import_attribute(BUILTIN_CONFIGS[name])
         return config_type
     return get_trainer_spec(name).config_type
-
-
-def trainers_with_section(section: str) -> list[str]:
-    """Names of the kinds of training that have this TOML table beside the common ones."""
-    return sorted(name for name in trainer_names() if section in trainer_config(name).model_fields)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from titan_pt.run.exit_codes import (
     CannotStart,
     ExitCode,
     GaveUp,
-    OtherRankFailed,
     Stalled,
     record_exit_code,
 )
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
 
 
+_runs: list[JobConfig] = []
+"""The config of the run, when it is known."""
+
+
 def exit_code_of(run: Callable[[], ExitCode]) -> int:
     """Call `run`; returns its exit code, or that of its exception, whose reason is the last line on stderr."""
     reason = ""
+    _runs.clear()
     try:
         code = run()
     except ConfigError as error:
@@ -39,8 +44,14 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         from titan_pt.run.failure import tell
 
         code, reason = tell(error)
+    if hasattr(sys.stderr, "end_panel"):
+        sys.stderr.end_panel()
     ignore_signals()
     recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
+    if not recorded and _runs and _runs[0].job.notify and os.environ.get("RANK", "0") == "0":
+        from titan_pt.run.notify import notify
+
+        notify(_runs[0], code, [reason] if reason else [])
     if reason and not recorded:
         from titan_pt.run.failure import print_once
 
@@ -53,12 +64,13 @@ class RunEnding:
     """Ends one run: closes what it opened. `stopped.py` ends one that was asked to stop."""
 
     def __init__(self, config: JobConfig) -> None:
+        _runs.append(config)
         self.trainer: Trainer | None = None
         """Set when it is built."""
         self.first_step = 0
         """The step that this start resumed from."""
         enter("the start", "init", config.comm)
-        self._closed = threading.Event()
+        self._config, self._closed = config, threading.Event()
         threading.Thread(target=_be_watched, args=(config, self._closed), name="watched", daemon=True).start()
 
     def close(self, *, wait: bool) -> None:
@@ -73,14 +85,9 @@ class RunEnding:
 
     def failed(self, error: BaseException) -> None:
         """Tell the launcher the reason and close, without waiting for other ranks: they may be gone."""
-        from titan_pt.run.out_of_memory import explain, is_out_of_memory
+        from titan_pt.run.failure import note_failure
 
-        if is_out_of_memory(error):
-            error.args = (explain(error, self.trainer),)
-        if not isinstance(error, ConfigError | GaveUp | OtherRankFailed):
-            from titan_pt.run.failure import record_failure
-
-            record_failure(error)  # before this rank leaves, which makes the others fail too
+        note_failure(error, self._config, self.trainer)
         self.close(wait=_is_alone())
 
 

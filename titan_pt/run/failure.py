@@ -6,9 +6,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.plugins import users_line
-from titan_pt.run.exit_codes import ExitCode
+from titan_pt.run.exit_codes import EXIT_CODES_VARIABLE, CannotStart, ExitCode, GaveUp, OtherRankFailed
+from titan_pt.run.log_file import open_log
+from titan_pt.run.run_folder import run_folder
 
 _OF_ANOTHER_RANK = ("another rank has left", "closed by peer", "reset by peer", "Socket closed")
 
@@ -24,8 +29,21 @@ def tell(error: BaseException) -> tuple[ExitCode, str]:
     with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
         if not is_of_another_rank(error):
             traceback.print_exc()
-        print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
+        if place or EXIT_CODES_VARIABLE not in os.environ:  # else the launcher tells it, once for all ranks
+            print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     return ExitCode.FAILED, ""
+
+
+def note_failure(error: BaseException, config: JobConfig, trainer: Any) -> None:
+    """Record what ends a run, before this rank leaves, which makes the others fail too."""
+    from titan_pt.run.out_of_memory import explain, is_out_of_memory
+
+    if is_out_of_memory(error):
+        error.args = (explain(error, trainer),)
+    if not isinstance(error, ConfigError | GaveUp | OtherRankFailed):
+        record_failure(error)
+    if not isinstance(error, ConfigError | CannotStart):  # a refused start leaves a run's folder as it is
+        open_log(run_folder(config))
 
 
 def is_of_another_rank(error: BaseException) -> bool:

@@ -7,9 +7,7 @@ import codecs
 import contextlib
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,14 +149,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder that others look for by its name: it is renamed first, so that none finds it half deleted.
-
-    Raises:
-        OSError: it cannot be renamed; what cannot be deleted afterwards is left in `NAME.tmp-*`.
-    """
-    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)

@@ -40,14 +40,12 @@ def enter(what: str, limit: str, comm: Any = None) -> None:
 
 @contextlib.contextmanager
 def phase(what: str, limit: str) -> Iterator[None]:
-    """Context of a phase inside another one."""
+    """Context of a phase inside another one. One that fails stays: it is where the process was."""
     before = bytes(_page[8:])
     enter(what, limit)
-    try:
-        yield
-    finally:
-        _page[8:] = before
-        beat()
+    yield
+    _page[8:] = before
+    beat()
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from titan_pt.protocols.context import StepMetrics
 from titan_pt.protocols.registry import import_attribute
+
+if TYPE_CHECKING:
+    from titan_pt.protocols.context import StepMetrics
 
 logger = logging.getLogger("titan_pt")
 
@@ -33,7 +35,7 @@ class Ledger:
         self._seconds["restart" if self._earlier else "start"] = waited  # type: ignore[assignment]
         self.write(step, begins=True)
 
-    def step_ends(self, metrics: StepMetrics) -> None:
+    def step_ends(self, metrics: "StepMetrics") -> None:
         """A step is done, before what comes between steps. What the first one takes longer than the second compiles."""
         now = time.monotonic()
         spent: dict[str, Any] = {"data": metrics.data_seconds, "sampling": metrics.extra.get("seconds/rollout", 0.0)}
@@ -56,18 +58,14 @@ class Ledger:
         if self._path and self._steps >= 0:  # a finished run is not changed by another start
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    line = {
-                        "step": step,
-                        **more,
-                        **moment(),
-                        "seconds": {k: float(s) for k, s in self._seconds.items()},
-                    }
+                    seconds = {kind: float(value) for kind, value in self._seconds.items()}
+                    line = {"step": step, **more, **moment(), "seconds": seconds}
                     file.write(json.dumps(line) + "\n")
             except OSError as error:  # of no use to a run
                 logger.error(f"{self._path.name} could not be written: {error}; training goes on")
             if more.get("done"):
                 spent_on = ", ".join(f"{kind} {seconds:,.1f}" for kind, seconds in both.items())
-                logger.info(f"Goodput: {100 * goodput['goodput']:.1f} % of {spent:,.1f} s; seconds of {spent_on}")
+                logger.info(f"Goodput: {100 * goodput['goodput']:.1f} % of {spent:,.1f} s: {spent_on}")
         return goodput
 
 

@@ -36,9 +36,7 @@ _SIGNED_NAME = re.compile(
 # C0, C1, line separators, marks of direction, tags; a line's end and a tab stay.
 _STEERING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
-    r"|\n(?=\[rank)"  # what would look like a line of the log
 )
-_COLOR = re.compile(r"\033\[(?:0|3[1-6])m")
 
 
 def looks_secret(text: str) -> bool:
@@ -53,24 +51,15 @@ def redact(text: str) -> str:
     return _NAMED.sub(rf"\g<1>{MASK}", _SECRET.sub(MASK, text))
 
 
-def printable(text: str, *, colors: bool = False) -> str:
-    """A text whose characters show what they are and do nothing else; its lines stay lines.
-
-    Args:
-        colors: the colours of the log stay.
-    """
-    parts, codes = (_COLOR.split(text), _COLOR.findall(text)) if colors else ([text], [])
-    return "".join(_STEERING.sub(_escape, part) + code for part, code in zip(parts, [*codes, ""], strict=True))
+def printable(text: str) -> str:
+    """A text whose characters show what they are and do nothing else; its lines stay lines."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def fenced(text: str) -> str:
     """A text as a block of Markdown that it cannot end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{printable(text)}\n{fence}"
-
-
-def _escape(found: re.Match[str]) -> str:
-    return "\n  " if found[0] == "\n" else found[0].encode("unicode_escape").decode()
 
 
 def _redacted_query(found: re.Match[str]) -> str:

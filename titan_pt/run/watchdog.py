@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import struct
 import sys
 import threading
 import time
@@ -243,6 +244,14 @@ def main(ward: int, folder: str, pattern: str) -> None:
                     _send(ward, signal.SIGKILL)
                     return
                 time.sleep(0.1)
+
+
+def phase_of(folder: Path, rank: int) -> str:
+    """The phase that a rank of this machine was last in; empty where it is not known."""
+    try:
+        return str(PAGE.unpack_from((folder / f"beats-{rank}").read_bytes())[6].rstrip(b"\0").decode(errors="replace"))
+    except (OSError, struct.error):
+        return ""
 
 
 def state_of(pid: int) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import is_held_out, normalised
-from titan_pt.data.sources.local import checked_text, matching_files, quiet_datasets, read_rows
+from titan_pt.data.sources.local import checked_text, matching_files, quiet_datasets
+from titan_pt.data.sources.rows import read_rows
 from titan_pt.tasks.task import Problem
 
 logger = logging.getLogger("titan_pt")

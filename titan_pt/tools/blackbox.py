@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.black_box import FOLDER, boxes
 from titan_pt.config.errors import ConfigError
+from titan_pt.run.black_boxes import FOLDER, boxes
 from titan_pt.run.own_json import read_own
 from titan_pt.tools.command import ToolParser, run_tool, whole
 

@@ -89,12 +89,12 @@ def run_tool(action: Callable[[], None]) -> int:
     that has enough, such as `head`, ends the tool quietly.
     """
     open_console()
-    init_logging()
     quiet_libraries()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        init_logging()
         action()
         sys.stdout.flush()
     except ConfigError as error:

@@ -100,7 +100,7 @@ def read_prompts(file: str) -> list["str | list[Message]"]:
     Raises:
         ConfigError: the file cannot be read, or a row has neither.
     """
-    from titan_pt.data.sources.local import read_rows
+    from titan_pt.data.sources.rows import read_rows
 
     path = flag_path("--prompts_file", file)
     if not path.is_file():

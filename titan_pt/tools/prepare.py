@@ -25,14 +25,13 @@ from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.data.sources.prepared import PreparedDocuments, write_prepared
 from titan_pt.data.stream.mixture import holdout_hash
 from titan_pt.run.files import make_writable
+from titan_pt.run.log import tracked
 from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.arguments import run_config_tool
 from titan_pt.tools.command import ToolParser
 from titan_pt.trainers.sft.records import reads_records
 
 logger = logging.getLogger("titan_pt")
-
-_PROGRESS_SECONDS = 30.0
 
 
 def prepare(config: JobConfig, name: str, output: Path) -> None:
@@ -65,7 +64,8 @@ def prepare(config: JobConfig, name: str, output: Path) -> None:
         logger.info(f"{output}: prepared already")
         return
     started = time.perf_counter()
-    texts = ((text, holdout_hash(text)) for text in _with_progress(iterate(source.documents), len(source.documents)))
+    count = len(source.documents)
+    texts = ((text, holdout_hash(text)) for text in tracked(iterate(source.documents), "Prepare", "documents", count))
     written = write_prepared(output, texts, tokenizer, about, encode=_encoder(source, tokenizer))
     seconds = time.perf_counter() - started
     logger.info(
@@ -86,7 +86,7 @@ def _require_same(prepared: PreparedDocuments, documents: Documents, about: dict
     """Raise a ConfigError unless token shards are of these documents: by the files' contents, else by each text."""
     same = prepared.fingerprint == about["fingerprint"]
     if same and not (about["of"] and about["of"] == prepared.about.get("of")):
-        texts = _with_progress(iterate(documents), len(documents))
+        texts = tracked(iterate(documents), "Compare", "documents", len(documents))
         same = all(holdout_hash(text) == prepared.holdout_hash(number) for number, text in enumerate(texts))
     if not same:
         raise ConfigError(
@@ -113,16 +113,6 @@ def _encoder(source: MixtureSource, tokenizer: Tokenizer) -> Callable[[str], lis
         return tokenizer.encode(text)
 
     return encode
-
-
-def _with_progress(texts: Iterator[str], total: int) -> Iterator[str]:
-    started = logged = time.monotonic()
-    for number, text in enumerate(texts, 1):
-        now = time.monotonic()
-        if now - logged > _PROGRESS_SECONDS:
-            logged, left = now, (now - started) * (total - number) / number
-            logger.info(f"{number:,} of {total:,} documents; about {left / 60:.0f} min to go")
-        yield text
 
 
 def iterate(documents: Documents) -> Iterator[str]:

@@ -13,8 +13,9 @@ from titan_pt.config.schema.data import Source
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.alone import open_alone
-from titan_pt.data.sources.local import matching_files, read_rows
+from titan_pt.data.sources.local import matching_files
 from titan_pt.data.sources.opening import data_settings
+from titan_pt.data.sources.rows import read_rows
 from titan_pt.data.stream.encoding import PLAIN_TEXT, Encoder
 from titan_pt.data.stream.mixture import tokenize_mixture
 from titan_pt.data.stream.row import PackedRow
@@ -83,16 +84,24 @@ def measure_text(
     if options.seq_len > longest:
         raise ConfigError(f"--seq_len = {options.seq_len}: the model reads at most {longest} tokens")
     files = matching_files(pattern, "--text")
+    is_text = all(file.endswith((".txt", ".jsonl")) for file in files)  # others are packed
+    total_bytes = sum(map(os.path.getsize, files)) if is_text else None
     if not source.config:
         texts = read_documents(pattern)
         model = load(options.precision)
-        found = text_loss(model, source.tokenizer, texts, options.seq_len, document_mask=options.document_mask)
+        masked = options.document_mask
+        found = text_loss(
+            model, source.tokenizer, texts, options.seq_len, document_mask=masked, total_bytes=total_bytes
+        )
         return found, options
     with tempfile.TemporaryDirectory(prefix="titan_pt_text_") as cache:
         config, rows = _rows(source, pattern, files, options.seq_len, cache)
         size = config.validation.local_batch_size
         model = load(options.precision)
-        return rows_loss(model, rows, document_mask=options.document_mask, rows_per_batch=size), options
+        found = rows_loss(
+            model, rows, document_mask=options.document_mask, rows_per_batch=size, total_bytes=total_bytes
+        )
+        return found, options
 
 
 def _rows(

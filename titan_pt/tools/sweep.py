@@ -6,6 +6,7 @@ adds their points, and it ends in a table of them all. Further flags, such as --
 
 import argparse
 import shlex
+import shutil
 import sys
 
 from titan_pt.config.errors import ConfigError, shown
@@ -53,7 +54,6 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
         return ExitCode.DONE
     from titan_pt.run.files import make_writable
     from titan_pt.run.run_folder import lock_run_folder
-    from titan_pt.sweeps.table import table
 
     folder = points[0].folder.parent
     make_writable(folder, f"--output {folder}")
@@ -63,13 +63,29 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
 
             check_points(left, stopped)
         Runs(left, own.jobs, stopped).run()
-    print(table(points))
+    _print_comparison(points)
     if stopped():
         return ExitCode.PREEMPTED
     codes = [last_code(point) for point in points]
     if all(code in (ExitCode.DONE, ExitCode.GAVE_UP) for code in codes):
         return max(ExitCode(code) for code in codes if code is not None)
     return ExitCode.FAILED
+
+
+def _print_comparison(points: list[Point]) -> None:
+    """What `tools.compare` prints of the points that have begun, and how far the others are."""
+    from titan_pt.report.record import read_runs
+    from titan_pt.run.run_folder import CONFIG_FILE
+    from titan_pt.sweeps.runs import last_code, state_of
+    from titan_pt.tools.compare import comparison_text
+
+    begun = [point for point in points if (point.folder / CONFIG_FILE).exists()]
+    if begun:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(comparison_text(read_runs([point.folder for point in begun]), width))
+    for point in points:
+        if last_code(point) != ExitCode.DONE:
+            print(f"{point.name}: {state_of(point)}")
 
 
 def _single_run(rest: list[str]) -> list[str]:

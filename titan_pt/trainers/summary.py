@@ -6,48 +6,46 @@ from typing import Any
 import torch
 
 import titan_pt
-from titan_pt.components.flops import FORMULA
 from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
 from titan_pt.components.metrics import format_seconds
 from titan_pt.components.optimizer import describe_groups
 from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.context import TrainContext
-from titan_pt.run.log import Color
+from titan_pt.run.log import say
 
 logger = logging.getLogger("titan_pt")
 
 ASSUMED_MFU = 0.5
 
 
-def describe_start(context: TrainContext[Any], peak: float | None, color: Color) -> None:
-    """Log versions, device, model and tokenizer of a run.
+def describe_start(context: TrainContext[Any], peak: float | None) -> None:
+    """Log versions, device, model, tokenizer and folder of a run.
 
     Args:
         peak: FLOP/s of one device; None where it is not known.
     """
     config, world = context.config, context.world
-    logger.info(f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}")
+    warn_of_short_warmup(config, context.run_size.steps)
     if config.job.print_config:
         logger.info(f"Config:\n{config.to_toml()}")
+    first = f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}"
+    logger.info(first, extra={"panel": True})
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
-    measured = " (measured)" if world.device.type == "cpu" else ""
-    logger.info(
-        f"Device: {world.size} x {name}, "
-        + (
-            f"peak {peak / 1e12:.2f} TFLOP/s{measured} in {config.training.mixed_precision_param} each"
-            if peak
-            else "peak FLOP/s not known, so no MFU"
-        )
-    )
+    measured = " measured" if world.device.type == "cpu" else ""
+    dtype = config.training.mixed_precision_param
+    speed = f"{peak / 1e12:.2f} TFLOP/s{measured} in {dtype} each" if peak else "peak FLOP/s not known, so no MFU"
+    say("Device", f"{world.size} x {name}, {speed}")
     total = sum(parameter.numel() for parameter in context.model.parameters())
     embedding = getattr(context.args, "num_embedding_parameters", 0)
-    logger.info(
-        f"{color.cyan}Model {config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
-        f"{total - embedding:,} without the embedding{color.reset}"
+    say(
+        "Model",
+        f"{config.model.name} {config.model.from_hf or config.model.flavor}: {total:,} parameters, "
+        f"{total - embedding:,} without the embedding",
     )
-    logger.info(f"Tokenizer {config.tokenizer.name}: {context.tokenizer.vocab_size:,} tokens")
-    logger.info(f"Optimizer {type(context.optimizer).__name__}: {'; '.join(describe_groups(context.optimizer))}")
-    warn_of_short_warmup(config, context.run_size.steps)
+    say("Tokenizer", f"{config.tokenizer.name}: {context.tokenizer.vocab_size:,} tokens")
+    for i, group in enumerate(describe_groups(context.optimizer)):
+        say("" if i else "Optimizer", group if i else f"{type(context.optimizer).__name__}, {group}")
+    say("Folder", config.job.dump_folder)
 
 
 def describe_run(context: TrainContext, flops_per_token: float, peak: float | None, *, warns: bool = True) -> None:
@@ -57,19 +55,19 @@ def describe_run(context: TrainContext, flops_per_token: float, peak: float | No
         warns: also of sources that end before the run, or are read very often.
     """
     config, world, run_size = context.config, context.world, context.run_size
-    logger.info(
-        f"Trainer is initialized with local batch size {run_size.local_rows}, global batch size "
-        f"{run_size.rows}, gradient accumulation steps {run_size.accumulation_steps}, sequence length "
-        f"{config.training.seq_len}, total steps {run_size.steps} (warmup {warmup_steps(config, run_size.steps)})"
+    say(
+        "Batch",
+        f"{run_size.rows} rows of {config.training.seq_len} tokens, {run_size.local_rows} at once on each rank",
     )
     flops = run_size.tokens * flops_per_token
     hours = ""
     if peak:
         seconds = flops / (peak * world.size * ASSUMED_MFU)
-        hours = f"; {format_seconds(seconds)} at an assumed MFU of {ASSUMED_MFU:.0%}"
-    logger.info(
-        f"Budget: {run_size.tokens:,} tokens in {run_size.steps:,} steps of {run_size.tokens_per_step:,}; "
-        f"{flops:.3g} FLOPs ({flops_per_token:.3g} per token: {FORMULA}){hours}"
+        hours = f", {format_seconds(seconds)} at {ASSUMED_MFU:.0%} MFU"
+    say(
+        "Budget",
+        f"{run_size.tokens:,} tokens in {run_size.steps:,} steps ({warmup_steps(config, run_size.steps)} of warm-up); "
+        f"{flops:.3g} FLOPs{hours}",
     )
     _describe_sources(context, warns=warns)
 
@@ -79,8 +77,8 @@ def _describe_sources(context: TrainContext, *, warns: bool) -> None:
     context.raise_if_preempted()  # to read and tokenise a sample may take long
     tokens = context.run_size.tokens
     shares = plan_mixture(context.dataloader.mixture, tokens)
-    logger.info(f"Data in {context.run_size.num_streams} streams, weights by tokens (estimates):")
+    say("Data", f"{context.run_size.num_streams} streams, weights by tokens (estimates):")
     for line in lines(shares, tokens):
-        logger.info(f"  {line}")
+        logger.info(f"  {line}", extra={"panel": True})
     for warning in warnings(shares, tokens) if warns else ():
         logger.warning(warning)

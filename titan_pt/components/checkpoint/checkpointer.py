@@ -32,7 +32,7 @@ from titan_pt.components.checkpoint.step_folders import iter_steps, saved_order
 from titan_pt.config.schema.job_config import Checkpoint as CheckpointSection
 from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import GaveUp
-from titan_pt.run.files import remove_folder, sync_folder, write_json, write_text
+from titan_pt.run.files import sync_folder, write_json, write_text
 from titan_pt.run.heartbeat import beat
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ class Checkpointer:
         sync_folder(temporary)
         target = self._folder / f"step-{step}"
         if target.exists():  # a damaged step that was trained again
+            from titan_pt.run.removal import remove_folder
+
             remove_folder(target)
         os.rename(temporary, target)
         try:

@@ -9,7 +9,8 @@ from typing import Any
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.checkpoint import Checkpoint
-from titan_pt.run.files import parse_json, remove_folder
+from titan_pt.run.files import parse_json
+from titan_pt.run.removal import remove_folder
 from titan_pt.run.run_folder import METRICS_FILE
 
 logger = logging.getLogger("titan_pt")

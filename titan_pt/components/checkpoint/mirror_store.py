@@ -19,8 +19,9 @@ from titan_pt.components.checkpoint.manifest import MANIFEST, find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.run.exit_codes import Preempted
-from titan_pt.run.files import remove_folder
 from titan_pt.run.heartbeat import beat
+from titan_pt.run.progress import Progress, more
+from titan_pt.run.removal import remove_folder
 
 logger = logging.getLogger("titan_pt")
 
@@ -103,13 +104,14 @@ class MirrorStore:
         manifest: bytes = self._retry(lambda: self._fs.cat_file(self._at(f"{where}/{MANIFEST}")))
         (temporary / MANIFEST).write_bytes(manifest)
         try:
-            names = [str(name) for name in json.loads(manifest)["files"]]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            files = {str(name): int(entry["size"]) for name, entry in json.loads(manifest)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return f"{MANIFEST} cannot be read"
-        for name in names:
-            if not re.fullmatch(r"(tensors/)?[\w.]+", name) or ".." in name:
-                return f"{MANIFEST} names {name!r}"
-            self._retry(functools.partial(self._get, f"{where}/{name}", temporary / name))
+        with Progress(f"Download of {where}", "bytes", sum(files.values())):
+            for name in files:
+                if not re.fullmatch(r"(tensors/)?[\w.]+", name) or ".." in name:
+                    return f"{MANIFEST} names {name!r}"
+                self._retry(functools.partial(self._get, f"{where}/{name}", temporary / name))
         damage = find_damage(temporary, REQUIRED)
         if damage is None:
             target = folder / where
@@ -164,6 +166,7 @@ class MirrorStore:
         with path.open("wb") as target:
             for block in self._read(name):
                 target.write(block)
+                more(len(block))
 
     def _hash(self, name: str) -> str:
         digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from titan_pt.config.batch import fits, global_rows
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError, nearest, one_of
-from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.job_config import JobConfig, Source
 
 if TYPE_CHECKING:
     from titan_pt.protocols.model_spec import ModelSpec
@@ -51,18 +51,6 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
                 named.append("tokenizer.name")
             yield ["model.flavor", *named], problem
         return
-    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
-        yield (
-            ["checkpoint.export_hf_interval"],
-            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
-            "Hugging Face layout",
-        )
-    if config.quantize.linear.float8 and model.converters is None:
-        yield (
-            ["model.converters", "quantize"],
-            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
-            "leaves it off; set one of them",
-        )
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
         yield ["training.seq_len"], f"training.seq_len = {config.training.seq_len}: above model.max_seq_len = {longest}"
@@ -84,21 +72,38 @@ def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], s
             ["data.sources"],
             f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
         )
+    for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
+        # Local files under names of their own need no look.
+        if len({s.name for s in sources}) < len(sources) or not all(_is_plain(source) for source in sources):
+            from titan_pt.config.resolve.source_checks import source_rules
+
+            yield from source_rules(table, sources)
 
 
-def _of_options(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
+def _is_plain(source: Source) -> bool:
+    hub = (source.dataset, source.subset, source.split, source.revision)
+    return source.path is not None and not any(hub) and source.name not in BUILTIN_DATASETS
+
+
+def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    profiling, validation = config.profiling.enable_profiling, config.validation
-    used = [profiling, validation.tasks, validation.sample_prompts, config.lr_scheduler.total_steps]
-    used += [validation.steps == 0, validation.holdout_fraction in (0.0, 1.0)]
-    used += [config.data.stall_policy != "wait", config.training.on_bad_step == "rewind", config.metrics.sinks]
-    sources = [*config.data.sources, *validation.sources]
-    used += [s.dataset or s.subset or s.split or s.revision or s.name in BUILTIN_DATASETS for s in sources]
-    same_names = len({source.name for source in sources}) < len(sources)
-    if any(used) or same_names or config.activation_checkpoint.mode == "selective":
+    used = (
+        config.job.notify,
+        config.metrics.sinks,
+        config.profiling.enable_profiling,
+        config.data.stall_policy != "wait",
+        config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
+        config.validation.holdout_fraction in (0.0, 1.0),
+        config.activation_checkpoint.mode == "selective",
+        config.checkpoint.export_hf_interval,
+        config.quantize.linear.float8,
+        config.lr_scheduler.total_steps,
+        config.training.on_bad_step == "rewind",
+    )
+    if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
-        yield from rules(config)
+        yield from rules(config, spec)
 
 
 def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -> Any:

@@ -62,6 +62,8 @@ def type_name(annotation: Any) -> str:
         return "array of tables"
     if origin is list:
         return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return f"table of {type_name(args[1])}"
     if args:
         return " | ".join(type_name(arg) for arg in args if arg is not type(None))
     return getattr(annotation, "__name__", str(annotation))

@@ -1,41 +1,37 @@
 """Rules between fields that most configs leave as they are. Imported where one does not."""
 
+import shlex
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import nearest, one_of, shown
-from titan_pt.config.schema.job_config import BrokenRule, JobConfig, Source
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig
 from titan_pt.protocols.registry import import_attribute
 
+if TYPE_CHECKING:
+    from titan_pt.protocols.model_spec import ModelSpec
 
-def rules(config: JobConfig) -> Iterator[BrokenRule]:
+
+def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """The broken ones."""
-    for rule in (_schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
+    yield from _model(config, spec)
+    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
-    yield from _sources("data.sources", config.data.sources)
-    yield from _sources("validation.sources", config.validation.sources)
 
 
-def _sources(table: str, sources: list[Source]) -> Iterator[BrokenRule]:
-    names = [source.name for source in sources]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield [table], f"{table}: two sources are named {name!r}; names must differ"
-    for i, source in enumerate(sources):
-        where = f"{table}[{i}] ({source.name!r})"
-        if source.path is not None and source.dataset is not None:
-            yield [table], f"{where}: path and dataset are both given; give one"
-        # A source without files, built in or registered, says itself what its subsets are.
-        keys = ("split", "revision") if source.path is None else ("subset", "split", "revision")
-        remote = [key for key in keys if getattr(source, key) is not None]
-        if remote and complete(source).dataset is None:
-            yield [table], f"{where}: {', '.join(remote)} belong to dataset, which is not given"
-        builtin = BUILTIN_DATASETS.get(source.name)
-        if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
-            yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
-        if builtin and builtin.patterns and not source.path and not source.dataset:
-            subset = source.subset or builtin.subset
-            if subset not in builtin.patterns:
-                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"
+def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
+    if config.checkpoint.export_hf_interval and spec.hugging_face is None:
+        yield (
+            ["checkpoint.export_hf_interval"],
+            f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
+            "Hugging Face layout",
+        )
+    if config.quantize.linear.float8 and config.model.converters is None:
+        yield (
+            ["model.converters", "quantize"],
+            'quantize.linear.float8: model.converters = ["quantize.linear.float8"] turns this table on and [] '
+            "leaves it off; set one of them",
+        )
 
 
 def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
@@ -52,6 +48,14 @@ def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
             'training.on_bad_step = "rewind": goes back to saved steps; save some by checkpoint.enable = true and '
             'checkpoint.load_only = false, or set it to "skip"',
         )
+
+
+def _notify(config: JobConfig) -> Iterator[BrokenRule]:
+    try:
+        shlex.split(config.job.notify)
+    except ValueError as error:
+        said = f"job.notify = {shown(config.job.notify)}: is no command line ({error})"
+        yield ["job.notify"], f"{said}; close the quotes"
 
 
 def _stalls(config: JobConfig) -> Iterator[BrokenRule]:

@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from titan_pt.config.errors import dotted, nearest, one_of, shown
-from titan_pt.config.names import closest
+from titan_pt.config.errors import nearest, one_of, shown
+from titan_pt.config.names import closest, dotted
 from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
 from titan_pt.config.resolve.layers import Merged, Tables, tomllib
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
-from titan_pt.protocols.trainer_spec import trainers_with_section
+from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.outgoing import looks_secret
 
 _LISTS: dict[str, dict[str, list[str]]] = tomllib.loads(
@@ -150,7 +150,7 @@ def _is_array_of_tables(config_type: type[JobConfig], name: str) -> bool:
 
 
 def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str:
-    trainers = trainers_with_section(section)
+    trainers = sorted(name for name in trainer_names() if section in trainer_config(name).model_fields)
     if trainers:
         choices = " or ".join(f'"{trainer}"' for trainer in trainers)
         return f"unknown table: it belongs to job.trainer = {choices}"

@@ -48,8 +48,10 @@ class Rollout(Section):
     """torch.compile the decoding step; on CUDA its kernels are replayed as graphs. "auto": on CUDA."""
     record_freq: Count = 1
     """Steps between files rollouts/step-N.jsonl that hold every completion; 0 writes none."""
+    print_freq: PositiveInt = 10
+    """Steps between those that print samples; step 1 always does."""
     print_samples: Count = 1
-    """Completions shown in the console and TensorBoard at each logged step."""
+    """Completions shown in the console and TensorBoard each time; 0 shows none."""
 
 
 class GrpoTask(Section):

@@ -27,6 +27,9 @@ class Job(Section):
     """One line for the log."""
     print_config: bool = False
     """Log the resolved config at start."""
+    notify: str = ""
+    """Command that runs when the run has ended, however it did, such as "python tell.py": without a shell, for at most
+    30 seconds, with TITAN_PT_CODE, TITAN_PT_REASON and TITAN_PT_FOLDER in its environment."""
 
 
 class Model(Section):

@@ -87,6 +87,7 @@ class Arithmetic:
         rows: give rows of GSM8K instead of texts, without the problems that the task "arithmetic" only evaluates on.
     """
 
+    generated = True
     size = 1_000_000
 
     def __init__(self, seed: int, *, rows: bool = False) -> None:
@@ -113,6 +114,8 @@ class ArithmeticLevel:
         plain: without the marker `#### <number>`.
         rows: give rows of GSM8K; the next problem stands in for one that is only evaluated on.
     """
+
+    generated = True
 
     def __init__(self, level: int, *, plain: bool = False, rows: bool = False) -> None:
         self._level, self._plain, self._rows = level, plain, rows

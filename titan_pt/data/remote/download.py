@@ -19,6 +19,7 @@ from titan_pt.data.sources.identity import HASHED_AT_START_BYTES, Contents, Know
 from titan_pt.data.sources.local import format_row, quiet_datasets
 from titan_pt.data.sources.parquet_rows import check_columns
 from titan_pt.data.sources.registry import SourceContext, title
+from titan_pt.run.progress import growing
 
 # What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write.
 _SAVED_SET, _SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -41,13 +42,15 @@ def downloaded_dataset(source: Source, context: SourceContext) -> ArrowColumn:
 
 
 def _download(source: Source, split: str, context: SourceContext) -> tuple[Any, Contents]:
-    dataset = quiet_datasets().load_dataset(
-        source.dataset,
-        name=source.subset,
-        split=split,
-        revision=source.revision,
-        cache_dir=context.settings.data.cache_dir,
-    )
+    library = quiet_datasets()
+    with growing(f"Download of {source.dataset}", _hub_folder(source)):
+        dataset = library.load_dataset(
+            source.dataset,
+            name=source.subset,
+            split=split,
+            revision=source.revision,
+            cache_dir=context.settings.data.cache_dir,
+        )
     # The folder in the cache is named by the commit.
     commits = {Path(file["filename"]).parent.name for file in dataset.cache_files}
     damaged = [file for commit in sorted(commits) for file in damaged_downloads(source, commit, context.known_files)]
@@ -64,13 +67,19 @@ def damaged_downloads(source: Source, commit: str, known: KnownFiles) -> list[Pa
     """Files of a commit in the hub's cache that are not what their names there, the hub's hashes, say."""
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE, f"datasets--{str(source.dataset).replace('/', '--')}", "snapshots", commit)
+    folder = _hub_folder(source) / "snapshots" / commit
     if constants.HF_HUB_OFFLINE or not folder.is_dir():
         return []
     files = sorted({path.resolve() for path in folder.rglob("*") if path.is_file()})
     named = [file for file in files if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.name)]
     whole = known.facts([str(file) for file in named], "published", _is_published)
     return [file for file, is_whole in zip(named, whole, strict=True) if not is_whole]
+
+
+def _hub_folder(source: Source) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"datasets--{str(source.dataset).replace('/', '--')}")
 
 
 def _is_published(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import itertools
 import logging
 import os
 import threading
@@ -60,42 +59,29 @@ def read_texts(files: Sequence[str], formatter: str, column: str, **_cache_key: 
         raise ConfigError(f"{files[0]}: holds no documents; add some or take it out of path")
 
 
-def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place in the file, row) of a file of objects or table rows.
-
-    Raises:
-        ConfigError: the file or a row of it is not what its kind promises.
-    """
-    with _reading(path):
-        yield from _reader(path)(path, ())
-
-
 def _texts(path: str, formatter: Formatter) -> Iterator[str]:
-    with _reading(path):
-        for place, row in _reader(path)(path, formatter.columns):
+    with reading(path):
+        for place, row in reader_of(path)(path, formatter.columns):
             yield format_row(formatter, row, f"{path}, {place}")
-
-
-def place_of(files: Sequence[str], columns: Columns, number: int) -> str:
-    """File of a document and its place there; documents count from 0 over all files, which are read again for it."""
-    places = (f"{path}, {place}" for path in files for place, _ in _reader(path)(path, columns))
-    return next(itertools.islice(places, number, None))
 
 
 def quiet_datasets() -> Any:
     """The `datasets` library, quiet: what goes wrong in it is reported once, as a ConfigError."""
     import datasets
+    import huggingface_hub
     import tqdm
 
     # Its bars, hidden ones too, make a lock between processes: a killed worker's is told of as leaked at the end.
     tqdm.tqdm.set_lock(threading.RLock())
     datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     return datasets
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
+    """Context in which whatever goes wrong is an error of this file."""
     try:
         yield
     except ConfigError:
@@ -165,7 +151,8 @@ def row_kinds() -> str:
     return one_of(_READERS.keys() - {".txt"})
 
 
-def _reader(path: str) -> Reader:
+def reader_of(path: str) -> Reader:
+    """The reader of a file's kind."""
     found = _READERS[_ending(path)]
     reader: Reader = import_attribute(found) if isinstance(found, str) else found
     return reader

@@ -21,6 +21,8 @@ class CheckedDocuments:
         self._items, self._where, self._formatter = items, where, formatter
         self.fingerprint = items.fingerprint + (f"-{formatter.fingerprint}" if formatter else "")
         self.contents = contents_of(items)
+        self.generated = getattr(items, "generated", False)
+        """Whether a rule makes the texts: to read them many times is what they are for."""
 
     def __len__(self) -> int:
         return len(self._items)

@@ -161,15 +161,10 @@ class DataLoader:
         Raises:
             ConfigError: the documents read differently now.
         """
-        from titan_pt.data.stream.resuming import point_from_json, resume
+        from titan_pt.data.stream.resuming import resume_all
 
         self.close()
-        points = {s: point_from_json(streams[str(s)]) for s in self._streams}
-        if not self._makes_last_row_again:
-            points = {s: ResumePoint(point.state, None) for s, point in points.items()}
-        for s, stream in self._streams.items():
-            resume(stream, points[s])
-        self.committed = points
+        self.committed = resume_all(self._streams, streams, makes_last_row_again=self._makes_last_row_again)
 
     def drop_begun(self) -> None:
         """Drop the rest of the documents that the rows so far end in; after `load_state_dict`."""
@@ -216,12 +211,11 @@ class DataLoader:
 
         Where a max_epochs differs the last rows are not made again: they may have been short for the old one.
         """
-        from titan_pt.data.stream.same_sources import differences, same_limits
+        from titan_pt.data.stream.same_sources import compare
 
-        files = {name: list(files) for name, files in self._files.items()}
-        read = functools.partial(differences, saved, self.mixture.sources, files, self._config.data.cache_dir)
-        found = self._world.on_main(read)
-        self._makes_last_row_again = any(found) or same_limits(saved, self.mixture.sources)
+        cache_dir = self._config.data.cache_dir
+        found, again = compare(saved, self.mixture.sources, self._files, cache_dir, self._world)
+        self._makes_last_row_again = again
         return found
 
     def digest(self, state: Json) -> str:

@@ -1,5 +1,6 @@
 """Sets a stream to where a checkpoint was in it, and checks that the documents read as they did; for resumes alone."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from titan_pt.config.errors import ConfigError
@@ -20,6 +21,20 @@ def point_from_json(values: Json) -> ResumePoint:
     """The point that `ResumePoint.to_json` wrote."""
     before = values["before"]
     return ResumePoint(state_from_json(values), before and state_from_json(before))
+
+
+def resume_all(streams: Mapping[int, Stream], saved: Json, *, makes_last_row_again: bool) -> dict[int, ResumePoint]:
+    """Let all streams go on where they were saved; returns the points, by stream.
+
+    Raises:
+        ConfigError: the documents read differently now.
+    """
+    points = {s: point_from_json(saved[str(s)]) for s in streams}
+    if not makes_last_row_again:
+        points = {s: ResumePoint(point.state, None) for s, point in points.items()}
+    for s, stream in streams.items():
+        resume(stream, points[s])
+    return points
 
 
 def load_state(stream: Stream, state: StreamState) -> None:

@@ -5,11 +5,12 @@ Imported on a resume.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from titan_pt.data.sources.identity import Contents, KnownFiles, content_hash, same_content
 from titan_pt.data.sources.opening import MixtureSource
+from titan_pt.distributed.world import World
 
 logger = logging.getLogger("titan_pt")
 
@@ -19,6 +20,23 @@ _NOT_KNOWN = (
     "touched, moved or changed since the checkpoint, which was saved before the hash of so large a file was known: "
     "whether it holds the same cannot be told"
 )
+
+
+def compare(
+    saved: Mapping[str, Any],
+    sources: Sequence[MixtureSource],
+    files: Mapping[str, Iterable[Any]],
+    cache_dir: str | None,
+    world: World,
+) -> tuple[tuple[list[str], list[str]], bool]:
+    """The differences, found by rank 0, and whether each stream's last row can be made again. A collective.
+
+    Args:
+        files: (path, hash of the content) of each file of each source.
+    """
+    now_in = {name: list(of_source) for name, of_source in files.items()}
+    found = world.on_main(lambda: differences(saved, sources, now_in, cache_dir))
+    return found, any(found) or same_limits(saved, sources)
 
 
 def differences(

@@ -39,7 +39,8 @@ class GrpoValidator:
         values: dict[str, float] = {}
         accuracies = []
         for t, task in enumerate(self.evaluator.tasks):
-            found = self.evaluator(t, options.eval_prompts, max_new_tokens, pass_at_k).values
+            result = self.evaluator(t, options.eval_prompts, max_new_tokens, pass_at_k)
+            found = {"problems": result.problems, **result.values}
             names = sorted(found, key=lambda name: name == "accuracy_loglikelihood")  # the last one in the log line
             values |= {f"eval/{task.name}/{name}": found[name] for name in names}
             accuracies.append(found["accuracy"])

@@ -18,6 +18,7 @@ from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
 from titan_pt.protocols.trainer_spec import TrainerSpec
+from titan_pt.run.log import say
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task, how_asked
@@ -146,18 +147,23 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
     """Log what the run will do."""
     config, prompts = context.config, context.dataloader
     options, rollout = config.grpo, config.rollout
-    logger.info(
-        f"Each of {context.run_size.steps:,} steps: {options.prompts_per_step} prompts x {rollout.num_samples} samples "
-        f"= {options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens, "
-        f"{options.num_minibatches * options.num_iterations} updates of loss {options.loss}, packed into "
-        f"micro-batches of at most {config.training.local_batch_size * config.training.seq_len:,} tokens a rank"
+    say(
+        "Step",
+        f"{options.prompts_per_step} prompts x {rollout.num_samples} samples = "
+        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens",
+    )
+    say(
+        "Budget",
+        f"{context.run_size.steps:,} steps of {options.num_minibatches * options.num_iterations} updates of loss "
+        f"{options.loss}, {config.training.local_batch_size * config.training.seq_len:,} tokens at once on each rank",
     )
     total = sum(row.weight for row in options.tasks)
     for row, task in zip(options.tasks, prompts.tasks, strict=True):
         count = options.prompts_per_step * context.run_size.steps * row.weight / total
-        logger.info(
-            f"Task {task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
-            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out; {how_asked(task.chat)}"
+        say(
+            "Task",
+            f"{task.name}: {len(task.train):,} problems, {row.weight / total:.1%} of the prompts = "
+            f"{count / len(task.train):.3g} visits or more; {len(task.evaluation):,} held out; {how_asked(task.chat)}",
         )
     for text in config.settings_without_effect():
         logger.warning(text)

@@ -81,13 +81,24 @@ class GrpoStep:
         tokens = tokens_by_task(collected.trained, len(self._prompts.tasks), self._grpo.num_iterations)
         self._prompts.commit(tokens)
         self._idle_steps = idle_steps
-        metrics = self._metrics(collected, updated, lr, sum(tokens), seconds)
+        metrics = self._metrics(state.step + 1, collected, updated, lr, sum(tokens), seconds)
         return replace(metrics, again=functools.partial(self._update.again, minibatches))
 
+    def _prints(self, step: int) -> bool:
+        """Whether samples of this step are printed, if it is logged: rollout.print_freq steps have gone by."""
+        freq = self._rollout.print_freq
+        return step == 1 or step // freq > (step - self._context.config.metrics.log_freq) // freq
+
     def _metrics(
-        self, collected: Collected, updated: UpdateMetrics, lr: float, tokens: int, seconds: Mapping[str, float]
+        self,
+        step: int,
+        collected: Collected,
+        updated: UpdateMetrics,
+        lr: float,
+        tokens: int,
+        seconds: Mapping[str, float],
     ) -> StepMetrics:
-        timing, shows = self.sampler.timing, self._rollout.print_samples
+        timing, shows = self.sampler.timing, self._rollout.print_samples if self._prints(step) else 0
         seconds = {**seconds, "rollout": timing.rollout_seconds, "reward": timing.reward_seconds}
         return StepMetrics(
             loss=updated.loss,

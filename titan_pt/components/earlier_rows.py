@@ -1,4 +1,4 @@
-"""What a start keeps of the metrics.jsonl of an earlier one."""
+"""Rows of metrics.jsonl that were there before. Imported where a run goes on."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ from titan_pt.run.files import parse_json, write_atomic
 logger = logging.getLogger("titan_pt")
 
 
-def keep_rows(path: Path, step: int, line: str) -> None:
+def keep_rows(path: Path, step: int, line: str = "") -> None:
     """Drop the rows of later steps, and put a line in their place."""
     kept = f"{rows_up_to(path, step)}{line}"
     if kept.encode() != (path.read_bytes() if path.exists() else b""):

@@ -1,0 +1,94 @@
+"""The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
+
+import contextlib
+import importlib.util
+import logging
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from titan_pt.components.metrics import format_seconds
+from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.run.files import parse_json
+from titan_pt.run.goodput import all_seconds, goodput_of
+from titan_pt.run.ledger import LEDGER_FILE
+from titan_pt.run.log import say
+from titan_pt.run.run_folder import METRICS_FILE, run_folder
+
+logger = logging.getLogger("titan_pt")
+
+_HIGHER_IS_BETTER = ("accuracy", "pass_at_")
+
+
+def show_end(config: JobConfig, seconds: float) -> None:
+    """Log the end of a run from the rows that it wrote.
+
+    Args:
+        seconds: that this start took.
+    """
+    folder = run_folder(config)
+    rows = read_rows(folder / METRICS_FILE)
+    if not rows:
+        return
+    last = rows[-1]
+    logger.info(f"Done: {config.job.description}", extra={"panel": True})
+    figures = [f"{name} {last[key]:{form}}" for key, (name, form) in _RESULT.items() if last.get(key) is not None]
+    say("Result", f"step {last['step']:,}: {', '.join(figures)}")
+    if best := best_validation(rows):
+        key, row = best
+        say("Best", f"{key} {row[key]:.4f} at step {row['step']:,}")
+    with contextlib.suppress(OSError):
+        spent = all_seconds(folder / LEDGER_FILE)
+        say(
+            "Time",
+            f"{format_seconds(seconds)}, goodput {goodput_of(spent):.1%} of {format_seconds(sum(spent.values()))}",
+        )
+    say("Folder", str(folder))
+    for number, command in enumerate(next_commands(config)):
+        say("" if number else "Next", command)
+
+
+_RESULT = {
+    "loss": ("loss", ".4f"),
+    "val_loss": ("validation loss", ".4f"),
+    "reward_mean": ("reward", ".3f"),
+    "accuracy_strict": ("accuracy", ".1%"),
+    "tokens_seen": ("tokens", ",.0f"),
+}
+
+
+def read_rows(path: Any) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; none where it cannot be read."""
+    rows = []
+    try:
+        for line in path.read_text("utf-8", "replace").splitlines():
+            rows.append(parse_json(line))
+    except (OSError, ValueError):  # another end of the run has told it
+        pass
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+
+
+def best_validation(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
+    """The key of the validation and its best row: the first accuracy of a task where there is one, else the loss."""
+    keys = [key for row in rows for key in row if key.startswith("eval/")]
+    scored = next((key for key in keys if key.rpartition("/")[2].startswith(_HIGHER_IS_BETTER)), None)
+    key, sign = (scored, -1) if scored else ("val_loss", 1)
+    found = [row for row in rows if isinstance(row.get(key), float)]
+    return (key, min(found, key=lambda row: sign * row[key])) if found else None
+
+
+def next_commands(config: JobConfig) -> list[str]:
+    """What a person would type next."""
+    folder = shlex.quote(config.job.dump_folder)
+    commands = []
+    if config.checkpoint.enable:
+        talks = "" if config.job.trainer in ("sft", "grpo") else ' --prompt "Once upon a time"'
+        commands += [("generate", f"--checkpoint {folder}{talks}"), ("export", f"--checkpoint {folder} --output hf")]
+    commands.append(("report", folder))
+    installed = shutil.which("titan-pt") is not None
+    return [
+        f"titan-pt {tool} {arguments}" if installed else f"python -m titan_pt.tools.{tool} {arguments}"
+        for tool, arguments in commands
+        if importlib.util.find_spec(f"titan_pt.tools.{tool}")
+    ]
