@@ -19,9 +19,7 @@ from titan_pt.config.schema.job_config import Section
 
 FOLDERS = ("train_configs/", "k8s/", "scripts/", "examples/", "docs/", "benchmarks/", "tests/", "titan_pt/")
 LONGEST_PAGE = 12_000
-COMING_PAGES = {
-    f"{name}.md" for name in ("chat", "command", "console", "extending", "kubernetes", "metrics", "slurm", "sweep")
-}
+COMING_PAGES = {f"{name}.md" for name in ("chat", "command", "console", "extending", "kubernetes", "slurm")}
 GENERATED_OR_LONG = (
     "README.md",
     "docs/keys.md",
