@@ -20,7 +20,7 @@ WINGS = (
     *("data.stream.workers", "data.stream.synthetic", "data.sources.prepared", "data.sources.records", "data.overlap"),
     *("run.goodput", "run.jumps", "run.stopped", "run.idle_starts", "run.failure", "run.pipes", "run.parents"),
     *("distributed.float8", "config.resolve.printing", "config.resolve.hugging_face"),
-    *("run.watchdog", "run.watched", "sinks"),
+    *("run.watchdog", "run.watched", "sinks", "components.earlier_rows"),
     *(
         "planner",
         "sweeps",

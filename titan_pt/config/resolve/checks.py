@@ -91,6 +91,7 @@ def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[lis
         config.job.notify,
         config.metrics.sinks,
         config.profiling.enable_profiling,
+        config.metrics.sinks,
         config.data.stall_policy != "wait",
         config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
         config.validation.holdout_fraction in (0.0, 1.0),
