@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.ending import RunEnding, exit_code_of, leave
+from titan_pt.run.ending import RunEnding, exit_code_of
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
 from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.log import init_logging, open_console, quiet_libraries, terminal_colors
@@ -141,4 +141,6 @@ def start_context(config: JobConfig, spec: "TrainerSpec[Any]") -> "TrainContext[
 
 
 if __name__ == "__main__":
+    from titan_pt.run.leaving import leave
+
     leave(main())

@@ -37,7 +37,7 @@ import hashlib, json, os, sys
 from torch.distributed.tensor import DTensor
 from titan_pt.config.manager import load_config
 from titan_pt.distributed.world import stop_world
-from titan_pt.run.ending import leave
+from titan_pt.run.leaving import leave
 from titan_pt.train import build_trainer
 
 context = build_trainer(load_config(sys.argv[1:])).context

@@ -1,12 +1,10 @@
 """The ending of a run: the exit code of each outcome, the reason on stderr, and the order of closing."""
 
-import atexit
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
@@ -49,22 +47,6 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
             print_once(reason)
     return code
-
-
-def leave(code: int) -> NoReturn:
-    """End the process, without the interpreter's own finalization.
-
-    A thread of a process group may still hold the tensors of its last collective. It asks for the interpreter's lock to
-    free them, and torch aborts the process where the interpreter is ending (pytorch/pytorch#190489). A rank that failed
-    does not even join threads and call exit handlers: they would wait for ranks that are gone.
-    """
-    if code not in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.GAVE_UP) or _is_alone():
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
-        atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
-            stream.flush()
-    os._exit(code)
 
 
 class RunEnding:
