@@ -24,18 +24,8 @@ def stamped(toml: str) -> str:
 def commit() -> str:
     """The git commit, or nothing."""
     root = COMMIT_FILE.parents[1]
-    git = [
-        "git",
-        "-c",
-        "safe.directory=*",
-        "-C",
-        f"{root}",
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = ["git", "-c", "safe.directory=*", "-C", f"{root}", *describe]
     try:
         if not (root / ".git").exists():  # one above it is somebody else's
             return COMMIT_FILE.read_text("utf-8").strip()
