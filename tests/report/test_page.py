@@ -74,12 +74,14 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "<script" not in text.replace("\\<", ""), "no HTML in Markdown either"
 
 
-def test_several_runs(tmp_path: Path) -> None:
+def test_several_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Overlaid in one page, in report/ of the first, with the keys that differ and no others."""
     first, second = write_run(tmp_path / "a", 50), write_run(tmp_path / "b", 80, lr=3e-3)
+    monkeypatch.setattr(pages, "_most_points", lambda runs: 60)
     assert tool_here(main, first, second, "--output", tmp_path / "out") == 0
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert [run["name"] for run in json.loads(_Elements(html).text["data"])["runs"]] == ["a", "b"]
+    curves = {run["name"]: len(run["columns"]["loss"]) for run in json.loads(_Elements(html).text["data"])["runs"]}
+    assert curves == {"a": 50, "b": 40} and "b: each point is the mean of 2 logged steps." in html
     differing = html[html.index("Keys that differ") : html.index('id="curves"')].replace("<wbr>", "")
     assert re.findall("<code>([a-z_.]+)</code>", differing) == ["training.steps", "optimizer.lr"]
     text = (tmp_path / "out" / "REPORT.md").read_text(encoding="utf-8")

@@ -39,13 +39,12 @@ class LogFile:
 def keep_log() -> None:
     """Begin to keep what is printed on stderr, unless something else has taken the stream's place."""
     if isinstance(sys.stderr, Outgoing):
-        sys.stderr.copy = LogFile().add
+        sys.stderr.log = LogFile()
 
 
 def open_log(folder: Path) -> None:
     """Append what was kept, and what comes, to the log of this folder."""
-    log = getattr(getattr(sys.stderr, "copy", None), "__self__", None)
-    if isinstance(log, LogFile):
+    if log := getattr(sys.stderr, "log", None):
         log.path = folder / LOG_FILE
         log.add("")
 

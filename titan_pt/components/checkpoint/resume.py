@@ -158,6 +158,15 @@ def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: P
     )
 
 
+def start_from(context: TrainContext, path: str, identity: Mapping[str, Any]) -> None:
+    """Take starting weights from what a path names, and say so. A collective; raises as `load_weights` does."""
+    from titan_pt.components.checkpoint.steps import find_initial
+
+    initial = context.world.on_main(lambda: find_initial(path))
+    load_weights(context, initial, identity)
+    logger.info(f"Starting weights from {initial}")
+
+
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:
     """Load starting weights from a step of any run or a Hugging Face folder, of the same model and tokenizer.
 
