@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from titan_pt.version import COMMIT_FILE, made_by  # noqa: E402
 
-SHIPPED = {"train_configs": "**/*.toml", "k8s": "*", "scripts": "*"}
+SHIPPED = {"train_configs": "**/*.toml", "k8s": "**/*", "scripts": "**/*"}
 SECRET = "secrets.yaml"
 COMMIT = made_by().partition(", commit ")[2]
 
@@ -29,7 +29,7 @@ class BuildWithShipped(build_py):
         shutil.rmtree(package / "shipped", ignore_errors=True)  # of an earlier build
         for folder, pattern in SHIPPED.items():
             for path in (ROOT / folder).glob(pattern):
-                if path.is_file() and path.name != SECRET:
+                if path.is_file() and path.name != SECRET and path.suffix != ".pyc":
                     target = package / "shipped" / path.relative_to(ROOT)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(path, target)
