@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-AFTER_QUICKSTART = ("README.md", "docs/tutorial.md", "docs/evaluation.md", "docs/report.md")
+AFTER_QUICKSTART = ("README.md", "docs/tutorial.md", "docs/evaluation.md", "docs/report.md", "docs/chat.md")
 """Pages whose commands go on from the quickstart's run folders: tests/integration/test_quickstart.py runs them."""
 SHELLS = ("bash", "sh", "console", "shell")
 _MARK = re.compile(r"<!-- (run|shown|file)(?:: (.+?))? -->$")

@@ -1,37 +1,64 @@
-"""The manifests of k8s/ as a cluster reads them, and what their containers run, here and without a container."""
+"""The objects of k8s/ as a cluster reads them, and what their containers run, here and without a container."""
 
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import yaml
 from helpers import ROOT
 
 K8S = ROOT / "k8s"
-MANIFESTS = sorted(K8S.glob("*.yaml"))
-JOBS = ("pretrain-job", "sft-job", "grpo-job", "pretrain-multinode", "pretrain-jobset")
+sys.path.insert(0, str(K8S))
+
+import render  # noqa: E402
+import settings  # noqa: E402
+import works  # noqa: E402
+
+ENVIRONMENT = {"REGISTRY": "registry.example.com/team", "NAMESPACE": "lab", "TAG": "v1"}
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
+# A job by its name in the tests: its words, and what the environment asks for.
+JOBS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "pretrain-job": (["pretrain"], {}),
+    "sft-job": (["sft"], {}),
+    "grpo-job": (["grpo"], {}),
+    "pretrain-multinode": (["pretrain"], {"NODES": "2"}),
+    "pretrain-jobset": (["pretrain"], {"NODES": "2", "JOBSET": "1"}),
+}
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The objects of a manifest."""
-    return list(yaml.safe_load_all((K8S / name).read_text()))
+
+def objects(*words: str, **environment: str) -> list[dict[str, Any]]:
+    """What `k8s/deploy.sh` would apply for these words in this environment; the Job or JobSet last."""
+    with mock.patch.dict("os.environ", {**ENVIRONMENT, **environment}):
+        asked = settings.read_settings(render.os.environ)
+        jobs = works.read_works(words, asked)
+        groups = [*render.shared(asked).values(), *(render.render(job, asked) for job in jobs)]
+        return [entry for group in groups for entry in group]
+
+
+def named(name: str) -> list[dict[str, Any]]:
+    """The objects of one of JOBS."""
+    words, environment = JOBS[name]
+    return objects(*words, **environment)
+
+
+def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in found if entry["kind"] == kind]
+
+
+def batch_job(owner: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a Job, also of the one in a JobSet."""
+    return owner["spec"]["replicatedJobs"][0]["template"]["spec"] if owner["kind"] == "JobSet" else owner["spec"]
 
 
 def job_spec(name: str) -> dict[str, Any]:
-    """The spec of the batch/v1 Job in a manifest, also of the one in a JobSet."""
-    (found,) = [entry for entry in read(f"{name}.yaml") if entry["kind"] in ("Job", "JobSet")]
-    if found["kind"] == "JobSet":
-        (replicated,) = found["spec"]["replicatedJobs"]
-        found = replicated["template"]
-    return found["spec"]
+    return batch_job(named(name)[-1])
 
 
 def pod_spec(name: str) -> dict[str, Any]:
-    """The pods of a manifest's Job."""
+    """The pods of the Job."""
     return job_spec(name)["template"]["spec"]
 
 
@@ -48,7 +75,6 @@ class Pod:
     config: Path
     address: str = "127.0.0.1"
     index: int = 0
-    nodes: int = 2
 
     def here(self, text: str) -> str:
         """A path of the container as one of this machine."""
@@ -61,7 +87,7 @@ class Pod:
         found = {}
         for variable in container["env"]:
             if "value" in variable:
-                found[variable["name"]] = self.here(variable["value"].replace("${NODES}", str(self.nodes)))
+                found[variable["name"]] = self.here(variable["value"])
             elif "fieldRef" in variable["valueFrom"]:
                 found[variable["name"]] = told[variable["valueFrom"]["fieldRef"]["fieldPath"]]
             else:
@@ -77,18 +103,12 @@ class Pod:
         return [sys.executable, *map(self.here, words[1:])]
 
 
-def mount_configs(spec: dict[str, Any], folder: Path) -> Path:
-    """The pod's volume `config`, laid as kubelet lays it: the files in a folder of their own, links beside it."""
+def mount_config(found: list[dict[str, Any]], folder: Path) -> Path:
+    """The volume `config` of the pods: the files of the ConfigMap that the Job names."""
+    spec = batch_job(found[-1])["template"]["spec"]
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "config"]
-    data = folder / "..2026_01_01"
-    for source in volume["projected"]["sources"]:
-        config_map = source["configMap"]
-        of = {"titan-pt-configs": "train_configs", "titan-pt-presets": "train_configs/presets"}[config_map["name"]]
-        keys = {path.name: path for path in (ROOT / of).iterdir() if path.is_file()}
-        for item in config_map.get("items", [{"key": key, "path": key} for key in keys]):
-            (data / item["path"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(keys[item["key"]], data / item["path"])
-    (folder / "..data").symlink_to(data.name)
-    for path in data.iterdir():
-        (folder / path.name).symlink_to(f"..data/{path.name}")
+    (config_map,) = [o for o in of_kind(found, "ConfigMap") if o["metadata"]["name"] == volume["configMap"]["name"]]
+    folder.mkdir(parents=True)
+    for key, text in config_map["data"].items():
+        (folder / key).write_text(text)
     return folder

@@ -19,11 +19,11 @@ from titan_pt.config.schema.job_config import Section
 
 FOLDERS = ("train_configs/", "k8s/", "scripts/", "examples/", "docs/", "benchmarks/", "tests/", "titan_pt/")
 LONGEST_PAGE = 12_000
+COMING_KEYS = {"metrics.prometheus_port"}
 COMING_PAGES = {
     f"{name}.md" for name in ("chat", "command", "console", "extending", "kubernetes", "metrics", "slurm", "sweep")
 }
 GENERATED_OR_LONG = (
-    "README.md",
     "docs/keys.md",
     "docs/LOG.md",
     "docs/architecture.md",
@@ -38,6 +38,7 @@ IN_SHELL = [block for block in ALL if block.language in SHELLS]
 
 
 def test_pages_are_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
     sizes = {str(page.relative_to(ROOT)): page.stat().st_size for page in documented.pages()}
     assert not {page: size for page, size in sizes.items() if size > LONGEST_PAGE and page not in GENERATED_OR_LONG}
 
@@ -107,7 +108,11 @@ def test_keys_in_texts_exist() -> None:
             text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
         own = own_keys(str(page.relative_to(ROOT)))
         for name in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?: = [^`]*)?`", text):
-            if name.partition(".")[0] in tables and name not in known_keys() | own and not name.endswith(FILE_ENDINGS):
+            if (
+                name.partition(".")[0] in tables
+                and name not in known_keys() | own | COMING_KEYS
+                and not name.endswith(FILE_ENDINGS)
+            ):
                 wrong.append(f"{page.relative_to(ROOT)}: {name}")
     assert not wrong
 
@@ -220,7 +225,7 @@ def _mistakes(command: list[str], own: set[str], files: set[str]) -> list[str]:
             if not _has_flag(tool, flag):
                 wrong.append(f"{tool} has no flag {flag}")
         elif word.startswith(FOLDERS) and not any(sign in word for sign in "*$<{"):
-            if not (ROOT / word.partition(":")[0]).exists() and word not in files:
+            if not (ROOT / word.partition(":")[0].rstrip(");,")).exists() and word not in files:
                 wrong.append(f"no file {word}")
         elif extra := re.fullmatch(r"(?:titan-pt|\.)\[([\w,-]+)\]", word):
             wrong += [f"no extra {name}" for name in extra[1].split(",") if f"\n{name} = [" not in pyproject()]

@@ -1,5 +1,7 @@
 """The experiments of the README's first page, as a user types them, and what comes out in the end."""
 
+import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,22 @@ from helpers import ROOT, read_rows, run
 from hf_helpers import export_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from titan_pt.data.builtin.conversations import UNKNOWN, answer, held_out_sums
+
+TURNS = ((3, 4, 2), (1, 2, 4), (5, 5, 1), (2, 6, 3), (4, 0, 5), (1, 1, 6), (7, 2, 4), (3, 3, 2), (2, 5, 8), (6, 1, 1))
+NEVER_READ = (
+    "What is the capital of France?",
+    "Who invented the telephone?",
+    "When does the next bus leave?",
+    "Which colour has the sea at night?",
+    "Write a song for Clara.",
+)
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
-    """Pretraining, then reinforcement learning alone, and after fine-tuning; a Hugging Face folder that answers.
+    """Pretraining; reinforcement learning alone, and after fine-tuning; an export that answers; a model that talks.
 
     The commands of the pages that go on from these runs are run, too.
     """
@@ -42,10 +55,29 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     asked = tokenizer("Question: What is 3 + 4?\nAnswer:", return_tensors="pt")
-    answer = tokenizer.decode(model.generate(**asked, max_new_tokens=24, do_sample=False)[0])
-    assert answer == "Question: What is 3 + 4?\nAnswer: 3 + 4 = 7\n#### 7<|endoftext|>"
+    said = tokenizer.decode(model.generate(**asked, max_new_tokens=24, do_sample=False)[0])
+    assert said == "Question: What is 3 + 4?\nAnswer: 3 + 4 = 7\n#### 7<|endoftext|>"
+
+    experiment(tmp_path, "quickstart_chat")
+    a_model_to_talk_to(tmp_path)
 
     run_pages(AFTER_QUICKSTART, tmp_path, outputs)
+
+
+def a_model_to_talk_to(folder: Path) -> None:
+    """It adds what it never read, goes on from its last answer, and says what it does not know, by the defaults."""
+    sums = [[turn] for turn in itertools.islice(held_out_sums(), 50)]
+    more = [[(f"What is {a} plus {b}?", answer(a, b)), (f"And {n} more?", answer(a + b, n))] for a, b, n in TURNS]
+    unknown = [[(question, UNKNOWN)] for question in NEVER_READ]
+    talks = [*sums, *more, *unknown]
+    lines = [line for talk in talks for line in ("/reset", *(question for question, _ in talk))]
+    command = [sys.executable, "-m", "titan_pt.tools.chat", "outputs/quickstart_chat"]
+    done = run(command, cwd=folder, input="\n".join(lines))
+    assert done.code == 0, done.stderr
+    answers = iter(done.stdout.splitlines())
+    right = [[next(answers) for _ in talk] == [wanted for _, wanted in talk] for talk in talks]
+    assert sum(right[:50]) >= 45, done.stdout
+    assert sum(right[50:60]) >= 7 and sum(right[60:]) >= 4, done.stdout
 
 
 def experiment(folder: Path, name: str, *flags: str, expected: int = 0) -> str:

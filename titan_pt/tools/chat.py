@@ -60,7 +60,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint is None:
         raise ConfigError(
             "MODEL is missing: name a run folder, a step-N or a Hugging Face folder, such as outputs/quickstart_chat, "
-            "which train_configs/quickstart_chat.toml makes; --help lists the flags"
+            "which `titan-pt train quickstart_chat` makes; --help lists the flags"
         )
     talk(open_model(arguments), arguments)
 

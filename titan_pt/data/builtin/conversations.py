@@ -53,30 +53,22 @@ _SUMS = (
 )
 _PROBLEMS = (
     "{name} has {a} {things} and gets {b} more. how many {things} has {name}?",
-    "{name} has {a} {things} and finds {b} more. how many now?",
-    "I have {a} {things}. you give me {b} more. how many do I have?",
+    "{name} has {a} {things} and finds {b}. how many now?",
+    "I have {a} {things}. you give me {b}. how many do I have?",
     "there are {a} {things} here and {b} there. how many are there?",
     "{a} {things} lie here. I bring {b} more. how many are there?",
-    "I buy {a} {things}, then {b} more. how many did I buy?",
+    "I buy {a} {things}, then {b}. how many did I buy?",
     "{name} has {a} {things}, {other} has {b}. how many have they?",
     "{a} {things} and {b} {things}?",
 )
 _MORE = (
-    "and {n} more?",
-    "and {n} more?",
-    "and {n} more?",
-    "and {n} more?",
-    "and {n}?",
+    *("and {n} more?",) * 6,
+    *("plus {n} more?", "add {n} more.", "now add {n} more.", "{n} more?", "and with {n} more?") * 2,
+    "what if I add {n} more?",
     "plus {n}?",
-    "plus {n} more?",
     "add {n}.",
-    "now add {n}.",
-    "add {n} more.",
-    "+ {n}",
-    "what if I add {n}?",
-    "and with {n} more?",
 )
-_BEFORE = ("", "", "", "", "", "", "please ", "so, ", "now ", "hi, ", "ok, ", "tell me, ", "do you know: ", "and ")
+_BEFORE = ("",) * 14 + ("please ", "so, ", "hi, ", "ok, ", "tell me, ", "do you know: ")
 
 _SELF = (
     (
@@ -198,7 +190,7 @@ class Conversations:
             raise IndexError(index)
         rng = random.Random(f"{self._seed}/{index}")
         turns: list[Turn] = []
-        length, total, wanted = 0, None, rng.choice((1, 1, 2, 2, 3))
+        length, total, wanted = 0, None, rng.choice((2, 2, 2, 3))
         while len(turns) < wanted:
             turn, total = _draw(rng, total)
             length += _MARKS + len("".join(turn))
@@ -247,16 +239,16 @@ def answer(a: int, b: int) -> str:
 def _draw(rng: random.Random, total: int | None) -> tuple[Turn, int | None]:
     """A turn, and the number that it ends in; `total` is that of the turn before."""
     kind = rng.random()
-    if total is not None and kind < 0.45:
+    if total is not None and kind < 0.46:
         n = rng.randint(0, min(9, 27 - total))
         if total + n <= 20:
             return (_varied(rng, _filled(rng, rng.choice(_MORE), rng.random() < 0.6, n=n)), answer(total, n)), total + n
-    if kind < 0.76:
+    if kind < 0.79:
         return _draw_sum(rng)
-    if kind < 0.84:
+    if kind < 0.86:
         asked, said = rng.choice(_SELF)
         return (_varied(rng, rng.choice(asked)), said), None
-    if kind < 0.88:
+    if kind < 0.89:
         beyond = _filled(rng, rng.choice(_BEYOND), rng.random() < 0.5, a=rng.randint(0, 9), b=rng.randint(0, 9))
         return (_varied(rng, beyond), UNKNOWN), None
     return (_varied(rng, _filled(rng, rng.choice(_ABOUT), False)), UNKNOWN), None
@@ -264,7 +256,7 @@ def _draw(rng: random.Random, total: int | None) -> tuple[Turn, int | None]:
 
 def _draw_sum(rng: random.Random) -> tuple[Turn, int]:
     while True:
-        wording = rng.choice(_SUMS if rng.random() < 0.85 else _PROBLEMS)
+        wording = rng.choice(_SUMS if rng.random() < 0.88 else _PROBLEMS)
         a, b = rng.randint(0, 9), rng.randint(0, 9)
         if not _is_held_out(wording, a, b):
             asked = rng.choice(_BEFORE) + _filled(rng, wording, rng.random() < 0.5, a=a, b=b)
