@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from titan_pt.config.errors import nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
 from titan_pt.protocols.registry import import_attribute
 
@@ -17,6 +17,13 @@ def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     yield from _model(config, spec)
     for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
         yield from rule(config)
+
+
+def no_model(error: ConfigError, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
+    """Why the model's keys make none, and which of them are named."""
+    for problem in error.problems:
+        named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
+        yield ["model.flavor", *named, *(["tokenizer.name"] if "tokenizer" in problem else [])], problem
 
 
 def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
