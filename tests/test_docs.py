@@ -14,7 +14,7 @@ from documented import ROOT, SHELLS, Block, words
 
 from titan_pt.config.manager import config_class
 from titan_pt.config.resolve.fields import rows_of, sections
-from titan_pt.config.resolve.layers import tomllib
+from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.config.schema.job_config import Section
 
 FOLDERS = ("train_configs/", "k8s/", "scripts/", "examples/", "docs/", "benchmarks/", "tests/", "titan_pt/")

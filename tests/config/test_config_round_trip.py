@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from titan_pt.config import ConfigError, JobConfig
 from titan_pt.config.manager import config_class, dump_toml, resolve
 from titan_pt.config.resolve.fields import keys, rows_of
-from titan_pt.config.resolve.layers import tomllib
+from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.config.schema.job_config import Source
 
 CONFIG_TYPE, _ = config_class("pretrain", "transformer")

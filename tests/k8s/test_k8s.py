@@ -33,7 +33,7 @@ from pod_helpers import (
 )
 
 from titan_pt.config.manager import load_config
-from titan_pt.config.resolve.layers import tomllib
+from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.metrics import Metrics
 from titan_pt.run.exit_codes import ExitCode

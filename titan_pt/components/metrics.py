@@ -17,7 +17,7 @@ from titan_pt.components.optimizer import group_rates
 from titan_pt.config.schema.job_config import Metrics
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.run.log import format_seconds
+from titan_pt.run.log_lines import format_seconds
 from titan_pt.run.records import AppendedFile, Record
 from titan_pt.run.run_folder import METRICS_FILE as FILE
 

@@ -12,7 +12,7 @@ from titan_pt.components.checkpoint.reader import load_documents
 from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
-from titan_pt.config.resolve.layers import parse_toml
+from titan_pt.config.resolve.toml_files import parse_toml
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest
-from titan_pt.config.resolve.layers import tomllib
+from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.run.black_boxes import boxes
 from titan_pt.run.files import parse_json
 from titan_pt.run.goodput import all_seconds

@@ -19,12 +19,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.files import parse_json, write_atomic
 from titan_pt.run.jumps import JUMP_SECONDS, seconds_between, tell_jump
 from titan_pt.run.ledger import moment, steady_seconds
+from titan_pt.run.log_lines import format_seconds
 from titan_pt.run.signals import signalled, stop_at
 from titan_pt.run.step_plan import StepPlan
 

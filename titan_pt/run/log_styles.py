@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from titan_pt.config.errors import ConfigError, nearest
-from titan_pt.run.log import Plain
+from titan_pt.run.log_lines import Plain
 from titan_pt.run.outgoing import Outgoing, redact
 
 STYLES = ("plain", "long", "json")

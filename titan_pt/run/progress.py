@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from titan_pt.run.log import format_seconds
+from titan_pt.run.log_lines import format_seconds
 
 logger = logging.getLogger("titan_pt")
 

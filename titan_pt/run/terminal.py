@@ -10,7 +10,7 @@ import unicodedata
 from typing import Any
 
 from titan_pt.run import heartbeat
-from titan_pt.run.log import Plain
+from titan_pt.run.log_lines import Plain
 from titan_pt.run.outgoing import Outgoing
 
 _COLORS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from titan_pt.components.checkpoint.step_folders import iter_steps
 from titan_pt.config.errors import ConfigError
-from titan_pt.config.resolve.layers import parse_toml
+from titan_pt.config.resolve.toml_files import parse_toml
 from titan_pt.run.exit_codes import ExitCode
 from titan_pt.run.files import write_atomic, write_json
 from titan_pt.run.own_json import read_own

@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 
-from titan_pt.components.metrics import format_seconds
 from titan_pt.config.errors import ConfigError
 from titan_pt.run.goodput import all_seconds, goodput_of
 from titan_pt.run.ledger import LEDGER_FILE
+from titan_pt.run.log_lines import format_seconds
 from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 

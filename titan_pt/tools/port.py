@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.manager import config_class
 from titan_pt.config.resolve.checks import cross_check
-from titan_pt.config.resolve.layers import Merged, Tables, parse_toml
+from titan_pt.config.resolve.layers import Merged
 from titan_pt.config.resolve.report import tree_path, unknown
+from titan_pt.config.resolve.toml_files import Tables, parse_toml
 from titan_pt.config.resolve.torchtitan import DATASETS, FLAVORS, MODELS, RENAMED, drop_foreign
 from titan_pt.run.files import read_text
 from titan_pt.run.tool_files import flag_path

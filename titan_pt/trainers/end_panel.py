@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.files import parse_json
 from titan_pt.run.log import say
+from titan_pt.run.log_lines import format_seconds
 from titan_pt.run.run_folder import METRICS_FILE, run_folder
 from titan_pt.run.terminal import TerminalStream
 

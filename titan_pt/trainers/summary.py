@@ -7,11 +7,11 @@ import torch
 
 import titan_pt
 from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
-from titan_pt.components.metrics import format_seconds
 from titan_pt.components.optimizer import describe_groups
 from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.log import say
+from titan_pt.run.log_lines import format_seconds
 
 logger = logging.getLogger("titan_pt")
 

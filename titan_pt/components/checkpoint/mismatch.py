@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from titan_pt.config.errors import shown
-from titan_pt.config.resolve.layers import parse_toml
+from titan_pt.config.resolve.toml_files import parse_toml
 from titan_pt.config.run_size import divisors
 from titan_pt.config.schema.job_config import JobConfig
 

@@ -45,9 +45,9 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
     try:
         args = model_args(config, spec, size or 1)
     except ConfigError as error:
-        from titan_pt.config.resolve.option_checks import no_model
+        from titan_pt.config.resolve.option_checks import problems_of_model
 
-        yield from no_model(error, spec)
+        yield from problems_of_model(error, spec)
         return
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:

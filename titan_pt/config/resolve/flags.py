@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from titan_pt.config.resolve.fields import holds, keys, rows_of
-from titan_pt.config.resolve.layers import Layer, parse_toml
+from titan_pt.config.resolve.layers import Layer
+from titan_pt.config.resolve.toml_files import parse_toml
 from titan_pt.config.schema.job_config import JobConfig
 
 ORIGIN = "command line"

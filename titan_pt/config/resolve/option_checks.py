@@ -139,3 +139,12 @@ def no_model(error: ValidationError) -> ConfigError:
             for p in error.errors(include_url=False)
         )
     )
+
+
+def problems_of_model(error: ConfigError, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
+    """The same by the keys that each is about."""
+    for problem in error.problems:
+        named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
+        if "tokenizer" in problem:
+            named.append("tokenizer.name")
+        yield ["model.flavor", *named], problem

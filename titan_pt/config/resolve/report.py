@@ -14,7 +14,8 @@ from titan_pt.config.errors import nearest, one_of, shown
 from titan_pt.config.names import closest, dotted
 from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
-from titan_pt.config.resolve.layers import Merged, Tables, parse_toml
+from titan_pt.config.resolve.layers import Merged
+from titan_pt.config.resolve.toml_files import Tables, parse_toml
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titan_pt.config.errors import shown
-from titan_pt.config.resolve.layers import Merged, Tables, parse_toml
+from titan_pt.config.resolve.layers import Merged
+from titan_pt.config.resolve.toml_files import Tables, parse_toml
 
 
 class Unused(NamedTuple):
