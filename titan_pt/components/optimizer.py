@@ -162,7 +162,8 @@ def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World)
         return moments
     earlier = moments if isinstance(optimizer, torch.optim.AdamW) else None
     keep = import_attribute("titan_pt.optimizers.state:AnyOptimizerState")
-    return keep(model, optimizer, world, earlier)
+    state: OptimizerState = keep(model, optimizer, world, earlier)
+    return state
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest
 
 
 def import_plugin(module: str, key: str, problems: Sequence[str] = ()) -> None:
@@ -25,6 +25,9 @@ def import_plugin(module: str, key: str, problems: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: there is no such module, or it fails; tells its file and line.
     """
+    if "/" in module or os.path.isfile(module):
+        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{key} = {module!r}: is a file; give the module's name, {name}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -37,7 +40,9 @@ def import_plugin(module: str, key: str, problems: Sequence[str] = ()) -> None:
             said += f" ({place})"
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
-            said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+            said += _meant_module(module)
+        elif missing:
+            said += f"; install the package that has it, by {sys.executable} -m pip install"
         raise ConfigError(*problems, said) from error
 
 
@@ -59,6 +64,13 @@ def reason(error: BaseException) -> str:
         return f"{type(error).__name__}: {error.msg}{f' ({place})' if place else ''}"
     text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
     return f"{text} ({place})" if place else text
+
+
+def _meant_module(module: str) -> str:
+    """What to write for a module that is not there."""
+    here = [path.stem for path in Path().glob("*.py")] + [path.parent.name for path in Path().glob("*/__init__.py")]
+    how = "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+    return f"{nearest(module, here)}{how}"
 
 
 def _place(module: str) -> str:

@@ -89,6 +89,7 @@ def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[lis
     """What most runs leave as it is."""
     used = (
         config.job.notify,
+        config.metrics.sinks,
         config.profiling.enable_profiling,
         config.metrics.sinks,
         config.data.stall_policy != "wait",

@@ -13,7 +13,7 @@ from titan_pt.run.files import read_text
 from titan_pt.run.paths import expand_path
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    import tomllib as tomllib  # for others too
 else:
     import tomli as tomllib
 
