@@ -23,7 +23,6 @@ from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
 
-_REWARD_LINE = "titan_pt.components.reward_line:RewardLine"
 _LOSSES = {"val_loss": "loss {:.4f}", "val_perplexity": "perplexity {:.2f}", "val_bpb": "bits per byte {:.4f}"}
 
 
@@ -85,7 +84,8 @@ class MetricsWriter:
         if "loss" in row:
             eta = f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}"
             if "reward_mean" in row:
-                self._rewards = self._rewards or import_attribute(_REWARD_LINE)(self.path)
+                make = import_attribute("titan_pt.components.reward_line:RewardLine")
+                self._rewards = self._rewards or make(self.path)
             figures = self._rewards(row) if self._rewards else self._figures(row)
             logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
         evaluated = [text.format(row[key]) for key, text in _LOSSES.items() if key in row]

@@ -54,7 +54,7 @@ def init_logging() -> None:
 
 
 def say(label: str, text: str) -> None:
-    """Log one line of the start: on a terminal they are a panel."""
+    """Log one line of a panel."""
     logger.info(f"{label:<9} {text}", extra={"panel": True})
 
 

@@ -28,7 +28,7 @@ class Record:
         """Do a write behind the kept ones.
 
         Args:
-            what: its name, for messages.
+            what: its name.
             size: bytes that it keeps in memory; 0 is never given up.
             action: the write; where it raises an OSError it leaves nothing that a second call does not replace.
         """
