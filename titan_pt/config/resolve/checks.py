@@ -45,11 +45,9 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
     try:
         args = model_args(config, spec, size or 1)
     except ConfigError as error:
-        for problem in error.problems:
-            named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
-            if "tokenizer" in problem:
-                named.append("tokenizer.name")
-            yield ["model.flavor", *named], problem
+        from titan_pt.config.resolve.option_checks import no_model
+
+        yield from no_model(error, spec)
         return
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
@@ -67,11 +65,9 @@ def _batch(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], 
 
 def _data(config: JobConfig, _: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     if not config.data.sources and config.job.trainer == "pretrain":
-        experiment = "" if config.job.config_file else "name an experiment, as in titan-pt train quickstart, or "
-        yield (
-            ["data.sources"],
-            f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
-        )
+        from titan_pt.config.resolve.source_checks import no_sources
+
+        yield no_sources(config)
     for table, sources in (("data.sources", config.data.sources), ("validation.sources", config.validation.sources)):
         # Local files under names of their own need no look.
         if len({s.name for s in sources}) < len(sources) or not all(_is_plain(source) for source in sources):
@@ -87,20 +83,11 @@ def _is_plain(source: Source) -> bool:
 
 def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     """What most runs leave as it is."""
-    used = (
-        config.job.notify,
-        config.metrics.sinks,
-        config.profiling.enable_profiling,
-        config.metrics.sinks,
-        config.data.stall_policy != "wait",
-        config.validation.tasks or config.validation.sample_prompts or config.validation.steps == 0,
-        config.validation.holdout_fraction in (0.0, 1.0),
-        config.activation_checkpoint.mode == "selective",
-        config.checkpoint.export_hf_interval,
-        config.quantize.linear.float8,
-        config.lr_scheduler.total_steps,
-        config.training.on_bad_step == "rewind",
-    )
+    checkpoint, data, validation, profiling = config.checkpoint, config.data, config.validation, config.profiling
+    used = [config.job.notify, config.metrics.sinks, profiling.enable_profiling, checkpoint.export_hf_interval]
+    used += [validation.tasks, validation.sample_prompts, validation.steps == 0, config.quantize.linear.float8]
+    used += [validation.holdout_fraction in (0.0, 1.0), config.activation_checkpoint.mode == "selective"]
+    used += [config.lr_scheduler.total_steps, data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
     if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
@@ -129,14 +116,9 @@ def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -
     try:
         return spec.args_type.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            *(
-                f"model.{'.'.join(str(part) for part in p['loc'])}: {p['msg']}"
-                if p["loc"]
-                else p["msg"].removeprefix("Value error, ")
-                for p in error.errors(include_url=False)
-            )
-        ) from None
+        from titan_pt.config.resolve.option_checks import no_model
+
+        raise no_model(error) from None
 
 
 def padded_size(tokenizer_size: int) -> int:

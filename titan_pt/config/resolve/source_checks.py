@@ -4,7 +4,20 @@ from collections.abc import Iterator, Sequence
 
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
 from titan_pt.config.errors import one_of
-from titan_pt.config.schema.job_config import BrokenRule, Source
+from titan_pt.config.schema.job_config import BrokenRule, JobConfig, Source
+
+
+def no_sources(config: JobConfig) -> BrokenRule:
+    """What is wrong with a pretraining run that reads nothing."""
+    experiment = (
+        ""
+        if config.job.config_file
+        else "name an experiment with --job.config_file FILE, or by titan-pt train FILE, or "
+    )
+    return (
+        ["data.sources"],
+        f'data.sources: empty; {experiment}add a [[data.sources]] table, such as name = "python_stdlib"',
+    )
 
 
 def source_rules(table: str, sources: Sequence[Source]) -> Iterator[BrokenRule]:
