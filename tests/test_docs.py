@@ -135,9 +135,10 @@ def test_keys_of_toml_exist(block: Block) -> None:
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "python"], ids=lambda block: block.where)
 def test_python_parses_and_its_imports_exist(block: Block) -> None:
     compile(block.text, block.where, "exec")
-    for module, names in re.findall(r"^ *from (titan_pt[\w.]*) import ([\w, ]+)", block.text, flags=re.MULTILINE):
-        found = importlib.import_module(module)
-        assert not [name for name in names.split(", ") if not hasattr(found, name.split(" as ")[0].strip())], module
+    for line in re.findall(
+        r"^ *(from titan_pt[\w.]* import [\w, ]+|import titan_pt.*)", block.text, flags=re.MULTILINE
+    ):
+        exec(line, {})
 
 
 @pytest.mark.slow
