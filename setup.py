@@ -11,10 +11,11 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from titan_pt.version import COMMIT_FILE, commit  # noqa: E402
+from titan_pt.version import COMMIT_FILE, made_by  # noqa: E402
 
-SHIPPED = {"train_configs": "**/*.toml", "k8s": "*", "scripts": "*"}
+SHIPPED = {"train_configs": "**/*.toml", "k8s": "**/*", "scripts": "**/*"}
 SECRET = "secrets.yaml"
+COMMIT = made_by().partition(", commit ")[2]
 
 
 class BuildWithShipped(build_py):
@@ -28,11 +29,11 @@ class BuildWithShipped(build_py):
         shutil.rmtree(package / "shipped", ignore_errors=True)  # of an earlier build
         for folder, pattern in SHIPPED.items():
             for path in (ROOT / folder).glob(pattern):
-                if path.is_file() and path.name != SECRET:
+                if path.is_file() and path.name != SECRET and path.suffix != ".pyc":
                     target = package / "shipped" / path.relative_to(ROOT)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(path, target)
-        (package / COMMIT_FILE.name).write_text(commit(), encoding="utf-8")
+        (package / COMMIT_FILE.name).write_text(COMMIT, encoding="utf-8")
 
 
 class SourcesWithCommit(sdist):
@@ -40,7 +41,7 @@ class SourcesWithCommit(sdist):
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, files)
-        (Path(base_dir) / "titan_pt" / COMMIT_FILE.name).write_text(commit(), encoding="utf-8")
+        (Path(base_dir) / "titan_pt" / COMMIT_FILE.name).write_text(COMMIT, encoding="utf-8")
 
 
 setup(cmdclass={"build_py": BuildWithShipped, "sdist": SourcesWithCommit})

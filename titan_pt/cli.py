@@ -21,7 +21,7 @@ class Tool(NamedTuple):
     first: tuple[str, ...] = ()
     """Arguments before the user's."""
     takes: str = ""
-    """What the shell completes beside flags: an "experiment", the "shell"s, or files."""
+    """ "experiment" where it takes one, with the flags of its keys."""
 
 
 TOOLS = (
@@ -48,11 +48,15 @@ TOOLS = (
         takes="experiment",
     ),
     Tool("ls", "titan_pt.tools.ls", "the experiments that come with the package"),
-    Tool("cp", "titan_pt.tools.cp", "a copy of one to change", takes="experiment"),
+    Tool("cp", "titan_pt.tools.cp", "a copy of one to change"),
+    Tool("port", "titan_pt.tools.port", "TorchTitan's TOML file as one of titan_pt"),
+    Tool("doctor", "titan_pt.tools.doctor", "what this machine has and lacks, in one screen"),
     Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
     Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
+    Tool("sweep", "titan_pt.tools.sweep", "an experiment with every combination of values", takes="experiment"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),
+    Tool("completion", "titan_pt.tools.completion", "a script that makes bash or zsh complete all this"),
     Tool(
         "await_start", "titan_pt.tools.await_start", "wait for the weights that a run starts from", takes="experiment"
     ),

@@ -471,4 +471,6 @@ def _reason(message: Any, exitcode: int, kills_before: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from titan_pt.run.leaving import leave
+
+    leave(main())

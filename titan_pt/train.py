@@ -20,7 +20,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.ending import RunEnding, exit_code_of
 from titan_pt.run.exit_codes import START_VARIABLE, ExitCode, Preempted
 from titan_pt.run.heartbeat import enter, phase
-from titan_pt.run.log import init_logging, open_console, quiet_libraries
+from titan_pt.run.log import open_console, quiet_libraries
 from titan_pt.run.log_file import keep_log, open_log
 
 if TYPE_CHECKING:
@@ -39,12 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     open_console()
     keep_log()
     quiet_libraries()
-
-    def start() -> ExitCode:
-        init_logging()
-        return run(load_config(argv), started)
-
-    return exit_code_of(start)
+    return exit_code_of(lambda: run(load_config(argv), started))
 
 
 def run(config: JobConfig, started: float) -> ExitCode:
@@ -78,7 +73,7 @@ def run(config: JobConfig, started: float) -> ExitCode:
     if trainer.context.world.is_main and hasattr(sys.stderr, "end_live"):  # a terminal
         from titan_pt.trainers.end_panel import show_end
 
-        show_end(config, time.monotonic() - started)
+        show_end(config, time.monotonic() - started, trainer.goodput)
     return ExitCode.DONE
 
 

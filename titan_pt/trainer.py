@@ -101,12 +101,9 @@ class Trainer:
             protect_progress()
             logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
-            from titan_pt.components.checkpoint.resume import load_weights
-            from titan_pt.components.checkpoint.steps import find_initial
+            from titan_pt.components.checkpoint.resume import start_from
 
-            initial = context.world.on_main(lambda: find_initial(initial_path))
-            load_weights(context, initial, self._identity)
-            logger.info(f"Starting weights from {initial}")
+            start_from(context, initial_path, self._identity)
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
@@ -130,12 +127,7 @@ class Trainer:
         from titan_pt.components.checkpoint.resume import load_newest
 
         assert self._checkpointer is not None
-        resumed = load_newest(self.context, self._step, self._checkpointer, found, self._identity)
-        vars(self.state).update(vars(resumed.state))  # in place: the loop has it
-        self._checkpointer.last_step = self.state.step
-        if self.context.spikes:
-            self.context.spikes.load_state_dict(self.state.guard.get("spikes", {}))
-        return resumed
+        return load_newest(self.context, self._step, self._checkpointer, found, self._identity, self.state)
 
     def train(self) -> None:
         """Train to the last step or the end of the data.
@@ -179,7 +171,7 @@ class Trainer:
 
                 save_together(self.context, state.step, self._save_finished, error)
             raise
-        self._ledger.write(state.step, done=True)
+        self.goodput = self._ledger.write(state.step, done=True)["goodput"]
         done = f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}"
         logger.info(done, extra={"live": False})
 

@@ -752,6 +752,22 @@ def test_find_initial_names_the_key(tmp_path: Path) -> None:
         find_initial(str(tmp_path / "nowhere"))
 
 
+def test_a_missing_run_brings_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.toml").write_text('[job]\ndump_folder = "outputs/first"')
+    (tmp_path / "broken.toml").write_text("[job")
+    (tmp_path / "mine.toml").write_text('extends = "base.toml"\n[training]\nsteps = 1')
+    (tmp_path / "other.toml").write_text('extends = "base.toml"\n[job]\ndump_folder = "outputs/other"')
+    for path, said in (
+        ("outputs/first", "make it with titan-pt train mine.toml, or"),
+        (str(tmp_path / "outputs/other/checkpoint"), "make it with titan-pt train other.toml, or"),
+        ("outputs/quickstart_sft", "make it with titan-pt train quickstart_sft, or"),
+        ("outputs/nothing", "train it first, by titan-pt train FILE.toml --job.dump_folder outputs/nothing, or"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            find_initial(path)
+
+
 @pytest.fixture(autouse=True)
 def no_leftover_threads() -> Iterator[None]:
     """No test may leave a save under way."""

@@ -93,7 +93,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "deep manifest": (lambda step: (step / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read"),
     "manifest of another shape": (lambda step: (step / MANIFEST).write_text("[1]"), "manifest.json cannot be read"),
     "manifest of nothing": (leave_the_manifest_alone, "manifest.json does not name"),
-    "manifest of the future": (from_the_future, "format 99"),
+    "manifest of the future": (
+        from_the_future,
+        "format 99, and this version of titan_pt reads 1; take the version that made it",
+    ),
     "link to another folder": (lead_out, "train.json leads out of the folder"),
     "renamed folder": (rename_to_a_later_step, "manifest.json is of step-2: the folder was renamed"),
     "empty folder": (empty_the_folder, "it has no manifest.json"),

@@ -15,7 +15,10 @@ from titan_pt.protocols.model_spec import get_model_spec
 
 # Each line: what the file says, and what the message must hold.
 BROKEN_RULES = [
-    ("[model]\nnum_heads = 5\nnum_kv_heads = 2", "model.num_heads = 5: not a multiple of model.num_kv_heads = 2"),
+    (
+        "[model]\nnum_heads = 5\nnum_kv_heads = 2",
+        "model.num_heads = 5: not a multiple of model.num_kv_heads = 2, which may be 1, 5",
+    ),
     ("[model]\nhead_dim = 5", "model.head_dim = 5: must be even"),
     (
         '[tokenizer]\nname = "gpt2"\n[model]\nvocab_size = 1000',
@@ -24,7 +27,11 @@ BROKEN_RULES = [
     ("[model]\nvocab_size = 258", "model.vocab_size = 258: smaller than tokenizer 'byte' (259); leave it out for 320"),
     ("[model]\nmax_seq_len = 128", "training.seq_len = 2048: above model.max_seq_len = 128"),
     ("[training]\nglobal_batch_size = 0", "training.global_batch_size = 0: must be positive, or -1"),
-    ("[training]\nglobal_batch_size = 12", "12 rows are not a multiple of training.local_batch_size = 8"),
+    (
+        "[training]\nglobal_batch_size = 12",
+        "12 rows are not a multiple of training.local_batch_size = 8; the nearest are 8 or 16, "
+        "or set local_batch_size to 6 or 12",
+    ),
     (
         "[training]\nglobal_batch_tokens = 5000\nseq_len = 2048",
         "training.global_batch_tokens = 5000: not a multiple of training.seq_len = 2048; the nearest are 4096 or 6144",
@@ -32,7 +39,8 @@ BROKEN_RULES = [
     ("[training]\nglobal_batch_tokens = 100\nseq_len = 2048", "the nearest are 2048"),
     (
         "[training]\nglobal_batch_tokens = 6144\nseq_len = 2048\nlocal_batch_size = 2",
-        "training.global_batch_tokens = 6144: 3 rows are not a multiple of training.local_batch_size = 2",
+        "training.global_batch_tokens = 6144: 3 rows are not a multiple of training.local_batch_size = 2; the "
+        "nearest are 4096 or 8192, or set local_batch_size to 1 or 3",
     ),
     (
         f"[training]\nglobal_batch_size = 16\n[data]\nnum_streams = 5\n{SOURCE}",

@@ -233,7 +233,7 @@ def test_a_missing_file_brings_the_one_that_was_meant(tmp_path: Path, monkeypatc
     write(tmp_path, 'extends = "../basis/base.toml"', "experiments/mine.toml")
     write(tmp_path, "", "bases/base.toml")
     for path, said in (
-        ("quickstrat.toml", "/train_configs/quickstart.toml?"),
+        ("quickstrat.toml", "; did you mean quickstart?; shipped experiments are "),
         ("experiments/mien.toml", f"the working folder is {tmp_path}; did you mean experiments/mine.toml?"),
         ("experiment/mine.toml", "did you mean experiments/mine.toml?"),
         ("experiments", "a folder; give a TOML file, such as experiments/mine.toml"),

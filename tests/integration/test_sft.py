@@ -125,7 +125,7 @@ def test_epochs_are_counted_and_the_learning_rate_ends_with_them(
     assert last["source/talks/epochs"] == pytest.approx(2.0) and last["source/arithmetic/epochs"] == pytest.approx(1.0)
     assert last["lr"] == pytest.approx(0.1 * SFT["optimizer"]["lr"]), "the last step is the end of the schedule"
     error = capsys.readouterr().err
-    assert f"total steps {last['step']} " in error and "Every data source is spent" not in error
+    assert f" in {last['step']} steps (" in error and "Every data source is spent" not in error
     assert train_here(config, "--training.steps=1", f"--job.dump_folder={tmp_path / 'short'}") == 0
     assert read_rows(tmp_path / "short")[-1]["step"] == 1, "a flag replaces it"
 

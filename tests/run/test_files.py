@@ -54,6 +54,19 @@ def test_a_disk_that_may_recover_is_no_mistake_of_the_config(
         make_writable(tmp_path, "job.dump_folder")
 
 
+@pytest.mark.parametrize(("folder", "there"), [("/proc/x/y", "/proc, a file system of the kernel"), ("file/x", "")])
+def test_a_folder_that_cannot_be_names_where_nothing_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    said = (
+        rf"nothing can be made in {there or re.escape(str(tmp_path))}; name another folder, such as one below your home"
+    )
+    with pytest.raises(ConfigError, match=said):
+        make_writable(Path(folder), f"job.dump_folder = {folder!r}")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.toml"
     write_atomic(path, "old")

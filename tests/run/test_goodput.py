@@ -71,24 +71,24 @@ def test_every_second_of_a_killed_and_resumed_run_is_accounted_for(tmp_path: Pat
     clock.now += 8.0
     second.paused("validation", 8.0, 4)
     clock.now += 6.0
-    second.step_ends(metrics(**{"seconds/rollout": 5.0}))
+    second.step_ends(metrics(5.5, **{"seconds/rollout": 5.0}))  # as GRPO's: samples and rewards
     goodput = second.write(5, done=True)["goodput"]
     seconds = all_seconds(path)
     assert seconds == pytest.approx(
         {
             "start": 5.0,
             "compile": 10.0 + 2.0,
-            "data": 1.0,
+            "data": 1.0 + 0.5,
             "save": 3.0,
             "validation": 8.0,
             "sampling": 5.0,
-            "training": 3.0 + 4.0 + 1.0,
+            "training": 3.0 + 4.0 + 0.5,
             "lost": 4.0,
             "restart": 2.0 + 7.0 + 5.0,
         }
     )
     assert sum(seconds.values()) == pytest.approx(clock.now - began)
-    assert goodput == pytest.approx(13.0 / (clock.now - began)) == goodput_of(seconds)
+    assert goodput == pytest.approx(12.5 / (clock.now - began)) == goodput_of(seconds)
 
 
 def test_a_run_that_was_done_and_is_made_longer_lost_no_time_in_between(tmp_path: Path, clock: Clock) -> None:

@@ -26,6 +26,7 @@ rate = config["optimizer"]["lr"]
 with (folder / "starts").open("a") as file:
     file.write("x")
 (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 10 * rate}) + "\\n")
+(folder / "config.toml").write_text(Path(sys.argv[-1]).read_text())
 code = json.loads((folder.parents[1] / "codes.json").read_text()).get(str(rate), 0)
 if code == "waits":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -62,8 +63,8 @@ def test_what_ended_well_is_not_repeated_and_a_changed_grid_adds_points(
     assert tool_here(main, toml, "--grid", "optimizer.lr=0.1,0.2,0.3,0.4,0.5,0.6", "--jobs", "3") == 1
     out = capsys.readouterr()
     assert "optimizer.lr=0.2: failed" in out.err and "the last line of 0.2" in out.err
-    assert out.out.splitlines()[0].split() == ["optimizer.lr", "state", "best", "loss"]
-    assert out.out.splitlines()[1].split() == ["0.1", "stopped", "1"], "the best one first"
+    assert out.out.splitlines()[0].split()[0] == "run" and "optimizer.lr=0.4: gave up" in out.out.splitlines()
+    assert "optimizer.lr=0.6:" not in out.out, "it finished"
     write_codes(tmp_path, {"0.4": 70})
     assert tool_here(main, toml, "--grid", "optimizer.lr=6e-1,0.1,0.2,0.3,0.4,0.5,0.7") == 70
     counts = starts(tmp_path)
@@ -170,4 +171,4 @@ def test_a_real_point_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert tool_here(main, toml, "--seeds", "1") == 0
     folder = tmp_path / "run_sweep" / "debug.seed=42"
     assert [row["step"] for row in read_rows(folder)] == [1]
-    assert "finished at step 1" in capsys.readouterr().out and "step" in (folder / "output.txt").read_text()
+    assert "debug.seed=42" in capsys.readouterr().out and "step 1/1" in (folder / "output.txt").read_text()

@@ -20,7 +20,7 @@ import titan_pt.tools
 from titan_pt.run.exit_codes import ExitCode, Stalled
 from titan_pt.tools.command import run_tool
 
-FRAME = {"arguments", "command", "model", "explain", "run_text"}
+FRAME = {"arguments", "command", "model", "explain", "run_text", "usage"}
 TOOLS = sorted({module.name for module in pkgutil.iter_modules(titan_pt.tools.__path__)} - FRAME)
 NEEDED = {
     "evaluate": ["--checkpoint", "none", "--tasks", "arithmetic"],
@@ -55,6 +55,44 @@ def flags_of(tool: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, "--help") == 0
     words = capsys.readouterr().out.replace(",", " ").split()
     return sorted({word for word in words if word.startswith("--") and word[2:].isidentifier()} - {"--help"})
+
+
+def test_a_missing_or_unknown_flag_brings_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/mine/checkpoint/step-3").mkdir(parents=True)
+    for tool, flags, said in (
+        (
+            "generate",
+            [],
+            "--checkpoint: missing: a run folder (its newest whole step), its checkpoint folder, one step-N",
+        ),
+        ("generate", [], "Hugging Face folder; here are outputs/mine; --help lists the flags"),
+        ("export", [], "2. --output: missing: the folder to write; --help lists the flags"),
+        ("prepare", ["--output", "x"], "--source: missing: name of one of the config's data sources"),
+        ("generate", ["--checkpoint", "x", "--temprature", "1"], "did you mean --temperature?; --help lists the flags"),
+        (
+            "generate",
+            ["--checkpoint", "outputs/mien"],
+            "no such folder; did you mean outputs/mine?; train it first, by",
+        ),
+        (
+            "evaluate",
+            ["--checkpoint", "me/model-1B", "--text", "x"],
+            "hf download me/model-1B --local-dir models/model-1B",
+        ),
+        ("generate", ["--checkpoint", "outputs/quickstart"], "; make it with titan-pt train "),
+    ):
+        assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, *flags) == ExitCode.USAGE
+        assert said in capsys.readouterr().err, (tool, flags)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("generat", "; did you mean generate?"), ("talk", "")])
+def test_an_unknown_tool_lists_the_known_ones(name: str, meant: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"titan_pt.tools.{name}"], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert f"{name!r}: unknown tool{meant}\nthe tools are " in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("tool", TOOLS)

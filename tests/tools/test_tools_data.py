@@ -1,7 +1,9 @@
 """The tools that look at data: what they print, what they refuse."""
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import write_toml
@@ -85,14 +87,16 @@ def test_prepare_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "the config has mine" in capsys.readouterr().err
 
 
-def test_a_first_document_that_takes_long_is_told_too(
+def test_documents_that_take_long_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "_PROGRESS_SECONDS", -1.0)
-    config = config_of(tmp_path, ["one text", "another text"])
+    now = itertools.count(step=4.0)
+    monkeypatch.setattr("titan_pt.run.log.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("titan_pt.run.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
+    config = config_of(tmp_path, ["one text", "another text", "a third"])
     arguments = ["--job.config_file", str(config), "--source", "mine", "--output", str(tmp_path / "shards")]
     assert prepare.main(arguments) == ExitCode.DONE
-    assert "1 of 2 documents; about 0 min to go" in capsys.readouterr().err
+    assert "Prepare: 2 of 3 documents (67%)" in capsys.readouterr().err
 
 
 def test_records_are_shown_with_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

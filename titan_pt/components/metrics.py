@@ -1,6 +1,5 @@
 """A run's numbers: rows of metrics.jsonl, TensorBoard and console lines."""
 
-import functools
 import json
 import logging
 import math
@@ -24,6 +23,9 @@ from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
 
+_REWARD_LINE = "titan_pt.components.reward_line:RewardLine"
+_LOSSES = {"val_loss": "loss {:.4f}", "val_perplexity": "perplexity {:.2f}", "val_bpb": "bits per byte {:.4f}"}
+
 
 class MetricsWriter:
     """Rank 0's record of a run, one over all restarts.
@@ -36,6 +38,7 @@ class MetricsWriter:
     ) -> None:
         self.path = run_folder / FILE
         self._world_size = world_size
+        self._rewards: Any = None
         self.rows, self._file = Record(FILE), AppendedFile(self.path)
         self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
         self._sinks: list[Any] = list(sinks)
@@ -80,12 +83,13 @@ class MetricsWriter:
         """Print the row's training, validation and evaluation figures."""
         place = f"step {row['step']:>{len(str(total_steps))}}/{total_steps}"
         if "loss" in row:
-            told = f"{place}  {self._reward_line(row) if 'reward_mean' in row else ''}{self._figures(row, total_steps)}"
-            logger.info(told, extra={"row": row, "live": True})
-        evaluated = [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
-        if "val_loss" in row:
-            bits = f"bits per byte {row['val_bpb']:.4f}"
-            evaluated[:0] = [f"loss {row['val_loss']:.4f}", f"perplexity {row['val_perplexity']:.2f}", bits]
+            eta = f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}"
+            if "reward_mean" in row:
+                self._rewards = self._rewards or import_attribute(_REWARD_LINE)(self.path)
+            figures = self._rewards(row) if self._rewards else self._figures(row)
+            logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
+        evaluated = [text.format(row[key]) for key, text in _LOSSES.items() if key in row]
+        evaluated += [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if evaluated:
             own = {key: value for key, value in row.items() if key.startswith(("step", "val_", "eval/"))}
             logger.info(f"{place}  validation: {'  '.join(evaluated)}", extra={"row": own})
@@ -95,24 +99,16 @@ class MetricsWriter:
         for sink in self._sinks:
             sink.write(row)
 
-    def _figures(self, row: Mapping[str, Any], total_steps: int) -> str:
+    def _figures(self, row: Mapping[str, Any]) -> list[str]:
         rate = row["tokens_per_second"] / self._world_size
-        figures = [
+        return [
             f"loss {row['loss']:.4f}",
             f"grad_norm {row['grad_norm']:.3g}",
             f"lr {row['lr']:.2e}",
             f"{rate:,.0f} tok/s" if rate < 1e6 else f"{rate / 1e6:.2f}M tok/s",
             *([] if row["mfu"] is None else [f"mfu {row['mfu']:.1%}"]),
-            f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}",
             f"{row['memory_gib']:.3g} GiB",
         ]
-        return "  ".join(figures)
-
-    @functools.cached_property
-    def _reward_line(self) -> Any:
-        from titan_pt.components.reward_line import RewardLine
-
-        return RewardLine(self.path)
 
 
 @dataclass

@@ -118,9 +118,8 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
         size = sum(parameter.numel() for parameter in group["params"])
         told = {"lr": rate, "weight_decay": decay}
         values = ", ".join(f"{key} {float(value):.6g}" for key, value in told.items() if value is not None)
-        lines.append(
-            f"group {group.get('name', number)}: {len(group['params'])} tensors, {size:,} parameters, {values}"
-        )
+        name, count = group.get("name", number), len(group["params"])
+        lines.append(f"group {name}: {count} tensors, {size:,} parameters, {values}")
     return lines
 
 
@@ -163,7 +162,8 @@ def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World)
         return moments
     earlier = moments if isinstance(optimizer, torch.optim.AdamW) else None
     keep = import_attribute("titan_pt.optimizers.state:AnyOptimizerState")
-    return keep(model, optimizer, world, earlier)
+    state: OptimizerState = keep(model, optimizer, world, earlier)
+    return state
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

@@ -30,13 +30,13 @@ class RewardLine:
             row = parse_json(line)
             self._rows += [row] if "reward_mean" in row else []
 
-    def __call__(self, row: Mapping[str, Any]) -> str:
+    def __call__(self, row: Mapping[str, Any]) -> list[str]:
         self._rows.append(row)
-        told = ""
-        for key, (value, change, scale) in _FIGURES.items():
-            if key in row:
-                told += f"{value.format(scale * row[key])}{self._trend(key, change, scale)}  "
-        return told
+        return [
+            f"{value.format(scale * row[key])}{self._trend(key, change, scale)}"
+            for key, (value, change, scale) in _FIGURES.items()
+            if key in row
+        ]
 
     def _trend(self, key: str, change: str, scale: int) -> str:
         values = [scale * row[key] for row in self._rows if row.get(key) is not None]

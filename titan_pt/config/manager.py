@@ -120,7 +120,9 @@ def _choose(choices: Merged, problems: list[str]) -> tuple[str, str, str]:
     """The chosen trainer, model and optimizer; an unknown name joins `problems`, and the closest stands in."""
     module = _chosen(choices, "experimental.custom_import", Experimental().custom_import)
     if module:
-        _import_custom(module, problems)
+        from titan_pt.protocols.plugins import import_plugin
+
+        import_plugin(module, "experimental.custom_import", problems)
     return (
         _known(choices, "job.trainer", trainer_names(), Job().trainer, problems),
         _known(choices, "model.name", model_names(), Model().name, problems),
@@ -141,16 +143,6 @@ def _known(choices: Merged, name: str, known: Collection[str], default: str, pro
     from titan_pt.config.resolve.choices import own_or_meant
 
     return own_or_meant(name, value, choices.origin(*name.split(".")), known, problems) or default
-
-
-def _import_custom(module: str, problems: list[str]) -> None:
-    """Raises at once where it fails: what else the config may hold is then unknown."""
-    from titan_pt.protocols.plugins import import_plugin
-
-    try:
-        import_plugin(module, "experimental.custom_import")
-    except ConfigError as error:
-        raise ConfigError(*problems, *error.problems) from error
 
 
 def _with_origins(problem: RuleProblem, merged: Merged) -> str:

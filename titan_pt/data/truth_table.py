@@ -97,8 +97,7 @@ def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
 def warnings(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """Warnings about sources that end early, repeat too often or do not suffice."""
     enough = sum(source.tokens for source in shares) >= ENOUGH * tokens
-    most = {source.name: math.inf if source.generated else MANY_EPOCHS for source in shares}
-    if enough and all(source.wished_epochs <= (source.max_epochs or most[source.name]) for source in shares):
+    if enough and all(s.wished_epochs <= (s.max_epochs or (math.inf if s.generated else MANY_EPOCHS)) for s in shares):
         return []
     from titan_pt.data.unfit_sources import warnings_of
 

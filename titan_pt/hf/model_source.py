@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -26,6 +26,9 @@ from titan_pt.models.transformer.model import Transformer
 from titan_pt.run.files import read_text
 from titan_pt.run.paths import escape_path
 
+if TYPE_CHECKING:
+    from titan_pt.hf.own_model import OwnFamily
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -33,7 +36,8 @@ class ModelSource:
 
     folder: Path
     """The step-N or the Hugging Face folder."""
-    args: TransformerArgs
+    args: Any
+    """TransformerArgs; of a model of a plugin's own `own_model.ReadArgs`, what the tools read of these."""
     tokenizer: Tokenizer
     tensors: TensorReader
     facts: Mapping[str, str]
@@ -46,6 +50,8 @@ class ModelSource:
     """Whether an export keeps the padding rows of its vocabulary, because they came with the model."""
     knows_chat: bool
     """Whether it was trained on conversations in the form of its template."""
+    own: "OwnFamily | None" = None
+    """The family of a model that is not the built-in transformer."""
 
     @property
     def chat_template(self) -> str:
@@ -60,8 +66,8 @@ class ModelSource:
     def to_export(self) -> Exported:
         """The argument with which `hf.export.export` writes this model."""
         return Exported(
-            self.args,
-            LAYOUT,
+            self.own.args if self.own else self.args,
+            self.own.layout() if self.own else LAYOUT,
             self.tokenizer,
             self.tensors,
             self.facts,
@@ -80,6 +86,9 @@ class ModelSource:
 
         A forward that is given positions keeps packed documents apart.
         """
+        if self.own:
+            own: Any = self.own.load(self.tensors, self.args, device, dtype)
+            return own
         with torch.device("meta"):
             model = Transformer(self.args, sdpa_backend=sdpa_backend, document_mask=True).to(dtype)
         model.to_empty(device=device)
@@ -147,11 +156,16 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
 def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
     documents = load_documents(folder)
     identity, state = documents.train["identity"], documents.train["state"]
-    args = _saved_args(identity["model"], folder)
     config = _saved_config(documents.config, folder)
+    own: Any = None
+    if identity["model"].get("name") != "transformer":
+        from titan_pt.hf.own_model import own_family
+
+        own = own_family(folder, identity["model"], config)
     tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
     tensors = CheckpointTensors(folder)
-    check_fit(tensors, _shapes(args, folder))
+    args = own.read_args(tokenizer.vocab_size, tensors) if own else _saved_args(identity["model"], folder)
+    check_fit(tensors, own.shapes() if own else _shapes(args, folder))
     return ModelSource(
         folder=folder,
         args=args,
@@ -162,14 +176,12 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
         config=config,
         keep_padding=bool(config.get("model", {}).get("from_hf")),
         knows_chat=knows_chat(identity["trainer"], tokenizer, documents.data.get("identity", {})),
+        own=own,
     )
 
 
 def _saved_args(saved: Mapping[str, Any], folder: Path) -> TransformerArgs:
-    values = dict(saved)
-    name = values.pop("name", None)
-    if name != "transformer":
-        raise ConfigError(f"{folder}: its model is {name!r}; the tools open the built-in transformer alone")
+    values = {name: value for name, value in saved.items() if name != "name"}
     try:
         return TransformerArgs.model_validate(values)
     except ValidationError as error:

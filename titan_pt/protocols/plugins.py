@@ -9,20 +9,25 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest
 
 
-def import_plugin(module: str, key: str) -> None:
+def import_plugin(module: str, key: str, problems: Sequence[str] = ()) -> None:
     """Import a user's module from the Python path or the working folder.
 
     Args:
         key: what named it, for the message.
+        problems: other ones, told before its own: what else there may be is unknown where it fails.
 
     Raises:
         ConfigError: there is no such module, or it fails; tells its file and line.
     """
+    if "/" in module or os.path.isfile(module):
+        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{key} = {module!r}: is a file; give the module's name, {name}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -35,8 +40,10 @@ def import_plugin(module: str, key: str) -> None:
             said += f" ({place})"
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):  # the module itself, or a package that it is in
-            said += "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
-        raise ConfigError(said) from error
+            said += _meant_module(module)
+        elif missing:
+            said += f"; install the package that has it, by {sys.executable} -m pip install"
+        raise ConfigError(*problems, said) from error
 
 
 def users_line(error: BaseException) -> str:
@@ -57,6 +64,13 @@ def reason(error: BaseException) -> str:
         return f"{type(error).__name__}: {error.msg}{f' ({place})' if place else ''}"
     text, place = " ".join("".join(traceback.format_exception_only(error)).split()), users_line(error)
     return f"{text} ({place})" if place else text
+
+
+def _meant_module(module: str) -> str:
+    """What to write for a module that is not there."""
+    here = [path.stem for path in Path().glob("*.py")] + [path.parent.name for path in Path().glob("*/__init__.py")]
+    how = "; give a module name such as my_pkg.my_trainer that is importable from the working folder"
+    return f"{nearest(module, here)}{how}"
 
 
 def _place(module: str) -> str:

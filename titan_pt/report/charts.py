@@ -80,7 +80,7 @@ def points(run: RunRecord, keys: Sequence[str], most: int) -> dict[str, list[flo
         {**row, "hours": hours, "tokens": row.get("tokens_seen", 0)}
         for row, hours in zip(run.rows, training_hours(run), strict=True)
     ]
-    size = -(-len(rows) // most) if rows else 1
+    size = rows_a_point(run, most)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     found: dict[str, list[float | None]] = {key: [group[-1][key] for group in groups] for key in ("step", "tokens")}
     found["hours"] = [_rounded(group[-1]["hours"]) for group in groups]
@@ -89,6 +89,11 @@ def points(run: RunRecord, keys: Sequence[str], most: int) -> dict[str, list[flo
         if any(value is not None for value in column):
             found[key] = column
     return found
+
+
+def rows_a_point(run: RunRecord, most: int) -> int:
+    """How many rows of a run are one point of its curves."""
+    return max(-(-len(run.rows) // most), 1)
 
 
 def _mean(values: list[float]) -> float | None:

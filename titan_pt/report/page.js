@@ -52,7 +52,7 @@
         const name = several ? (chart.keys.length > 1 ? run.name + " " + chart.labels[k] : run.name) : chart.labels[k];
         const style = { run: r, name, count, color: "c" + ((several ? r : k) % 10), dash: several ? (k + Math.floor(r / 10)) % 3 : 0 };
         const smooth = view.smooth && count > 60;
-        found.push({ ...style, values, faint: smooth });
+        if (!smooth || data.runs.length <= 3) found.push({ ...style, values, faint: smooth }); // more would hide the lines
         if (smooth) found.push({ ...style, values: smoothed(values, view.smooth), over: true });
       });
     });
@@ -132,7 +132,7 @@
         const show = entry.getAttribute("aria-pressed") !== "true";
         entry.setAttribute("aria-pressed", String(show));
         figure.plot.setSeries(i + 1, { show });
-        if (curve.over) figure.plot.setSeries(i, { show });
+        if (curve.over && i && figure.curves[i - 1].faint) figure.plot.setSeries(i, { show });
       });
       figure.entries.push({ value, curve: i });
       legend.append(entry);

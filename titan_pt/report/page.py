@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from titan_pt.report.charts import MOST_POINTS, Chart, charts, points
+from titan_pt.report.charts import MOST_POINTS, Chart, charts, points, rows_a_point
 from titan_pt.report.figures import FIGURES, differing_keys, duration, evaluations, share
 from titan_pt.report.record import RunRecord, dump, encodable
 from titan_pt.report.rollouts import PART_ROWS, PackedRollouts
@@ -70,6 +70,7 @@ def page(runs: Sequence[RunRecord], rollouts: PackedRollouts) -> str:
         comparison=comparison(runs),
         differing=differing_keys(runs),
         charts=drawn,
+        thinned=_thinned(runs),
         more=more,
         first_more=len(drawn) - len(more),
         evaluations=[(number, found) for number, run in enumerate(runs) for found in evaluations(run)],
@@ -140,15 +141,23 @@ def clock(seconds: float) -> str:
 
 def _data(runs: Sequence[RunRecord], drawn: Sequence[Chart]) -> dict[str, Any]:
     keys = [key for chart in drawn for key in chart.keys]
-    most = max(MOST_POINTS // len(runs), 500)
     return {
         "part_rows": PART_ROWS,
         "charts": [
             {"keys": chart.keys, "labels": [chart.label(key) for key in chart.keys], "percent": chart.percent}
             for chart in drawn
         ],
-        "runs": [{"name": run.name, "columns": points(run, keys, most)} for run in runs],
+        "runs": [{"name": run.name, "columns": points(run, keys, _most_points(runs))} for run in runs],
     }
+
+
+def _most_points(runs: Sequence[RunRecord]) -> int:
+    return max(MOST_POINTS // len(runs), 500)
+
+
+def _thinned(runs: Sequence[RunRecord]) -> list[str]:
+    sizes = {run.name: rows_a_point(run, _most_points(runs)) for run in runs}
+    return [f"{name}: each point is the mean of {size} logged steps." for name, size in sizes.items() if size > 1]
 
 
 def _sections(runs: Sequence[RunRecord], drawn: Sequence[Chart], rollouts: PackedRollouts) -> list[tuple[str, str]]:

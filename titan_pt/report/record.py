@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titan_pt.config.errors import ConfigError
+from titan_pt.config.errors import ConfigError, nearest
 from titan_pt.config.resolve.layers import tomllib
 from titan_pt.run.black_boxes import boxes
 from titan_pt.run.files import parse_json
@@ -82,11 +82,13 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """
     for number, folder in enumerate(folders):
         if not folder.is_dir():
-            raise ConfigError(f"RUN = {str(folder)!r}: no such folder; give the job.dump_folder of a run")
-        if not any((folder / name).exists() for name in (METRICS_FILE, CONFIG_FILE, LEDGER_FILE)):
+            near = nearest(folder.name, [path.name for path in _runs_in(folder.parent)])
+            raise ConfigError(f"RUN = {str(folder)!r}: no such folder{near}; give the job.dump_folder of a run")
+        if not _is_run(folder):
+            inside = ", ".join(str(path) for path in _runs_in(folder))
             raise ConfigError(
                 f"RUN = {str(folder)!r}: is no run folder: it has neither {METRICS_FILE} nor {CONFIG_FILE}; "
-                "give the job.dump_folder of a run"
+                + (f"give runs in it: {inside}" if inside else "give the job.dump_folder of a run")
             )
         if any(folder.samefile(other) for other in folders[:number]):
             raise ConfigError(f"RUN = {str(folder)!r}: is given twice")
@@ -94,6 +96,17 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     for run, name in zip(runs, short_names(folders), strict=True):
         run.name = name
     return runs
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (METRICS_FILE, CONFIG_FILE, LEDGER_FILE))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    except OSError:
+        return []
 
 
 def read_run(folder: Path) -> RunRecord:

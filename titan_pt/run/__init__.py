@@ -1,5 +1,6 @@
-"""The life of a run: its folder, log, signals, exit codes and ending. Called, it trains: `titan_pt.api.run`."""
+"""The life of a run: its folder, log, signals, exit codes and ending. Called, it is `titan_pt.api.run`."""
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 
 class _Run(ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from titan_pt.api import run
-
-        return run(*arguments, **options)
+        return importlib.import_module("titan_pt.api").run(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Run

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,14 +17,14 @@ from titan_pt.run.exit_codes import (
     record_exit_code,
 )
 from titan_pt.run.heartbeat import enter
+from titan_pt.run.log import init_logging
 from titan_pt.run.signals import ignore_signals, signalled
 
 if TYPE_CHECKING:
     from titan_pt.trainer import Trainer
 
 
-_runs: list[JobConfig] = []
-"""The config of the run, when it is known."""
+_runs: list[JobConfig] = []  # the config of the run, when it is known
 
 
 def exit_code_of(run: Callable[[], ExitCode]) -> int:
@@ -33,6 +32,7 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
     reason = ""
     _runs.clear()
     try:
+        init_logging()
         code = run()
     except ConfigError as error:
         code, reason = ExitCode.USAGE, error.report()
@@ -44,8 +44,6 @@ def exit_code_of(run: Callable[[], ExitCode]) -> int:
         from titan_pt.run.failure import tell
 
         code, reason = tell(error)
-    if hasattr(sys.stderr, "end_panel"):
-        sys.stderr.end_panel()
     ignore_signals()
     recorded = record_exit_code(code, reason or (SIGNALLED if signalled() else ""))
     if not recorded and _runs and _runs[0].job.notify and os.environ.get("RANK", "0") == "0":

@@ -38,7 +38,8 @@ class Ledger:
     def step_ends(self, metrics: "StepMetrics") -> None:
         """A step is done, before what comes between steps. What the first one takes longer than the second compiles."""
         now = time.monotonic()
-        spent: dict[str, Any] = {"data": metrics.data_seconds, "sampling": metrics.extra.get("seconds/rollout", 0.0)}
+        spent: dict[str, Any] = {"sampling": (sampling := metrics.extra.get("seconds/rollout", 0.0))}
+        spent["data"] = metrics.data_seconds - sampling  # which GRPO's hold
         seconds, self._mark, self._steps = now - self._mark - sum(map(float, spent.values())), now, self._steps + 1
         compiled = max(0.0, self._first - seconds) if self._steps == 2 else 0.0
         self._first = self._first or seconds

@@ -15,15 +15,11 @@ from typing import TypeVar
 from titan_pt.run.outgoing import guard_console, moves_cursor, redact
 
 logger = logging.getLogger("titan_pt")
-
 T = TypeVar("T")
 
 
 def open_console() -> None:
-    """Make arguments and standard streams fit for any text, whatever the locale. A closed stream becomes none.
-
-    Text goes to files and pipes as UTF-8; of what a terminal cannot show there are escapes.
-    """
+    """Make arguments and standard streams fit for any text, whatever the locale. A closed stream becomes none."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     if sys.getfilesystemencoding() != "utf-8" or not all(s and (s.encoding or "").lower() == "utf-8" for s in streams):
         from titan_pt.run.odd_streams import mend
@@ -38,23 +34,21 @@ def open_console() -> None:
 def init_logging() -> None:
     """Log to stderr. Ranks not named in LOG_RANK (default 0, or a list such as 0,3) only log errors.
 
-    LOG_FORMAT is "plain", "long" (time and rank before each message) or "json" (an object a line). Without it lines
-    are plain in files and pods; on a terminal there are panels and a live line.
-
-    Raises:
-        ConfigError: LOG_FORMAT is something else.
+    LOG_FORMAT is "plain", "long" (time and rank before each message) or "json" (an object a line); else a ConfigError.
+    Without it lines are plain in files and pods; on a terminal there are panels and a live line.
     """
     rank, style = os.environ.get("RANK", "0"), os.environ.get("LOG_FORMAT", "")
     speaking = {part.strip() for part in os.environ.get("LOG_RANK", "0").split(",")}
     guard_console()
-    is_rich = not style and speaking == {"0"} and moves_cursor(sys.stderr)
-    if style not in ("", "plain") or is_rich:
+    if not style and speaking == {"0"} and moves_cursor(sys.stderr):
+        style = "terminal"
+    if style in ("", "plain"):
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Plain("" if speaking == {"0"} and rank == "0" else f"[rank{rank}] "))
+    else:
         from titan_pt.run.log_styles import special_handler
 
-        handler = special_handler("terminal" if is_rich else style, rank)
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(Plain("" if speaking == {"0"} and rank == "0" else f"[rank{rank}] "))
+        handler = special_handler(style, rank)
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if rank in speaking else logging.ERROR)
     logger.propagate = False

@@ -28,7 +28,7 @@ class LogFile:
             if self.path is None or self._writes:  # what the write below says itself comes after it
                 return
             self._writes = True
-            while self._new:
+            while self._new:  # what is said meanwhile too
                 left = ["".join(self._new.popleft() for _ in range(len(self._new))).encode("utf-8", "replace")]
                 self._record.write("what was printed", len(left[0]), functools.partial(_append, self.path, left))
                 if self._record.fails:
@@ -39,13 +39,12 @@ class LogFile:
 def keep_log() -> None:
     """Begin to keep what is printed on stderr, unless something else has taken the stream's place."""
     if isinstance(sys.stderr, Outgoing):
-        sys.stderr.copy = LogFile().add
+        sys.stderr.log = LogFile()
 
 
 def open_log(folder: Path) -> None:
     """Append what was kept, and what comes, to the log of this folder."""
-    log = getattr(getattr(sys.stderr, "copy", None), "__self__", None)
-    if isinstance(log, LogFile):
+    if log := getattr(sys.stderr, "log", None):
         log.path = folder / LOG_FILE
         log.add("")
 

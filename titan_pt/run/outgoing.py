@@ -4,7 +4,6 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 MASK = "***"
@@ -42,8 +41,8 @@ def is_redacted(text: str) -> bool:
 class Outgoing:
     """A stream of the console: what is written to it is printable, and on stderr without secrets."""
 
-    copy: Callable[[str], None] | None = None
-    """Gets all that is written too: the run's log.txt."""
+    log: Any = None
+    """The run's log.txt, which gets all that is written too."""
 
     def __init__(self, stream: Any, *, shows_secrets: bool = False) -> None:
         self._stream, self._shows_secrets = stream, shows_secrets
@@ -51,8 +50,8 @@ class Outgoing:
     def write(self, text: str) -> int:
         shown = self.cleaned(text)
         self._stream.write(shown)
-        if self.copy:
-            self.copy(shown)
+        if self.log:
+            self.log.add(shown)
         return len(text)
 
     def cleaned(self, text: str) -> str:

@@ -42,8 +42,8 @@ class TerminalStream(Outgoing):
 
     def keep(self, text: str) -> None:
         """Write this to log.txt alone."""
-        if self.copy:
-            self.copy(self.cleaned(text))
+        if self.log:
+            self.log.add(self.cleaned(text))
 
     def line(self, text: str, *, color: str = "", bar: str = "") -> None:
         """Write a message above the live line; `bar` goes before each of its lines."""

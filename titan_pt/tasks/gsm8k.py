@@ -5,11 +5,12 @@ from typing import Any
 
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.formatters import without_calculator
+from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.tasks.grading import gold_number, grade_gsm8k
 from titan_pt.tasks.numbers import number_task
 from titan_pt.tasks.problems import Entry, HubSet, read_problems, text_field
 from titan_pt.tasks.self_check import proved
-from titan_pt.tasks.task import QUESTION_ANSWER, Problem, Task, refuse_unused, worked_example
+from titan_pt.tasks.task import Problem, Task, refuse_unused, worked_example
 
 _HUB = HubSet("openai/gsm8k", "main", train="train", evaluation="test")
 

@@ -107,6 +107,13 @@ def run_tool(action: Callable[[], None]) -> int:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             return ExitCode.DONE
         return _end(ExitCode.FAILED, f"failed: {type(error).__name__}: {' '.join(str(error).split())}")
+    except Exception as error:
+        from titan_pt.run.failure import tell, users_line
+
+        if not users_line(error):
+            raise
+        code, said = tell(error)  # of a plugin: by file and line of its own
+        return _end(code, said) if said else code
     return ExitCode.DONE
 
 

@@ -45,7 +45,7 @@ def _copy(argv: list[str] | None) -> None:
     if not target.parent.is_dir():
         raise ConfigError(f"TARGET = {str(target)!r}: there is no folder {target.parent}; make it first")
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("secrets.yaml"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("secrets.yaml", "__pycache__"))
         print(target)
         return
     write_atomic(target, copied(read_text(source, MOST_BYTES), source, target))

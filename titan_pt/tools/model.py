@@ -1,9 +1,11 @@
 """The model of a tool: its command-line flags, and how they become weights on a device."""
 
 import argparse
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from titan_pt.components.checkpoint.no_run import no_run
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.sampling import SAMPLING_RANGES
 from titan_pt.run.tool_files import flag_path
@@ -27,13 +29,19 @@ class OpenModel:
     device: "torch.device"
 
     def engine(self, *, max_rows: int = 1024, stride: int = 16, chat: bool = True) -> "NativeEngine":
-        """Build a native engine that generates with this model.
+        """Build an engine that generates with this model: the native one, for models of one's own a plain one.
 
         Args:
             chat: the end of a turn ends a text too; the chat template is rendered for it.
         """
         from titan_pt.generation.native import NativeEngine
+        from titan_pt.models.transformer.model import Transformer
 
+        if not isinstance(self.model, Transformer):
+            from titan_pt.generation.plain import PlainEngine
+
+            plain: Any = PlainEngine(self.model, self.stop_ids(chat=chat), max_rows)
+            return plain
         return NativeEngine(self.model, self.stop_ids(chat=chat), max_rows, stride=stride)
 
     def stop_ids(self, *, chat: bool = True) -> list[int]:
@@ -101,9 +109,12 @@ def open_source(arguments: argparse.Namespace) -> "ModelSource":
     Raises:
         ConfigError: there is no whole model.
     """
+    path = str(flag_path("--checkpoint", arguments.checkpoint))
+    if not os.path.isdir(path):  # told before torch takes its seconds
+        raise ConfigError(f"--checkpoint = {path!r}: {no_run(path)}")
     from titan_pt.hf.model_source import open_model_source
 
-    return open_model_source(str(flag_path("--checkpoint", arguments.checkpoint)), arguments.tokenizer)
+    return open_model_source(path, arguments.tokenizer)
 
 
 def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str | None = None) -> OpenModel:
@@ -119,10 +130,13 @@ def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str 
 
     from titan_pt.distributed.world import find_device
     from titan_pt.generation.quantize import quantize_weights
+    from titan_pt.models.transformer.model import Transformer
 
     device = find_device()
     name = dtype or arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     model = source.load(device, getattr(torch, name))
+    if arguments.quantize and not isinstance(model, Transformer):
+        raise ConfigError(f"--quantize = {arguments.quantize!r}: needs the built-in transformer; leave it out")
     if arguments.quantize:
         quantize_weights(model, arguments.quantize)
     return OpenModel(source, model, device)

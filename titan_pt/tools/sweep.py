@@ -6,6 +6,7 @@ adds their points, and it ends in a table of them all. Further flags, such as --
 
 import argparse
 import shlex
+import shutil
 import sys
 
 from titan_pt.config.errors import ConfigError, shown
@@ -53,7 +54,6 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
         return ExitCode.DONE
     from titan_pt.run.files import make_writable
     from titan_pt.run.run_folder import lock_run_folder
-    from titan_pt.sweeps.table import table
 
     folder = points[0].folder.parent
     make_writable(folder, f"--output {folder}")
@@ -63,7 +63,7 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
 
             check_points(left, stopped)
         Runs(left, own.jobs, stopped).run()
-    print(table(points))
+    _print_comparison(points)
     if stopped():
         return ExitCode.PREEMPTED
     codes = [last_code(point) for point in points]
@@ -72,15 +72,32 @@ def _sweep(own: argparse.Namespace, rest: list[str]) -> int:
     return ExitCode.FAILED
 
 
+def _print_comparison(points: list[Point]) -> None:
+    """What `tools.compare` prints of the points that have begun, and how far the others are."""
+    from titan_pt.report.record import read_runs
+    from titan_pt.run.run_folder import CONFIG_FILE
+    from titan_pt.sweeps.runs import last_code, state_of
+    from titan_pt.tools.compare import comparison_text
+
+    begun = [point for point in points if (point.folder / CONFIG_FILE).exists()]
+    if begun:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(comparison_text(read_runs([point.folder for point in begun]), width))
+    for point in points:
+        if last_code(point) != ExitCode.DONE:
+            print(f"{point.name}: {state_of(point)}")
+
+
 def _single_run(rest: list[str]) -> list[str]:
-    """The arguments of one run: its TOML file, named without a flag or by --job.config_file, and its other flags."""
-    files = [text for name, text in read_flags(rest) if name == "" and text is not None]
-    flags = [f"--{name}" if text is None else f"--{name}={text}" for name, text in read_flags(rest) if name]
+    """The arguments of one run: its TOML file, named with or without a flag, and its other flags."""
+    given = read_flags(rest)
+    files = [text for name, text in given if name in ("", "job.config_file")]
     if len(files) > 1:
         raise ConfigError(f"{shown(files[1])}: a second TOML file; a sweep has one")
-    if not files and not any(flag.startswith("--job.config_file=") for flag in flags):
-        raise ConfigError("TOML: missing; name the experiment, such as train_configs/quickstart.toml")
-    return [*(f"--job.config_file={file}" for file in files), *flags]
+    if not files:
+        raise ConfigError("TOML: missing; name the experiment, such as quickstart or mine.toml")
+    flags = ((name or "job.config_file", text) for name, text in given)
+    return [f"--{name}" if text is None else f"--{name}={text}" for name, text in flags]
 
 
 def _command(arguments: list[str], point: Point) -> str:

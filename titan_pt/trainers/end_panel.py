@@ -1,31 +1,31 @@
 """The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
 
-import contextlib
 import importlib.util
 import logging
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titan_pt.components.metrics import format_seconds
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run.files import parse_json
-from titan_pt.run.goodput import all_seconds, goodput_of
-from titan_pt.run.ledger import LEDGER_FILE
 from titan_pt.run.log import say
 from titan_pt.run.run_folder import METRICS_FILE, run_folder
+from titan_pt.run.terminal import TerminalStream
 
 logger = logging.getLogger("titan_pt")
 
 _HIGHER_IS_BETTER = ("accuracy", "pass_at_")
 
 
-def show_end(config: JobConfig, seconds: float) -> None:
+def show_end(config: JobConfig, seconds: float, goodput: float) -> None:
     """Log the end of a run from the rows that it wrote.
 
     Args:
         seconds: that this start took.
+        goodput: of the run, over all starts.
     """
     folder = run_folder(config)
     rows = read_rows(folder / METRICS_FILE)
@@ -38,15 +38,12 @@ def show_end(config: JobConfig, seconds: float) -> None:
     if best := best_validation(rows):
         key, row = best
         say("Best", f"{key} {row[key]:.4f} at step {row['step']:,}")
-    with contextlib.suppress(OSError):
-        spent = all_seconds(folder / LEDGER_FILE)
-        say(
-            "Time",
-            f"{format_seconds(seconds)}, goodput {goodput_of(spent):.1%} of {format_seconds(sum(spent.values()))}",
-        )
+    say("Time", f"{format_seconds(seconds)}, goodput {goodput:.1%}")
     say("Folder", str(folder))
     for number, command in enumerate(next_commands(config)):
         say("" if number else "Next", command)
+    if isinstance(sys.stderr, TerminalStream):
+        sys.stderr.end_panel()
 
 
 _RESULT = {

@@ -60,10 +60,8 @@ def describe_run(context: TrainContext, flops_per_token: float, peak: float | No
         f"{run_size.rows} rows of {config.training.seq_len} tokens, {run_size.local_rows} at once on each rank",
     )
     flops = run_size.tokens * flops_per_token
-    hours = ""
-    if peak:
-        seconds = flops / (peak * world.size * ASSUMED_MFU)
-        hours = f", {format_seconds(seconds)} at {ASSUMED_MFU:.0%} MFU"
+    seconds = flops / ((peak or 1.0) * world.size * ASSUMED_MFU)
+    hours = f", {format_seconds(seconds)} at {ASSUMED_MFU:.0%} MFU" if peak else ""
     say(
         "Budget",
         f"{run_size.tokens:,} tokens in {run_size.steps:,} steps ({warmup_steps(config, run_size.steps)} of warm-up); "

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
+from titan_pt.config import ConfigError
 from titan_pt.data.remote import hub
 from titan_pt.data.remote.ranges import Http, retry_after
 from titan_pt.data.remote.retry import (
@@ -23,6 +25,7 @@ from titan_pt.data.remote.retry import (
     Unreachable,
     persist,
 )
+from titan_pt.data.sources.unreadable import explained
 
 FILE = bytes(i * 7 % 256 for i in range(5000))
 
@@ -243,3 +246,14 @@ def test_a_start_gives_up_missing_files_soon(caplog: pytest.LogCaptureFixture) -
     stop.set()
     with pytest.raises(Stopped):
         persist(silent, Attempts("file", PATIENCE), stop)
+
+
+def test_without_the_hub_one_is_told_what_to_do() -> None:
+    def ask(error: Exception) -> None:
+        raise error
+
+    for raised, found in ((ConnectionError("no route"), Transient), (OfflineModeIsEnabled("set"), ConfigError)):
+        with pytest.raises(found, match=r"`hf download --repo-type dataset NAME .* path = .*HF_ENDPOINT names"):
+            hub.attempt(lambda error=raised: ask(error))  # type: ignore[misc]
+    said = str(explained(ConnectionError("Couldn't reach it (OfflineModeIsEnabled)"), "data source 'a'"))
+    assert said.startswith("data source 'a': cannot be read: ConnectionError: ") and "hf download" in said

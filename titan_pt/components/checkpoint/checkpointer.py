@@ -202,11 +202,9 @@ class Checkpointer:
             except CheckpointError as error:
                 from titan_pt.components.checkpoint.failed_save import FailedSave
 
-                if temporary and self._world.is_main:
-                    shutil.rmtree(temporary, ignore_errors=True)
                 failed = FailedSave(error, step, size, self.last_step, self._num_failed + 1 if write else 0)
                 self._num_failed += bool(write)
-                failed.make_room(self._folder, self._run_folder, self._options, self._world)
+                failed.make_room(self._folder, self._run_folder, self._options, self._world, temporary)
                 self._num_failed -= bool(write)
 
     def _check_space(self, size: int) -> None:

@@ -30,14 +30,18 @@ class FailedSave:
         """Whether a disk or a quota is full."""
         return any(f"[Errno {number}]" in str(self.error) for number in (errno.ENOSPC, errno.EDQUOT))
 
-    def make_room(self, folder: Path, run_folder: Path, options: Checkpoint, world: World) -> None:
-        """Remove a step that this one supersedes, where space is missing. A collective.
+    def make_room(
+        self, folder: Path, run_folder: Path, options: Checkpoint, world: World, temporary: Path | None = None
+    ) -> None:
+        """Remove what was written of it, and where space is missing a step that this one supersedes. A collective.
 
         Raises:
             CheckpointError: there is none, or space is not what is missing; the error's own class.
             GaveUp: the same, after the last of checkpoint.max_failed_saves, or no space before the first step.
             CannotStart: another error before the first step.
         """
+        if temporary and world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
         coming = self.step if self.in_a_row else self.step + 1
         frees = self.no_space and world.is_main and remove_superseded(folder, run_folder, options, coming)
         if any(world.gather(frees, world.background)):

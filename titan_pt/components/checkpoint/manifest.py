@@ -37,7 +37,10 @@ def _find_damage(folder: Path, required: Collection[str], hashes: bool) -> str |
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
     if written != FORMAT:
-        return f"{MANIFEST} has format {written!r}, and this version of titan_pt reads {FORMAT}"
+        return (
+            f"{MANIFEST} has format {written!r}, and this version of titan_pt reads {FORMAT}; take the version that made "
+            "it, which the first line of its config.toml names, and export the model with that one"
+        )
     if re.fullmatch(r"step-\d+", folder.name) and step is not None and folder.name != f"step-{step}":
         return f"{MANIFEST} is of step-{step}: the folder was renamed"
     unnamed = sorted(set(required) - set(entries))

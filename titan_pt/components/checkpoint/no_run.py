@@ -7,6 +7,7 @@ from pathlib import Path
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.names import hub_download, meant_path
 from titan_pt.config.resolve.layers import read_layers
+from titan_pt.config.shipped import experiments
 
 _MOST = 8
 
@@ -32,16 +33,15 @@ def runs_here() -> list[str]:
 
 
 def _experiments() -> Iterator[tuple[Path, str]]:
-    """(run folder, TOML file that writes to it) of the experiments here and of those that come with titan_pt."""
-    shipped = Path(__file__).resolve().parents[3] / "train_configs"
-    for folder in (shipped, Path("train_configs"), Path()):
-        for file in sorted(folder.glob("*.toml")):
-            try:
-                jobs = [layer.tables["job"]["dump_folder"] for layer in read_layers(str(file))[::-1] if _names(layer)]
-            except ConfigError:
-                continue
-            if jobs:
-                yield Path(os.path.abspath(jobs[0])), str(file)
+    """(run folder, name or TOML file that writes to it) of the shipped experiments and of those here."""
+    here = [str(file) for folder in (Path("train_configs"), Path()) for file in sorted(folder.glob("*.toml"))]
+    for name, file in [*experiments().items(), *zip(here, here, strict=True)]:
+        try:
+            jobs = [layer.tables["job"]["dump_folder"] for layer in read_layers(str(file))[::-1] if _names(layer)]
+        except ConfigError:
+            continue
+        if jobs:
+            yield Path(os.path.abspath(jobs[0])), name
 
 
 def _names(layer: object) -> bool:

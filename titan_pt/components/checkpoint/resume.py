@@ -57,6 +57,23 @@ class _NotFiniteStep(Exception):
 
 
 def load_newest(
+    context: TrainContext,
+    step: Step,
+    checkpointer: Checkpointer,
+    found: Path,
+    identity: Mapping[str, Any],
+    state: TrainState,
+) -> Resumed:
+    """Restore a step as `restore_newest` does, and set the state of the run, which its loop has, to the step's."""
+    resumed = restore_newest(context, step, checkpointer, found, identity)
+    vars(state).update(vars(resumed.state))
+    checkpointer.last_step = state.step
+    if context.spikes:
+        context.spikes.load_state_dict(state.guard.get("spikes", {}))
+    return resumed
+
+
+def restore_newest(
     context: TrainContext, step: Step, checkpointer: Checkpointer, found: Path, identity: Mapping[str, Any]
 ) -> Resumed:
     """Restore the step that was found or, where its tensors are not finite, the newest one that is good.
@@ -156,6 +173,15 @@ def _check_data(context: TrainContext, documents: CheckpointDocuments, folder: P
         fix="set the config back, restore the files",
         keys={f"data.{name}": keys for name, keys in getattr(loader, "identity_keys", {}).items()},
     )
+
+
+def start_from(context: TrainContext, path: str, identity: Mapping[str, Any]) -> None:
+    """Take starting weights from what a path names, and say so. A collective; raises as `load_weights` does."""
+    from titan_pt.components.checkpoint.steps import find_initial
+
+    initial = context.world.on_main(lambda: find_initial(path))
+    load_weights(context, initial, identity)
+    logger.info(f"Starting weights from {initial}")
 
 
 def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any]) -> None:

@@ -89,6 +89,7 @@ def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[lis
     """What most runs leave as it is."""
     used = (
         config.job.notify,
+        config.metrics.sinks,
         config.profiling.enable_profiling,
         config.metrics.sinks,
         config.data.stall_policy != "wait",
@@ -128,14 +129,9 @@ def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -
     try:
         return spec.args_type.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            *(
-                f"model.{'.'.join(str(part) for part in p['loc'])}: {p['msg']}"
-                if p["loc"]
-                else p["msg"].removeprefix("Value error, ")
-                for p in error.errors(include_url=False)
-            )
-        ) from None
+        from titan_pt.config.resolve.option_checks import no_model
+
+        raise no_model(error) from None
 
 
 def padded_size(tokenizer_size: int) -> int:

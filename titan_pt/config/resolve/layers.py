@@ -13,12 +13,12 @@ from titan_pt.run.files import read_text
 from titan_pt.run.paths import expand_path
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    import tomllib as tomllib  # for others too
 else:
     import tomli as tomllib
 
 Tables = dict[str, Any]
-_DEEPEST, _MOST_BYTES = 16, 1 << 20
+DEEPEST, _MOST_BYTES = 16, 1 << 20
 _QUOTED = re.compile(r"'{3}[\s\S]*?(?:'{3,}|\Z)|\"{3}(?:\\?[\s\S])*?(?:\"{3,}|\Z)|'[^'\n]*'?|\"(?:\\.|[^\"\n])*\"?|#.*")
 _LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){32}")
 """Keys a."b".a.a...: the library needs the square of their parts in memory."""
@@ -34,7 +34,7 @@ def parse_toml(text: str) -> Any:
         found = None if _LONG_KEY.search(_QUOTED.sub("q", text)) else tomllib.loads(text)
     except RecursionError:
         found = None
-    if found is None or not _is_shallow(found, _DEEPEST):
+    if found is None or not _is_shallow(found, DEEPEST):
         raise ValueError("nested too deeply")
     return found
 
@@ -83,44 +83,25 @@ def read_layers(path: str) -> list[Layer]:
     Raises:
         ConfigError: a file is missing, is not TOML, or extends itself.
     """
-    layers: dict[str, Layer] = {}
-    _read_into(layers, Path(), _expanded(path, "--job.config_file"), ())
-    return list(layers.values())
+    name = expanded(path, "--job.config_file")
+    tables = read_toml(Path(name), " (--job.config_file)") if os.path.isfile(name) else None
+    if tables is None or "extends" in tables:
+        from titan_pt.config.resolve.extending import with_parents
+
+        return with_parents(name)
+    return [Layer(name, tables)]
 
 
-def _read_into(layers: dict[str, Layer], folder: Path, name: str, children: tuple[str, ...]) -> None:
-    path = folder / name
-    if not os.path.isfile(path):
-        from titan_pt.config.shipped import find
-
-        path = find(name, extended=bool(children)) or path
-    absolute = os.path.abspath(path)
-    if absolute in children:
-        chain = " -> ".join((*children, absolute))
-        raise ConfigError(f"extends: files extend each other in a circle: {chain}")
-    if absolute in layers:
-        return
-    if len(children) > _DEEPEST or len(layers) > _DEEPEST**2:
-        raise ConfigError(f"extends: more than {_DEEPEST} files, one by another, or {_DEEPEST**2} in all; up to {path}")
-    said_by = f" (extends of {children[-1]})" if children else " (--job.config_file)"
-    tables = _read_toml(path, said_by)
-    parents = tables.pop("extends", [])
-    parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"extends = {shown(parents)} ({path}): must be a file name or a list of file names")
-    for parent in parents:
-        _read_into(layers, path.parent, _expanded(parent, f"extends of {path}"), (*children, absolute))
-    layers[absolute] = Layer(str(path), tables)
-
-
-def _expanded(path: str, said_by: str) -> str:
+def expanded(path: str, said_by: str) -> str:
+    """The path without `~` and variables; `said_by` is named where it has none."""
     try:
         return expand_path(path)
     except ValueError as error:
         raise ConfigError(f"{shown(path)} ({said_by}): {error}") from None
 
 
-def _read_toml(path: Path, said_by: str) -> Tables:
+def read_toml(path: Path, said_by: str) -> Tables:
+    """The tables of a file; `said_by` is named where it cannot be read."""
     text = ""
     try:
         text = read_text(path, _MOST_BYTES)

@@ -14,13 +14,13 @@ from titan_pt.config.errors import nearest, one_of, shown
 from titan_pt.config.names import closest, dotted
 from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
-from titan_pt.config.resolve.layers import Merged, Tables, tomllib
+from titan_pt.config.resolve.layers import Merged, Tables, parse_toml
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.outgoing import looks_secret
 
-_LISTS: dict[str, dict[str, list[str]]] = tomllib.loads(
+_LISTS: dict[str, dict[str, list[str]]] = parse_toml(
     Path(__file__).with_name("synonyms.toml").read_text(encoding="utf-8")
 )
 SYNONYMS = {name: key for table in _LISTS.values() for key, names in table.items() for name in names}

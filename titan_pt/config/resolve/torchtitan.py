@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titan_pt.config.errors import shown
-from titan_pt.config.resolve.layers import Merged, Tables, tomllib
+from titan_pt.config.resolve.layers import Merged, Tables, parse_toml
 
 
 class Unused(NamedTuple):
@@ -14,11 +14,11 @@ class Unused(NamedTuple):
     noop: tuple[Any, ...] | None = None
 
 
-_LISTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_LISTS: dict[str, Any] = parse_toml(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def _hint(text: str) -> str:
-    return _LISTS["hints"].get(text, text)
+    return str(_LISTS["hints"].get(text, text))
 
 
 UNUSED = {key: Unused(_hint(hint), *map(tuple, noop)) for key, (hint, *noop) in _LISTS["unused"].items()}
@@ -26,6 +26,8 @@ UNUSED_ITEMS: dict[str, list[str]] = _LISTS["unused_items"]
 UNUSED_TABLES = {table: _hint(hint) for table, hint in _LISTS["unused_tables"].items()}
 MODELS: dict[str, str] = _LISTS["models"]
 RENAMED: dict[str, str] = _LISTS["renamed"]
+FLAVORS: dict[str, dict[str, Tables]] = _LISTS["flavors"]
+DATASETS: dict[str, Tables] = _LISTS["datasets"]
 
 
 def drop_foreign(merged: Merged, problems: list[str]) -> list[str]:

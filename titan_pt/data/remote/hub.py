@@ -7,14 +7,10 @@ from typing import Any, TypeVar
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.remote.ranges import retry_after
 from titan_pt.data.remote.retry import Denied, Refused, Transient
+from titan_pt.data.sources.unreadable import WITHOUT_HUB
 from titan_pt.run.files import MOST_BYTES
 
 T = TypeVar("T")
-
-_WITHOUT_HUB = (
-    "download it once where there is one, `hf download --repo-type dataset NAME --local-dir data/NAME`, and name its "
-    'files in path = "data/NAME/**/*.parquet" instead of dataset (HF_ENDPOINT names a mirror of the hub)'
-)
 
 
 @functools.cache
@@ -76,11 +72,11 @@ def _sorted(error: BaseException) -> Exception | None:
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
         return ConfigError(reason)  # gated ones are of these
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ConfigError(f"the hub is switched off by HF_HUB_OFFLINE; unset it, or {_WITHOUT_HUB}")
+        return ConfigError(f"the hub is switched off by HF_HUB_OFFLINE; unset it, or {WITHOUT_HUB}")
     # Lost connections and time-outs: of the client library, and what `datasets` makes of them.
     lost = isinstance(error, ConnectionError | TimeoutError | errors.LocalEntryNotFoundError)
     if lost or type(error).__module__.startswith("httpx"):
-        return Transient(f"{type(error).__name__}: {reason}; without a network, {_WITHOUT_HUB}")
+        return Transient(f"{type(error).__name__}: {reason}; without a network, {WITHOUT_HUB}")
     if not isinstance(error, errors.HfHubHTTPError):
         return None
     status = error.response.status_code if error.response is not None else 500

@@ -1,6 +1,5 @@
 """Whole sets of documents as memory-mapped Arrow files, which `datasets` makes of local files and downloads."""
 
-import functools
 import hashlib
 import logging
 import os
@@ -17,11 +16,13 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.formatters import find_formatter
 from titan_pt.data.sources.identity import file_state
-from titan_pt.data.sources.local import Columns, checked_text, matching_files, quiet_datasets, read_texts
+from titan_pt.data.sources.local import checked_text, matching_files, quiet_datasets, read_texts
 from titan_pt.data.sources.registry import ListingJson, SourceContext, title
+from titan_pt.protocols.registry import import_attribute
 
 logger = logging.getLogger("titan_pt")
 
+_PLACE_OF = "titan_pt.data.sources.rows:place_of"
 # Part of a converted file's name in the cache: raise it when `local.py` cuts or reads differently.
 _CONVERSION = 3
 # So much of a file's end is in the fingerprint of its source.
@@ -110,7 +111,7 @@ def local_files(source: Source, files: list[str], where: str, context: SourceCon
     if [file_state(path) for path in files] != before and known.hashes(files) != hashes:
         shutil.rmtree(Path(dataset.cache_files[0]["filename"]).parent)
         raise ConfigError("its files were written to while they were read; start again when they are whole")
-    find = functools.partial(_place_of, files, formatter.columns)
+    find = lambda number: import_attribute(_PLACE_OF)(files, formatter.columns, number)  # noqa: E731
     fingerprint = digest([formatter.fingerprint, *known.facts(files, "tail", file_identity)])
     contents = list(zip(files, hashes, strict=True))
     if formatter.name != "text":
@@ -118,12 +119,6 @@ def local_files(source: Source, files: list[str], where: str, context: SourceCon
 
         contents += texts_of_formatter(dataset, formatter, known)
     return ArrowColumn(dataset, "text", where, fingerprint, contents, find)
-
-
-def _place_of(files: Sequence[str], columns: Columns, number: int) -> str:
-    from titan_pt.data.sources.rows import place_of
-
-    return place_of(files, columns, number)
 
 
 def converted(arguments: dict[str, Any], generate: Callable[..., Iterator[Any]], context: SourceContext) -> Any:

@@ -17,6 +17,15 @@ _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
+def body_hash(function: Callable[..., Any]) -> str:
+    """Hash of the function's source, or of its byte code where there is none."""
+    try:
+        body = inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        body = getattr(getattr(function, "__code__", None), "co_code", b"")
+    return hashlib.sha256(body).hexdigest()[:12]
+
+
 def sources_hash(function: Callable[..., Any]) -> str:
     """Hash that changes when the code of a function may: with its module, modules it imports, values it holds.
 

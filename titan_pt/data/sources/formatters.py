@@ -1,8 +1,6 @@
 """How a row of a dataset becomes one text. A user's own formatter comes through `experimental.custom_import`."""
 
 import functools
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +30,9 @@ class Formatter:
         """Hash of the function's source, or of its byte code where there is none, as checkpoints hold it."""
         if self.name == "text":
             return f"text:{self.columns[0]}"
-        try:
-            body = inspect.getsource(self.source or self.format).encode()
-        except (OSError, TypeError):
-            body = getattr(getattr(self.source or self.format, "__code__", None), "co_code", b"")
-        return f"{self.name}:{','.join(self.columns)}:{hashlib.sha256(body).hexdigest()[:12]}"
+        from titan_pt.data.sources.formatter_sources import body_hash
+
+        return f"{self.name}:{','.join(self.columns)}:{body_hash(self.source or self.format)}"
 
     @functools.cached_property
     def key(self) -> str:
