@@ -49,7 +49,7 @@ def _parser() -> ToolParser:
         type=INTEGER,
         help=f"most tokens of one answer (default: {DEFAULT_NEW_TOKENS}, or a quarter of --context)",
     )
-    add_sampling_flags(parser, temperature=0.6)
+    add_sampling_flags(parser, temperature=0.3)
     parser.add_argument("--raw", action="store_true", help="continue each line as it is, without the chat template")
     return parser
 
