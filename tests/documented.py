@@ -101,24 +101,11 @@ def run_pages(names: Sequence[str], folder: Path, outputs: Path | None = None) -
     """Run the commands of each page in a folder of its own, which may begin with a copy of earlier runs."""
     with fast_commands(folder / "bin") as fast:
         for name in names:
-            if not _tools_exist(ROOT / name):
-                continue
             own = folder / "pages" / name
             own.mkdir(parents=True)
             if outputs:
                 shutil.copytree(outputs, own / "outputs", symlinks=True)
             run_page(ROOT / name, own, fast)
-
-
-COMING_TOOLS = {"ls", "cp", "doctor", "chat", "port", "sweep"}
-
-
-def _tools_exist(page: Path) -> bool:
-    from titan_pt.cli import TOOLS
-
-    missing = COMING_TOOLS - {tool.name for tool in TOOLS}
-    commands = [words(command) for block in blocks(page) for command in block.commands()]
-    return not any(c[c.index("titan-pt") + 1] in missing for c in commands if "titan-pt" in c)
 
 
 def run_page(page: Path, folder: Path, bin_folder: Path) -> None:

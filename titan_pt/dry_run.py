@@ -3,13 +3,13 @@
 import os
 
 from titan_pt.components.accelerators import GIB
-from titan_pt.components.flops import FORMULA
 from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import dry_run_size
 from titan_pt.distributed.world import world_size
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
+from titan_pt.planner.report import FORMULA
 from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.protocols.model_spec import get_model_spec
 from titan_pt.run.exit_codes import ExitCode, Preempted

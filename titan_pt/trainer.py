@@ -127,12 +127,7 @@ class Trainer:
         from titan_pt.components.checkpoint.resume import load_newest
 
         assert self._checkpointer is not None
-        resumed = load_newest(self.context, self._step, self._checkpointer, found, self._identity)
-        vars(self.state).update(vars(resumed.state))  # in place: the loop has it
-        self._checkpointer.last_step = self.state.step
-        if self.context.spikes:
-            self.context.spikes.load_state_dict(self.state.guard.get("spikes", {}))
-        return resumed
+        return load_newest(self.context, self._step, self._checkpointer, found, self._identity, self.state)
 
     def train(self) -> None:
         """Train to the last step or the end of the data.

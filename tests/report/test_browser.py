@@ -153,7 +153,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def test_a_large_run(browser: Browser, made: Callable[[str], Path]) -> None:
     """10,000 steps and 5,000 rollouts are there within 3 s; texts stay texts; nothing leaves the page."""
     page = made("large")
-    seconds = min(browser.open(page) for _ in range(2))  # the machine may be busy
+    for _ in range(3):  # the machine may be busy
+        if (seconds := browser.open(page)) < 3:
+            break
     assert seconds < 3, f"{seconds:.1f} s"
     columns = browser.run(_DRAWN)
     assert len(columns) >= 2 and columns[0] == [10_000] * 3, "of each curve: the steps, its values, the smoothed ones"

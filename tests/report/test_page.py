@@ -49,14 +49,15 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     elements = _Elements(html)
     assert str(run / "report" / "report.html") in capsys.readouterr().out
     scripts = [attributes for tag, attributes in elements.found if tag == "script"]
-    assert len(scripts) == 3 + 2 + 1, "the theme, uPlot and the page's own; data and index; one part of rollouts"
+    library = 1 if all(pages.plotting_library()) else 0
+    assert len(scripts) == 2 + 2 + 1 + library, "the theme's, the page's own; data, index; one part of rollouts; uPlot"
     assert not any("src" in attributes or "href" in attributes for attributes in scripts)
     assert not any(tag in ("img", "iframe", "link", "object") for tag, _ in elements.found)
     assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
     links = [attributes.get("href") or "" for tag, attributes in elements.found if tag == "a"]
     assert links and all(link.startswith("#") for link in links)
     policy = next(a["content"] for _, a in elements.found if a.get("http-equiv") == "Content-Security-Policy") or ""
-    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("sha256-") == 5
+    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("sha256-") == 3 + 2 * library
     data = json.loads(elements.text["data"])
     assert len(data["runs"][0]["columns"]["loss"]) == 50
     assert "lr = 0.001" in html and "the loss is a spike &lt;/script&gt;" in html

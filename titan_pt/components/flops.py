@@ -4,8 +4,6 @@ import time
 
 import torch
 
-FORMULA = "6 N + 12 layers heads head_dim seq_len per token, tied output layer counted once, attention not halved"
-
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations a second of one device: from the table, measured on a CPU, or None where it is not known.

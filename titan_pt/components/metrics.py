@@ -1,6 +1,5 @@
 """A run's numbers: rows of metrics.jsonl, TensorBoard and console lines."""
 
-import functools
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from titan_pt.run.run_folder import METRICS_FILE as FILE
 
 logger = logging.getLogger("titan_pt")
 
+_REWARD_LINE = "titan_pt.components.reward_line:RewardLine"
 _LOSSES = {"val_loss": "loss {:.4f}", "val_perplexity": "perplexity {:.2f}", "val_bpb": "bits per byte {:.4f}"}
 
 
@@ -38,6 +38,7 @@ class MetricsWriter:
     ) -> None:
         self.path = run_folder / FILE
         self._world_size = world_size
+        self._rewards: Any = None
         self.rows, self._file = Record(FILE), AppendedFile(self.path)
         self.rows.write(f"what {FILE} keeps of before", 0, lambda: self.keep(last_step))
         self._sinks: list[Any] = list(sinks)
@@ -83,7 +84,9 @@ class MetricsWriter:
         place = f"step {row['step']:>{len(str(total_steps))}}/{total_steps}"
         if "loss" in row:
             eta = f"eta {format_seconds((total_steps - row['step']) * row['step_seconds'])}"
-            figures = self._reward_line(row) if "reward_mean" in row else self._figures(row)
+            if "reward_mean" in row:
+                self._rewards = self._rewards or import_attribute(_REWARD_LINE)(self.path)
+            figures = self._rewards(row) if self._rewards else self._figures(row)
             logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
         evaluated = [text.format(row[key]) for key, text in _LOSSES.items() if key in row]
         evaluated += [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
@@ -106,12 +109,6 @@ class MetricsWriter:
             *([] if row["mfu"] is None else [f"mfu {row['mfu']:.1%}"]),
             f"{row['memory_gib']:.3g} GiB",
         ]
-
-    @functools.cached_property
-    def _reward_line(self) -> Any:
-        from titan_pt.components.reward_line import RewardLine
-
-        return RewardLine(self.path)
 
 
 @dataclass

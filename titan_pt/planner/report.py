@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from titan_pt.components.accelerators import GIB
-from titan_pt.components.flops import FORMULA
 from titan_pt.planner.memory import CONTEXT_BYTES, FRAGMENTATION
 from titan_pt.planner.plan import Plan
 from titan_pt.planner.search import Choice, cheapest_changes, gpus_in_time
+
+FORMULA = "6 N + 12 layers heads head_dim seq_len per token, tied output layer counted once, attention not halved"
 
 
 def lines(plan: Plan) -> Iterator[str]:

@@ -29,7 +29,7 @@ def tell(error: BaseException) -> tuple[ExitCode, str]:
     with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
         if not is_of_another_rank(error):
             traceback.print_exc()
-        if place or EXIT_CODES_VARIABLE not in os.environ:  # else the launcher tells it, once for all ranks
+        if EXIT_CODES_VARIABLE not in os.environ:  # else the launcher tells it, once for all ranks
             print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     return ExitCode.FAILED, ""
 
@@ -40,6 +40,9 @@ def note_failure(error: BaseException, config: JobConfig, trainer: Any) -> None:
 
     if is_out_of_memory(error):
         error.args = (explain(error, trainer),)
+    elif EXIT_CODES_VARIABLE in os.environ and not isinstance(error, ConfigError | GaveUp | NameError | ImportError):
+        place = "" if is_of_another_rank(error) else users_line(error)  # for the launcher's line
+        error.args = (f"{error} ({place})",) if place else error.args
     if not isinstance(error, ConfigError | GaveUp | OtherRankFailed):
         record_failure(error)
     if not isinstance(error, ConfigError | CannotStart):  # a refused start leaves a run's folder as it is

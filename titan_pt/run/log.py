@@ -19,10 +19,7 @@ T = TypeVar("T")
 
 
 def open_console() -> None:
-    """Make arguments and standard streams fit for any text, whatever the locale. A closed stream becomes none.
-
-    Text goes to files and pipes as UTF-8; of what a terminal cannot show there are escapes.
-    """
+    """Make arguments and standard streams fit for any text, whatever the locale. A closed stream becomes none."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     if sys.getfilesystemencoding() != "utf-8" or not all(s and (s.encoding or "").lower() == "utf-8" for s in streams):
         from titan_pt.run.odd_streams import mend

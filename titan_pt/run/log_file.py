@@ -28,7 +28,7 @@ class LogFile:
             if self.path is None or self._writes:  # what the write below says itself comes after it
                 return
             self._writes = True
-            while self._new:
+            while self._new:  # what is said meanwhile too
                 left = ["".join(self._new.popleft() for _ in range(len(self._new))).encode("utf-8", "replace")]
                 self._record.write("what was printed", len(left[0]), functools.partial(_append, self.path, left))
                 if self._record.fails:

@@ -22,7 +22,6 @@ class Record:
 
     @property
     def fails(self) -> bool:
-        """Whether writes wait for the disk."""
         return self._kept is not None and self._kept.fails
 
     def write(self, what: str, size: int, action: Callable[[], None]) -> None:

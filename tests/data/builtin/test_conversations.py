@@ -10,7 +10,7 @@ from data_helpers import open_one
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.builtin.conversations import NUMBERS, UNKNOWN, Conversations, HeldOutSums, held_out_sums
+from titan_pt.data.builtin.conversations import NUMBERS, UNKNOWN, HeldOutSums, MadeConversations, held_out_sums
 from titan_pt.trainers.sft.records import record_tokens
 
 SUM = re.compile(r"([A-Z][a-z-]+) plus ([a-z-]+) is ([a-z-]+)\.")
@@ -26,7 +26,7 @@ def said(record: dict[str, list[dict[str, str]]], role: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, list[dict[str, str]]]]:
-    made = Conversations(42)
+    made = MadeConversations(42)
     return [made[index] for index in range(len(made))]
 
 
@@ -59,9 +59,9 @@ def test_each_fits_a_row_and_is_the_same_everywhere(records: list) -> None:
     assert 0.9 * config.training.seq_len < max(lengths) <= config.training.seq_len + 1
     digest = hashlib.sha256(json.dumps(records[:500]).encode()).hexdigest()
     assert digest.startswith("494aa52f16fb"), "a change of the conversations needs another fingerprint"
-    assert records[7] == Conversations(42)[7] != Conversations(43)[7]
+    assert records[7] == MadeConversations(42)[7] != MadeConversations(43)[7]
     with pytest.raises(IndexError):
-        Conversations(42)[len(records)]
+        MadeConversations(42)[len(records)]
 
 
 def test_nothing_that_is_held_out_is_ever_asked(records: list) -> None:

@@ -57,6 +57,23 @@ class _NotFiniteStep(Exception):
 
 
 def load_newest(
+    context: TrainContext,
+    step: Step,
+    checkpointer: Checkpointer,
+    found: Path,
+    identity: Mapping[str, Any],
+    state: TrainState,
+) -> Resumed:
+    """Restore a step as `restore_newest` does, and set the state of the run, which its loop has, to the step's."""
+    resumed = restore_newest(context, step, checkpointer, found, identity)
+    vars(state).update(vars(resumed.state))
+    checkpointer.last_step = state.step
+    if context.spikes:
+        context.spikes.load_state_dict(state.guard.get("spikes", {}))
+    return resumed
+
+
+def restore_newest(
     context: TrainContext, step: Step, checkpointer: Checkpointer, found: Path, identity: Mapping[str, Any]
 ) -> Resumed:
     """Restore the step that was found or, where its tensors are not finite, the newest one that is good.

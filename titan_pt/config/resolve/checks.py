@@ -45,9 +45,9 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str
     try:
         args = model_args(config, spec, size or 1)
     except ConfigError as error:
-        from titan_pt.config.resolve.option_checks import no_model
+        from titan_pt.config.resolve.option_checks import fields_of_no_model
 
-        yield from no_model(error, spec)
+        yield from fields_of_no_model(error, spec)
         return
     longest = getattr(args, "max_seq_len", None)
     if longest is not None and config.training.seq_len > longest:
@@ -116,14 +116,9 @@ def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -
     try:
         return spec.args_type.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            *(
-                f"model.{'.'.join(str(part) for part in p['loc'])}: {p['msg']}"
-                if p["loc"]
-                else p["msg"].removeprefix("Value error, ")
-                for p in error.errors(include_url=False)
-            )
-        ) from None
+        from titan_pt.config.resolve.option_checks import no_model
+
+        raise no_model(error) from None
 
 
 def padded_size(tokenizer_size: int) -> int:

@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
 from titan_pt.protocols.registry import import_attribute
@@ -19,7 +21,7 @@ def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
         yield from rule(config)
 
 
-def no_model(error: ConfigError, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
+def fields_of_no_model(error: ConfigError, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """Why the model's keys make none, and which of them are named."""
     for problem in error.problems:
         named = [f"model.{name}" for name in spec.args_type.model_fields if name in problem]
@@ -132,3 +134,15 @@ def _sinks(config: JobConfig) -> Iterator[BrokenRule]:
         if name not in known:
             hint = nearest(name, known) or "; register_sink in a module of experimental.custom_import adds one"
             yield ["metrics.sinks"], f"metrics.sinks = {shown(name)}: unknown; known are {one_of(known)}{hint}"
+
+
+def no_model(error: ValidationError) -> ConfigError:
+    """What is wrong with the arguments of `[model]`."""
+    return ConfigError(
+        *(
+            f"model.{'.'.join(str(part) for part in p['loc'])}: {p['msg']}"
+            if p["loc"]
+            else p["msg"].removeprefix("Value error, ")
+            for p in error.errors(include_url=False)
+        )
+    )

@@ -173,7 +173,7 @@ _WORDS = {
 }
 
 
-class Conversations:
+class MadeConversations:
     """Conversations of some turns each, none of which asks a held-out question."""
 
     size = 6_000

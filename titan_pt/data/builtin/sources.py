@@ -7,7 +7,7 @@ from pathlib import Path
 from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
-from titan_pt.data.builtin.conversations import Conversations, HeldOutSums
+from titan_pt.data.builtin.conversations import HeldOutSums, MadeConversations
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.identity import content_hash
@@ -57,7 +57,7 @@ def open_conversations(source: Source, seed: int) -> SourceItems:
         raise ConfigError(
             f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
         )
-    return Conversations(seed) if source.subset is None else HeldOutSums()
+    return MadeConversations(seed) if source.subset is None else HeldOutSums()
 
 
 class PythonStdlib:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from titan_pt.config.builtin_datasets import BUILTIN_DATASETS, complete
-from titan_pt.config.errors import ConfigError, nearest, one_of
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import Data, Source
 from titan_pt.data.sources.documents import Documents, Stopped
 from titan_pt.data.sources.identity import KnownFiles
@@ -173,11 +173,9 @@ def check_source(source: Source) -> None:
             with naming(source):
                 matching_files(source.path)
     elif source.dataset is None and source.name not in _SOURCES:
-        known = [*_SOURCES, *BUILTIN_DATASETS]
-        raise ConfigError(
-            f"{title(source)}: not built in{nearest(source.name, known)}; built in are {one_of(known)}; "
-            "for documents of your own give path (local files) or dataset (the hub)"
-        )
+        from titan_pt.data.sources.unreadable import unknown_source
+
+        raise unknown_source(source.name, title(source), [*_SOURCES, *BUILTIN_DATASETS])
 
 
 def title(source: Source) -> str:

@@ -78,3 +78,11 @@ def nothing_to_validate_on(where: str) -> ConfigError:
         f"{where}: there is no text to validate on; give [[validation.sources]] more, raise "
         "validation.holdout_fraction, or set validation.enable = false"
     )
+
+
+def unknown_source(name: str, where: str, known: list[str]) -> ConfigError:
+    """The problem of a source that has neither files nor a known name."""
+    return ConfigError(
+        f"{where}: not built in{nearest(name, known)}; built in are {one_of(known)}; "
+        "for documents of your own give path (local files) or dataset (the hub)"
+    )
