@@ -10,7 +10,7 @@ from data_helpers import open_one
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.schema.job_config import Source
-from titan_pt.data.builtin.conversations import NUMBERS, UNKNOWN, MadeConversations, HeldOutSums, held_out_sums
+from titan_pt.data.builtin.conversations import NUMBERS, UNKNOWN, HeldOutSums, MadeConversations, held_out_sums
 from titan_pt.trainers.sft.records import record_tokens
 
 SUM = re.compile(r"([A-Z][a-z-]+) plus ([a-z-]+) is ([a-z-]+)\.")
