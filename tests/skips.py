@@ -1,4 +1,4 @@
-"""`pytest --allowed-skips FILE`: a test that is skipped for a reason that is not in the file fails the session.
+"""`pytest --allowed-skips=FILE`: a test that is skipped for a reason that is not in the file fails the session.
 
 Each line of the file is a regular expression of reasons; # begins a comment.
 """
