@@ -31,7 +31,7 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     """
     outputs = tmp_path / "outputs"
     missing = experiment(tmp_path, "quickstart_grpo", expected=2)
-    assert "make it with ./run_train.sh --job.config_file" in missing
+    assert "make it with titan-pt train quickstart" in missing
     experiment(tmp_path, "quickstart")
     validated = [row["val_loss"] for row in read_rows(outputs / "quickstart") if "val_loss" in row]
     assert validated[-1] < 0.6 * validated[0]
