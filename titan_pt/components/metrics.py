@@ -87,7 +87,9 @@ class MetricsWriter:
                 make = import_attribute("titan_pt.components.reward_line:RewardLine")
                 self._rewards = self._rewards or make(self.path)
             figures = self._rewards(row) if self._rewards else self._figures(row)
-            logger.info("  ".join([place, *figures, eta]), extra={"row": row, "live": True})
+            while len(line := "  ".join([place, eta, *figures])) > 100:  # all of them are in metrics.jsonl
+                figures.pop()
+            logger.info(line, extra={"row": row, "live": True})
         evaluated = [text.format(row[key]) for key, text in _LOSSES.items() if key in row]
         evaluated += [f"{key[5:]} {value:.4g}" for key, value in row.items() if key.startswith("eval/")]
         if evaluated:

@@ -49,9 +49,9 @@ class Outgoing:
 
     def write(self, text: str) -> int:
         shown = self.cleaned(text)
-        self._stream.write(shown)
         if self.log:
             self.log.add(shown)
+        self._stream.write(shown)
         return len(text)
 
     def cleaned(self, text: str) -> str:

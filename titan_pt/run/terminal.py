@@ -34,10 +34,10 @@ class TerminalStream(Outgoing):
     def write(self, text: str) -> int:
         """Write what is printed. It ends the live line, which stays, and a panel."""
         with self._lock:
+            self.keep(text)
             self.end_panel()
             self.end_live(stays=True)
             self._put(self.cleaned(text))
-            self.keep(text)
         return len(text)
 
     def keep(self, text: str) -> None:
@@ -79,7 +79,7 @@ class TerminalStream(Outgoing):
     def live(self, text: str) -> None:
         """Show this below all lines, until there is something else to show there."""
         with self._lock:
-            self._live = self.cleaned(text).split("\n")[0]
+            self._live = self.cleaned(text)
             self._draw()
             if self._ticker is None:
                 self._ticker = threading.Thread(target=self._tick, name="live line", daemon=True)
@@ -103,7 +103,9 @@ class TerminalStream(Outgoing):
 
     def _draw(self) -> None:
         if self._live and self._at_start:
-            text = _cut(_now(self._live), width_of(self._stream) - 1)
+            whole = _now(self._live)
+            text = _cut(whole, width_of(self._stream) - 1)
+            text = text if text == whole else text.rpartition("  ")[0] or text  # no name without its figure
             self._stream.write(f"\r\033[K{_colored(text, '36')}\r")
             self._stream.flush()
             self._shown = True
@@ -135,7 +137,7 @@ class TerminalHandler(logging.Handler):
         stream.keep(f"{Plain(self._prefix).format(record)}\n")
         width = width_of(stream)
         panel, live = getattr(record, "panel", False), getattr(record, "live", None)
-        text = Plain(self._prefix, width - 2 if panel else width).format(record)
+        text = Plain(self._prefix, sys.maxsize if live else width - 2 if panel else width).format(record)
         if panel:
             stream.panel(text, width)
             return
