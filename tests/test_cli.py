@@ -24,6 +24,7 @@ def test_the_table_has_each_tool_once_and_no_dead_entry() -> None:
         ("Evalaute", "did you mean evaluate?"),
         ("await-start", "did you mean await_start?"),
         ("mine.toml", "to train it: titan-pt train mine.toml"),
+        ("quickstart", "to train it: titan-pt train quickstart"),
         ("--lr", "the tools are train, "),
     ],
 )

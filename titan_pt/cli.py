@@ -7,6 +7,7 @@ import difflib
 import importlib.metadata
 import platform
 import runpy
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -123,11 +124,13 @@ def version_line() -> str:
 
 def unknown(name: str) -> str:
     """What is wrong with a first argument that names no tool."""
+    from titan_pt.config.shipped import experiments
+
     names = [tool.name for tool in TOOLS]
     match = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1)
     meant = f"; did you mean {match[0]}?" if match else ""
-    if name.endswith(".toml"):
-        meant = f"; to train it: titan-pt train {name}"
+    if name.endswith(".toml") or name in experiments():
+        meant = f"; to train it: titan-pt train {shlex.quote(name)}"
     listed = f"the tools are {', '.join(names)}; titan-pt --help says what each does"
     return f"titan-pt: {name!r}: unknown tool{meant}\n{listed}"
 

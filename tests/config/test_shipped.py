@@ -40,6 +40,8 @@ def test_an_experiment_needs_no_flag(arguments: list[str], tmp_path: Path, monke
     resolved = resolve(arguments)
     assert (resolved.config.training.steps, resolved.config.model.hidden_size) == (5, 128)
     assert resolved.merged.origin("model", "hidden_size") == str(FOLDER / "quickstart.toml")
+    with pytest.raises(ConfigError, match=r"'mine\.toml' .* one experiment is named already"):
+        resolve(["own.toml", "mine.toml"])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,11 @@ def test_a_copy_has_its_own_run_folder_and_finds_what_it_extends(
     text = Path("sub/other.toml").read_text()
     assert text == 'extends = [\'../mine.toml\', "dapo.toml"]\n[job]\ndump_folder = "outputs/other"\n'
     assert (Path("cluster") / "deploy.sh").is_file()
+    for i, tables in enumerate(("", "[job]  # mine\ndescription = 'x'\n[training]\nsteps = 3\n")):
+        Path("heir.toml").write_text(f"extends = 'mine.toml'\n{tables}")
+        assert tool_here(cp.main, "heir.toml", f'the "{i}".toml') == 0
+        assert f"titan-pt train 'the \"{i}\".toml'" in capsys.readouterr().out
+        assert resolve([f'the "{i}".toml']).config.job.dump_folder == f'outputs/the "{i}"'
     capsys.readouterr()
     assert tool_here(cp.main, "quickstart", "mine.toml") == 2
     assert "exists; name another, or write over it with --force" in capsys.readouterr().err

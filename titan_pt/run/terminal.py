@@ -61,7 +61,7 @@ class TerminalStream(Outgoing):
             if not self._panel:
                 self._panel = True
                 self._clear()
-                self._put(f"{corner[0]}{rule} {_colored(title, '1')} {rule * max(3, width - 4 - _columns(title))}\n")
+                self._put(f"{corner[0]}{rule} {_colored(title, '1')} {rule * max(0, width - 5 - _columns(title))}\n")
             else:
                 rest = [title, *rest]
             for line in rest:
@@ -137,7 +137,7 @@ class TerminalHandler(logging.Handler):
         stream.keep(f"{Plain(self._prefix).format(record)}\n")
         width = width_of(stream)
         panel, live = getattr(record, "panel", False), getattr(record, "live", None)
-        text = Plain(self._prefix, sys.maxsize if live else width - 2 if panel else width).format(record)
+        text = Plain(self._prefix, sys.maxsize if live else width - 6 if panel else width).format(record)
         if panel:
             stream.panel(text, width)
             return

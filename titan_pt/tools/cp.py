@@ -3,8 +3,10 @@
 Beside the names of `titan-pt ls` and TOML files of your own it copies the folders k8s and scripts.
 """
 
+import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from titan_pt.run.files import MOST_BYTES, read_text, write_atomic
 from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 
-_DUMP_FOLDER = re.compile(r"""^(dump_folder *= *)("[^"]*"|'[^']*')""", re.MULTILINE)
+_DUMP_FOLDER = re.compile(r"""^dump_folder *= *("[^"]*"|'[^']*')""", re.MULTILINE)
+_JOB = re.compile(r"^\[job\].*$", re.MULTILINE)
 _EXTENDS = re.compile(r"^extends *= *(\[[^\]]*\]|.*)", re.MULTILINE)
 
 
@@ -49,7 +52,7 @@ def _copy(argv: list[str] | None) -> None:
         print(target)
         return
     write_atomic(target, copied(read_text(source, MOST_BYTES), source, target))
-    print(f"{target}: to train it: titan-pt train {target}")
+    print(f"{target}: to train it: titan-pt train {shlex.quote(str(target))}")
 
 
 def copied(text: str, source: Path, target: Path) -> str:
@@ -67,7 +70,11 @@ def copied(text: str, source: Path, target: Path) -> str:
             name = os.path.relpath(parent, target.parent.resolve())
         return f"{quoted[1]}{name}{quoted[1]}"
 
-    text = _DUMP_FOLDER.sub(lambda key: f'{key[1]}"outputs/{target.stem}"', text, count=1)
+    own = f"dump_folder = {json.dumps(f'outputs/{target.stem}', ensure_ascii=False)}"
+    if _DUMP_FOLDER.search(text):
+        text = _DUMP_FOLDER.sub(lambda _: own, text, count=1)
+    elif _EXTENDS.search(text):  # it has the one of a file that it extends
+        text = _JOB.sub(lambda table: f"{table[0]}\n{own}", text) if _JOB.search(text) else f"{text}\n[job]\n{own}\n"
     return _EXTENDS.sub(lambda line: re.sub(r"""(["'])(.*?)\1""", named, line[0]), text, count=1)
 
 

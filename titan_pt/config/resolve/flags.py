@@ -25,6 +25,7 @@ def read_flags(argv: list[str]) -> Flags:
     the experiment, as behind --job.config_file.
     """
     flags: Flags = []
+    named = False
     for argument in argv:
         if argument in ("-h", "--help"):
             flags.append(("help", "true"))
@@ -34,8 +35,9 @@ def read_flags(argv: list[str]) -> Flags:
         elif flags and flags[-1][1] is None:
             flags[-1] = (flags[-1][0], argument)
         else:
-            is_experiment = argument.endswith(".toml") or (not flags and not argument.startswith("-"))
-            flags.append(("job.config_file" if is_experiment else "", argument))
+            names = not named and (argument.endswith(".toml") or (not flags and not argument.startswith("-")))
+            flags.append(("job.config_file" if names else "", argument))
+            named |= names
     return flags
 
 

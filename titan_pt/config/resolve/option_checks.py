@@ -53,11 +53,12 @@ def _schedule(config: JobConfig) -> Iterator[BrokenRule]:
 
 
 def _notify(config: JobConfig) -> Iterator[BrokenRule]:
+    said = f"job.notify = {shown(config.job.notify)}: is no command line"
     try:
-        shlex.split(config.job.notify)
+        if config.job.notify and not shlex.split(config.job.notify):
+            yield ["job.notify"], f'{said}; name a program, or leave it ""'
     except ValueError as error:
-        said = f"job.notify = {shown(config.job.notify)}: is no command line ({error})"
-        yield ["job.notify"], f"{said}; close the quotes"
+        yield ["job.notify"], f"{said} ({error}); close the quotes"
 
 
 def _stalls(config: JobConfig) -> Iterator[BrokenRule]:

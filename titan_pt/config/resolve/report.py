@@ -142,6 +142,8 @@ def stray(text: str | None) -> str:
     """What is wrong with a value on the command line that belongs to no flag."""
     value = "a value" if text is None or looks_secret(text) else repr(text)
     how = f"write --{text}" if text and _ASSIGNMENT.match(text) else "write it as in --training.steps 100"
+    if text and text.endswith(".toml"):
+        how = "one experiment is named already; a file builds on another one by extends"
     return f"{value} (command line): belongs to no flag; {how}"
 
 
@@ -156,7 +158,7 @@ def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str
         choices = " or ".join(f'"{trainer}"' for trainer in trainers)
         return f"unknown table: it belongs to job.trainer = {choices}"
     full = closest(name, keys(config_type), cutoff=_SURE) if "." in name else None
-    hint = f"; did you mean {full}?" if full else nearest(section, sections(config_type))
+    hint = f"; did you mean {full}?" if full else nearest(section, [*sections(config_type), "extends"])
     hint = hint or _elsewhere(config_type, name.rpartition(".")[2])
     return f"unknown table or key{hint or f'; the tables are {one_of(sections(config_type))}'}"
 

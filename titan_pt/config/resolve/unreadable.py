@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from titan_pt.config.names import hub_download, meant_path
 from titan_pt.run.outgoing import redact
 
 _PLACE = re.compile(r" ?\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)")
+_QUOTED = re.compile(r"'[^'\n]*'|\"(?:\\.|[^\"\n])*\"|#.*")
 _WIDTH = 96
 
 
@@ -43,15 +45,32 @@ def _excerpt(reason: str, text: str) -> str:
     place, lines = _PLACE.search(reason), text.splitlines()
     if not place or not lines:
         return ""
-    number = int(place["line"] or len(lines))
+    number, column = _opening(reason, text) or (int(place["line"] or len(lines)), int(place["column"] or sys.maxsize))
     line = lines[number - 1] if number <= len(lines) else ""
-    column = min(int(place["column"] or len(line) + 1), len(line) + 1)
-    advice = _advice(reason, line)
+    column = min(column, len(line) + 1)
+    advice = f"; it begins in line {number}" if _opening(reason, text) else _advice(reason, line)
     if redact(line) != line:  # it may hold a secret
         return advice
     start = max(0, column - _WIDTH)
     caret = "".join("\t" if c == "\t" else " " for c in line[start : column - 1])
     return f"{advice}\n  {line[start : start + _WIDTH]}\n  {caret}^"
+
+
+def _opening(reason: str, text: str) -> tuple[int, int] | None:
+    """Line and column of the bracket or the three quotes that nothing closes, where that is what is wrong."""
+    if "Unclosed array" in reason:
+        bare, opened = _QUOTED.sub(lambda quoted: " " * len(quoted[0]), text), list[int]()
+        for i, character in enumerate(bare):
+            if character == "[":
+                opened.append(i)
+            elif character == "]" and opened:
+                opened.pop()
+        found = opened[-1] if opened else -1
+    elif "Unterminated string" in reason:
+        found = max(text.rfind('"""'), text.rfind("'''"))
+    else:
+        return None
+    return (text.count("\n", 0, found) + 1, found - text.rfind("\n", 0, found)) if found >= 0 else None
 
 
 def _advice(reason: str, line: str) -> str:
@@ -60,6 +79,8 @@ def _advice(reason: str, line: str) -> str:
         return "; it stands in the file twice: keep one"
     if value in ("True", "False"):
         return f"; TOML writes {value.lower()}"
+    if value.lower() in ("yes", "no", "on", "off"):
+        return "; TOML writes true or false"
     if value in ("None", "null", "nil"):
         return "; TOML has no empty value: leave the key out"
     if re.fullmatch(r"[A-Za-z_./~$][^\"'\[\]{},=]*", value) and value not in ("true", "false"):
