@@ -17,7 +17,7 @@ fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 needed='from importlib.util import find_spec; raise SystemExit(not all(map(find_spec, ("torch", "pydantic", "tomli_w"))))'
 if ! "$python" -c "$needed" 2>/dev/null; then
-    printf 'run_train.sh: %s has not what titan_pt needs: cd %q && %s -m pip install -e .\n' "$python" "$root" "$python" >&2
+    printf 'run_train.sh: %q lacks what titan_pt needs: cd %q && %q -m pip install -e .\n' "$python" "$root" "$python" >&2
     exit 2
 fi
 exec "$python" -m titan_pt.launch --standalone -m titan_pt.train --job.config_file "$config" "$@"

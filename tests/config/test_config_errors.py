@@ -217,6 +217,8 @@ def test_what_stands_for_no_flag_brings_the_way_to_write_it(tmp_path: Path) -> N
         ("[job]\ndump_folder = outputs/mine", 'text stands in quotes: "outputs/mine"\n  dump_folder = outputs/mine\n'),
         ("[model]\nvocab_size = None", "TOML has no empty value: leave the key out\n"),
         ("[training", "\n  [training\n           ^"),
+        ('[job]\ndump_folder = "C:\\users"', "a backslash begins an escape: put the text in single quotes\n"),
+        ('[job]\ndump_folder = "mine\n', "close the quotes\n  dump_folder = "),
         ("[compile]\nenable = yes", "TOML writes true or false\n  enable = yes\n"),
         ('# [\nsteps = [1, "]"\n\nlr = 1', 'it begins in line 2\n  steps = [1, "]"\n          ^'),
         ('a = 1\nname = """text\n\n', 'it begins in line 2\n  name = """text\n         ^'),

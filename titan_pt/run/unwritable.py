@@ -5,6 +5,7 @@ Imported where that happens.
 
 import errno
 import os
+from pathlib import Path
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.names import missing_below
@@ -40,6 +41,9 @@ def _where(error: OSError) -> str:
     """The folder in which nothing can be made, where that is not the one that was named."""
     if not isinstance(error.filename, str) or may_pass(error):
         return ""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        files = (path for path in (error.filename, *map(str, Path(error.filename).parents)) if os.path.isfile(path))
+        return next((f"; {path} is a file" for path in files), "")
     there = missing_below(error.filename)
     of_the_kernel = os.path.realpath(there).split("/")[1] in ("proc", "sys")
     return f"; nothing can be made in {there}{', a file system of the kernel' if of_the_kernel else ''}"

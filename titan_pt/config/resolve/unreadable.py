@@ -79,6 +79,10 @@ def _advice(reason: str, line: str) -> str:
         return "; it stands in the file twice: keep one"
     if value in ("True", "False"):
         return f"; TOML writes {value.lower()}"
+    if "\\" in value and ("hex" in reason or "escape" in reason or "Unescaped" in reason):
+        return "; a backslash begins an escape: put the text in single quotes"
+    if "Illegal character '\\n'" in reason or "Unterminated string" in reason:
+        return "; close the quotes"
     if value.lower() in ("yes", "no", "on", "off"):
         return "; TOML writes true or false"
     if value in ("None", "null", "nil"):
