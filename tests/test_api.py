@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from titan_pt.version import made_by
 
 def test_a_process_trains_and_generates_again_and_again(tmp_path: Path) -> None:
     handlers, log = signal.getsignal(signal.SIGINT), logging.getLogger("titan_pt")
-    before = log.handlers, log.level
-    config = write_toml(tmp_path, training={"steps": 2})
+    before, streams = (log.handlers, log.level), (sys.stdout, sys.stderr)
+    told = tmp_path / "told"
+    config = write_toml(tmp_path, job={"notify": f"sh -c 'echo $TITAN_PT_CODE >> {told}'"}, training={"steps": 2})
     rows = [
         titan_pt.run(config, {"optimizer.lr": lr, "job.dump_folder": tmp_path / name, "validation.enable": False})
         for lr, name in ((1e-3, "a"), (2e-3, "b"))
@@ -32,6 +34,10 @@ def test_a_process_trains_and_generates_again_and_again(tmp_path: Path) -> None:
     thread.join()
     assert further[0]["step"] == 3, "a run goes on, also from another thread"
     assert signal.getsignal(signal.SIGINT) is handlers and (log.handlers, log.level) == before
+    assert (sys.stdout, sys.stderr) == streams, "what a caller prints is his own"
+    assert told.read_text().split() == ["0"] * 4
+    said = (tmp_path / "a" / "log.txt").read_text()
+    assert [said.count(f"Training is done at step {step}:") for step in (2, 3)] == [2, 1]
 
     model = titan_pt.load(tmp_path / "a")
     text = model.generate("1 + 1", max_new_tokens=4, temperature=0)
@@ -62,6 +68,10 @@ def test_mistakes_and_signals_are_exceptions(tmp_path: Path) -> None:
     thread.join()
     last = max(losses(tmp_path / "run"))
     assert titan_pt.run(config, {"training.steps": last + 2})["step"] == last + 2
+    tells = f"sh -c 'echo $TITAN_PT_CODE $TITAN_PT_REASON > {tmp_path}/why'"
+    with pytest.raises(ConfigError, match=r"model\.num_layers"):
+        titan_pt.run(config, {"model.num_layers": 3, "job.notify": tells})
+    assert (tmp_path / "why").read_text().startswith("2 config error: ")
 
 
 def test_the_run_folder_and_its_steps_say_what_made_them(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -107,7 +109,8 @@ def load(
 def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train in this process; returns the last row of the run's metrics.jsonl.
 
-    A run that is in its folder already goes on, as that of a command does; one that is done returns its row.
+    A run that is in its folder already goes on, as that of a command does; one that is done returns its row. The end is
+    told as by a command too: on stderr, in log.txt of the run folder, and to `job.notify`.
 
     Args:
         config: a TOML file, a shipped name such as "quickstart", or a config.
@@ -119,15 +122,27 @@ def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = No
         Stalled, GaveUp, CannotStart, RuntimeError: it failed.
     """
     from titan_pt.config.manager import load_config
+    from titan_pt.run.ending import exit_code_of
     from titan_pt.run.exit_codes import ExitCode, Stalled
     from titan_pt.run.run_folder import METRICS_FILE, run_folder
     from titan_pt.run.signals import signalled
     from titan_pt.train import run as train
 
-    with _as_toml(config) as file, _own_signals_and_log():
+    failures: list[BaseException] = []
+
+    def attempt(config: JobConfig) -> ExitCode:
+        try:
+            return train(config, time.monotonic())
+        except (Exception, GeneratorExit) as error:
+            failures.append(error)
+            raise
+
+    with _as_toml(config) as file, _own_signals_and_console():
         if not isinstance(config, JobConfig) or overrides:
             config = load_config([f"--job.config_file={file}", *_flags(overrides or {})])
-        code = train(config, time.monotonic())
+        code = exit_code_of(functools.partial(attempt, config))
+        if failures:
+            raise failures[0]
         if code != ExitCode.DONE:
             if signalled():
                 raise KeyboardInterrupt("a signal stopped the run; the same call goes on from its last checkpoint")
@@ -156,26 +171,31 @@ def _flags(overrides: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _own_signals_and_log() -> Iterator[None]:
-    """Take signals and the log as a command does, and give both back. Only a main thread can take signals."""
+def _own_signals_and_console() -> Iterator[None]:
+    """Take signals and the console as a command does, and give both back. Only a main thread can take signals."""
     from titan_pt.run.log import init_logging, quiet_libraries
+    from titan_pt.run.log_file import keep_log
     from titan_pt.run.signals import _SIGNALS, install_handlers, protect_progress
 
     log = logging.getLogger("titan_pt")
-    before = log.handlers, log.level, log.propagate
+    before, streams = (log.handlers, log.level, log.propagate), (sys.stdout, sys.stderr)
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS} if is_main else {}
-    init_logging()
-    quiet_libraries()
-    with contextlib.suppress(ValueError):  # no main thread
-        install_handlers()
-    protect_progress()  # a second Ctrl-C would end the notebook
     try:
+        init_logging()
+        keep_log()
+        quiet_libraries()
+        with contextlib.suppress(ValueError):  # no main thread
+            install_handlers()
+        protect_progress()  # a second Ctrl-C would end the notebook
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         log.handlers, log.level, log.propagate = before
+        if hasattr(sys.stderr, "end_live"):  # a terminal
+            sys.stderr.end_live()
+        sys.stdout, sys.stderr = streams
 
 
 def _last_row(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import assert_same_step, read_rows, train_here, write_toml
 from test_custom_spec import PLUGIN
 
@@ -101,6 +102,17 @@ def test_the_planner_counts_the_state_of_an_optimizer(home: Path) -> None:
         match=rf"optimizer Reads: its step reads the numbers of a tensor.*my_planned\.py:{line_of('float(self')}",
     ):
         dry_run_step(config, 1)
+
+    states = {}
+    for kind in (torch.optim.SGD, torch.optim.ASGD, torch.optim.NAdam, torch.optim.Rprop):
+        register_optimizer(kind.__name__, lambda model, config, kind=kind: kind(model.parameters(), lr=0.1))
+        config = load_config(["--job.config_file", str(own_optimizer(home, "my_planned", name=kind.__name__))])
+        if kind is torch.optim.Rprop:
+            with pytest.raises(ConfigError, match=r"optimizer Rprop: its step fails, as .* run: aten\.index_put_"):
+                dry_run_step(config, 1)
+        else:
+            states[kind.__name__] = dry_run_step(config, 1).state_bytes // found.state_bytes
+    assert states == {"SGD": 0, "ASGD": 1, "NAdam": 2}, "in copies of the parameters"
 
 
 def test_a_module_that_raises_is_told_by_its_file_and_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_pt.components.loss import default_chunk_tokens
 from titan_pt.components.optimizer import guarded_update
@@ -200,17 +201,45 @@ def _make_state(context: TrainContext) -> None:
     Where parameters are sharded, DTensor works out the shapes of an update here, by tensors that must not be measured.
     """
     optimizer: Any = context.optimizer
+    if not (optimizer.defaults.get("fused") and getattr(optimizer, "_step_supports_amp_scaling", False)):
+        _take_no_flag(optimizer)
     optimizer.defaults["fused"] = optimizer._step_supports_amp_scaling = True  # else the guard reads whether to step
     for parameter in context.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    name = f"optimizer {type(optimizer).__name__}"
     try:
         guarded_update(context.model, optimizer, 0.0, context.config.training.max_norm, torch.zeros(()))
     except _NEEDS_NUMBERS as error:
         place = f", {users_line(error)}" if users_line(error) else ""
         raise ConfigError(
-            f"optimizer {type(optimizer).__name__}: its step reads the numbers of a tensor, or has an operation "
-            f"without shapes ({error}{place}); a dry run has shapes alone: plan with --optimizer.name AdamW"
+            f"{name}: its step reads the numbers of a tensor, or has an operation without shapes ({error}{place}); "
+            "a dry run has shapes alone: plan with --optimizer.name AdamW"
         ) from error
+    except RuntimeError as error:
+        place = f" ({users_line(error)})" if users_line(error) else ""
+        first, _, _ = str(error).partition("\n")
+        raise ConfigError(f"{name}: its step fails, as it would in a run: {first}{place}") from error
+
+
+def _take_no_flag(optimizer: Any) -> None:
+    """Keep the guard's flag from an optimizer that is not fused; one of torch's may read numbers too."""
+    step, is_own = optimizer.step, not f"{type(optimizer).__module__}.".startswith("torch.optim.")
+
+    def update() -> None:
+        optimizer.found_inf = None
+        with contextlib.nullcontext() if is_own else _AnyNumbers():
+            step()
+
+    optimizer.step = update
+
+
+class _AnyNumbers(TorchDispatchMode):
+    """A number that is read is a half, or 1 where it is whole."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0.5 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
 
 
 def _tensors(state: Any) -> list[torch.Tensor]:

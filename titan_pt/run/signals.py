@@ -47,7 +47,7 @@ def install_handlers() -> None:
 
 def ignore_signals() -> None:
     """Ignore all stop signals from now on: the exit code is decided, or another process decides."""
-    for number in _SIGNALS:
+    for number in _SIGNALS if threading.current_thread() is threading.main_thread() else ():  # others take none
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -98,8 +98,10 @@ class TerminalStream(Outgoing):
         while True:
             time.sleep(_SECONDS)
             with self._lock:
-                if self._live:
-                    self._draw()
+                if not self._live:
+                    self._ticker = None
+                    return
+                self._draw()
 
     def _draw(self) -> None:
         if self._live and self._at_start:
