@@ -267,7 +267,8 @@ def test_signals_to_the_launcher_leave_the_workers_their_time(
 ) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     arguments = [sys.executable, "-m", "titan_pt.launch", "--standalone", "--nproc_per_node", "2", "worker.py"]
-    launcher = subprocess.Popen(["nohup", *arguments] if nohup else arguments, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(["nohup", *arguments] if nohup else arguments, cwd=tmp_path, stderr=log)
     wait_for(tmp_path / "up-0", tmp_path / "up-1")
     for number in numbers:
         launcher.send_signal(number)
@@ -275,6 +276,7 @@ def test_signals_to_the_launcher_leave_the_workers_their_time(
             wait_for(tmp_path / "saving-0", tmp_path / "saving-1")
     assert launcher.wait(60) == 75
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
+    assert "death signal" not in (tmp_path / "log").read_text(), "torchrun's own notice"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

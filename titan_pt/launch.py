@@ -90,8 +90,10 @@ def main(argv: list[str] | None = None) -> int:
                 return _dry_run(args)
             os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.comm.grace_seconds)))
         _share_cores(count_workers(args.nproc_per_node))
-        # Its report of exit codes and tracebacks would stand behind the reason that the workers gave.
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        # Its report of exit codes and tracebacks would stand behind the reason that the workers gave. Each of its
+        # modules has a level of its own, so what they say is dropped on its way up.
+        notices = logging.getLogger("torch.distributed.elastic")
+        notices.handlers, notices.propagate = [logging.NullHandler()], False
         # Its own handlers raise on each signal: a third one would leave workers behind that are still saving.
         handled = [getattr(signal, name.strip()) for name in args.signals_to_handle.split(",")]
         numbers = list(dict.fromkeys([*handled, signal.SIGUSR1]))  # what Slurm sends before the time limit
@@ -252,6 +254,7 @@ def _tell_end(config: JobConfig | None, code: int, reasons: Sequence[str]) -> in
     if config is not None and config.job.notify:
         from titan_pt.run.notify import notify
 
+        _open_log(config)
         notify(config, code, reasons)
     _print(config, reasons)
     return code
@@ -259,11 +262,15 @@ def _tell_end(config: JobConfig | None, code: int, reasons: Sequence[str]) -> in
 
 def _print(config: JobConfig | None, lines: Sequence[str]) -> None:
     """Print on stderr, behind what the ranks wrote, and in the run's log."""
+    _open_log(config)
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _open_log(config: JobConfig | None) -> None:
     if config is not None and (run_folder(config) / LOG_FILE).exists():
         keep_log()
         open_log(run_folder(config))
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def _run(start: Start, args: Any, numbers: Sequence[int], watchdog: Watchdog, late: list[int]) -> Outcome:

@@ -1,16 +1,20 @@
 """job.notify: who is told of the end of a run, and that it costs nothing."""
 
+import io
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from titan_pt import launch
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.manager import load_config
 from titan_pt.config.schema.job import Job
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.run import notify as notifying
+from titan_pt.run.log import open_console
+from titan_pt.run.log_file import LOG_FILE
 from titan_pt.run.notify import notify
 
 
@@ -50,3 +54,12 @@ def test_a_command_that_fails_costs_nothing(
 def test_a_command_line_with_open_quotes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"job.notify = .*No closing quotation\); close the quotes"):
         load_config(["--job.config_file", "train_configs/quickstart.toml", "--job.notify", "mail -s 'done"])
+
+
+def test_what_the_launcher_tells_of_it_is_in_the_log_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOG_FILE).write_text("the ranks\n")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    open_console()
+    assert launch._tell_end(config_of("/no/such/program", tmp_path), 70, ["gave up: why"]) == 70
+    first, problem, last = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert problem.startswith("job.notify: /no/such/program") and (first, last) == ("the ranks", "gave up: why")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from titan_pt.components.checkpoint.step_folders import has_steps
@@ -31,7 +32,7 @@ def close_stopped(ending: "RunEnding", config: JobConfig, error: Preempted) -> E
         if isinstance(error, Stalled):
             ending.failed(error)
             raise error
-        logger.warning(f"{why} before there was a checkpoint")
+        logger.warning(f"{why} before there was a checkpoint", extra={"live": False})
         ending.close(wait=True)
         return ExitCode.TERMINATED
     if trainer or os.environ.get("RANK", "0") == "0":  # whose code the launcher takes where they did not meet
@@ -39,8 +40,12 @@ def close_stopped(ending: "RunEnding", config: JobConfig, error: Preempted) -> E
         if reason:
             ending.close(wait=trainer is not None or os.environ.get("WORLD_SIZE", "1") == "1")
             raise GaveUp(reason)
-    logger.warning(f"{why}; the same command goes on from the checkpoint")
+    logger.warning(f"{why}; the same command goes on from the checkpoint", extra={"live": False})
     ending.close(wait=True)
+    if trainer and trainer.context.world.is_main and hasattr(sys.stderr, "end_live"):  # a terminal
+        from titan_pt.trainers.end_panel import show_stop
+
+        show_stop(config)
     return ExitCode.PREEMPTED
 
 

@@ -61,7 +61,7 @@ class TerminalStream(Outgoing):
             if not self._panel:
                 self._panel = True
                 self._clear()
-                self._put(f"{corner[0]}{rule} {_colored(title, '1')} {rule * max(0, width - 5 - _columns(title))}\n")
+                self._put(f"{corner[0]}{rule} {_colored(title, '1')} {rule * max(0, width - 4 - _columns(title))}\n")
             else:
                 rest = [title, *rest]
             for line in rest:
@@ -105,9 +105,7 @@ class TerminalStream(Outgoing):
 
     def _draw(self) -> None:
         if self._live and self._at_start:
-            whole = _now(self._live)
-            text = _cut(whole, width_of(self._stream) - 1)
-            text = text if text == whole else text.rpartition("  ")[0] or text  # no name without its figure
+            text = _fitted(_now(self._live), width_of(self._stream) - 1)
             self._stream.write(f"\r\033[K{_colored(text, '36')}\r")
             self._stream.flush()
             self._shown = True
@@ -125,7 +123,10 @@ class TerminalStream(Outgoing):
 
 
 class TerminalHandler(logging.Handler):
-    """Messages with `panel` make a panel, those with `live` the live line, until one ends it; others stay above it."""
+    """Messages with `panel` make a panel, those with `live` the live line, until one ends it; others stay above it.
+
+    A row of a table, whose `panel` is "table", is cut to the cells that fit.
+    """
 
     def __init__(self, rank: str) -> None:
         super().__init__()
@@ -139,9 +140,10 @@ class TerminalHandler(logging.Handler):
         stream.keep(f"{Plain(self._prefix).format(record)}\n")
         width = width_of(stream)
         panel, live = getattr(record, "panel", False), getattr(record, "live", None)
-        text = Plain(self._prefix, sys.maxsize if live else width - 6 if panel else width).format(record)
+        whole = live or panel == "table"
+        text = Plain(self._prefix, sys.maxsize if whole else width - 6 if panel else width).format(record)
         if panel:
-            stream.panel(text, width)
+            stream.panel(_fitted(text, width - 6) if whole else text, width)
             return
         stream.end_panel(width)
         if live:
@@ -190,6 +192,12 @@ def _columns(text: str) -> int:
 
 def _width(character: str) -> int:
     return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _fitted(text: str, columns: int) -> str:
+    """As many of the text's cells as fit, each whole: two blanks are between them."""
+    cut = _cut(text, columns)
+    return text if cut == text else text[: len(cut) + 2].rpartition("  ")[0].rstrip() or cut
 
 
 def _cut(text: str, columns: int) -> str:

@@ -27,20 +27,30 @@ def show_end(config: JobConfig, seconds: float, goodput: float) -> None:
         seconds: that this start took.
         goodput: of the run, over all starts.
     """
+    _show(config, "Done", f"{format_seconds(seconds)}, goodput {goodput:.1%}", next_commands(config))
+
+
+def show_stop(config: JobConfig) -> None:
+    """Log where a run is that was stopped with a checkpoint, and how it goes on."""
+    _show(config, "Stopped", "", ["the same command goes on from the checkpoint", *next_commands(config)])
+
+
+def _show(config: JobConfig, title: str, time: str, commands: Sequence[str]) -> None:
     folder = run_folder(config)
     rows = read_rows(folder / METRICS_FILE)
     if not rows:
         return
     last = rows[-1]
-    logger.info(f"Done: {config.job.description}", extra={"panel": True})
+    logger.info(f"{title}: {config.job.description}", extra={"panel": True})
     figures = [f"{name} {last[key]:{form}}" for key, (name, form) in _RESULT.items() if last.get(key) is not None]
     say("Result", f"step {last['step']:,}: {', '.join(figures)}")
     if best := best_validation(rows):
         key, row = best
         say("Best", f"{key} {row[key]:.4f} at step {row['step']:,}")
-    say("Time", f"{format_seconds(seconds)}, goodput {goodput:.1%}")
+    if time:
+        say("Time", time)
     say("Folder", str(folder))
-    for number, command in enumerate(next_commands(config)):
+    for number, command in enumerate(commands):
         say("" if number else "Next", command)
     if isinstance(sys.stderr, TerminalStream):
         sys.stderr.end_panel()

@@ -77,6 +77,6 @@ def _describe_sources(context: TrainContext, *, warns: bool) -> None:
     shares = plan_mixture(context.dataloader.mixture, tokens)
     say("Data", f"{context.run_size.num_streams} streams, weights by tokens (estimates):")
     for line in lines(shares, tokens):
-        logger.info(f"  {line}", extra={"panel": True})
+        logger.info(f"  {line}", extra={"panel": "table"})
     for warning in warnings(shares, tokens) if warns else ():
         logger.warning(warning)
