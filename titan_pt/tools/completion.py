@@ -20,11 +20,11 @@ _HEAD = "# Of `titan-pt completion`; write it anew with another version of titan
 _SCRIPTS = {
     "bash": """\
 _titan_pt() {
-    local word="${COMP_WORDS[COMP_CWORD]}" tool="${COMP_WORDS[1]}" number="$COMP_CWORD" found="" files=""
+    local word="${COMP_WORDS[COMP_CWORD]}" tool="${COMP_WORDS[1]}" number="$COMP_CWORD" found="" files="" name
 @CASES@
     COMPREPLY=($(compgen -W "$found" -- "$word"))
     if [[ -n "$files" ]]; then
-        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$word")
+        while IFS= read -r name; do COMPREPLY+=("$name"); done < <(compgen -f -- "$word")
         compopt -o filenames 2>/dev/null
     fi
 }
