@@ -1,6 +1,7 @@
 """titan_pt in Python: runs and models, more than once in a process and not only in its main thread."""
 
 import logging
+import re
 import signal
 import sys
 import threading
@@ -43,14 +44,32 @@ def test_a_process_trains_and_generates_again_and_again(tmp_path: Path) -> None:
     text = model.generate("1 + 1", max_new_tokens=4, temperature=0)
     assert text == titan_pt.load(str(tmp_path / "a")).generate("1 + 1", max_new_tokens=4, temperature=0)
     assert [len(texts) for texts in model.generate_batch(["a", "b"], num_samples=3, max_new_tokens=2)] == [3, 3]
-    with pytest.raises(ConfigError, match="temperature = -1"):
-        model.generate("1", temperature=-1)
+    for text, options, said in (
+        ("1", {"temperature": -1}, "temperature = -1: must be 0"),
+        ("1", {"temperature": "hot"}, "temperature = 'hot': must be a number"),
+        ("1", {"num_samples": 2}, "generate_batch([text], num_samples=...)"),
+        ("1" * 9, {"max_new_tokens": 1 << 20}, "tokens and max_new_tokens = "),
+        (None, {}, "text 1: must be a text, or a conversation"),
+        (["1", "2"], {}, "text 1: must be a text, or a conversation"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            model.generate(text, **options)  # type: ignore[arg-type]
+    for path, options, said in (
+        (config, {}, f"path = '{config}': an experiment; train it by titan-pt train {config}, then give"),
+        (tmp_path / "c", {}, "path = '"),
+        (None, {}, "path = None: must be a text"),
+        (tmp_path / "a", {"dtype": "fp16"}, "dtype = 'fp16': must be one of bfloat16, float16, float32"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+            titan_pt.load(path, **options)  # type: ignore[arg-type]
 
 
 def test_mistakes_and_signals_are_exceptions(tmp_path: Path) -> None:
     config = write_toml(tmp_path, training={"steps": 100_000})
     with pytest.raises(ConfigError, match=r"did you mean optimizer\.lr"):
         titan_pt.run(config, {"optimizer.lrr": 1e-3})
+    with pytest.raises(ConfigError, match=r"validation\.enable = None \(overrides\): no value of TOML"):
+        titan_pt.run(config, {"validation.enable": None})
     with pytest.raises(ConfigError, match="quickstart"):
         titan_pt.run("quickstrat")
     metrics = tmp_path / "run" / "metrics.jsonl"

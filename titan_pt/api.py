@@ -4,20 +4,28 @@ import argparse
 import contextlib
 import functools
 import logging
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titan_pt.config.errors import ConfigError, one_of
 from titan_pt.config.schema.job_config import JobConfig
 
 if TYPE_CHECKING:
     from titan_pt.hf.chat import Message
     from titan_pt.tools.model import OpenModel
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_FLAG = re.compile(r"--(\w+)\b(?![.-])")
+"""A tool's flag in a message; those of config keys have dots."""
 
 
 class LoadedModel:
@@ -32,8 +40,10 @@ class LoadedModel:
         A text is the first turn of a conversation where the model was trained on such.
 
         Args:
-            options: as of `generate_batch`.
+            options: as of `generate_batch`, without `num_samples`.
         """
+        if "num_samples" in options:
+            raise ConfigError("num_samples: generate gives one text; generate_batch([text], num_samples=...) several")
         ((answer,),) = self.generate_batch([text], **options)
         return answer
 
@@ -60,12 +70,15 @@ class LoadedModel:
             special_tokens: names of special tokens in the texts are these tokens.
 
         Raises:
-            ConfigError: an option out of its range, or a text that leaves no room.
+            ConfigError: an option or a text of a wrong kind or out of its range, or a text that leaves no room.
         """
-        from titan_pt.config.errors import ConfigError
         from titan_pt.tools.model import sampling, sampling_problems
         from titan_pt.tools.texts import new_tokens, prompt_ids, text_of
 
+        if isinstance(texts, str):
+            raise ConfigError("texts: must be a list of texts or conversations; generate takes one")
+        for number, text in enumerate(texts, 1):
+            _check_text(f"text {number}", text)
         if not texts:
             return []
         arguments = argparse.Namespace(
@@ -76,11 +89,20 @@ class LoadedModel:
             seed=seed,
             num_samples=num_samples,
         )
+        kinds = {name: Real if name in ("temperature", "top_p") else Integral for name in vars(arguments)}
+        given = {
+            name: value for name, value in vars(arguments).items() if name != "max_new_tokens" or value is not None
+        }
+        if wrong := [
+            name for name, value in given.items() if not isinstance(value, kinds[name]) or isinstance(value, bool)
+        ]:
+            raise ConfigError(*(f"{name} = {given[name]!r}: must be a number" for name in wrong))
         if problems := sampling_problems(arguments):
-            raise ConfigError(*(problem.removeprefix("--") for problem in problems))
+            raise ConfigError(*map(_of_python, problems))
         ids = [prompt_ids(self._opened, text, raw=raw, named=special_tokens) for text in texts]
         names = [f"text {number}" for number in range(1, len(ids) + 1)]
-        chosen = sampling(arguments, new_tokens(self._opened, arguments, ids, names))
+        with _python_names():
+            chosen = sampling(arguments, new_tokens(self._opened, arguments, ids, names))
         made = self._opened.engine(chat=not raw).generate(ids, chosen, num_samples)
         answers = [text_of(self._opened, completion) for completion in made]
         return [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
@@ -98,12 +120,37 @@ def load(
         quantize: "int8" or "int4": hold the weights of all blocks in fewer bits.
 
     Raises:
-        ConfigError: there is no whole model.
+        ConfigError: there is no whole model, or an argument is none of these.
     """
     from titan_pt.tools.model import open_model
 
+    for name, value, allowed in (("dtype", dtype, _DTYPES), ("quantize", quantize, ("int8", "int4"))):
+        if value is not None and value not in allowed:
+            raise ConfigError(f"{name} = {value!r}: must be one of {one_of(allowed)}, or None")
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path = {path!r}: must be a text or a Path")
     flags = argparse.Namespace(checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize)
-    return LoadedModel(open_model(flags))
+    with _python_names():
+        return LoadedModel(open_model(flags))
+
+
+def _check_text(name: str, text: Any) -> None:
+    turns = [] if isinstance(text, str) else text if isinstance(text, Sequence) and text else [None]
+    if not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
+        raise ConfigError(f'{name}: must be a text, or a conversation of {{"role": ..., "content": ...}}')
+
+
+@contextlib.contextmanager
+def _python_names() -> Iterator[None]:
+    """Speak of arguments where the tools speak of flags."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(*map(_of_python, error.problems)) from None
+
+
+def _of_python(problem: str) -> str:
+    return _FLAG.sub(lambda flag: "path" if flag[1] == "checkpoint" else flag[1], problem)
 
 
 def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -165,9 +212,15 @@ def _as_toml(config: str | Path | JobConfig) -> Iterator[str]:
 def _flags(overrides: Mapping[str, Any]) -> list[str]:
     from titan_pt.config.resolve.printing import literal
 
-    return [
-        f"--{name}={value if isinstance(value, str | Path) else literal(value)}" for name, value in overrides.items()
-    ]
+    flags = []
+    for name, value in overrides.items():
+        try:
+            flags.append(f"--{name}={value if isinstance(value, str | Path) else literal(value)}")
+        except TypeError:  # None too
+            raise ConfigError(
+                f"{name} = {value!r} (overrides): no value of TOML; leave it out for the default"
+            ) from None
+    return flags
 
 
 @contextlib.contextmanager

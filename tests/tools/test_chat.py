@@ -81,7 +81,7 @@ def test_a_chat_remembers_earlier_turns(talk: Talk) -> None:
     asked = talk("", "--prompt", "Hello", main=generate.main)
     assert (asked.out, asked.read) == ([first], [conversation("Hello")]), "a prompt is the first turn"
     assert talk("", "--prompt", "Hello", "--raw", main=generate.main).read == ["Hello"]
-    assert talk("Hello\nAnd now?", "--raw").read == ["Hello", "And now?"] and second
+    assert talk("Hello\r\nAnd now?\n", "--raw").read == ["Hello", "And now?"] and second
 
 
 def test_commands(talk: Talk) -> None:

@@ -77,6 +77,7 @@ def test_a_missing_or_unknown_flag_brings_what_to_type(
             ["--checkpoint", "outputs/mien"],
             "no such folder; did you mean outputs/mine?; train it first, by",
         ),
+        ("generate", ["--checkpoint", "mine"], "no such folder; did you mean outputs/mine?; train it first, by"),
         (
             "evaluate",
             ["--checkpoint", "me/model-1B", "--text", "x"],

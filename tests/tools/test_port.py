@@ -31,6 +31,9 @@ batch_size = 1
 seq_len = 8192
 steps = 1000
 dataset = "c4"
+warmup_steps = 7
+data_parallel_replicate_degree = 2
+tensor_parallel_degree = 1
 seed = "not a number"
 [parallelism]
 tensor_parallel_degree = 8
@@ -38,6 +41,7 @@ context_parallel_degree = 1
 [checkpoint]
 enable_checkpoint = true
 last_save_model_only = true
+model_weights_only = false
 [activation_checkpoint]
 mode = "nonsense"
 [validation]
@@ -65,13 +69,16 @@ def test_a_file_of_torchtitan_is_accepted_and_names_what_it_left_out(
     assert (model["num_kv_heads"], model["intermediate_size"], model["qk_norm"]) == (8, 14336, False)
     assert (config.job.print_config, config.metrics.disable_color_printing) == (True, True)
     assert (config.training.local_batch_size, config.checkpoint.enable, config.optimizer.lr) == (1, True, 3e-4)
+    assert (config.lr_scheduler.warmup_steps, config.parallelism.data_parallel_replicate_degree) == (7, 2)
     assert config.tokenizer.name == "./assets/hf/Llama-3.1-8B"
     assert [source.dataset for source in config.data.sources] == ["allenai/c4"]
     assert [source.split for source in config.validation.sources] == ["validation"]
     for left in (
         "title = 'no table'",
         "optimizer.bogus = 'a value': unknown key",
-        "seed = 'not a number'",
+        "seed = 'not a number': must be an integer",
+        "no effect in titan_pt: training.tensor_parallel_degree = 1",
+        "checkpoint.model_weights_only = false: unknown key; titan_pt has none like it: the last step is",
         "parallelism.tensor_parallel_degree = 8",
         "checkpoint.last_save_model_only = true",
         "activation_checkpoint.mode = 'nonsense'",
@@ -92,7 +99,12 @@ def test_each_flavor_becomes_fields(model: str, flavor: str, tmp_path: Path) -> 
 def test_what_cannot_be_ported_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="'deepseek_v3': titan_pt trains dense transformers"):
         port.ported({"model": {"name": "deepseek_v3", "flavor": "16B"}})
-    (tmp_path / "broken.toml").write_text("[job\n")
-    for name, said in (("broken.toml", "not a TOML file"), ("none.toml", "no such file")):
+    (tmp_path / "broken.toml").write_text("[job]\nprint_args = True\n")
+    (tmp_path / "own.toml").write_text('extends = "quickstart"\n')
+    for name, said in (
+        ("broken.toml", "TOML writes true\n  print_args = True\n               ^"),
+        ("none.toml", "no such file"),
+        ("own.toml", "a file of titan_pt already"),
+    ):
         assert tool_here(port.main, tmp_path / name) == 2
         assert said in capsys.readouterr().err

@@ -227,7 +227,7 @@ def _read_line() -> str | None:
         if is_asked:  # the answers go elsewhere, and the mark with them no one would see
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        return line.rstrip("\r\n") if line else None
     except EOFError:
         print(flush=True)
         return None

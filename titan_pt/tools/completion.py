@@ -20,10 +20,13 @@ _HEAD = "# Of `titan-pt completion`; write it anew with another version of titan
 _SCRIPTS = {
     "bash": """\
 _titan_pt() {
-    local word="${COMP_WORDS[COMP_CWORD]}" tool="${COMP_WORDS[1]}" number="$COMP_CWORD" found="" files=""
+    local word="${COMP_WORDS[COMP_CWORD]}" tool="${COMP_WORDS[1]}" number="$COMP_CWORD" found="" files="" name
 @CASES@
     COMPREPLY=($(compgen -W "$found" -- "$word"))
-    if [[ -n "$files" ]]; then COMPREPLY+=($(compgen -f -- "$word")); compopt -o filenames 2>/dev/null; fi
+    if [[ -n "$files" ]]; then
+        while IFS= read -r name; do COMPREPLY+=("$name"); done < <(compgen -f -- "$word")
+        compopt -o filenames 2>/dev/null
+    fi
 }
 complete -F _titan_pt titan-pt
 """,
@@ -51,6 +54,7 @@ _CASES = """\
         @TAKERS@) found='@EXPERIMENTS@' ;;
         cp2) found='@EXPERIMENTS@ @FOLDERS@' ;;
         completion2) found='@SHELLS@' files="" ;;
+        help2) found='@TOOLS@' files="" ;;
         esac
     fi"""
 
@@ -66,7 +70,7 @@ def _parser() -> ToolParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=list(_SCRIPTS))
+    parser.add_argument("shell", choices=list(_SCRIPTS), help=" or ".join(_SCRIPTS))
     return parser
 
 

@@ -12,14 +12,12 @@ from titan_pt.config.errors import ConfigError, one_of, shown
 from titan_pt.config.manager import config_class
 from titan_pt.config.resolve.checks import cross_check
 from titan_pt.config.resolve.layers import Merged
-from titan_pt.config.resolve.report import tree_path, unknown
-from titan_pt.config.resolve.toml_files import Tables, parse_toml
+from titan_pt.config.resolve.report import describe_mistake, renamed, tree_path
+from titan_pt.config.resolve.toml_files import Tables, read_toml
 from titan_pt.config.resolve.torchtitan import DATASETS, FLAVORS, MODELS, RENAMED, drop_foreign
-from titan_pt.run.files import read_text
 from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 
-_MOST_BYTES = 1 << 20
 _KEY = re.compile(r"[a-z_]+\.[a-z_]+")
 _FLOAT8 = "quantize.linear.float8"
 _DEFAULT_DATASET = "c4_test"
@@ -34,13 +32,7 @@ def _port(argv: list[str] | None) -> None:
     parser = ToolParser(prog="python -m titan_pt.tools.port", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="a TOML file of TorchTitan")
     path = flag_path("FILE", parser.parse_args(argv).file)
-    try:
-        tables = parse_toml(read_text(path, _MOST_BYTES))
-    except FileNotFoundError:
-        raise ConfigError(f"FILE = {str(path)!r}: no such file") from None
-    except ValueError as error:
-        raise ConfigError(f"FILE = {str(path)!r}: not a TOML file: {error}") from None
-    found, notes = ported(tables)
+    found, notes = ported(read_toml(path, " (FILE)"))
     left = [f"#   {note}" for note in notes]
     print(f"# From TorchTitan's {path.name}, by titan-pt port.")
     print("\n".join([f"# {_heading(notes)}", *left]), end="\n\n")
@@ -56,8 +48,10 @@ def ported(tables: Tables) -> tuple[Tables, list[str]]:
     """The tables that the config loader accepts, and what became of each value that is not in them.
 
     Raises:
-        ConfigError: titan_pt has no such model.
+        ConfigError: titan_pt has no such model, or the file is its own already.
     """
+    if tables.keys() & {"extends", "data"}:
+        raise ConfigError("this is a file of titan_pt already: titan-pt train takes it as it is")
     notes = [f"{name} = {shown(value)}: no table" for name, value in tables.items() if not isinstance(value, dict)]
     found = {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
     model = found.setdefault("model", {})
@@ -127,7 +121,7 @@ def _take_renamed(found: Tables, notes: list[str]) -> None:
             if new_key not in found.setdefault(table, {}):
                 found[table][new_key] = value
         else:
-            notes.append(f"{name} = {shown(value)}: in titan_pt it is {new}")
+            notes.append(f"{name} = {shown(value)}: {renamed(new)}")
 
 
 def _drop_refused(found: Tables, notes: list[str]) -> None:
@@ -137,10 +131,13 @@ def _drop_refused(found: Tables, notes: list[str]) -> None:
         try:
             config = config_type.model_validate(found)
         except ValidationError as error:
-            refused = {tree_path(found, mistake["loc"], missing=False)[:2]: mistake for mistake in error.errors()}
-            for path, mistake in refused.items():
-                why = unknown(config_type, path) if mistake["type"] == "extra_forbidden" else mistake["msg"]
-                notes.append(f"{_said(found, path)}: {why.partition('; the keys are')[0]}")
+            refused: dict[tuple[Any, ...], str] = {}
+            for mistake in error.errors(include_url=False):
+                path = tree_path(found, mistake["loc"], missing=mistake["type"] == "missing")
+                refused[path[:2]] = describe_mistake(config_type, Merged(found), path, mistake)
+            for path, text in refused.items():
+                why = text.partition("(default): ")[2].partition("; the keys are")[0]
+                notes.append(f"{_said(found, path)}: {why}")
                 _drop(found, path)
             continue
         broken = cross_check(config, spec)

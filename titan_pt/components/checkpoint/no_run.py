@@ -1,6 +1,7 @@
 """What to do where a model is named that is not there. No torch here."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _MOST = 8
 
 def no_run(path: str) -> str:
     """Why there is no model at a path that is no folder, and the command that makes it."""
+    if os.path.isfile(path) and path.endswith(".toml"):
+        return f"an experiment; train it by titan-pt train {shlex.quote(path)}, then give its job.dump_folder"
     reason = "a file" if os.path.isfile(path) else "no such folder"
     if how := hub_download(path):
         return f"{reason}{how}"
@@ -22,7 +25,7 @@ def no_run(path: str) -> str:
     made_by = next((places[folder] for folder in (root, *root.parents) if folder in places), None)
     if made_by is not None:
         return f"{reason}; make it with titan-pt train {made_by}, or correct the path"
-    meant = meant_path(path)
+    meant = "" if os.path.isfile(path) else meant_path(path, runs_here())
     return f"{reason}{meant}; train it first, by titan-pt train FILE.toml --job.dump_folder {path}, or correct the path"
 
 
