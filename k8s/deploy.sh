@@ -183,6 +183,10 @@ again, from its checkpoint. More: kubectl --namespace $NAMESPACE describe $kind 
 }
 
 main() {
+    if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        return
+    fi
     if [[ "${1:-}" == --print ]]; then
         render "$@"
         return

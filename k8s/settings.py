@@ -166,6 +166,8 @@ def _as_name(text: str) -> str:
 
 def _conflicts(given: Mapping[str, str]) -> list[str]:
     problems = []
+    if given["CONFIG"] and not given["NAME"] and not _as_name(Path(given["CONFIG"]).stem):
+        problems.append(f"CONFIG = {given['CONFIG']!r}: has no letter or digit for a name; give NAME too")
     if given["JOBSET"] == "1" and given["NODES"] == "1":
         problems.append("JOBSET=1 is for several nodes; set NODES to their number")
     if given["NODES"] != "1" and given["ACCESS_MODE"] != "ReadWriteMany":
@@ -194,7 +196,9 @@ def _node_selector(text: str, problems: list[str]) -> dict[str, str]:
     found = {}
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
-        if equals and re.fullmatch(_KEY, key) and re.fullmatch(_LABEL, value):
+        if key in found:
+            problems.append(f"NODE_SELECTOR = {text!r}: {key} is given twice; a node has one value of it")
+        elif equals and re.fullmatch(_KEY, key) and re.fullmatch(_LABEL, value):
             found[key] = value
         else:
             problems.append(
@@ -227,7 +231,9 @@ def _annotations(text: str, problems: list[str]) -> dict[str, str]:
     found = {}
     for pair in filter(None, re.split(r",(?=[A-Za-z0-9./_-]+=)", text)):
         key, equals, value = pair.partition("=")
-        if equals and re.fullmatch(_KEY, key):
+        if key in found:
+            problems.append(f"ANNOTATIONS = {text!r}: {key} is given twice")
+        elif equals and re.fullmatch(_KEY, key):
             found[key] = value
         else:
             problems.append(f"ANNOTATIONS = {text!r}: {pair!r} is no key=value, such as team=nlp,example.com/cost=7")

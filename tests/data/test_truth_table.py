@@ -4,7 +4,7 @@ import pytest
 from data_helpers import mixture_of, texts
 
 from titan_pt.data.sources.opening import MixtureSource
-from titan_pt.data.truth_table import lines, plan_mixture, share_out, warnings
+from titan_pt.data.truth_table import SourceShare, lines, plan_mixture, share_out, warnings
 
 
 def test_others_give_the_tokens_above_a_cap() -> None:
@@ -25,6 +25,8 @@ def test_the_table_counts_tokens_and_passes() -> None:
     assert web.tokens == 48_000
     table = lines([web, medqa], 50_000)
     assert table[2].split() == ["medqa", "10", "2,000", "500", "4", "4", "4.00%"]
+    large = SourceShare("arithmetic_plain", 100, 10_404_757, 1, 1_638_400, None)
+    assert len(lines([large], 4_096_000)[0]) <= 72, "a panel of 80 columns has all of it"
     (warning,) = warnings([web, medqa], 50_000)
     assert "15.0% of the tokens = 15 epochs, above max_epochs = 4" in warning and "gives 4.00% of all" in warning
     assert "spent after the first 13,333 tokens" in warning

@@ -238,6 +238,9 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "nodes of one node's volume": (["pretrain"], {"ACCESS_MODE": "ReadWriteOnce", "NODES": "2"}, "is one node's"),
     "a deadline that counts the wait": ([], {"DEADLINE_HOURS": "30"}, "DEADLINE_HOURS needs QUEUE"),
     "selector": ([], {"NODE_SELECTOR": "a100"}, "NODE_SELECTOR = 'a100': 'a100' is no label=value"),
+    "selector twice": ([], {"NODE_SELECTOR": "pool=a,pool=b"}, "pool is given twice"),
+    "annotation twice": ([], {"ANNOTATIONS": "cost=1,cost=2"}, "cost is given twice"),
+    "no name": (["pretrain"], {"CONFIG": "日本.toml"}, "has no letter or digit for a name; give NAME"),
     "toleration": ([], {"TOLERATIONS": "spot:NoShedule"}, "did you mean NoSchedule?"),
     "annotation": ([], {"ANNOTATIONS": "cost"}, "'cost' is no key=value"),
     "no checkpoint": (["export"], {"NAME": "exp7"}, "CHECKPOINT is not set; give a run folder"),
@@ -269,6 +272,8 @@ def test_wrong_input_is_told_before_anything_is_done(cluster: Cluster) -> None:
         done = cluster.deploy(*arguments, NAME="Exp7", MEMORY="64", HF_TOKEN='hf_"x')
         assert (done.code, done.stdout, cluster.calls()) == (2, "", [])
         assert done.stderr.startswith("deploy.sh: 3 problems\n") and 'hf_"x' not in done.stderr
+    done = cluster.deploy("--help")
+    assert (done.code, done.stderr, cluster.calls()) == (0, "", []) and "REGISTRY       where the image" in done.stdout
     done = cluster.deploy("pretrain", "--", "--optimizer.lrr", "1")
     assert (done.code, done.stdout, cluster.calls()) == (2, "", []) and len(done.stderr.splitlines()) == 1
 

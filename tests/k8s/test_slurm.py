@@ -134,6 +134,7 @@ def test_it_queues_itself_again_after_75_alone(
         ({"MAX_REQUEUES": "-1"}, 2, "MAX_REQUEUES = '-1'"),
         ({"FAIL": "show", "PATH": "/usr/bin:/bin"}, 1, "the job's nodes are not known"),
         ({"PYTHON": "/usr/bin/python3", "PYTHONPATH": ""}, 2, "cannot import titan_pt (ModuleNotFoundError: No module"),
+        ({"PYTHON": "/usr/bin/python3", "PYTHONPATH": str(ROOT)}, 2, "cannot import titan_pt (no torch, no pydantic"),
         ({"PYTHON": "/nowhere/python"}, 2, "PYTHON = '/nowhere/python': cannot import titan_pt"),
         ({"CONTAINER": "titan.sif"}, 2, "CONTAINER = 'titan.sif': no such file"),
         ({"MOUNTS": "/data"}, 2, "MOUNTS = '/data': is for a CONTAINER"),
@@ -149,7 +150,7 @@ def test_containers(tmp_path: Path, slurm: dict[str, str]) -> None:
     done = submit(tmp_path, slurm, CONTAINER="titan.sif", MOUNTS="/data", ENDS="0 0")
     assert done.code == 0, done.stderr
     inside = f"apptainer exec --nv --pwd {tmp_path} --bind {tmp_path},/data titan.sif {sys.executable}"
-    assert f"{inside} -c import titan_pt" in calls(tmp_path), "looked for before srun"
+    assert f"{inside} -c import titan_pt" in "\n".join(calls(tmp_path)), "looked for before srun"
     assert f"node 1: {inside} -m titan_pt.launch" in "\n".join(calls(tmp_path))
     (tmp_path / "calls.log").unlink()
     done = submit(tmp_path, slurm, CONTAINER="registry#team/titan-pt:v1", PYTHON="python", ENDS="0 0")

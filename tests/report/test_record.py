@@ -1,6 +1,7 @@
 """Run folders as they lie there: whole, torn, damaged, empty, still growing."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -48,7 +49,12 @@ def test_a_whole_run(tmp_path: Path) -> None:
             1,
             "2 lines are damaged and left out, the first is",
         ),
-        ("metrics.jsonl", b'{"step": "x"}\n{"step": 4, "loss": NaN, "lr": 1e400, "a": true, "b": 5}\n', 1, ""),
+        (
+            "metrics.jsonl",
+            b'{"step": "x"}\n{"step": 4, "loss": NaN, "lr": 1e400, "a": true, "b": 5}\n',
+            1,
+            "loss was not finite",
+        ),
         ("metrics.jsonl", b"[" * 100_000 + b'\n{"step": 5, "loss": 1}\n', 1, "a line is damaged"),
         ("config.toml", None, 20, "no config.toml"),
         ("config.toml", b"[training\n", 20, "config.toml is damaged"),
@@ -71,6 +77,17 @@ def test_what_is_missing_or_damaged_is_noted(
     assert (len(run.rows) == rows and any(note in told for told in run.notes)) or not note
     assert all(figure.value(run) is None or figure.text(figure.value(run) or 0.0) for figure in FIGURES)
     assert all(isinstance(value, int | float) for row in run.rows for value in row.values())
+
+
+def test_a_loss_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", 20)
+    lost = [{"step": step, "loss": loss} for step, loss in ((5, math.nan), (20, None), (7, math.inf), (7, 1.5))]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in lost)
+    run = read_run(folder)
+    assert "loss was not finite at 2 steps, the first is step 5" in run.notes
+    figures = {figure.name: figure.value(run) for figure in FIGURES}
+    assert figures["loss"] is None and figures["val loss"] and figures["steps"] == 20
 
 
 @pytest.mark.parametrize(
@@ -154,7 +171,7 @@ def test_rollouts_are_packed(tmp_path: Path) -> None:
     """All of them in parts; of too many, whole steps spread evenly with the last one, which is told."""
     folder = write_run(tmp_path / "a", 100, 500)
     (folder / "rollouts" / "step-7.jsonl").write_text(
-        '{"reward": NaN, "rewards": {"x": Infinity}, "completion": "\\ud800"}\n{"tor'
+        '{"reward": NaN, "rewards": {"x": Infinity}, "completion": "\\ud800\\u202ex\\u2028"}\n{"tor'
     )
     (folder / "rollouts" / "notes.txt").write_text("not a step")
     run = read_run(folder)
@@ -164,7 +181,7 @@ def test_rollouts_are_packed(tmp_path: Path) -> None:
     texts = [text for part in found.parts for text in unpacked(part)]
     assert len(texts) == 501 and found.index["reward"].count(None) == 1
     lone = texts[found.index["step"].index(7)]
-    assert lone["completion"] == "?" and lone["rewards"] == {"x": "inf"}
+    assert lone["completion"] == r"?\u202ex\u2028" and lone["rewards"] == {"x": "inf"}
     place = next(n for n, name in enumerate(found.index["id"]) if name == "problem-3")
     assert texts[place]["completion"].startswith("Let me think about number 15.")
     few = read_rollouts([run], 150)

@@ -14,6 +14,7 @@ from data_helpers import mixture_of, texts
 from titan_pt.config.errors import ConfigError
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.run import terminal
+from titan_pt.run.failure import tell
 from titan_pt.run.log import init_logging, logger, open_console, say
 from titan_pt.trainers.summary import _describe_sources
 
@@ -126,7 +127,12 @@ def test_json_is_an_object_a_line_also_of_what_is_printed(monkeypatch: pytest.Mo
     logger.info("step 1/2", extra={"row": {"step": 1, "loss": float("nan")}, "live": True})
     logger.warning("two\nlines, https://h/?sig=S3CRET")
     print("Traceback:\n  line", "\x1b[2J", "-----BEGIN PRIVATE KEY-----", file=sys.stderr)
+    try:
+        raise ValueError("odd")
+    except ValueError as error:
+        tell(error)
     rows = [json.loads(line) for line in told.getvalue().splitlines()]
+    assert rows[-2]["message"].startswith("Traceback") and rows[-2]["message"].endswith("\nValueError: odd")
     assert [row["message"] for row in rows[:3]] == ["step 1/2", "two\nlines, https://h/?***", "Traceback:"]
     assert rows[0]["loss"] is None and rows[0]["step"] == 1 and rows[0]["rank"] == 0 and rows[0]["level"] == "INFO"
     assert rows[3]["message"] == "  line \x1b[2J ***" and "\x1b" not in told.getvalue()

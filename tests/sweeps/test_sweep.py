@@ -11,6 +11,7 @@ import pytest
 from helpers import read_rows, write_toml
 from tool_helpers import tool_here
 
+from titan_pt.config.errors import ConfigError
 from titan_pt.sweeps import runs
 from titan_pt.sweeps.grid import read_grid
 from titan_pt.sweeps.runs import share_of
@@ -156,7 +157,11 @@ def test_names_are_plain_and_differ(toml: Path, tmp_path: Path) -> None:
     assert tool_here(main, toml, "--grid", f"data.sources={sources}", "--grid", "job.description=a/b,a b") == 0
     names = sorted(starts(tmp_path))
     assert len(names) == 4 and all(len(name) < 120 and "/" not in name and " " not in name for name in names)
-    assert read_grid(["a.b=[1, 2],{c = 'd,e'}"]) == {"a.b": ["[1, 2]", "{c = 'd,e'}"]}
+    assert any(name.startswith("data.sources=-name-arithmetic") for name in names), "as TOML writes it"
+    assert read_grid(["a.b=[1, 2],{c = 'd,e'}", "c=it's"]) == {"a.b": ["[1, 2]", "{c = 'd,e'}"], "c": ["it's"]}
+    for text, opened in (("a=it's,b", "' holds the commas"), ("a=[1,2", "a bracket holds the commas")):
+        with pytest.raises(ConfigError, match=opened):
+            read_grid([text])
 
 
 def test_runs_at_a_time_share_the_machine() -> None:

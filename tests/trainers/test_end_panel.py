@@ -12,7 +12,8 @@ from titan_pt.trainers.end_panel import best_validation, show_end
 
 def test_the_panel_tells_result_best_and_next_commands(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"step": step, "loss": 3.0 - step, "val_loss": loss} for step, loss in ((1, 2.5), (2, 2.25), (3, 2.4))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], '{"step": 2, "lo', *lines[1:], '{"step": 4, "lo']))
     with caplog.at_level("INFO", "titan_pt"):
         show_end(JobConfig(job=Job(dump_folder=str(tmp_path))), 61.0, 0.5)
     told = "\n".join(caplog.messages)

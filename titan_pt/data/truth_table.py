@@ -81,7 +81,7 @@ def share_out(total: float, weights: Sequence[float], caps: Sequence[float]) -> 
 
 def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
     """The truth table, a line each."""
-    rows = [["source", "documents", "tokens", "tokens an epoch", "epochs", "cap", "share"]]
+    rows = [["source", "documents", "tokens", "per epoch", "epochs", "cap", "share"]]
     for source in shares:
         cap = "-" if source.max_epochs is None else f"{source.max_epochs:g}"
         counts = (f"{count:,.0f}" for count in (source.documents, source.tokens, source.tokens_per_epoch))

@@ -88,7 +88,13 @@ def best_row(run: RunRecord, key: str, choose: Callable[..., Any] = min) -> dict
 
 
 def _last(key: str) -> Callable[[RunRecord], float | None]:
-    return lambda run: next(iter(run.column(key)[::-1]), None)
+    """The last value; none where that is not finite."""
+
+    def value(run: RunRecord) -> float | None:
+        row = next((row for row in reversed(run.rows) if key in row), None)
+        return row[key] if row and row["step"] >= run.not_finite.get(key, [0])[-1] else None
+
+    return value
 
 
 def _least(key: str) -> Callable[[RunRecord], float | None]:

@@ -49,6 +49,8 @@ class RunRecord:
     config_text: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl by step, of finite numbers."""
+    not_finite: dict[str, list[int]] = field(default_factory=dict)
+    """Steps by the key whose value is no finite number there."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of all starts by what took them."""
     events: list[Event] = field(default_factory=list)
@@ -113,7 +115,7 @@ def read_run(folder: Path) -> RunRecord:
     """The record of one run folder."""
     run = RunRecord(folder, name=folder.resolve().name)
     _read_config(run)
-    run.rows = _numbers(_rows(folder / METRICS_FILE, run.notes))
+    _read_numbers(run, _rows(folder / METRICS_FILE, run.notes))
     starts = list(read_json_lines(folder / LEDGER_FILE, run.notes))
     with contextlib.suppress(OSError):  # which is noted
         run.seconds = all_seconds(folder / LEDGER_FILE)
@@ -199,13 +201,19 @@ def _rows(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     yield from found
 
 
-def _numbers(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+def _read_numbers(run: RunRecord, rows: Iterator[dict[str, Any]]) -> None:
     """The finite numbers of each row, one row a step: of a step that is there twice, the later values."""
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
-        numbers = {key: value for key, value in row.items() if is_number(value)}
-        steps.setdefault(int(row["step"]), {}).update(numbers, step=int(row["step"]))
-    return [steps[step] for step in sorted(steps)]
+        steps.setdefault(int(row["step"]), {}).update(row, step=int(row["step"]))
+    for step in sorted(steps):
+        run.rows.append({key: value for key, value in steps[step].items() if is_number(value)})
+        for key, value in steps[step].items():
+            if value is None or (isinstance(value, float) and not is_number(value)):
+                run.not_finite.setdefault(key, []).append(step)
+    for key in ("loss", "val_loss"):
+        if found := run.not_finite.get(key):
+            run.notes.append(f"{key} was not finite at {len(found):,} steps, the first is step {found[0]:,}")
 
 
 def is_number(value: Any) -> bool:

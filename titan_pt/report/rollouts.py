@@ -10,6 +10,7 @@ from typing import Any
 
 from titan_pt.report.record import RunRecord, is_number, read_json_lines
 from titan_pt.run.outgoing import redact
+from titan_pt.run.secrets import printable
 
 FOLDER = "rollouts"
 PART_ROWS = 200
@@ -108,7 +109,7 @@ def _short(value: Any) -> Any:
     if isinstance(value, str):
         cut = len(value) - _LONGEST_TEXT
         shown = value if cut <= 0 else f"{value[:_LONGEST_TEXT]}\n[{cut:,} more characters are in the file]"
-        return redact(shown)
+        return printable(redact(shown))
     if isinstance(value, dict):  # parts of a reward
         return {str(key): float(f"{part:.6g}") if is_number(part) else str(part) for key, part in value.items()}
     return value if is_number(value) else None if value is None else str(value)

@@ -28,7 +28,7 @@ def tell(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.USAGE, f"config error: experimental.custom_import: {told} ({place})"
     with contextlib.suppress(OSError):  # a full disk behind stderr does not change the code
         if not is_of_another_rank(error):
-            traceback.print_exc()
+            print(traceback.format_exc(), end="", file=sys.stderr)  # at once: one object of a log in JSON
         if EXIT_CODES_VARIABLE not in os.environ:  # else the launcher tells it, once for all ranks
             print(f"failed: {told}{f' ({place})' if place else ''}", file=sys.stderr)
     return ExitCode.FAILED, ""

@@ -43,17 +43,16 @@ class Long(Plain):
 
 
 class JsonLines(Outgoing):
-    """A stream that makes an object of each line: of those that are printed, such as a traceback, too."""
+    """A stream that makes an object of each line that is printed, and one of lines that come at once: a traceback."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._part = ""
 
     def write(self, text: str) -> int:
-        *lines, self._part = (self._part + text).split("\n")
-        for line in lines:
-            if line.strip():
-                self.put(time.time(), "ERROR", line, {})
+        lines, _, self._part = (self._part + text).rpartition("\n")
+        if lines.strip():
+            self.put(time.time(), "ERROR", lines, {})
         return len(text)
 
     def put(self, moment: float, level: str, message: str, fields: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.manager import resolve
+from titan_pt.config.resolve.printing import literal
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.outgoing import redacted
+from titan_pt.run.outgoing import redact
 
 SEED = "debug.seed"
 _FOLDER = "job.dump_folder"
@@ -45,9 +46,11 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         key, equals, listed = text.partition("=")
         key = key.strip().removeprefix("--")
-        values = [value.strip() for value in _split(listed)]
+        values, opened = _split(listed)
         if not (equals and key and all(values)):
             raise ConfigError(f"--grid = {shown(text)}: must be KEY=VALUE,VALUE such as optimizer.lr=1e-3,1e-2")
+        if opened:
+            raise ConfigError(f"--grid {key} = {shown(listed)}: {opened} holds the commas behind it and is not closed")
         if key in grid:
             raise ConfigError(f"--grid {key}: given twice; give all of its values in one, with commas between them")
         if key in (_FOLDER, "job.config_file"):
@@ -56,8 +59,8 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     return grid
 
 
-def _split(text: str) -> list[str]:
-    """The text split at its commas, those inside of brackets and quotes excepted."""
+def _split(text: str) -> tuple[list[str], str]:
+    """The text split at its commas, those inside of brackets and quotes excepted; and what of these is left open."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -70,7 +73,8 @@ def _split(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += char
-    return parts
+    opened = quote or ("a bracket" if depth > 0 else "")
+    return [part.strip() for part in parts], opened if "," in parts[-1] else ""
 
 
 def points_of(
@@ -120,7 +124,8 @@ def _seeds(arguments: list[str], count: int | None, problems: list[str]) -> Iter
 def _point(arguments: list[str], flags: list[str], keys: list[str], output: str | None) -> Point:
     config = resolve([*arguments, *flags]).config
     values = {key: reduce(getattr, key.split("."), config) for key in sorted(keys)}
-    name = ",".join(f"{key}={_safe(value)}" for key, value in values.items())
+    tables: Any = config.model_dump(exclude_none=True)
+    name = ",".join(f"{key}={_safe(reduce(dict.get, key.split('.'), tables))}" for key in values)
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 9]}-{_digest(name)}"
     folder = Path(output or f"{config.job.dump_folder.rstrip('/')}_sweep") / name
@@ -130,7 +135,7 @@ def _point(arguments: list[str], flags: list[str], keys: list[str], output: str 
 
 def _safe(value: Any) -> str:
     """A value as a part of a folder's name: as it is where that is short and plain."""
-    text = str(redacted({"value": value})["value"])
+    text = redact(str(value) if value is None or isinstance(value, str) else literal(value))
     plain = re.sub(r"[^A-Za-z0-9.+_-]+", "-", text)
     return text if plain == text and len(text) <= _LONGEST_VALUE else f"{plain[: _LONGEST_VALUE - 9]}-{_digest(text)}"
 

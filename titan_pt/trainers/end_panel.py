@@ -1,5 +1,6 @@
 """The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
 
+import contextlib
 import importlib.util
 import logging
 import shlex
@@ -70,8 +71,9 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
     rows = []
     try:
         for line in path.read_text("utf-8", "replace").splitlines():
-            rows.append(parse_json(line))
-    except (OSError, ValueError):  # another end of the run has told it
+            with contextlib.suppress(ValueError):  # torn by a kill
+                rows.append(parse_json(line))
+    except OSError:  # another end of the run has told it
         pass
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 

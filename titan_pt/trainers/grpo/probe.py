@@ -88,7 +88,8 @@ def probe(
     logger.info(
         f"Readiness: {len(groups)} prompts x {rollout.num_samples} samples: pass rate {found.pass_rate:.2%}, "
         f"pass@{rollout.num_samples} {found.pass_at_group:.2%}, groups with signal {found.signal:.2%}, "
-        f"expected over-generation {found.over_generation:.1f}x, answers cut off {found.truncated:.2%}"
+        f"{f'expected over-generation {found.over_generation:.1f}x, ' if found.signal else ''}"
+        f"answers cut off {found.truncated:.2%}"
     )
     problems = []
     if found.signal < options.probe_min_signal:
