@@ -74,7 +74,7 @@ class Ended:
     @property
     def last_line(self) -> str:
         """The reason."""
-        lines = [line for line in self.log.strip().splitlines() if not line.startswith("chaos: ")]
+        lines = [line for line in self.log.splitlines() if line.strip() and not line.startswith("chaos: ")]
         return lines[-1] if lines else ""
 
 

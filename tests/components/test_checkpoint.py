@@ -88,7 +88,8 @@ def test_only_the_newest_steps_are_kept(copy: Path) -> None:
 
 def test_a_finished_run_continues_with_more_steps(copy: Path) -> None:
     def contents() -> dict[Path, bytes]:
-        files = [path for path in (copy / "run").rglob("*") if path.is_file() and path.name != "config.toml"]
+        files = [path for path in (copy / "run").rglob("*") if path.is_file()]
+        files = [path for path in files if path.name not in ("config.toml", "log.txt")]
         return {path: path.read_bytes() for path in files}
 
     before = contents()

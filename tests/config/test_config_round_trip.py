@@ -12,6 +12,7 @@ import tomli_w
 from config_helpers import SOURCE, config_of, resolve_text, write
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from titan_pt.config import ConfigError, JobConfig
@@ -50,6 +51,8 @@ def values_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> st.SearchStrat
         return st.booleans()
     if annotation is str:
         return TEXTS
+    if any(isinstance(entry, AfterValidator) for entry in metadata):  # an answer's length: a range of its own
+        return st.integers(1, 2**24)
     bounds = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
     low = max((bound for part in bounds if (bound := getattr(part, "ge", None)) is not None), default=None)
     above = max((bound for part in bounds if (bound := getattr(part, "gt", None)) is not None), default=None)

@@ -369,7 +369,7 @@ def test_validation_tasks_leave_the_training_unchanged(tmp_path: Path, capsys: p
     validation, board = {**TASKS, "tasks": tasks}, {"metrics": {"enable_tensorboard": True}}
     assert train_here(write_toml(tmp_path / "with", validation=validation, **board)) == 0
     printed = capsys.readouterr().err
-    assert "Validation: 8 problems of medqa" in printed and printed.count("What is\n--> ") == 3
+    assert "Validation: 8 problems of medqa" in printed and printed.count("What is\n  --> ") == 3
     assert written_texts(tmp_path / "with" / "run") == {"validation_samples/text_summary": [1, 3, 6]}
     assert train_here(write_toml(tmp_path / "without", validation={"enable": True, "freq": 3, "steps": 1})) == 0
     assert losses(tmp_path / "with/run") == losses(tmp_path / "without/run"), "an evaluation changes no weights"

@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     done = train(config, "--experimental.custom_import", "small_disk", cwd=tmp_path)
     assert done.code == 70 and done.last_line.startswith("gave up: checkpoint.max_failed_saves = 3 saves in")
     assert "File too large" in done.last_line and done.stdout == ""
-    errors = [line for line in done.stderr.splitlines() if " - ERROR - " in line]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
     assert ["step 2" in errors[0], "step 4" in errors[1], len(errors)] == [True, True, 2]
     assert len(read_rows(tmp_path / "run")) == 5, "training went on to its end"
     assert not list((tmp_path / "run" / "checkpoint").iterdir())

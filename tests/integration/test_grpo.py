@@ -280,7 +280,7 @@ def test_a_missing_start_names_the_command_that_makes_it(tmp_path: Path, capsys:
     config = write(tmp_path, checkpoint={"initial_load_path": str(tmp_path / "outputs" / "quickstart")})
     assert train_here(config) == 2
     error = capsys.readouterr().err
-    assert "make it with ./run_train.sh --job.config_file" in error and "quickstart.toml" in error
+    assert "make it with titan-pt train" in error and "quickstart.toml" in error
 
 
 @pytest.mark.parametrize(

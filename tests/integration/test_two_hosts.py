@@ -102,7 +102,7 @@ def start(hosts: list[Host], folder: Path, manifest: str) -> "list[subprocess.Po
 
 def start_pod(hosts: list[Host], index: int, folder: Path, manifest: str) -> "subprocess.Popen[bytes]":
     container = containers(pod_spec(manifest))["train"]
-    pod = Pod(folder, folder, hosts[index].address, index, len(hosts))
+    pod = Pod(folder, folder, hosts[index].address, index)
     flags = ["--job.config_file", str(folder / "run.toml"), "--job.dump_folder", str(folder / "run")]
     arguments = [*pod.command_line(container), *flags]
     return hosts[index].start(arguments, folder / f"log-{index}", pod.environment(container))

@@ -1,7 +1,6 @@
 """Paths as users write them: `~`, `$NAME`, `${NAME}`, `$$`; what stands for nothing is refused."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +81,6 @@ def test_a_name_that_the_locale_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> bytes:
         return path.encode("ascii")
 
-    monkeypatch.setattr(sys.modules["titan_pt.run.paths"].os, "fsencode", refuse)
+    monkeypatch.setattr("titan_pt.run.path_variables.os.fsencode", refuse)
     with pytest.raises(ValueError, match=r"no file has '\\xf6' in its name in this locale \(ascii\); set LC_ALL"):
         expand_path("läufe".replace("ä", "ö"))

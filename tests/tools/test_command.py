@@ -20,7 +20,7 @@ import titan_pt.tools
 from titan_pt.run.exit_codes import ExitCode, Stalled
 from titan_pt.tools.command import run_tool
 
-FRAME = {"arguments", "command", "model", "explain", "run_text", "usage"}
+FRAME = {"arguments", "command", "model", "explain", "run_text", "texts", "usage"}
 TOOLS = sorted({module.name for module in pkgutil.iter_modules(titan_pt.tools.__path__)} - FRAME)
 NEEDED = {
     "evaluate": ["--checkpoint", "none", "--tasks", "arithmetic"],
