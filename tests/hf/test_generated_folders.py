@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_helpers import LLAMA3, read_weights, write_model
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -134,6 +134,7 @@ def test_changed_configs(folders: Folders, data: st.DataObject) -> None:
     whole, _ = folders[data.draw(st.sampled_from(sorted(folders)))]
     key = data.draw(st.sampled_from(sorted({*KEYS.values(), *OTHERS})))
     value = data.draw(st.sampled_from([*VALUES, *ROPES] if "rope" in key else VALUES))
+    assume(key != "max_position_embeddings" or value not in (1, 2, 3))  # fewer than the tokens here
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "in")
         shutil.copytree(whole, folder)
