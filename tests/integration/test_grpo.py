@@ -276,11 +276,14 @@ def test_guessed_letters_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert row["eval/letters/problems"] > 0, "from which tools.report has the interval"
 
 
-def test_a_missing_start_names_the_command_that_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write(tmp_path, checkpoint={"initial_load_path": str(tmp_path / "outputs" / "quickstart")})
+def test_a_missing_start_names_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = write(tmp_path, checkpoint={"initial_load_path": "outputs/quickstart"})
     assert train_here(config) == 2
     error = capsys.readouterr().err
-    assert "make it with titan-pt train" in error and "quickstart.toml" in error
+    assert "make it with titan-pt train quickstart, or correct the path" in error
 
 
 @pytest.mark.parametrize(

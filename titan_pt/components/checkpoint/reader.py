@@ -58,8 +58,11 @@ def _member(kind: Any, name: Any) -> Any:
 class SafeReader(FileSystemReader):
     """Reads `.metadata` once, through a restricted unpickler; the tensors are read with weights_only by DCP itself."""
 
-    @functools.cache  # noqa: B019  # of one object a load
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        return self._index
+
+    @functools.cached_property
+    def _index(self) -> Metadata:
         with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
             metadata = _RestrictedUnpickler(io.BytesIO(stream.read())).load()
         for name in {info.relative_path for info in (metadata.storage_data or {}).values()}:
