@@ -1,5 +1,6 @@
 """job.notify: who is told of the end of a run, and that it costs nothing."""
 
+import ast
 import io
 import sys
 import time
@@ -30,7 +31,7 @@ def test_the_command_learns_code_reason_and_folder_without_a_shell(tmp_path: Pat
         f"open({str(tmp_path / 'told')!r}, 'w').write(repr([*words, *sys.argv[1:]]))"
     )
     notify(config_of(f"{sys.executable} '{script}' '$HOME; ls'", tmp_path), 70, ["gave up: GET https://h/?sig=S3CRET"])
-    found = eval((tmp_path / "told").read_text())
+    found = ast.literal_eval((tmp_path / "told").read_text())
     assert found == ["70", "gave up: GET https://h/?***", str(tmp_path), "$HOME; ls"]
 
 
