@@ -1,10 +1,14 @@
 """Run folders as they lie there: whole, torn, damaged, empty, still growing."""
 
+import base64
+import gzip
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_helpers import write_lines, write_run
@@ -13,7 +17,13 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.report.charts import charts, points
 from titan_pt.report.figures import FIGURES, differing_keys, duration, evaluations, short, training_hours
 from titan_pt.report.record import read_run, read_runs, short_names
-from titan_pt.report.rollouts import read_rollouts, unpacked
+from titan_pt.report.rollouts import _TEXTS, read_rollouts
+
+
+def unpacked(part: str) -> Iterator[dict[str, Any]]:
+    """The texts of a part, as the page reads them."""
+    for row in json.loads(gzip.decompress(base64.b64decode(part))):
+        yield dict(zip(_TEXTS, row, strict=True))
 
 
 def test_a_whole_run(tmp_path: Path) -> None:

@@ -30,6 +30,25 @@ class GenerationStopped(Exception):
     """A signal asked this process to stop in the middle of a generation."""
 
 
+def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int) -> None:
+    """Check that each prompt has a token, and room for its completion.
+
+    Args:
+        longest: the most tokens that the model reads.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty; it needs at least one token, such as the end-of-document")
+        if len(prompt) + sampling.max_new_tokens > longest:
+            raise ValueError(
+                f"prompt {number}: {len(prompt)} tokens and rollout.max_new_tokens = {sampling.max_new_tokens} "
+                f"are more than model.max_seq_len = {longest}"
+            )
+
+
 @dataclass(frozen=True)
 class Completion:
     """One completion of one prompt."""

@@ -20,7 +20,7 @@ from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
-from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits
+from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits, check_prompts
 from titan_pt.generation.sampling import Sampling, row_key
 from titan_pt.models.transformer.cache import PromptCache, forward_cached
 from titan_pt.models.transformer.model import Transformer
@@ -119,7 +119,7 @@ class NativeEngine:
             GenerationStopped: `stop_requested` returned True.
             NonFiniteLogits: there is no distribution to draw from.
         """
-        self._check(prompts, sampling)
+        check_prompts(prompts, sampling, self._model.args.max_seq_len)
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
         requests = [
             _Request(number, prompt, row_key(sampling.seed, sampling.step, prompt_id, i))
@@ -142,17 +142,6 @@ class NativeEngine:
         room = self._decoder.room(size, slots, sampling.max_new_tokens)
         self._decoder.step(room.first(size, slots), sampling)
         return room
-
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        longest = self._model.args.max_seq_len
-        for number, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {number} is empty; it needs at least one token, such as the end-of-document")
-            if len(prompt) + sampling.max_new_tokens > longest:
-                raise ValueError(
-                    f"prompt {number}: {len(prompt)} tokens and rollout.max_new_tokens = {sampling.max_new_tokens} "
-                    f"are more than model.max_seq_len = {longest}"
-                )
 
     def _raise_if_stopped(self) -> None:
         if self._stop_requested():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from titan_pt.generation.decode import OutputLayer
-from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits
+from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits, check_prompts
 from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
 
 
@@ -43,15 +43,7 @@ class PlainEngine:
         watch: Callable[[list[list[int]]], None] | None = None,
     ) -> list[Completion]:
         """Sample `n` completions of each prompt, in the order of the prompts; arguments as of `NativeEngine`."""
-        longest = self._model.args.max_seq_len
-        for number, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {number} is empty; it needs at least one token, such as the end-of-document")
-            if len(prompt) + sampling.max_new_tokens > longest:
-                raise ValueError(
-                    f"prompt {number}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones are more than the "
-                    f"model reads, {longest}"
-                )
+        check_prompts(prompts, sampling, self._model.args.max_seq_len)
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
         rows = [
             (number, list(prompt), row_key(sampling.seed, sampling.step, prompt_id, i))

@@ -3,7 +3,7 @@
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,3 @@ def _short(value: Any) -> Any:
 def _packed(rows: list[Any]) -> str:
     content = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode("ascii")
-
-
-def unpacked(part: str) -> Iterator[dict[str, Any]]:
-    """The texts of a part, as the page reads them."""
-    for row in json.loads(gzip.decompress(base64.b64decode(part))):
-        yield dict(zip(_TEXTS, row, strict=True))

@@ -1,7 +1,6 @@
 """The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
 
 import contextlib
-import importlib.util
 import logging
 import shlex
 import shutil
@@ -99,5 +98,4 @@ def next_commands(config: JobConfig) -> list[str]:
     return [
         f"titan-pt {tool} {arguments}" if installed else f"python -m titan_pt.tools.{tool} {arguments}"
         for tool, arguments in commands
-        if importlib.util.find_spec(f"titan_pt.tools.{tool}")
     ]
