@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def _examine(arguments: argparse.Namespace) -> list[Finding]:
     lacking = []
     for finding in findings(arguments.hub_seconds):
         text = f"{finding.state:2}  {finding.what:11} {finding.found}"
-        print(text if len(text) <= _COLUMNS else f"{text[: _COLUMNS - 4]} ...", flush=True)
+        print(textwrap.fill(text, _COLUMNS, subsequent_indent=" " * 16, break_on_hyphens=False), flush=True)
         lacking += [finding] if finding.state == "!" else []
     if lacking:
         print(f"\n!  is what every run needs: {', '.join(finding.what for finding in lacking)}")
