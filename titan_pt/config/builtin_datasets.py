@@ -1,8 +1,15 @@
-"""Datasets that a `[[data.sources]]` table means by its name alone. Known without importing a reader."""
+"""Datasets that a `[[data.sources]]` table means by its name alone; the list is in `builtin_datasets.toml`."""
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from titan_pt.config.schema.job_config import Source
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -11,26 +18,19 @@ class BuiltinDataset:
 
     dataset: str
     formatter: str
+    licence: str
+    """As far as known, unchecked."""
     subset: str | None = None
     train_only: bool = False
     """Whether only the split "train" may be trained on; the dataset's other splits are evaluation sets."""
     tokens: dict[str, float] = field(default_factory=dict)
     """About how many tokens of GPT-2 each subset's training split has, "" where there are no subsets."""
     patterns: dict[str, str] | None = None
-    """The files of each subset, where the hub need not be asked which they are."""
+    """The files of each subset, "" where there are none, where the hub need not be asked which they are."""
 
 
-BUILTIN_DATASETS = {
-    "fineweb_edu": BuiltinDataset(
-        "HuggingFaceFW/fineweb-edu",
-        "text",
-        "sample-10BT",
-        tokens={"sample-10BT": 1e10, "sample-100BT": 1e11, "sample-350BT": 3.5e11},
-        patterns={f"sample-{size}": f"sample/{size}/*.parquet" for size in ("10BT", "100BT", "350BT")},
-    ),
-    "gsm8k": BuiltinDataset("openai/gsm8k", "gsm8k", "main", train_only=True, tokens={"main": 1.0e6}),
-    "medqa": BuiltinDataset("GBaker/MedQA-USMLE-4-options", "medqa", train_only=True, tokens={"": 2.1e6}),
-}
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+BUILTIN_DATASETS = {name: BuiltinDataset(**table) for name, table in _TABLES.items()}
 
 
 def complete(source: Source) -> Source:
@@ -42,6 +42,5 @@ def complete(source: Source) -> Source:
     if source.formatter is None and source.text_field is None:
         values["formatter"] = builtin.formatter
     if source.path is None:
-        values["dataset"] = builtin.dataset
-        values["subset"] = source.subset or builtin.subset
+        values |= {"dataset": builtin.dataset, "subset": source.subset or builtin.subset}
     return source.model_copy(update=values)

@@ -17,7 +17,7 @@ from titan_pt.run.terminal import TerminalStream
 
 logger = logging.getLogger("titan_pt")
 
-_HIGHER_IS_BETTER = ("accuracy", "pass_at_")
+_HIGHER_IS_BETTER = ("accuracy", "pass_at_", "core_metric")
 
 
 def show_end(config: JobConfig, seconds: float, goodput: float) -> None:
