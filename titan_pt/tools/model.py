@@ -52,7 +52,7 @@ class OpenModel:
 
 
 def add_source_flags(parser: ToolParser, *, positional: bool = False) -> None:
-    """Add --checkpoint and --tokenizer, the arguments of `open_model_source`.
+    """Add --checkpoint, --tokenizer and --weights, the arguments of `open_model_source`.
 
     Args:
         positional: the checkpoint may be given without its flag, and may be missing.
@@ -63,6 +63,12 @@ def add_source_flags(parser: ToolParser, *, positional: bool = False) -> None:
         what = "the same"
     parser.add_argument("--checkpoint", required=not positional, metavar="C", help=what)
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+    parser.add_argument(
+        "--weights",
+        choices=["trained", "ema"],
+        default="trained",
+        help="of a checkpoint: the trained weights, or their average of training.ema_decay (default: %(default)s)",
+    )
 
 
 def add_model_flags(parser: ToolParser, *, positional: bool = False) -> None:
@@ -114,7 +120,7 @@ def open_source(arguments: argparse.Namespace) -> "ModelSource":
         raise ConfigError(f"--checkpoint = {path!r}: {no_run(path)}")
     from titan_pt.hf.model_source import open_model_source
 
-    return open_model_source(path, arguments.tokenizer)
+    return open_model_source(path, arguments.tokenizer, weights=arguments.weights)
 
 
 def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str | None = None) -> OpenModel:
