@@ -117,7 +117,7 @@ def test_names_of_special_tokens_are_no_text_where_a_source_reads_them_as_tokens
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = config_of(tmp_path, {"mine": WORDS}), tmp_path / "out"
-    trained(config, out, "--vocab_size", 290)
+    trained(config, out, "--vocab_size", 300)
     before = (out / "tokenizer.json").read_bytes()
     assert trained(config, out, "--vocab_size", 300)["settings"]["--vocab_size"] == 300
     assert "trained already" in capsys.readouterr().err
