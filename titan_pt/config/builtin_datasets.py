@@ -26,11 +26,11 @@ class BuiltinDataset:
     tokens: dict[str, float] = field(default_factory=dict)
     """About how many tokens of GPT-2 each subset's training split has, "" where there are no subsets."""
     patterns: dict[str, str] | None = None
-    """The files of each subset, "" where there are none, where the hub need not be asked which they are."""
+    """The files of each subset, where the hub need not be asked which they are."""
 
 
-_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-BUILTIN_DATASETS = {name: BuiltinDataset(**table) for name, table in _TABLES.items()}
+_TEXT = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+BUILTIN_DATASETS = {name: BuiltinDataset(**table) for name, table in tomllib.loads(_TEXT).items()}
 
 
 def complete(source: Source) -> Source:
@@ -38,9 +38,7 @@ def complete(source: Source) -> Source:
     builtin = BUILTIN_DATASETS.get(source.name)
     if builtin is None or (source.dataset is not None and source.dataset != builtin.dataset):
         return source
-    values: dict[str, str | None] = {}
-    if source.formatter is None and source.text_field is None:
-        values["formatter"] = builtin.formatter
+    values: dict[str, str | None] = {} if source.formatter or source.text_field else {"formatter": builtin.formatter}
     if source.path is None:
         values |= {"dataset": builtin.dataset, "subset": source.subset or builtin.subset}
     return source.model_copy(update=values)

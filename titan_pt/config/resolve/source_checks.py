@@ -38,7 +38,6 @@ def source_rules(table: str, sources: Sequence[Source]) -> Iterator[BrokenRule]:
         if builtin and builtin.train_only and table == "data.sources" and source.split not in (None, "train"):
             yield [table], f'{where}: split = "{source.split}": is for evaluation; leave split out to train on "train"'
         if builtin and builtin.patterns and not source.path and not source.dataset:
-            subset = source.subset or builtin.subset or ""
+            subset = source.subset or builtin.subset
             if subset not in builtin.patterns:
-                known = f"known are {one_of(builtin.patterns)}" if builtin.subset else "it has none; leave it out"
-                yield [table], f"{where}: subset = {subset!r}: {known}"
+                yield [table], f"{where}: subset = {subset!r}: known are {one_of(builtin.patterns)}"

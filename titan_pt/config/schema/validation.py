@@ -24,8 +24,7 @@ class ValidationTask(Section):
     name: Name
     """gsm8k, medqa, arithmetic, reasoning_gym:<name>, core, or one registered by experimental.custom_import."""
     path: PathName | None = None
-    """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet); of core the folder of DCLM's eval_data. Unset: the
-    task's own set of the hub."""
+    """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet); of core a folder, eval_data. Unset: the hub's."""
     level: PositiveInt | None = None
     """Difficulty of arithmetic: 1 is the easiest."""
     special_tokens: bool = False

@@ -151,7 +151,7 @@ def _patterns(source: Source, card: Any) -> list[str]:
     """The files of a subset and split: known for a built-in source, else what the dataset's card says."""
     builtin = BUILTIN_DATASETS.get(source.name)
     if builtin and builtin.patterns and source.dataset == builtin.dataset:
-        return [builtin.patterns[source.subset or builtin.subset or ""]]
+        return [builtin.patterns[source.subset or str(builtin.subset)]]
     configs = card.get("configs") or []
     names = [config.get("config_name", "default") for config in configs]
     if not configs:
