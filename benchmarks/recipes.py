@@ -3,6 +3,7 @@
 A run that has finished is not trained again, and one that was interrupted goes on: the same command finishes the rest.
 """
 
+import itertools
 import json
 import math
 import resource
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, cell
+from common import cell
 
 from titan_pt.tools.goodput import all_seconds
 
@@ -37,9 +38,14 @@ class Trained:
     """Of them on the wall, those in which steps were trained, without start, compilation, validation and saves."""
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the run."""
+        return max(self.losses)
+
+    @property
     def loss(self) -> float:
         """The last one."""
-        return self.losses[max(self.losses)]
+        return self.losses[self.tokens]
 
 
 def train(config: Path, folder: Path, seed: int, flags: Sequence[str] = ()) -> Trained:
@@ -91,7 +97,7 @@ def row(name: str, runs: Sequence[Trained]) -> str:
     losses = [run.loss for run in runs]
     loss = f"{statistics.mean(losses):.3f} ({min(losses):.3f} - {max(losses):.3f})"
     seconds = [cell([getattr(run, key) for run in runs], 0) for key in ("seconds", "step_seconds", "processor_seconds")]
-    return f"| {name} | {len(runs)} | {max(runs[0].losses):,} | {loss} | {' | '.join(seconds)} |"
+    return f"| {name} | {len(runs)} | {runs[0].tokens:,} | {loss} | {' | '.join(seconds)} |"
 
 
 def figures(runs: Sequence[Trained]) -> dict[str, Any]:
@@ -107,9 +113,9 @@ def figures(runs: Sequence[Trained]) -> dict[str, Any]:
 
 
 def reached(costs: Sequence[float], losses: Sequence[float], target: float) -> float | None:
-    """The cost at which runs of growing length end at a loss: linear in its logarithm between two of them, else None."""
+    """The cost at which runs of growing length end at a loss, by its logarithm between two of them; else None."""
     points = list(zip(costs, losses, strict=True))
-    for (less, above), (more, below) in zip(points, points[1:], strict=False):
+    for (less, above), (more, below) in itertools.pairwise(points):
         if above >= target >= below:
             share = (above - target) / (above - below) if above > below else 0.0
             return math.exp(math.log(less) + share * math.log(more / less))

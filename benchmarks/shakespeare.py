@@ -1,7 +1,7 @@
 """nanoGPT's shakespeare-char: the loss on the last tenth of Shakespeare's plays, of several recipes and seeds.
 
-`python benchmarks/shakespeare.py --text input.txt`: 0.8M parameters, characters as tokens, 1.536M of them. A recipe is a
-TOML file of benchmarks/shakespeare/. All is written to outputs/shakespeare/; the same command goes on after an
+`python benchmarks/shakespeare.py --text input.txt`: 0.8M parameters, characters as tokens, 1.536M of them. A recipe is
+a TOML file of benchmarks/shakespeare/. All is written to outputs/shakespeare/; the same command goes on after an
 interruption. Further flags are config keys for all runs.
 """
 
