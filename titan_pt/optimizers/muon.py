@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from titan_pt.config.schema.muon import MuonOptimizer
-from titan_pt.optimizers.orthogonal import iterations, orthogonalize
+from titan_pt.optimizers import orthogonal
 from titan_pt.optimizers.whole_matrices import change_whole, local, num_ranks, sum_over_shards
 
 # Values of whole matrices that a rank has in work at a time.
@@ -90,8 +90,12 @@ class Muon(torch.optim.Optimizer):
             self._even_rows(group, matrices, updates_NRC, bad)
         applied = 1.0 if bad is None else 1.0 - (bad > 0).to(torch.float32)
         updates_NRC.mul_(-group["lr"] * _factor(group["adjust_lr"], like) * applied)
-        shards, decay = [local(matrix) for matrix in matrices], group["lr"] * group["weight_decay"] * applied
-        _apply(shards, updates_NRC, decay, cautious=group["cautious"])
+        shards = [local(matrix) for matrix in matrices]
+        weights_NRC = torch.stack(shards)
+        if group["cautious"]:  # cautious weight decay (2510.12402): of what the update makes smaller too
+            weights_NRC *= weights_NRC * updates_NRC <= 0
+        updates_NRC -= weights_NRC * (group["lr"] * group["weight_decay"] * applied)
+        torch._foreach_add_(shards, list(updates_NRC.unbind()))
 
     def _average(self, matrix: torch.Tensor) -> torch.Tensor:
         state = self.state[matrix]
@@ -105,12 +109,11 @@ class Muon(torch.optim.Optimizer):
         """This rank's rows of the orthogonalised matrices, in their own type and place."""
         # With CPU offload the shards are on the CPU, and the mesh is not.
         device = torch.device(like.device_mesh.device_type if isinstance(like, DTensor) else like.device.type)
-        dtype = torch.bfloat16 if device.type == "cuda" else shards_NRC.dtype
-        polynomials = iterations(group["coefficients"], group["ns_steps"])
+        polynomials = orthogonal.iterations(group["coefficients"], group["ns_steps"])
         found = change_whole(
             like,
-            shards_NRC.to(device, dtype),
-            lambda batch_NRC: orthogonalize(batch_NRC, polynomials),
+            shards_NRC.to(device, orthogonal.product_type(device, shards_NRC.dtype)),
+            lambda batch_NRC: orthogonal.orthogonalize(batch_NRC, polynomials),
             turn % num_ranks(like),
         )
         return found.to(shards_NRC)
@@ -201,20 +204,3 @@ def _factor(adjust_lr: str, matrix: torch.Tensor) -> float:
     """Of the rate: "original" of the post, "match_rms_adamw" of "Muon is Scalable for LLM Training" (2502.16982)."""
     rows, columns = matrix.shape
     return max(1.0, rows / columns) ** 0.5 if adjust_lr == "original" else 0.2 * max(rows, columns) ** 0.5
-
-
-def _apply(
-    shards: list[torch.Tensor], updates_NRC: torch.Tensor, decay: float | torch.Tensor, *, cautious: bool
-) -> None:
-    """Decay the shards by that share, and add the updates.
-
-    Args:
-        cautious: decay only what the update makes smaller too (cautious weight decay, 2510.12402).
-    """
-    updates = list(updates_NRC.unbind())
-    if cautious:
-        for shard, update in zip(shards, updates, strict=True):
-            update.sub_(torch.where(shard * update <= 0, shard, 0) * decay)
-    else:
-        torch._foreach_mul_(shards, 1 - decay)
-    torch._foreach_add_(shards, updates)

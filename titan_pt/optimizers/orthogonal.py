@@ -28,6 +28,11 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
 _SAFETY = 1.01
 
 
+def product_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type to orthogonalise in: bfloat16 on CUDA, which is enough of it, and that of the matrices elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" else dtype
+
+
 def iterations(coefficients: str, steps: int) -> list[Coefficients]:
     """The polynomial of each iteration for `optimizer.muon.coefficients`."""
     if coefficients == "quintic":
