@@ -70,7 +70,7 @@ def test_a_missing_or_unknown_flag_brings_what_to_type(
             [],
             "MODEL: missing: a run folder (its newest whole step), its checkpoint folder, one step-N",
         ),
-        ("generate", [], "Hugging Face folder; here are outputs/mine; --help lists the flags"),
+        ("generate", [], "Hugging Face folder; --checkpoint MODEL is the same; here are outputs/mine; --help lists"),
         ("export", [], "2. --output: missing: the folder to write; --help lists the flags"),
         ("prepare", ["--output", "x"], "--source: missing: name of one of the config's data sources"),
         ("generate", ["--checkpoint", "x", "--temprature", "1"], "did you mean --temperature?; --help lists the flags"),

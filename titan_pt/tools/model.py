@@ -54,9 +54,12 @@ class OpenModel:
 def add_source_flags(parser: ToolParser) -> None:
     """Add MODEL or --checkpoint, which are one, --tokenizer and --weights: the arguments of `open_model_source`."""
     model = parser.add_mutually_exclusive_group()
-    what = "a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder"
+    model.add_argument("--checkpoint", metavar="MODEL", help=argparse.SUPPRESS).required = True
+    what = (
+        "a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder; "
+        "--checkpoint MODEL is the same"
+    )
     model.add_argument("checkpoint", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
-    model.add_argument("--checkpoint", metavar="MODEL", help="the same").required = True
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
     parser.add_argument(
         "--weights",
