@@ -16,6 +16,7 @@ from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
 from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
 from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.ledger import LEDGER_FILE, Ledger
@@ -59,15 +60,16 @@ class Trainer:
         self._checkpointer = (
             Checkpointer(self._folder / options.folder, options, world, self._folder) if options.enable else None
         )
-        # Without checkpoints each start is another run.
-        self._plan = _step_plan(context, self._folder if options.enable else None, started)
+        self._plan = StepPlan(context)
+        if context.config.training.max_hours is not None:
+            kept = self._folder if options.enable else None  # without checkpoints each start is another run
+            self._plan = import_attribute("titan_pt.run.deadline:DeadlinePlan")(context, kept, started)
         self._garbage = GarbageCollection(context.config.training)
         profiling = context.config.profiling
         self._profiler: Any = None
         if profiling.enable_profiling or profiling.enable_memory_snapshot:
-            from titan_pt.components.profiling import Profiler
-
-            self._profiler = Profiler(profiling, self._folder, world)
+            make = import_attribute("titan_pt.components.profiling:Profiler")
+            self._profiler = make(profiling, self._folder, world)
         self._rows = MetricRows(context, self._folder, peak_flops)
         self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
@@ -108,8 +110,7 @@ class Trainer:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
         if self._lock and self._lock.killed:
-            from titan_pt.run.idle_starts import count_kill
-
+            count_kill = import_attribute("titan_pt.run.idle_starts:count_kill")
             if reason := count_kill(self._folder, self.state.step):
                 raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
@@ -201,6 +202,7 @@ class Trainer:
         self._plan.replan(state.step)
         if state.guard:
             self._bad_steps.jump_if_due(state)
+        self.context.model.noise = config.debug.seed, state.step  # type: ignore[assignment]
         try:
             metrics = self._step(state)
         except GaveUpTogether:
@@ -376,11 +378,3 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
-
-
-def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
-    if context.config.training.max_hours is None:
-        return StepPlan(context)
-    from titan_pt.run.deadline import DeadlinePlan
-
-    return DeadlinePlan(context, run_folder, started)

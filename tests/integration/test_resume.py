@@ -23,7 +23,7 @@ from helpers import (
 )
 
 # Two ranks cannot share these sizes evenly.
-UNEVEN = {"hidden_size": 65, "intermediate_size": 129, "tie_embeddings": False}
+UNEVEN = {"hidden_size": 65, "intermediate_size": 129, "tie_embeddings": False, "dropout": 0.1}
 TABLES: dict[str, Any] = {
     "training": {"steps": 20, "ema_decay": 0.9},
     "checkpoint": {"interval": 10, "keep_latest_k": 0},

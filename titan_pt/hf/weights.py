@@ -23,9 +23,9 @@ from titan_pt.run.progress import Progress
 
 logger = logging.getLogger("titan_pt")
 
-# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, and the
-# distribution of initial weights.
-_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
+# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, the
+# distribution of initial weights, and dropout.
+_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std", "dropout")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 # Parts of a tokenizer.json that do not decide which ids a text gets.
 _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")

@@ -98,7 +98,9 @@ def _check_one_model(steps: Sequence[Path], documents: Sequence["CheckpointDocum
     for step, document in zip(steps[1:], documents[1:], strict=True):
         for part in ("model", "tokenizer"):
             one, other = documents[0].train["identity"][part], document.train["identity"][part]
-            differing = [key for key in sorted({*one, *other} - {"init_std"}) if one.get(key) != other.get(key)]
+            differing = [
+                key for key in sorted({*one, *other} - {"init_std", "dropout"}) if one.get(key) != other.get(key)
+            ]
             if differing:
                 key = differing[0]
                 raise ConfigError(

@@ -28,6 +28,11 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
             f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
             "Hugging Face layout",
         )
+    elif config.checkpoint.export_hf_interval and (layout := spec.layout()):
+        try:
+            layout.write_config(import_attribute("titan_pt.config.resolve.checks:model_args")(config, spec, 1))
+        except ConfigError as error:
+            yield ["checkpoint.export_hf_interval", "model"], f"checkpoint.export_hf_interval: {error}"
     if config.quantize.linear.float8 and config.model.converters is None:
         yield (
             ["model.converters", "quantize"],

@@ -22,6 +22,10 @@ def check(args: Any, scaling: Sequence[str]) -> None:
         )
     if args.num_tokens is not None and args.num_tokens > args.vocab_size:
         raise ValueError(f"model.num_tokens = {args.num_tokens}: above model.vocab_size = {args.vocab_size}")
+    if args.qk_norm_placement and not args.qk_norm:
+        raise ValueError(
+            f"model.qk_norm_placement = {args.qk_norm_placement!r}: needs model.qk_norm = true; leave one of them out"
+        )
     unset = [name for name in scaling if getattr(args, name) is None]
     if unset and len(unset) < len(scaling):
         names = ", ".join(f"model.{name}" for name in unset)
