@@ -109,7 +109,12 @@ class LoadedModel:
 
 
 def load(
-    path: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, quantize: str | None = None
+    path: str | Path,
+    *,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    weights: str = "trained",
 ) -> LoadedModel:
     """Open a model.
 
@@ -118,6 +123,7 @@ def load(
         tokenizer: where the tokenizer of the run's config has moved.
         dtype: "float32", "bfloat16" or "float16"; None: bfloat16 on an accelerator, float32 on a CPU.
         quantize: "int8" or "int4": hold the weights of all blocks in fewer bits.
+        weights: "trained", or "ema" for the average that a run with training.ema_decay keeps of them.
 
     Raises:
         ConfigError: there is no whole model, or an argument is none of these.
@@ -127,9 +133,13 @@ def load(
     for name, value, allowed in (("dtype", dtype, _DTYPES), ("quantize", quantize, ("int8", "int4"))):
         if value is not None and value not in allowed:
             raise ConfigError(f"{name} = {value!r}: must be one of {one_of(allowed)}, or None")
+    if weights not in ("trained", "ema"):
+        raise ConfigError(f"weights = {weights!r}: must be {one_of(('trained', 'ema'))}")
     if not isinstance(path, str | Path):
         raise ConfigError(f"path = {path!r}: must be a text or a Path")
-    flags = argparse.Namespace(checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize)
+    flags = argparse.Namespace(
+        checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize, weights=weights
+    )
     with _python_names():
         return LoadedModel(open_model(flags))
 

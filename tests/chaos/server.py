@@ -76,7 +76,7 @@ class ForkServer:
         print(json.dumps(asdict(job)), file=self._process.stdin, flush=True)
         while (message := self._read(60)).keys() != {"started"}:
             self._note(message)
-        self._states.setdefault(message["started"], None)
+        self._states[message["started"]] = None  # an earlier run may have had this number
         return message["started"]
 
     def wait(self, pid: int, seconds: float) -> int | None:

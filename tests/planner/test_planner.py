@@ -234,13 +234,15 @@ def test_on_several_gpus_gathered_weights_can_be_freed(small_plan: Plan) -> None
     assert freed["communication"] < plan.memory.by_kind["communication"]
 
 
-def test_memory_without_offloaded_or_smaller_states() -> None:
-    config, target = config_of("quickstart"), Target(A100, 1)
+def test_memory_of_averages_and_without_offloaded_or_smaller_states() -> None:
+    config, target = config_of("quickstart", "--training.ema_decay=0.999"), Target(A100, 1)
     whole = dry_run_step(config, 1)
     eight = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "AdamW8bit"})})
     away = config.model_copy(update={"training": config.training.model_copy(update={"enable_cpu_offload": True})})
     quarter, none = (memory_of(other, target, whole).by_kind for other in (eight, away))
     assert quarter["optimizer"] == pytest.approx(whole.memory["optimizer"] / 4, rel=0.02)
+    assert whole.memory["averaged_weights"] == 4 * whole.num_parameters
+    assert storage(config, 1000, 1).checkpoint_bytes == 16_000 and "averaged_weights" not in none
     assert "optimizer" not in none and none["activations"] == whole.memory["activations"]
     assert needed_bytes(100 * GIB) == pytest.approx(109.25 * GIB)
 

@@ -104,7 +104,7 @@ def own_flags(module: str) -> set[str]:
     return flags
 
 
-_MODEL = ("--checkpoint", "--tokenizer")
+_MODEL = ("--checkpoint", "--tokenizer", "--weights")
 _SHARED = {
     "add_source_flags": _MODEL,
     "add_model_flags": (*_MODEL, "--dtype", "--quantize"),

@@ -52,7 +52,7 @@ class OpenModel:
 
 
 def add_source_flags(parser: ToolParser) -> None:
-    """Add MODEL or --checkpoint, which are one, and --tokenizer: the arguments of `open_model_source`."""
+    """Add MODEL or --checkpoint, which are one, --tokenizer and --weights: the arguments of `open_model_source`."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--checkpoint", metavar="MODEL", help=argparse.SUPPRESS).required = True
     what = (
@@ -61,6 +61,12 @@ def add_source_flags(parser: ToolParser) -> None:
     )
     model.add_argument("checkpoint", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+    parser.add_argument(
+        "--weights",
+        choices=["trained", "ema"],
+        default="trained",
+        help="of a checkpoint: the trained weights, or their average of training.ema_decay (default: %(default)s)",
+    )
 
 
 class _Model(argparse.Action):
@@ -122,7 +128,7 @@ def open_source(arguments: argparse.Namespace) -> "ModelSource":
         raise ConfigError(f"--checkpoint = {path!r}: {no_run(path)}")
     from titan_pt.hf.model_source import open_model_source
 
-    return open_model_source(path, arguments.tokenizer)
+    return open_model_source(path, arguments.tokenizer, weights=arguments.weights)
 
 
 def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str | None = None) -> OpenModel:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.log import say
 from titan_pt.run.log_lines import format_seconds
 from titan_pt.run.own_json import whole_rows
@@ -16,7 +17,15 @@ from titan_pt.run.terminal import TerminalStream
 
 logger = logging.getLogger("titan_pt")
 
-_HIGHER_IS_BETTER = ("accuracy", "pass_at_")
+_HIGHER_IS_BETTER = ("accuracy", "pass_at_", "core_metric")
+
+
+def tell_end(config: JobConfig, seconds: float, goodput: float) -> None:
+    """Enter a finished run into its leaderboard, and show its end on a terminal. Arguments as of `show_end`."""
+    if config.job.leaderboard:
+        import_attribute("titan_pt.report.leaderboard:add_run")(config)
+    if hasattr(sys.stderr, "end_live"):
+        show_end(config, seconds, goodput)
 
 
 def show_end(config: JobConfig, seconds: float, goodput: float) -> None:

@@ -88,6 +88,7 @@ def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[lis
     used += [validation.tasks, validation.sample_prompts, validation.steps == 0, config.quantize.linear.float8]
     used += [validation.holdout_fraction in (0.0, 1.0), config.activation_checkpoint.mode == "selective"]
     used += [config.lr_scheduler.total_steps, data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
+    used += ["ema" in (checkpoint.initial_load_weights, checkpoint.export_weights), validation.weights != "trained"]
     if any(used):
         from titan_pt.config.resolve.option_checks import rules
 

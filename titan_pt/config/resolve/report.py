@@ -18,6 +18,8 @@ from titan_pt.config.resolve.layers import Merged
 from titan_pt.config.resolve.toml_files import Tables, parse_toml
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.config.schema.training import BUILTIN_OPTIMIZERS
+from titan_pt.protocols.optimizer_spec import get_optimizer_spec, optimizer_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.outgoing import looks_secret
 
@@ -27,7 +29,6 @@ _LISTS: dict[str, dict[str, list[str]]] = parse_toml(
 SYNONYMS = {name: key for table in _LISTS.values() for key, names in table.items() for name in names}
 """The key that is meant by the last part of another framework's."""
 _ASSIGNMENT = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+=")
-
 KeyPath = Sequence[str | int]
 _SURE = 0.75
 
@@ -120,6 +121,8 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
     whole = ".".join(map(str, path[:2]))
     if len(path) > 2 and not isinstance(path[2], int) and _is_array_of_tables(config_type, whole):
         return f"not a flag; write the rows in the file, or all of them in --{whole} '[{{name = \"...\"}}]'"
+    if section == "optimizer" and (names := _optimizers_with(known[section], str(path[1]))):
+        return f"unknown key: it belongs to optimizer.name = {' or '.join(names)}"
     if holder is None:
         return f"not a key; the keys of [{section}] are {one_of(known[section].model_fields)}"
     hint = nearest(key, holder.model_fields)
@@ -170,6 +173,12 @@ def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str
     hint = f"; did you mean {full}?" if full else nearest(section, [*sections(config_type), "extends"])
     hint = hint or _elsewhere(config_type, name.rpartition(".")[2])
     return f"unknown table or key{hint or f'; the tables are {one_of(sections(config_type))}'}"
+
+
+def _optimizers_with(chosen: type[Section], key: str) -> list[str]:
+    """The optimizers that have this key of [optimizer], which the chosen one has not."""
+    own = sorted(optimizer_names().difference(BUILTIN_OPTIMIZERS)) if key not in chosen.model_fields else ()
+    return [f'"{name}"' for name in own if key in get_optimizer_spec(name).table.model_fields]
 
 
 def _elsewhere(config_type: type[JobConfig], key: str) -> str:

@@ -27,6 +27,8 @@ class Job(Section):
     """One line for the log."""
     print_config: bool = False
     """Log the resolved config at start."""
+    leaderboard: PathName | None = None
+    """Markdown table of finished runs, by bits per byte, with the keys in which they differ; each run enters itself."""
     notify: str = ""
     """Command that runs when the run has ended, however it did, such as "python tell.py": without a shell, for at most
     30 seconds, with TITAN_PT_CODE, TITAN_PT_REASON and TITAN_PT_FOLDER in its environment."""
