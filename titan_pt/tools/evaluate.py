@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.evaluate --checkpoint C --tasks gsm8k,medqa`: accuracy on tasks, loss on texts."""
+"""`python -m titan_pt.tools.evaluate MODEL --tasks gsm8k,medqa`: accuracy on tasks, loss on texts."""
 
 import argparse
 import json

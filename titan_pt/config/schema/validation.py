@@ -54,6 +54,8 @@ class Validation(Section):
     """Global batches of one validation, the same each time; -1: all validation documents."""
     local_batch_size: PositiveInt = 8
     """Rows of one micro-batch on one rank."""
+    weights: Literal["trained", "ema", "both"] = "trained"
+    """Which are validated: "ema": the averages of training.ema_decay; "both": their values are added as "ema/..."."""
     holdout_fraction: Fraction = 0.01
     """Share of each training source's documents held out, chosen by a hash of the text; unused with `sources`."""
     sources: list[Source] = []
