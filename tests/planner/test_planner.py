@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import ROOT
 from memory_formula import estimate, estimated_kinds, shape_of
 from tool_helpers import tool_here
@@ -323,6 +324,25 @@ def test_a_real_step_takes_the_memory_that_was_predicted(
     assert predicted["flops"] == measured["flops"]
     recomputed = 1.0 if flags == NONE else 1.34
     assert predicted["formula_flops"] < 1.1 * predicted["flops"] < 1.25 * recomputed * predicted["formula_flops"]
+
+
+def test_muons_state_and_products_are_planned() -> None:
+    """Two ranks have each half of the state and orthogonalise half of the matrices."""
+    config = config_of("quickstart", "--optimizer.name=Muon")
+    found, args = dry_run_step(config, 2, counts=True), args_of(config)
+    width, heads, inner = args.hidden_size, args.head_dim, args.intermediate_size
+    queries, keys = args.num_heads * heads, args.num_kv_heads * heads
+    shapes = [(width, queries)] * 2 + [(width, keys)] * 2 + [(width, inner)] * 3
+    products = [
+        2 * (2 * min(shape) * rows * columns + min(shape) ** 3) for shape in shapes for rows, columns in [shape]
+    ]
+    assert found.operations and 2 * found.operations.update_flops == args.num_layers * 5 * sum(products)
+    matrices = args.num_layers * sum(rows * columns for rows, columns in shapes)
+    others = found.num_parameters - matrices
+    assert found.state_bytes == pytest.approx(4 * matrices + 8 * others, abs=1000)
+    assert found.memory["optimizer"] == pytest.approx(found.state_bytes / 2, abs=1000)
+    collectives = [kernel for kernel in found.operations.update_kernels if kernel.kind == "collective"]
+    assert {kernel.dtype for kernel in collectives} == {torch.bfloat16}
 
 
 @pytest.mark.slow
