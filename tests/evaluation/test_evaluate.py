@@ -413,13 +413,16 @@ def test_a_broken_model_ends_the_run_with_70(
 @pytest.mark.slow
 def test_two_ranks_give_the_same_task_values(tmp_path: Path) -> None:
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:7])
-    tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}]}
+    questions = [{"query": f"{i} {i}", "choices": [f"{i}", "two words"], "gold": i % 2} for i in range(9)]
+    write_rows(tmp_path / "core/commonsense_reasoning/copa.jsonl", questions)
+    core = {"name": "core", "path": str(tmp_path / "core"), "limit": 7}
+    tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}, core]}
     rows = []
     for ranks in (1, 2):
         config = write_toml(tmp_path / str(ranks), validation=tasks)
         assert train(config, ranks=ranks).code == 0
         rows.append({k: v for k, v in read_rows(tmp_path / str(ranks) / "run")[-1].items() if k.startswith("eval/")})
-    assert rows[0] == rows[1] and len(rows[0]) > 8
+    assert rows[0] == rows[1] and len(rows[0]) > 12 and rows[0]["eval/core/problems"] == 7
 
 
 @pytest.mark.parametrize(
