@@ -211,6 +211,8 @@ class Trainer:
         if metrics is None:
             return False
         state.step, self._whole = state.step + 1, True
+        if self.context.ema:
+            self.context.ema.update(metrics.skipped)
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         data = self._bad_steps.note(state.step, metrics) if self._goes_back else None
@@ -290,7 +292,7 @@ class Trainer:
         """(values for the row, texts by name) of the validator. A collective."""
         assert self._validator is not None
         with self._pause("validation"):
-            values = self._validator()
+            values = self.context.ema.validate(self._validator) if self.context.ema else self._validator()
         return values, getattr(self._validator, "texts", {})
 
     # -- bad steps ----------------------------------------------------------------------------------------------------
@@ -349,14 +351,10 @@ class Trainer:
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
-        interval, step = self.context.config.checkpoint.export_hf_interval, self.state.step
-        target = self._folder / "hf" / f"step-{step}"
-        due = interval and step and (last or step % interval == 0)
-        if due and not (owed and self.context.world.on_main(target.exists)):
-            from titan_pt.hf.export_running import export_running
+        if self.context.config.checkpoint.export_hf_interval:
+            from titan_pt.hf.export_running import export_if_due
 
-            with self._pause("export"):
-                export_running(self.context, self.state, target)
+            export_if_due(self.context, self.state, self._folder, self._pause, last=last, owed=owed)
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""

@@ -53,29 +53,13 @@ class TransformerArgs(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TransformerArgs":
-        if self.num_heads % self.num_kv_heads:
-            allowed = ", ".join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)
-            raise ValueError(
-                f"model.num_heads = {self.num_heads}: not a multiple of model.num_kv_heads = {self.num_kv_heads}, "
-                f"which may be {allowed}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"model.head_dim = {self.head_dim}: must be even (RoPE rotates pairs), such as {self.head_dim + 1}"
-            )
-        if self.num_tokens is not None and self.num_tokens > self.vocab_size:
-            raise ValueError(f"model.num_tokens = {self.num_tokens}: above model.vocab_size = {self.vocab_size}")
-        self._check_rope_scaling()
-        return self
+        too_few = self.num_tokens is not None and self.num_tokens > self.vocab_size
+        scales = any(getattr(self, name) is not None for name in ROPE_SCALING)
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2 or too_few or scales:
+            from titan_pt.models.transformer.arg_checks import check
 
-    def _check_rope_scaling(self) -> None:
-        unset = [name for name in ROPE_SCALING if getattr(self, name) is None]
-        if unset and len(unset) < len(ROPE_SCALING):
-            names = ", ".join(f"model.{name}" for name in unset)
-            raise ValueError(f"{names}: not set; the scaling of RoPE has all of {', '.join(ROPE_SCALING)}, or none")
-        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
-        if low is not None and high is not None and high <= low:
-            raise ValueError(f"model.rope_high_freq_factor = {high}: must be above model.rope_low_freq_factor = {low}")
+            check(self, ROPE_SCALING)
+        return self
 
     @property
     def num_embedding_parameters(self) -> int:
