@@ -15,9 +15,9 @@ from titan_pt.components.checkpoint.run_state import expected_bytes, run_documen
 from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
+from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState, Validator
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
+from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, GoBack, Preempted
 from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.ledger import LEDGER_FILE, Ledger
 from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
@@ -153,8 +153,7 @@ class Trainer:
             hook = register_optimizer_step_pre_hook(self._update_begins)  # one of its own would be in its trial
             with self._garbage, self._profiler or contextlib.nullcontext(), hook:
                 while state.step < self._plan.total_steps:
-                    metrics = self._one_step()
-                    if metrics is None and not self._judge():
+                    if not self._one_step() and not self._judge():
                         logger.warning("Every data source is spent: the run ends here")
                         self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
@@ -195,7 +194,8 @@ class Trainer:
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def _one_step(self) -> StepMetrics | None:
+    def _one_step(self) -> bool:
+        """Make a step, or go back to a saved one; returns whether there were data for it."""
         state, config = self.state, self.context.config
         enter(f"step {state.step + 1}", "train" if self._warm else "init")
         self.context.raise_if_preempted()
@@ -208,8 +208,10 @@ class Trainer:
         except GaveUpTogether:
             self._save_finished()
             raise
+        except GoBack as asked:
+            return self._go_back(self._bad_steps.find_best(state, *asked.args))
         if metrics is None:
-            return None
+            return False
         state.step, self._whole = state.step + 1, True
         if self.context.ema:
             self.context.ema.update(metrics.skipped)
@@ -224,7 +226,7 @@ class Trainer:
         logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
         saves = self._saves(last)
         if (logs or saves) and self._judge():
-            return metrics
+            return True
         if logs:
             self._log(validate=validates)
         if saves:
@@ -239,7 +241,7 @@ class Trainer:
         self._garbage.step(state.step)
         if self._profiler:
             self._profiler.step()
-        return metrics
+        return True
 
     def _finish_early(self, why: str, way_out: str) -> None:
         """The data or the time ended before the steps did: log, validate and save the last finished step."""
@@ -311,10 +313,12 @@ class Trainer:
         """
         bad = self._rows.interval.read_bad()
         found = self._bad_steps.judge(self.state, bad, self._plan.total_steps, hurried=hurried) if bad else None
-        if found is None:
-            return False
+        return found is not None and self._go_back(found)
+
+    def _go_back(self, saved: Path) -> bool:
+        """Go on from a saved step, and keep what the answers to bad steps go by; True. A collective."""
         guard = self.state.guard
-        self._resume(found)
+        self._resume(saved)
         self.state.guard = {**guard, "spikes": self.state.guard.get("spikes", {})}
         self._rows.open(self.state.step)
         self._rows.interval = Interval()

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from titan_pt.components.checkpoint.manifest import find_damage
@@ -60,6 +60,26 @@ def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step:
     return True
 
 
+def leave_behind(folder: Path, run_folder: Path, key: str, least: float) -> Path | None:
+    """The step that is the best by a key of metrics.jsonl; later ones get names that nothing opens.
+
+    Returns:
+        None where no whole step has a value of `least` or more.
+    """
+    steps = {n: path for n, path in iter_steps(folder) if find_damage(path, REQUIRED, hashes=False) is None}
+    good = {n: value for n, value in _values(run_folder / METRICS_FILE, key) if n in steps and value >= least}
+    best = best_step(run_folder, key, good)
+    if best is None:
+        return None
+    for number, path in iter_steps(folder):
+        if number > best:
+            left = path.with_name(f"{path.name}.collapsed")
+            if left.exists():  # of an earlier time
+                remove_folder(left)
+            path.rename(left)
+    return steps[best]
+
+
 def surplus(steps: Sequence[int], options: Checkpoint, best: int | None, *, coming: int = 0) -> list[int]:
     """Which of these steps, the highest first, are kept no longer.
 
@@ -73,7 +93,7 @@ def surplus(steps: Sequence[int], options: Checkpoint, best: int | None, *, comi
     return [number for number in old if number != best and not (every and number % every == 0)]
 
 
-def best_step(run_folder: Path, key: str, steps: Sequence[int] | dict[int, Path]) -> int | None:
+def best_step(run_folder: Path, key: str, steps: Collection[int]) -> int | None:
     """The step with the best value of a key of metrics.jsonl; the newest of several. None where none has a value."""
     values = {step: value for step, value in _values(run_folder / METRICS_FILE, key) if step in steps}
     better = min if is_lower_better(key) else max
