@@ -181,6 +181,7 @@ def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = No
     from titan_pt.config.manager import load_config
     from titan_pt.run.ending import exit_code_of
     from titan_pt.run.exit_codes import ExitCode, Stalled
+    from titan_pt.run.own_json import whole_rows
     from titan_pt.run.run_folder import METRICS_FILE, run_folder
     from titan_pt.run.signals import signalled
     from titan_pt.train import run as train
@@ -204,7 +205,8 @@ def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = No
             if signalled():
                 raise KeyboardInterrupt("a signal stopped the run; the same call goes on from its last checkpoint")
             raise Stalled("no data came for too long; the same call goes on from the last checkpoint")
-    return _last_row(run_folder(config) / METRICS_FILE)
+    rows = whole_rows(run_folder(config) / METRICS_FILE)  # of a dry run none
+    return rows[-1] if rows else {}
 
 
 @contextlib.contextmanager
@@ -259,12 +261,3 @@ def _own_signals_and_console() -> Iterator[None]:
         if hasattr(sys.stderr, "end_live"):  # a terminal
             sys.stderr.end_live()
         sys.stdout, sys.stderr = streams
-
-
-def _last_row(path: Path) -> dict[str, Any]:
-    from titan_pt.run.files import parse_json
-    from titan_pt.run.tool_files import read_lines
-
-    lines = read_lines(path) if path.is_file() else []  # a dry run has none
-    row: dict[str, Any] = parse_json(lines[-1]) if lines else {}
-    return row

@@ -40,6 +40,12 @@ TOOLS = (
     Tool("export", "titan_pt.tools.export", "a run's model as a Hugging Face folder"),
     Tool("average", "titan_pt.tools.average", "the mean of a run's last checkpoints as one model"),
     Tool("prepare", "titan_pt.tools.prepare", "tokenize a source of an experiment once", takes="experiment"),
+    Tool(
+        "train_tokenizer",
+        "titan_pt.tools.train_tokenizer",
+        "a vocabulary from the texts of an experiment",
+        takes="experiment",
+    ),
     Tool("data", "titan_pt.tools.data", "the first documents that an experiment reads", takes="experiment"),
     Tool("plan", "titan_pt.tools.plan", "memory, time and cost before a GPU is rented", takes="experiment"),
     Tool(

@@ -165,6 +165,17 @@ def test_models_of_conversations_are_asked_through_their_template(
     assert "medqa: 6 problems, asked through the chat template" in capsys.readouterr().out
 
 
+def test_core_by_texts_that_the_model_has_learnt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"context": "Question: What is 3 +", "continuation": end} for end in ("4?", "4?\nAnswer: 3", "5?", "9?")]
+    write_rows(tmp_path / "data/reading_comprehension/coqa.jsonl", rows)
+    flags = ["--checkpoint", run, "--tasks", "core", "--data", f"core={tmp_path / 'data'}"]
+    found = evaluate(capsys, *flags)["tasks"]["core"]
+    assert found["tasks"]["coqa"]["accuracy"] == found["core_metric"] == 0.5
+    assert tool_here(main, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "core: 1 of 22 tasks, 4 problems" in printed and "without hellaswag_zeroshot, jeopardy" in printed
+
+
 def test_num_fewshot_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", run, "--tasks", "arithmetic", "--limit", 3, "--max_new_tokens", 4]
     assert evaluate(capsys, *flags, "--num_fewshot", 2)["tasks"]["arithmetic"]["num_fewshot"] == 2

@@ -112,6 +112,11 @@ class Plan:
         return f"roofline, {rates.source}" if rates else self.target.mfu_source
 
     @property
+    def update_flops(self) -> int:
+        """Operations of a rank in the matrix products of one update of the optimizer."""
+        return self.dry_run.operations.update_flops if self.dry_run.operations else 0
+
+    @property
     def hours(self) -> float:
         """Hours of the whole run."""
         return self.pace.hours
@@ -289,6 +294,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parameters": plan.num_parameters,
         "parameters_without_embedding": plan.num_parameters - getattr(plan.args, "num_embedding_parameters", 0),
         "flops_per_token": plan.flops_per_token,
+        "update_flops": plan.update_flops,
         "batch": dataclasses.asdict(plan.dry_run.run_size),
         "memory": {
             "traced": dict(plan.memory.by_kind),

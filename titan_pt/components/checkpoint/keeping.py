@@ -1,15 +1,15 @@
 """Which steps a run keeps. Imported where one has to go, or the best is marked."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.checkpoint import Checkpoint
-from titan_pt.run.files import parse_json
+from titan_pt.run.own_json import read_steps
 from titan_pt.run.removal import remove_folder
 from titan_pt.run.run_folder import METRICS_FILE
 
@@ -96,21 +96,9 @@ def _whole_steps(folder: Path, options: Checkpoint, last: int) -> dict[int, Path
 
 
 def _values(path: Path, key: str) -> Iterator[tuple[int, float]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            row = _row(line) if f'"{key}"' in line else {}
-            if isinstance(value := row.get(key), int | float) and isinstance(row.get("step"), int):
-                yield row["step"], float(value)
-
-
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+    for _, _, row in read_steps(path, json.dumps(key).encode()) if path.is_file() else ():
+        if row is not None and isinstance(value := row.get(key), int | float):
+            yield row["step"], float(value)
 
 
 def _mark_best(folder: Path, step: int) -> None:

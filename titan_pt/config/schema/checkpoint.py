@@ -39,7 +39,7 @@ class Checkpoint(Section):
     allow_mismatch: list[
         Literal["model.rope_theta", "model.norm_eps", "tokenizer", "data.sources", "validation.holdout_fraction"]
     ] = []
-    """Differences from its checkpoint that a resume takes with a warning; docs/architecture.md says what each means."""
+    """Differences from its checkpoint that a resume takes with a warning; docs/resuming.md says what each means."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False

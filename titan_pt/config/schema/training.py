@@ -84,8 +84,8 @@ class Optimizer(Section):
     """[optimizer]"""
 
     name: str = "AdamW"
-    """"AdamW", "AdamW8bit" (torchao; holds the moments of matrices in 8 bits, a quarter of the memory), or a name
-    brought by experimental.custom_import (`register_optimizer`)."""
+    """"AdamW", "AdamW8bit" (torchao; matrices' moments in 8 bits, a quarter of the memory), "Muon" (with the keys of
+    [optimizer.muon]), or a name brought by experimental.custom_import (`register_optimizer`)."""
     lr: Positive = 8e-4
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
