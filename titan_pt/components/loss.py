@@ -22,7 +22,8 @@ IGNORED = -100
 # Tokens of a chunk are a multiple of this, so that the product of matrices has no part of a tile.
 _TILE = 128
 
-ChunkFunction = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+ChunkFunction = Callable[..., Chunk]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,12 @@ class ChunkedCrossEntropy:
 
 def cross_entropy_chunk(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> Chunk:
     """Compute (cross_entropy_T, log_z_T, d(total)/d(logits)_TV in the hidden states' type); zero for ignored tokens."""
     return loss_of_logits(F.linear(hidden_TD, weight_VD), targets_T, z_loss_coef, with_gradient)
 
 
-def loss_of_logits(
-    logits_TV: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def loss_of_logits(logits_TV: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool) -> Chunk:
     """The same of logits, with the gradient in their type."""
     log_p_TV = torch.log_softmax(logits_TV, dim=-1, dtype=torch.float32)
     log_z_T = logits_TV[:, 0].float() - log_p_TV[:, 0]

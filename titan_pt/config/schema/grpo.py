@@ -218,12 +218,7 @@ class GrpoConfig(RolloutConfig):
         names = [task.name for task in grpo.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
-        if dropout := getattr(self.model, "dropout", None):
-            yield (
-                ["model.dropout"],
-                f"model.dropout = {dropout:g}: grpo trains the model that sampled, of which dropout makes another: "
-                "set it to 0: no weight depends on it",
-            )
+        yield from self._rules_of_the_model()
         if rollout.max_new_tokens >= training.seq_len:
             yield (
                 ["rollout.max_new_tokens", "training.seq_len"],
@@ -263,12 +258,6 @@ class GrpoConfig(RolloutConfig):
                 f'grpo.reference_reset = "{grpo.reference_reset}": there is no reference without grpo.kl_coef; '
                 'raise it, or set reference_reset = "none"',
             )
-        if grpo.reference_reset == "plateau" and self.validation.weights == "both":
-            yield (
-                ["grpo.reference_reset", "validation.weights"],
-                'grpo.reference_reset = "plateau": goes by one set of weights; set validation.weights to "trained" or '
-                '"ema"',
-            )
         for key, value in (("reference_reset", "plateau"), ("on_collapse", "rewind"), ("on_collapse", "stop")):
             if getattr(grpo, key) == value and not self.validation.enable:
                 yield (
@@ -295,6 +284,20 @@ class GrpoConfig(RolloutConfig):
                 ["grpo.on_collapse", "checkpoint.interval", "validation.freq"],
                 'grpo.on_collapse = "rewind": needs saved steps that were evaluated; set checkpoint.enable = true and '
                 f"checkpoint.interval = {checkpoint.interval} to a multiple of validation.freq = {freq}",
+            )
+
+    def _rules_of_the_model(self) -> Iterator[BrokenRule]:
+        if dropout := getattr(self.model, "dropout", None):
+            yield (
+                ["model.dropout"],
+                f"model.dropout = {dropout:g}: grpo trains the model that sampled, of which dropout makes another: "
+                "set it to 0: no weight depends on it",
+            )
+        if self.grpo.reference_reset == "plateau" and self.validation.weights == "both":
+            yield (
+                ["grpo.reference_reset", "validation.weights"],
+                'grpo.reference_reset = "plateau": goes by one set of weights; set validation.weights to "trained" or '
+                '"ema"',
             )
 
     def settings_without_effect(self) -> Iterator[str]:

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
-    from titan_pt.models.transformer.cache import NewTokens
     from titan_pt.models.transformer.flex import FlexMask
-    from titan_pt.models.transformer.softcap import CappedMask
     from titan_pt.models.transformer.varlen import DocumentBounds
 
 BACKENDS = {
@@ -24,7 +22,7 @@ BACKENDS = {
 }
 
 # None is plain causal attention, which every kernel knows without a mask.
-Mask: TypeAlias = "torch.Tensor | FlexMask | DocumentBounds | CappedMask | NewTokens | None"
+Mask: TypeAlias = "torch.Tensor | FlexMask | DocumentBounds | None"
 
 
 def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mask: Mask, backend: str) -> torch.Tensor:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from titan_pt.models.transformer.args import TransformerArgs
-from titan_pt.models.transformer.attention import Mask
 from titan_pt.models.transformer.model import Head, Transformer
 
 
@@ -52,7 +51,7 @@ def forward_cached(
     embedding_VD, output_VD = model.tables()
     x_RLD = F.embedding(tokens_RL, embedding_VD)
     rope = model.rope(tokens_RL.shape[1], positions_RL, x_RLD.dtype)
-    mask: Mask = cache.mask(positions_RL)
+    mask: Any = cache.mask(positions_RL)
     if model.args.attention_softcap:
         from titan_pt.models.transformer.softcap import capped
 
