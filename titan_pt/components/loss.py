@@ -1,7 +1,7 @@
 """Cross-entropy of the output layer, in chunks of tokens: the logits of all tokens are never held.
 
 torch's own `linear_cross_entropy` is not used: in bfloat16 it sums the loss in bfloat16 (2% off for 2048 tokens),
-and on a CPU it is 5 times slower than this (docs/LOG.md).
+and on a CPU it is 5 times slower than this (docs/log/training-speed.md).
 
 Legend: T tokens (B x L, flat), D model dim, V vocabulary.
 """
