@@ -27,7 +27,7 @@ def text(rng: random.Random, most: int) -> str:
 def choices(count: int, seed: int) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     rows = [{"query": text(rng, 6), "choices": [text(rng, 3) for _ in range(4)], "gold": i % 4} for i in range(count)]
-    rows[0]["choices"][:2] = ["cat", "cat tree"]  # one begins with the other
+    rows[0]["choices"] = ["cat", "cat tree", 17, 3]  # one begins with the other; numbers
     rows[1]["query"] = text(rng, 6) + "x" * 300  # longer than the model reads
     return rows
 

@@ -209,17 +209,23 @@ def _item(kind: str, row: Mapping[str, Any]) -> CoreItem:
 
 
 def _text(row: Mapping[str, Any], key: str, *, empty: bool = True) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise ValueError(f"{key!r} is {shown(value)}; want text")
-    return value
+    text = _written(row.get(key))
+    if text is None or not (empty or text.strip()):
+        raise ValueError(f"{key!r} is {shown(row.get(key))}; want text")
+    return text
 
 
 def _texts(row: Mapping[str, Any], key: str) -> list[str]:
     value = row.get(key)
-    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) for one in value):
+    texts = [text for text in map(_written, value) if text is not None] if isinstance(value, list) else []
+    if len(texts) < 2 or len(texts) < len(value or ()):
         raise ValueError(f"{key!r}: want two texts or more")
-    return value
+    return texts
+
+
+def _written(value: Any) -> str | None:
+    """A text, or a number as one, as an answer may be."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
