@@ -168,7 +168,7 @@ VARLEN = ["torch_attn._varlen_attn.default", "torch_attn._varlen_attn_backward.d
 def test_whole_steps_on_cuda_never_wait(on_fake_cuda: list[dict[str, Any]]) -> None:
     """Forward, backward and update of medium, its blocks one graph, with each kernel of attention; SFT's and GRPO's.
 
-    GRPO's is its update and a decoding step; the one wait of its step comes behind them, for its duration. The last one's
+    GRPO's is its update and a decoding step; the one wait of its step comes behind them, for its duration. The last
     update is Muon's.
     """
     shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in every torch

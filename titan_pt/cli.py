@@ -38,6 +38,7 @@ TOOLS = (
     Tool("evaluate", "titan_pt.tools.evaluate", "accuracy on tasks, and the loss of a text"),
     Tool("harness", "titan_pt.tools.harness", "tasks of lm-evaluation-harness on any model"),
     Tool("export", "titan_pt.tools.export", "a run's model as a Hugging Face folder"),
+    Tool("average", "titan_pt.tools.average", "the mean of a run's last checkpoints as one model"),
     Tool("prepare", "titan_pt.tools.prepare", "tokenize a source of an experiment once", takes="experiment"),
     Tool(
         "train_tokenizer",

@@ -11,8 +11,9 @@ from titan_pt.components.optimizer import guarded_update, keep_own_rates
 from titan_pt.config import load_config
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.muon import MuonOptimizer, MuonTable
-from titan_pt.optimizers.muon import Muon, build_muon
+from titan_pt.optimizers.muon import build_muon
 from titan_pt.optimizers.orthogonal import iterations, orthogonalize
+from titan_pt.tools.explain import explain_optimizer
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
 
@@ -194,4 +195,7 @@ def test_its_keys_are_there_with_its_name_alone() -> None:
         load_config([SOURCE, "--optimizer.name=Muon", "--optimizer.muon.coeficients=quintic"])
     with pytest.raises(ConfigError, match='must be "quintic" or "polar_express"'):
         load_config([SOURCE, "--optimizer.name=Muon", "--optimizer.muon.coefficients=polar"])
-    assert isinstance(build_muon(Small(), config.optimizer), Muon)
+    told = explain_optimizer(config)
+    assert told[0].startswith("# optimizer Muon, group matrices: 28 tensors") and "lr 0.02" in told[0]
+    assert told[1] == "#     layers.*.self_attn.q_proj.weight, 4 of them"
+    assert "#     embed_tokens.weight" in told[told.index(next(line for line in told if "group embeddings" in line)) :]

@@ -55,7 +55,8 @@ class _CudaKernels(TorchFunctionMode):
     def enter_module(self, module: nn.Module, _args: Any) -> None:
         """A forward pre-hook of every module; the outermost one turns the mode on."""
         if isinstance(module, Transformer):
-            module.document_mask = False  # FlexAttention's blocks take next to nothing; it keeps what flash keeps
+            # FlexAttention's blocks take next to nothing, nor does a cap in it; it keeps what flash keeps.
+            module.document_mask, module.args = False, module.args.model_copy(update={"attention_softcap": None})
         self._depth += 1
         if self._depth == 1:
             self.__enter__()

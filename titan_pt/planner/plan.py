@@ -75,7 +75,7 @@ class Storage:
     """Disk of one run."""
 
     checkpoint_bytes: float
-    """Bytes of one checkpoint: weights in float32, Adam's moments, a reference if there is one."""
+    """Bytes of one checkpoint: weights in float32, Adam's moments, a reference and averages if there are such."""
     kept: int
     """Checkpoints that stay."""
     disk_bytes: float
@@ -240,7 +240,8 @@ def storage(config: JobConfig, num_parameters: int, steps: int, state_bytes: int
     options = config.checkpoint
     has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
     states = num_parameters * moment_bytes(config) if state_bytes is None else state_bytes
-    whole = states + num_parameters * (4 + (4 if has_reference else 0))
+    copies = 1 + has_reference + (config.training.ema_decay is not None)
+    whole = states + 4 * num_parameters * copies
     if not options.enable or options.load_only:
         return Storage(whole, 0, 0.0)
     saved = -(-steps // options.interval)

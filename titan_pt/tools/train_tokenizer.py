@@ -157,9 +157,10 @@ class _Texts:
                 continue
             said = self._plain(text).encode("utf-8", "ignore")[: self._left]  # without halves of surrogate pairs
             text = said.decode("utf-8", "ignore")
+            parts = named_parts(names).split(text)[::2] if source.special_tokens else [text]
             self._left -= len(said)
-            self.bytes_of[name] += len(said)
-            yield named_parts(names).split(text)[::2] if source.special_tokens else [text]
+            self.bytes_of[name] += sum(len(part.encode()) for part in parts)
+            yield parts
 
 
 def _make(own: argparse.Namespace, texts: _Texts, seq_len: int, folder: Path) -> "Tokenizer":

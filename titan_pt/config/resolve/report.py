@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from titan_pt.config.errors import nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.names import closest, dotted
 from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
@@ -133,6 +133,13 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
     return f"unknown key{hint or f'; the keys are {one_of(holder.model_fields)}'}"
 
 
+def unknown_flag(config_type: type[JobConfig], name: str) -> str:
+    """What is wrong with a flag that is no key. Raises a ConfigError, of that alone, for a mistyped --help."""
+    if "." not in name and closest(name, [*sections(config_type), "help"]) == "help":
+        raise ConfigError(f"--{name} (command line): unknown flag; did you mean --help?")
+    return unknown(config_type, name.split("."))
+
+
 def renamed(to: str) -> str:
     """What is said of a key that has another name here, or none: "no key (why)"."""
     if to.startswith("no key"):
@@ -142,7 +149,9 @@ def renamed(to: str) -> str:
 
 
 def stray(text: str | None) -> str:
-    """What is wrong with a value on the command line that belongs to no flag."""
+    """What is wrong with a value on the command line that belongs to no flag. Raises as `unknown_flag`."""
+    if text and re.match("-+[hH]", text) and closest(text.strip("-"), ["help"]):
+        raise ConfigError(f"{text} (command line): unknown flag; did you mean --help?")
     value = "a value" if text is None or looks_secret(text) else repr(text)
     how = f"write --{text}" if text and _ASSIGNMENT.match(text) else "write it as in --training.steps 100"
     if text and text.endswith(".toml"):
