@@ -26,8 +26,8 @@ class Side:
 
     def __init__(self, name: str, batch_tokens: int, flags: list[str]) -> None:
         self.name, self.best = name, 0.0
-        self._flags = [f"--training.global_batch_tokens={batch_tokens}", *flags]
-        self._flags.append(f"--validation.steps={max(1, VALIDATION_TOKENS // batch_tokens)}")
+        own = [f"--training.global_batch_tokens={batch_tokens}"]
+        self._flags = [*own, f"--validation.steps={max(1, VALIDATION_TOKENS // batch_tokens)}", *flags]
 
     def run(self, rate: float, steps: int, seed: int) -> Trained:
         """One training."""

@@ -8,6 +8,7 @@ interruption. Further flags are config keys for all runs.
 import argparse
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -16,21 +17,36 @@ from recipes import HEADER, Trained, figures, row, tool, train
 
 FOLDER = Path("outputs/shakespeare")
 RECIPES = ROOT / "benchmarks" / "shakespeare"
-DOCUMENT = 1000
-"""Characters of a document. The text is cut into such, so that the rows of a batch are of different places; each ends
-in one token more, 0.1% of all."""
+WINDOWS = 128
+"""Windows of a document."""
+PASSES = {64: 1, 256: 16}
+"""By row length, how often the text is cut into windows, each time at another place, before one comes again."""
 
 
-def prepare(text_file: Path, seq_len: int) -> None:
-    """Write the first nine tenths as documents, the rest whole, and the tokenizer of the characters."""
+def prepare(text_file: Path) -> None:
+    """Write the first nine tenths as shuffled windows, the rest whole, and the tokenizer of the characters."""
     text = text_file.read_bytes().decode()
     FOLDER.mkdir(parents=True, exist_ok=True)
     size = int(0.9 * len(text))  # as nanoGPT's prepare.py
-    documents = [text[i : min(i + DOCUMENT, size)] for i in range(0, size, DOCUMENT)]
-    (FOLDER / "train.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in documents))
+    for seq_len, passes in PASSES.items():
+        documents = shuffled(text[:size], seq_len + 1, passes)
+        lines = [json.dumps({"text": document}) + "\n" for document in documents]
+        (FOLDER / f"train-{seq_len}.jsonl").write_text("".join(lines))
     (FOLDER / "val.txt").write_bytes(text[size:].encode())
     config = f"--job.config_file={RECIPES / 'adamw.toml'}"
     tool("train_tokenizer", config, "--characters", f"--output={FOLDER / 'characters'}")
+
+
+def shuffled(text: str, row: int, passes: int) -> list[str]:
+    """Documents of WINDOWS random windows of the text, each window a row of the stream.
+
+    nanoGPT draws windows with replacement; here each comes once a pass. A document's last character gives way to its
+    end, so that all documents are whole rows.
+    """
+    starts = [at for number in range(passes) for at in range(number * row // passes, len(text) - row + 1, row)]
+    random.Random(0).shuffle(starts)
+    groups = [starts[at : at + WINDOWS] for at in range(0, len(starts), WINDOWS)]
+    return ["".join(text[start : start + row] for start in group)[:-1] for group in groups]
 
 
 def main() -> None:
@@ -45,7 +61,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="20 steps, one seed")
     options, flags = parser.parse_known_args()
     lengths, seeds = ([20], 1) if options.short else (options.steps, options.seeds)
-    prepare(options.text, 64)
+    prepare(options.text)
     results = {}
     print(HEADER)
     for recipe in options.recipes:
