@@ -160,8 +160,8 @@ def _anchors(page: Path) -> set[str]:
 def known_keys() -> frozenset[str]:
     """All keys and tables of all kinds of training, `extends` included; of an array those of its rows."""
     known = {"extends"}
-    for kind in ("pretrain", "sft", "grpo"):
-        for name, table in sections(config_class(kind, "transformer")[0]).items():
+    for kind, optimizer in (("pretrain", "Muon"), ("sft", "AdamW"), ("grpo", "AdamW")):
+        for name, table in sections(config_class(kind, "transformer", optimizer)[0]).items():
             known |= {name, *_own(name, table)}
     return frozenset(known)
 
