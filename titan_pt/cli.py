@@ -61,6 +61,7 @@ TOOLS = (
     Tool("doctor", "titan_pt.tools.doctor", "what this machine has and lacks, in one screen"),
     Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
     Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
+    Tool("scaling", "titan_pt.tools.scaling", "what a larger run would reach, by several smaller ones"),
     Tool("sweep", "titan_pt.tools.sweep", "an experiment with every combination of values", takes="experiment"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),

@@ -26,14 +26,8 @@ from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 logger = logging.getLogger("titan_pt")
 
 # What has to be known before a config can be validated.
-_DECISIVE = (
-    "job.trainer",
-    "model.name",
-    "model.flavor",
-    "model.from_hf",
-    "optimizer.name",
-    "experimental.custom_import",
-)
+_MODEL = ("model.name", "model.flavor", "model.from_hf")
+_DECISIVE = ("job.trainer", *_MODEL, "optimizer.name", "experimental.custom_import")
 
 
 @dataclass(frozen=True)
