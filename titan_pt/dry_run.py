@@ -1,5 +1,6 @@
 """The dry run of `--comm.mode fake_backend`: a run of many ranks on one machine before it is submitted."""
 
+import gc
 import os
 
 from titan_pt.components.accelerators import GIB
@@ -18,6 +19,7 @@ from titan_pt.run.log import logger
 
 def run_dry(config: JobConfig) -> ExitCode:
     """Try the run of NGPU ranks in this process, on tensors without numbers. Returns DONE or TERMINATED."""
+    gc.enable()  # off during the imports
     try:
         dry_run(config)
     except Preempted:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 METRICS = ("val_loss", "val_bpb", "loss")
 
 
-class Point(NamedTuple):
+class ScalingPoint(NamedTuple):
     """A run as the law sees it."""
 
     run: str
@@ -79,7 +79,7 @@ def _tokenizer(run: "RunRecord") -> str:
     return str((run.config.get("tokenizer") or {}).get("name"))
 
 
-def _point(run: "RunRecord", metric: str) -> Point:
+def _point(run: "RunRecord", metric: str) -> ScalingPoint:
     rows = [row for row in run.rows if metric in row and row.get("tokens_seen", 0) > 0]
     if not rows:
         has = [name for name in METRICS if run.column(name)]
@@ -92,7 +92,7 @@ def _point(run: "RunRecord", metric: str) -> Point:
     except ConfigError as error:
         raise ConfigError(*(f"RUN = {str(run.folder)!r}: {problem}" for problem in error.problems)) from None
     tokens = int(rows[-1]["tokens_seen"])
-    return Point(run.name, run.state, parameters, tokens, tokens * flops_per_token, rows[-1][metric])
+    return ScalingPoint(run.name, run.state, parameters, tokens, tokens * flops_per_token, rows[-1][metric])
 
 
 def _size(config: JobConfig) -> tuple[int | None, float]:
@@ -107,7 +107,7 @@ def _size(config: JobConfig) -> tuple[int | None, float]:
     return getattr(args, "num_parameters", None), spec.flops_per_token(args, config.training.seq_len)
 
 
-def _lines(metric: str, points: list[Point], law: "PowerLaw", predictions: dict[str, "Prediction"]) -> list[str]:
+def _lines(metric: str, points: list[ScalingPoint], law: "PowerLaw", predictions: dict[str, "Prediction"]) -> list[str]:
     width = max(4, *(len(point.run) for point in points))
     lines = [f"{'run':{width}}  parameters           tokens      FLOPs  {metric:>8}   by law"]
     for point in points:
@@ -134,7 +134,9 @@ def _lines(metric: str, points: list[Point], law: "PowerLaw", predictions: dict[
     return lines
 
 
-def _as_json(metric: str, points: list[Point], law: "PowerLaw", predictions: dict[str, "Prediction"]) -> dict[str, Any]:
+def _as_json(
+    metric: str, points: list[ScalingPoint], law: "PowerLaw", predictions: dict[str, "Prediction"]
+) -> dict[str, Any]:
     return {
         "metric": metric,
         "runs": [{**point._asdict(), "by_law": law(point.flops)} for point in points],

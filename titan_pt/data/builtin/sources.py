@@ -1,5 +1,6 @@
 """Documents that every machine has: the Python library's own files, and generated problems."""
 
+import os
 import random
 import sysconfig
 from pathlib import Path
@@ -74,11 +75,13 @@ class PythonStdlib:
     def __init__(self) -> None:
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
-        files = sorted(path for path in root.rglob("*.py") if not skipped.intersection(path.relative_to(root).parts))
+        files = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = set(folders) - skipped  # not walked: installed packages are many thousand files
+            files += [Path(folder, name) for name in names if name.endswith(".py")]
         # A distribution may leave links to nowhere.
-        self._files = [path for path in files if path.is_file() and path.stat().st_size > 0]
-        listing = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files]
-        self.fingerprint = digest(listing)
+        self._files = [path for path in sorted(files) if path.is_file() and path.stat().st_size > 0]
+        self.fingerprint = digest([f"{path.relative_to(root)}:{path.stat().st_size}" for path in self._files])
         self.contents = [("the Python library", digest([content_hash(str(path)) for path in self._files]))]
 
     def __len__(self) -> int:
