@@ -77,6 +77,12 @@ def write_faulty(folder: Path, fault: dict[str, Any], **tables: dict[str, Any]) 
     return write_toml(folder, job=job, experimental={"custom_import": "faults"}, fault=fault, **tables)
 
 
+def telling(folder: Path) -> dict[str, Any]:
+    """`[job]` with a command that writes to `folder/told` what it is told of the end of each run."""
+    told = folder / "told"
+    return {"notify": f"""sh -c 'echo "$TITAN_PT_CODE $TITAN_PT_REASON in $TITAN_PT_FOLDER" >> {told}'"""}
+
+
 def train_here(config: Path, *flags: str) -> int:
     """`python -m titan_pt.train` in this process, one rank; its signal handlers and log are taken away again."""
     from titan_pt.run.signals import install_handlers

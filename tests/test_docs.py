@@ -157,10 +157,10 @@ def _anchors(page: Path) -> set[str]:
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """All keys and tables of all kinds of training, `extends` included; of an array those of its rows."""
+    """All keys and tables of all kinds of training and of Muon, `extends` included; of an array those of its rows."""
     known = {"extends"}
     for kind in ("pretrain", "sft", "grpo"):
-        for name, table in sections(config_class(kind, "transformer")[0]).items():
+        for name, table in sections(config_class(kind, "transformer", "Muon")[0]).items():
             known |= {name, *_own(name, table)}
     return frozenset(known)
 

@@ -30,7 +30,7 @@ job = {{dump_folder = "{folder}", trainer = "{trainer}"}}
 model = {{num_layers = 2, hidden_size = 64, intermediate_size = 96, head_dim = 32, num_heads = 2, num_kv_heads = 1}}
 metrics.log_freq = 1000
 validation = {{enable = {validates}, freq = 2, steps = 1}}
-optimizer.implementation = "{implementation}"
+optimizer = {{name = "{optimizer}", implementation = "{implementation}"}}
 compile = {{enable = {compiled}, backend = "eager"}}
 data.sources = [{{name = "arithmetic"}}]
 [training]
@@ -49,7 +49,8 @@ MEDIUM = ["--job.config_file", str(CONFIGS / "medium_3day.toml"), "--training.lo
 @contextlib.contextmanager
 def trainer_of(folder: Path, mask: bool = False, **options: Any) -> Iterator[Any]:
     """A trainer of small steps, each of two micro-batches."""
-    options = {"trainer": "pretrain", "implementation": "fused", "compiled": False, "validates": False, **options}
+    options = {"trainer": "pretrain", "implementation": "fused", "optimizer": "AdamW", **options}
+    options = {"compiled": False, "validates": False, **options}
     words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
     file = folder / "small.toml"
     file.write_text(SMALL.format(folder=folder / "run", mask=str(mask).lower(), **words))
@@ -100,6 +101,13 @@ def test_a_steady_step_neither_waits_nor_compiles(tmp_path: Path, trainer: str, 
     assert not counter.waits
 
 
+def test_muon_skips_a_bad_step_without_a_wait(tmp_path: Path) -> None:
+    with trainer_of(tmp_path, optimizer="Muon") as run:
+        run._one_step()  # is logged
+        counter = count_waits(run)
+    assert counter.operators > 200 and not counter.waits
+
+
 def test_the_counter_sees_a_wait(tmp_path: Path) -> None:
     """`foreach` reads the flag of a bad step on the host, as its help text says."""
     with trainer_of(tmp_path, implementation="foreach") as run:
@@ -143,6 +151,7 @@ def on_fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
         {"flags": [*MEDIUM, "--model.num_layers=4", "--training.document_mask"]},
         {"flags": [*MEDIUM, "--training.document_mask"], "varlen": True},
         *({"flags": ["--job.config_file", str(CONFIGS / f"quickstart_{kind}.toml"), *COMPILED]} for kind in KINDS),
+        {"flags": [*MEDIUM, "--model.num_layers=2", "--optimizer.name=Muon", "--optimizer.muon.normuon"]},
     ]
     library = fake_cuda.build(tmp_path_factory.mktemp("device"))
     command = [sys.executable, fake_cuda.__file__, str(library), str(fake_cuda.torch_libraries())]
@@ -159,11 +168,12 @@ VARLEN = ["torch_attn._varlen_attn.default", "torch_attn._varlen_attn_backward.d
 def test_whole_steps_on_cuda_never_wait(on_fake_cuda: list[dict[str, Any]]) -> None:
     """Forward, backward and update of medium, its blocks one graph, with each kernel of attention; SFT's and GRPO's.
 
-    GRPO's is its update and a decoding step; the one wait of its step comes behind them, for its duration.
+    GRPO's is its update and a decoding step; the one wait of its step comes behind them, for its duration. The last
+    update is Muon's.
     """
     shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in every torch
     documents = VARLEN if shares_heads else FLEX
-    for found, attention in zip(on_fake_cuda, ([], FLEX, documents, FLEX, FLEX), strict=True):
+    for found, attention in zip(on_fake_cuda, ([], FLEX, documents, FLEX, FLEX, []), strict=True):
         first, second = found["graphs"]
         assert 2 <= first == second <= 4, "nothing is compiled anew in the second step"
         assert (found["breaks"], found["copies"], found["attention"]) == ({}, {}, attention)

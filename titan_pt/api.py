@@ -109,7 +109,12 @@ class LoadedModel:
 
 
 def load(
-    path: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, quantize: str | None = None
+    path: str | Path,
+    *,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    weights: str = "trained",
 ) -> LoadedModel:
     """Open a model.
 
@@ -118,6 +123,7 @@ def load(
         tokenizer: where the tokenizer of the run's config has moved.
         dtype: "float32", "bfloat16" or "float16"; None: bfloat16 on an accelerator, float32 on a CPU.
         quantize: "int8" or "int4": hold the weights of all blocks in fewer bits.
+        weights: "trained", or "ema" for the average that a run with training.ema_decay keeps of them.
 
     Raises:
         ConfigError: there is no whole model, or an argument is none of these.
@@ -127,9 +133,13 @@ def load(
     for name, value, allowed in (("dtype", dtype, _DTYPES), ("quantize", quantize, ("int8", "int4"))):
         if value is not None and value not in allowed:
             raise ConfigError(f"{name} = {value!r}: must be one of {one_of(allowed)}, or None")
+    if weights not in ("trained", "ema"):
+        raise ConfigError(f"weights = {weights!r}: must be {one_of(('trained', 'ema'))}")
     if not isinstance(path, str | Path):
         raise ConfigError(f"path = {path!r}: must be a text or a Path")
-    flags = argparse.Namespace(checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize)
+    flags = argparse.Namespace(
+        checkpoint=str(path), tokenizer=tokenizer, dtype=dtype, quantize=quantize, weights=weights
+    )
     with _python_names():
         return LoadedModel(open_model(flags))
 
@@ -171,6 +181,7 @@ def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = No
     from titan_pt.config.manager import load_config
     from titan_pt.run.ending import exit_code_of
     from titan_pt.run.exit_codes import ExitCode, Stalled
+    from titan_pt.run.own_json import whole_rows
     from titan_pt.run.run_folder import METRICS_FILE, run_folder
     from titan_pt.run.signals import signalled
     from titan_pt.train import run as train
@@ -194,7 +205,8 @@ def run(config: str | Path | JobConfig, overrides: Mapping[str, Any] | None = No
             if signalled():
                 raise KeyboardInterrupt("a signal stopped the run; the same call goes on from its last checkpoint")
             raise Stalled("no data came for too long; the same call goes on from the last checkpoint")
-    return _last_row(run_folder(config) / METRICS_FILE)
+    rows = whole_rows(run_folder(config) / METRICS_FILE)  # of a dry run none
+    return rows[-1] if rows else {}
 
 
 @contextlib.contextmanager
@@ -249,12 +261,3 @@ def _own_signals_and_console() -> Iterator[None]:
         if hasattr(sys.stderr, "end_live"):  # a terminal
             sys.stderr.end_live()
         sys.stdout, sys.stderr = streams
-
-
-def _last_row(path: Path) -> dict[str, Any]:
-    from titan_pt.run.files import parse_json
-    from titan_pt.run.tool_files import read_lines
-
-    lines = read_lines(path) if path.is_file() else []  # a dry run has none
-    row: dict[str, Any] = parse_json(lines[-1]) if lines else {}
-    return row

@@ -69,6 +69,8 @@ def build_context(
         raise_if_preempted=raise_if_preempted,
         spikes=config.training.spike_zscore
         and import_attribute("titan_pt.components.spikes:LossSpikes")(config.training),
+        ema=config.training.ema_decay
+        and import_attribute("titan_pt.components.averaged_weights:AveragedWeights")(model, config),
     )
 
 

@@ -38,7 +38,14 @@ TOOLS = (
     Tool("evaluate", "titan_pt.tools.evaluate", "accuracy on tasks, and the loss of a text"),
     Tool("harness", "titan_pt.tools.harness", "tasks of lm-evaluation-harness on any model"),
     Tool("export", "titan_pt.tools.export", "a run's model as a Hugging Face folder"),
+    Tool("average", "titan_pt.tools.average", "the mean of a run's last checkpoints as one model"),
     Tool("prepare", "titan_pt.tools.prepare", "tokenize a source of an experiment once", takes="experiment"),
+    Tool(
+        "train_tokenizer",
+        "titan_pt.tools.train_tokenizer",
+        "a vocabulary from the texts of an experiment",
+        takes="experiment",
+    ),
     Tool("data", "titan_pt.tools.data", "the first documents that an experiment reads", takes="experiment"),
     Tool("plan", "titan_pt.tools.plan", "memory, time and cost before a GPU is rented", takes="experiment"),
     Tool(
@@ -54,6 +61,7 @@ TOOLS = (
     Tool("doctor", "titan_pt.tools.doctor", "what this machine has and lacks, in one screen"),
     Tool("report", "titan_pt.tools.report", "one run or several as a page of curves, evaluations and rollouts"),
     Tool("compare", "titan_pt.tools.compare", "the keys in which runs differ, and what came of it"),
+    Tool("scaling", "titan_pt.tools.scaling", "what a larger run would reach, by several smaller ones"),
     Tool("sweep", "titan_pt.tools.sweep", "an experiment with every combination of values", takes="experiment"),
     Tool("goodput", "titan_pt.tools.goodput", "where the time of a run went"),
     Tool("blackbox", "titan_pt.tools.blackbox", "what the bad steps of a run read and computed"),

@@ -72,10 +72,10 @@ def run(config: JobConfig, started: float) -> ExitCode:
         raise
     enter("the end", "save")
     ending.close(wait=True)
-    if trainer.context.world.is_main and hasattr(sys.stderr, "end_live"):  # a terminal
-        from titan_pt.trainers.end_panel import show_end
+    if trainer.context.world.is_main and (config.job.leaderboard or hasattr(sys.stderr, "end_live")):  # a terminal
+        from titan_pt.trainers.end_panel import tell_end
 
-        show_end(config, time.monotonic() - started, trainer.goodput)
+        tell_end(config, time.monotonic() - started, trainer.goodput)
     return ExitCode.DONE
 
 

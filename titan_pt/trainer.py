@@ -15,8 +15,9 @@ from titan_pt.components.checkpoint.run_state import expected_bytes, run_documen
 from titan_pt.components.metrics import Interval, MetricRows
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.garbage import GarbageCollection
-from titan_pt.protocols.context import StatefulStep, Step, StepMetrics, TrainContext, TrainState, Validator
-from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, Preempted
+from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState, Validator
+from titan_pt.protocols.registry import import_attribute
+from titan_pt.run.exit_codes import GaveUp, GaveUpTogether, GoBack, Preempted
 from titan_pt.run.heartbeat import enter, phase
 from titan_pt.run.ledger import LEDGER_FILE, Ledger
 from titan_pt.run.run_folder import RunLock, lock_run_folder, run_folder
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from titan_pt.components.checkpoint.resume import Resumed
 
 logger = logging.getLogger("titan_pt")
+_RESUME = "titan_pt.components.checkpoint.resume"
 
 
 class Trainer:
@@ -59,15 +61,16 @@ class Trainer:
         self._checkpointer = (
             Checkpointer(self._folder / options.folder, options, world, self._folder) if options.enable else None
         )
-        # Without checkpoints each start is another run.
-        self._plan = _step_plan(context, self._folder if options.enable else None, started)
+        self._plan = StepPlan(context)
+        if context.config.training.max_hours is not None:
+            kept = self._folder if options.enable else None  # without checkpoints each start is another run
+            self._plan = import_attribute("titan_pt.run.deadline:DeadlinePlan")(context, kept, started)
         self._garbage = GarbageCollection(context.config.training)
         profiling = context.config.profiling
         self._profiler: Any = None
         if profiling.enable_profiling or profiling.enable_memory_snapshot:
-            from titan_pt.components.profiling import Profiler
-
-            self._profiler = Profiler(profiling, self._folder, world)
+            make = import_attribute("titan_pt.components.profiling:Profiler")
+            self._profiler = make(profiling, self._folder, world)
         self._rows = MetricRows(context, self._folder, peak_flops)
         self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
@@ -95,28 +98,24 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
-            from titan_pt.components.checkpoint.resume import warn_of_another_rate
-
             resumed = self._resume(found)
             protect_progress()
             logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
-            from titan_pt.components.checkpoint.resume import start_from
-
-            start_from(context, initial_path, self._identity)
+            import_attribute(f"{_RESUME}:start_from")(context, initial_path, self._identity)
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
         if self._lock and self._lock.killed:
-            from titan_pt.run.idle_starts import count_kill
-
+            count_kill = import_attribute("titan_pt.run.idle_starts:count_kill")
             if reason := count_kill(self._folder, self.state.step):
                 raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
         if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
-            warn_of_another_rate(resumed, context, self._plan.total_steps, self._plan.advice)
+            warn = import_attribute(f"{_RESUME}:warn_of_another_rate")
+            warn(resumed, context, self._plan.total_steps, self._plan.advice)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
@@ -124,9 +123,7 @@ class Trainer:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
 
     def _resume(self, found: Path) -> "Resumed":
-        from titan_pt.components.checkpoint.resume import load_newest
-
-        assert self._checkpointer is not None
+        load_newest = import_attribute(f"{_RESUME}:load_newest")
         return load_newest(self.context, self._step, self._checkpointer, found, self._identity, self.state)
 
     def train(self) -> None:
@@ -152,8 +149,7 @@ class Trainer:
             hook = register_optimizer_step_pre_hook(self._update_begins)  # one of its own would be in its trial
             with self._garbage, self._profiler or contextlib.nullcontext(), hook:
                 while state.step < self._plan.total_steps:
-                    metrics = self._one_step()
-                    if metrics is None and not self._judge():
+                    if not self._one_step() and not self._judge():
                         logger.warning("Every data source is spent: the run ends here")
                         self._finish_early("data.sources: spent", "add documents or raise their max_epochs")
                         break
@@ -194,21 +190,27 @@ class Trainer:
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def _one_step(self) -> StepMetrics | None:
+    def _one_step(self) -> bool:
+        """Make a step, or go back to a saved one; returns whether there were data for it."""
         state, config = self.state, self.context.config
         enter(f"step {state.step + 1}", "train" if self._warm else "init")
         self.context.raise_if_preempted()
         self._plan.replan(state.step)
         if state.guard:
             self._bad_steps.jump_if_due(state)
+        self.context.model.noise = config.debug.seed, state.step  # type: ignore[assignment]
         try:
             metrics = self._step(state)
         except GaveUpTogether:
             self._save_finished()
             raise
+        except GoBack as asked:
+            return self._go_back(self._bad_steps.find_best(state, *asked.args))
         if metrics is None:
-            return None
+            return False
         state.step, self._whole = state.step + 1, True
+        if self.context.ema:
+            self.context.ema.update(metrics.skipped)
         state.tokens_seen += metrics.tokens
         state.trained_tokens += metrics.tokens if metrics.trained_tokens is None else metrics.trained_tokens
         data = self._bad_steps.note(state.step, metrics) if self._goes_back else None
@@ -220,7 +222,7 @@ class Trainer:
         logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
         saves = self._saves(last)
         if (logs or saves) and self._judge():
-            return metrics
+            return True
         if logs:
             self._log(validate=validates)
         if saves:
@@ -235,7 +237,7 @@ class Trainer:
         self._garbage.step(state.step)
         if self._profiler:
             self._profiler.step()
-        return metrics
+        return True
 
     def _finish_early(self, why: str, way_out: str) -> None:
         """The data or the time ended before the steps did: log, validate and save the last finished step."""
@@ -288,16 +290,15 @@ class Trainer:
         """(values for the row, texts by name) of the validator. A collective."""
         assert self._validator is not None
         with self._pause("validation"):
-            values = self._validator()
+            values = self.context.ema.validate(self._validator) if self.context.ema else self._validator()
         return values, getattr(self._validator, "texts", {})
 
     # -- bad steps ----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _bad_steps(self) -> "BadSteps":
-        from titan_pt.components.bad_steps import BadSteps
-
-        return BadSteps(self.context, self._folder, self._rows, self._checkpointer)
+        make = import_attribute("titan_pt.components.bad_steps:BadSteps")
+        return make(self.context, self._folder, self._rows, self._checkpointer)
 
     def _judge(self, *, hurried: bool = False) -> bool:
         """Look whether the last steps were bad; returns whether the run went back to a saved step. A collective.
@@ -307,10 +308,12 @@ class Trainer:
         """
         bad = self._rows.interval.read_bad()
         found = self._bad_steps.judge(self.state, bad, self._plan.total_steps, hurried=hurried) if bad else None
-        if found is None:
-            return False
+        return found is not None and self._go_back(found)
+
+    def _go_back(self, saved: Path) -> bool:
+        """Go on from a saved step, and keep what the answers to bad steps go by; True. A collective."""
         guard = self.state.guard
-        self._resume(found)
+        self._resume(saved)
         self.state.guard = {**guard, "spikes": self.state.guard.get("spikes", {})}
         self._rows.open(self.state.step)
         self._rows.interval = Interval()
@@ -345,14 +348,9 @@ class Trainer:
 
     def _export(self, last: bool, *, owed: bool = False) -> None:
         """Write `hf/step-N` where checkpoint.export_hf_interval says so; `owed`: unless an earlier start did."""
-        interval, step = self.context.config.checkpoint.export_hf_interval, self.state.step
-        target = self._folder / "hf" / f"step-{step}"
-        due = interval and step and (last or step % interval == 0)
-        if due and not (owed and self.context.world.on_main(target.exists)):
-            from titan_pt.hf.export_running import export_running
-
-            with self._pause("export"):
-                export_running(self.context, self.state, target)
+        if self.context.config.checkpoint.export_hf_interval:
+            export_if_due = import_attribute("titan_pt.hf.export_running:export_if_due")
+            export_if_due(self.context, self.state, self._folder, self._pause, last=last, owed=owed)
 
     def _save_finished(self) -> None:
         """Save the last finished step, if there is one and it is not on disk."""
@@ -378,11 +376,3 @@ class Trainer:
                     raise
                 if self.context.world.is_main:
                     logger.error(f"{error}; training goes on")
-
-
-def _step_plan(context: TrainContext[Any], run_folder: Path | None, started: float) -> StepPlan:
-    if context.config.training.max_hours is None:
-        return StepPlan(context)
-    from titan_pt.run.deadline import DeadlinePlan
-
-    return DeadlinePlan(context, run_folder, started)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from titan_pt.components.loss import ChunkedCrossEntropy, TokenLosses, build_loss
+from titan_pt.components.loss import ChunkedCrossEntropy, build_loss
 from titan_pt.data.sources.documents import SkipOptions
 from titan_pt.data.sources.opening import open_mixture
 from titan_pt.data.stream.batch import IGNORED, MicroBatch, collate
@@ -50,7 +50,8 @@ class LossValidator:
         for batch in tracked(self.batches, "Validation", "batches", len(self.batches)):
             self.raise_if_preempted()
             batch = batch.to(self.world.device)
-            losses = self._losses(batch)
+            positions = batch.positions_BL if self.document_mask else None
+            losses = self.model(batch.tokens_BL, positions, self.loss.head(batch.targets_BL))
             kept = (batch.targets_BL != IGNORED).sum()
             totals += torch.stack([losses.cross_entropy_T.double().sum(), kept.double()])
         self.model.train(was_training)
@@ -61,10 +62,6 @@ class LossValidator:
             "val_perplexity": math.exp(min(loss, 700.0)),
             "val_bpb": loss_sum / math.log(2) / self.num_bytes,
         }
-
-    def _losses(self, batch: MicroBatch) -> TokenLosses:
-        positions = batch.positions_BL if self.document_mask else None
-        return self.model(batch.tokens_BL, positions, self.loss.head(batch.targets_BL))
 
 
 def build_validator(context: TrainContext, _step: Step | None = None) -> Validator | None:

@@ -29,7 +29,7 @@ def render() -> str:
     """The whole page."""
     kinds = {kind: config_class(kind, "transformer")[0] for kind in KINDS}
     tables: dict[str, type[Section]] = {}
-    for config_type in kinds.values():
+    for config_type in (config_class("pretrain", "transformer", "Muon")[0], *kinds.values()):
         tables |= {name: table for name, table in sections(config_type).items() if name not in tables}
     return "\n".join([HEAD, *(line for name, table in tables.items() for line in _table(name, table, kinds))])
 

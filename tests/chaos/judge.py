@@ -177,7 +177,7 @@ class Laboratory:
         """Signals, and the second process; returns how many faults that were."""
         if not (start.signal or start.pause or start.second):
             return 0
-        log, fired, end = folder / "rank-0", 0, time.monotonic() + SECONDS
+        log, end = folder / "rank-0", time.monotonic() + SECONDS
         while "Training starts" not in (log.read_text("utf-8", "replace") if log.exists() else ""):
             if self._server.wait(pids[0], 0.01) is not None or time.monotonic() > end:
                 return 0
@@ -195,15 +195,12 @@ class Laboratory:
         self._server.wait(pids[0], start.after)
         targets = pids if start.to_all else pids[-1:]
         targets = [pid for pid in targets if self._server.wait(pid, 0) is None]
-        for number in [signal.SIGSTOP] if start.pause else [start.signal]:
-            for pid in targets:
-                os.kill(pid, number)
-                fired = 1
+        reached = [_signal(pid, signal.SIGSTOP if start.pause else start.signal) for pid in targets]
         if start.pause:
             time.sleep(start.pause)
             for pid in targets:
-                os.kill(pid, signal.SIGCONT)
-        return fired
+                _signal(pid, signal.SIGCONT)
+        return int(any(reached))
 
     def _ends(self, pids: list[int]) -> list[int]:
         """Wait for all ranks; when one has failed the others are told and have a few seconds, as by a launcher."""
@@ -229,6 +226,14 @@ class Laboratory:
 def _http_fault(start: Start, before: int, path: str, count: int) -> str:
     first, last = start.http_requests
     return start.http if first <= count - before <= last else ""
+
+
+def _signal(pid: int, number: int) -> bool:
+    """Send a signal; returns whether the process was still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
 
 
 def _free_port() -> int:

@@ -76,7 +76,7 @@ class ForkServer:
         print(json.dumps(asdict(job)), file=self._process.stdin, flush=True)
         while (message := self._read(60)).keys() != {"started"}:
             self._note(message)
-        self._states.setdefault(message["started"], None)
+        self._states[message["started"]] = None  # an earlier run may have had this number
         return message["started"]
 
     def wait(self, pid: int, seconds: float) -> int | None:
@@ -187,8 +187,6 @@ def _watch(job: Job) -> None:
     """
     import hashlib
 
-    import torch
-
     from titan_pt.data.remote import sources
     from titan_pt.data.remote.retry import Patience
     from titan_pt.data.stream.loader import DataLoader
@@ -213,8 +211,8 @@ def _watch(job: Job) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.state.step and self.state.step == job.bad_weight:
             os.write(2, b"chaos: an infinite weight\n")
-            with torch.no_grad():
-                next(iter(self.context.model.parameters())).view(-1)[3] = float("inf")
+            weight: Any = next(iter(self.context.model.parameters())).detach()  # of a DTensor, this rank's part
+            (weight.to_local() if hasattr(weight, "to_local") else weight).view(-1)[3] = float("inf")
         return one_step(self)
 
     quick = Patience(attempt_seconds=1.0, first_pause_seconds=0.05, longest_pause_seconds=0.2, start_seconds=30.0)

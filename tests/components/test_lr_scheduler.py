@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from titan_pt.components.lr_scheduler import build_lr_schedulers, lr_factor, warn_of_short_warmup
+from titan_pt.components.lr_scheduler import build_lr_schedulers, lr_factor
 from titan_pt.config import load_config
+from titan_pt.trainers.summary import warn_of_short_warmup
 
 SOURCE = '--data.sources=[{name="arithmetic"}]'
 

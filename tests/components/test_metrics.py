@@ -60,7 +60,7 @@ def curve(run_folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def keep_rows(path: Path, step: int) -> None:
-    path.write_text(rows_up_to(path, step))
+    path.write_bytes(rows_up_to(path, step))
 
 
 def write_rows(path: Path, steps: list[int], end: str = "") -> None:

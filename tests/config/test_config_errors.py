@@ -182,7 +182,8 @@ def test_a_key_of_another_framework_leads_to_the_one_here(tmp_path: Path) -> Non
         ("optimizer.max_grad_norm", "in titan_pt it is training.max_norm"),
         ("model.n_embd", "in titan_pt it is model.hidden_size"),
         ("model.n_heads", "did you mean model.num_heads?"),  # a slip of a key of the table is nearer
-        ("model.dropout", "titan_pt has none like it: the model has no dropout"),
+        ("model.resid_pdrop", "in titan_pt it is model.dropout"),
+        ("model.bias", "titan_pt has none like it: the model has no biases"),
         ("block_size", "in titan_pt it is training.seq_len"),
         ("trainer.gradient_accumulation_steps", "titan_pt has none like it: gradients accumulate by training.global"),
     ):

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import tomli_w
+from pydantic import ValidationError
 
 from titan_pt.config.manager import config_class, main
-from titan_pt.config.resolve.fields import keys, rows_of
+from titan_pt.config.resolve.fields import keys, rows_of, sections
+from titan_pt.config.schema.job_config import Section
 
 KINDS: dict[str, Any] = {
     "true": True,
@@ -51,46 +53,75 @@ BASE = {"data": {"sources": [{"name": "python_stdlib"}]}}
 TRAINERS = {"pretrain": BASE, "sft": BASE, "grpo": {"grpo": {"tasks": [{"name": "gsm8k"}]}}}
 
 
-def changes(trainer: str) -> Iterator[tuple[str, str, Any]]:
-    """(table, key, value) of each key, also of rows of tables, with each kind; of sft and grpo their own tables."""
+ALONE = 9
+"""Every so many values are tried by themselves, too."""
+
+
+def tables(trainer: str) -> Iterator[tuple[str, dict[str, type[Section]]]]:
+    """(table, type of what holds each key) of all that pretraining has; of sft and grpo their own."""
     common = keys(config_class("pretrain", "transformer")[0])
-    for name, info in keys(config_class(trainer, "transformer")[0]).items():
-        if trainer != "pretrain" and name in common:
-            continue
-        section, _, key = name.rpartition(".")
-        rows = rows_of(info.annotation)
+    config_type = config_class(trainer, "transformer")[0]
+    for section, holder in sections(config_type).items():
+        own = [key for key in keys(config_type) if key.rpartition(".")[0] == section]
+        if found := {key.rpartition(".")[2]: holder for key in own if trainer == "pretrain" or key not in common}:
+            yield section, found
+
+
+def changes(trainer: str) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
+    """(table, its keys with one kind of value, the names that the schema refuses), and rows with it in each field."""
+    for section, holders in tables(trainer):
         for value in KINDS.values():
-            yield section, key, value
-            yield from ((section, key, [{"name": "a", field: value}]) for field in (rows.model_fields if rows else ()))
+            wrong = {f"{section}.{key}" for key, holder in holders.items() if refuses(holder, {key: value}, key)}
+            yield section, dict.fromkeys(holders, value), wrong
+            for key, holder in holders.items():
+                if rows := rows_of(holder.model_fields[key].annotation):
+                    made = [{"name": f"a{n}", field: value} for n, field in enumerate(rows.model_fields)]
+                    refused = [refuses(rows, row, field) for row, field in zip(made, rows.model_fields, strict=True)]
+                    names = enumerate(rows.model_fields)
+                    yield section, {key: made}, {f"{section}.{key}[{n}].{name}" for n, name in names if refused[n]}
+
+
+def refuses(table: type[Section], values: dict[str, Any], key: str) -> bool:
+    try:
+        table.model_validate(values)
+    except ValidationError as error:
+        return any(mistake["loc"][0] == key for mistake in error.errors() if mistake["loc"])
+    return False
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_no_value_ends_in_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trainer: str
 ) -> None:
+    """Of all keys of a table at once, which the report tells one by one, and of some keys alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UNSET", raising=False)
     path, tries, refused = tmp_path / "x.toml", 0, 0
-    for section, key, value in changes(trainer):
+
+    def try_out(section: str, values: dict[str, Any]) -> str:
         tree = {"job": {"trainer": trainer}, **TRAINERS[trainer]}
         if section.startswith("quantize."):
             tree["model"] = {"converters": [section]}
-            text = f"{tomli_w.dumps(tree)}[{section}]\n{tomli_w.dumps({key: value})}"
+            text = f"{tomli_w.dumps(tree)}[{section}]\n{tomli_w.dumps(values)}"
         else:
-            tree[section] = {**tree.get(section, {}), key: value}
-            text = tomli_w.dumps(tree)
+            text = tomli_w.dumps({**tree, section: {**tree.get(section, {}), **values}})
         path.write_text(text, encoding="utf-8")
-        tries += 1
         try:
             code = main(["--job.config_file", str(path)])
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\n{text}")
         out, err = capsys.readouterr()
-        refused += code == 2
-        if code == 2:
-            assert not out and err.startswith("config error: "), text
-            assert key in err or section == "model", (text, err)
-        else:
-            assert code == 0 and out.startswith("[job]"), text
-    assert refused > tries / 2
+        assert (code == 2 and not out and err.startswith("config error: ")) or (code == 0 and out.startswith("[job]"))
+        return err if code else ""
+
+    for section, values, wrong in changes(trainer):
+        said = try_out(section, values)
+        missing = {name for name in wrong if name not in said}
+        assert section in ("job", "model") or not missing, (missing, said)
+        for key in list(values)[tries % ALONE :: ALONE]:
+            alone = try_out(section, {key: values[key]})
+            assert not alone or key in alone or section == "model", (key, values[key], alone)
+            refused += bool(alone)
+        tries += len(values)
+    assert refused > tries / ALONE / 2
     assert trainer != "pretrain" or tries > 2000

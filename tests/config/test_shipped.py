@@ -70,6 +70,7 @@ def test_the_list_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     shown = [line.split()[0] for line in lines if line.split()]
     assert set(experiments()) <= set(shown)
     assert max(map(len, lines[:-2])) <= 100, "the last lines hold a path"
+    assert "  medium_3day -> midtrain_math -> sft_math -> grpo_math" in lines
 
 
 def test_a_copy_has_its_own_run_folder_and_finds_what_it_extends(

@@ -24,7 +24,7 @@ def test_the_table_counts_tokens_and_passes() -> None:
     assert (medqa.tokens, medqa.epochs, medqa.wished_epochs) == (2000, 4.0, 15.0)
     assert web.tokens == 48_000
     table = lines([web, medqa], 50_000)
-    assert table[2].split() == ["medqa", "10", "2,000", "500", "4", "4", "4.00%"]
+    assert table[2].split() == ["medqa", "4.00%", "4", "4", "2,000", "500", "10"]
     large = SourceShare("arithmetic_plain", 100, 10_404_757, 1, 1_638_400, None)
     assert len(lines([large], 4_096_000)[0]) <= 72, "a panel of 80 columns has all of it"
     (warning,) = warnings([web, medqa], 50_000)

@@ -165,6 +165,17 @@ def test_models_of_conversations_are_asked_through_their_template(
     assert "medqa: 6 problems, asked through the chat template" in capsys.readouterr().out
 
 
+def test_core_by_texts_that_the_model_has_learnt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"context": "Question: What is 3 +", "continuation": end} for end in ("4?", "4?\nAnswer: 3", "5?", "9?")]
+    write_rows(tmp_path / "data/reading_comprehension/coqa.jsonl", rows)
+    flags = ["--checkpoint", run, "--tasks", "core", "--data", f"core={tmp_path / 'data'}"]
+    found = evaluate(capsys, *flags)["tasks"]["core"]
+    assert found["tasks"]["coqa"]["accuracy"] == found["core_metric"] == 0.5
+    assert tool_here(main, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "core: 1 of 22 tasks, 4 problems" in printed and "without hellaswag_zeroshot, jeopardy" in printed
+
+
 def test_num_fewshot_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", run, "--tasks", "arithmetic", "--limit", 3, "--max_new_tokens", 4]
     assert evaluate(capsys, *flags, "--num_fewshot", 2)["tasks"]["arithmetic"]["num_fewshot"] == 2
@@ -402,13 +413,16 @@ def test_a_broken_model_ends_the_run_with_70(
 @pytest.mark.slow
 def test_two_ranks_give_the_same_task_values(tmp_path: Path) -> None:
     cases = write_rows(tmp_path / "cases.jsonl", CASES[:7])
-    tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}]}
+    questions = [{"query": f"{i} {i}", "choices": [f"{i}", "two words"], "gold": i % 2} for i in range(9)]
+    write_rows(tmp_path / "core/commonsense_reasoning/copa.jsonl", questions)
+    core = {"name": "core", "path": str(tmp_path / "core"), "limit": 7}
+    tasks = {**TASKS, "tasks": [{"name": "medqa", "path": cases, "max_new_tokens": 4}, core]}
     rows = []
     for ranks in (1, 2):
         config = write_toml(tmp_path / str(ranks), validation=tasks)
         assert train(config, ranks=ranks).code == 0
         rows.append({k: v for k, v in read_rows(tmp_path / str(ranks) / "run")[-1].items() if k.startswith("eval/")})
-    assert rows[0] == rows[1] and len(rows[0]) > 8
+    assert rows[0] == rows[1] and len(rows[0]) > 12 and rows[0]["eval/core/problems"] == 7
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
+from titan_pt.generation.sampling import Sampling, sample, uniform
+from titan_pt.models.keyed_noise import row_key
 
 
 def log_distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

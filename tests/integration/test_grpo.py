@@ -13,6 +13,7 @@ from helpers import TINY, Result, assert_same_step, read_json, read_rows, read_t
 from metric_keys import undocumented
 
 from titan_pt.config import load_config
+from titan_pt.evaluation.task_evaluator import EvalResult, TaskEvaluator
 
 STEPS = 6
 GRPO: dict[str, dict[str, Any]] = {
@@ -257,6 +258,33 @@ def test_a_plateau_renews_the_reference_once(tmp_path: Path, capsys: pytest.Capt
     assert train_here(cut_after(tmp_path / "whole", tmp_path / "parts", 3)) == 0
     ends = [tmp_path / name / "run" / "checkpoint" / "step-6" for name in ("whole", "parts")]
     assert_same_step(*ends)
+
+
+@pytest.mark.parametrize("answer", ["rewind", "stop", "warn"])
+def test_a_collapse_is_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Held-out accuracy falls twice in a row: back to the best saved step, at a lower rate; or the end; or a line."""
+    scripted = iter([0.5, 0.5, 0.9, 0.8, 0.1, 0.1, 0.9, 0.8, 0.85, 0.9])
+    monkeypatch.setattr(TaskEvaluator, "__call__", lambda *_: EvalResult(400, {"accuracy": next(scripted)}, {}))
+    grpo = {**GRPO["grpo"], "tasks": [{"name": "coin"}], "on_collapse": answer, "forecast": False}
+    checkpoint = {"interval": 1, "keep_latest_k": 2, "keep_best": "eval/coin/accuracy"}
+    config = write(tmp_path, grpo=grpo, checkpoint=checkpoint, validation={"freq": 1}, lr_scheduler={"warmup_steps": 0})
+    assert train_here(config) == {"rewind": 0, "stop": 70, "warn": 0}[answer]
+    logged = capsys.readouterr().err
+    assert logged.count("step 5: held-out accuracy 0.100 and 0.100, twice in a row below 0.675; its best was 0.9") >= 1
+    rows = {row["step"]: row for row in read_rows(tmp_path / "run")}
+    assert len(rows) == {"rewind": 7, "stop": 6, "warn": 7}[answer]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
+    if answer == "rewind":
+        assert "Back to" in logged and rows[6]["eval/coin/accuracy"] == 0.9
+        assert kept == ["best", "step-4.collapsed", "step-5", "step-5.collapsed", "step-6"]
+        assert [rows[step].get("collapses", 0) for step in (2, 3, 6)] == [0, 1, 1]
+        state = read_json(tmp_path / "run" / "checkpoint" / "step-6", "train")
+        assert state["rate"] == pytest.approx(rows[6]["lr"] / 0.3), "the rate is lower from then on"
+    else:
+        assert kept == ["best", *(["step-2", "step-4", "step-5"] if answer == "stop" else ["step-5", "step-6"])]
+        assert ("checkpoint.load_step" in logged) == (answer == "stop")
 
 
 def test_a_failed_grading_in_evaluation_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

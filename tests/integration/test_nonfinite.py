@@ -15,6 +15,7 @@ from helpers import (
     read_json,
     read_rows,
     read_tensors,
+    telling,
     train,
     train_here,
     write_faulty,
@@ -65,8 +66,10 @@ def test_the_run_gives_up_and_keeps_what_it_had(tmp_path: Path, capsys: pytest.C
         {"kind": "nan_loss", "steps": [3, 4, 5, 6]},
         training={"max_skipped_steps": 2},
         checkpoint={"interval": 1, "keep_latest_k": 0},
+        job=telling(tmp_path),
     )
     assert train_here(config) == 70
+    assert (tmp_path / "told").read_text().startswith("70 gave up: 3 steps had a non-finite loss or gradient")
     error = capsys.readouterr().err
     assert error.strip().splitlines()[-1].startswith("gave up: 3 steps had a non-finite loss or gradient")
     assert "Traceback" not in error

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import assert_same_step, command, launch, losses, read_rows, train, train_here, write_faulty, write_toml
+from helpers import (
+    assert_same_step,
+    command,
+    launch,
+    losses,
+    read_rows,
+    telling,
+    train,
+    train_here,
+    write_faulty,
+    write_toml,
+)
 
 from titan_pt.components.checkpoint.steps import find_step
 from titan_pt.run.exit_codes import Preempted
@@ -93,8 +104,10 @@ def test_nothing_to_go_on_from_is_143(tmp_path: Path, fault: dict[str, Any], fla
 
 
 def test_a_stop_right_after_a_resume_is_75(tmp_path: Path) -> None:
-    config = write_faulty(tmp_path, {"kind": "signal", "steps": [3]})
+    config = write_faulty(tmp_path, {"kind": "signal", "steps": [3]}, job=telling(tmp_path))
     assert train_here(config) == 75
+    told = "75 stopped by a signal, or no data came; the same command goes on from the checkpoint in "
+    assert (tmp_path / "told").read_text() == f"{told}{tmp_path / 'run'}\n"
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoint").rglob("*")}
     assert train_here(config) == 75
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoint").rglob("*")} == files

@@ -47,7 +47,7 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     tuned = read_rows(outputs / "quickstart_sft")
     assert tuned[-1]["val_loss"] < 0.3 < 2.0 < tuned[0]["val_loss"]
     flags = ["--checkpoint.initial_load_path", "outputs/quickstart_sft", "--job.dump_folder", "outputs/chain"]
-    experiment(tmp_path, "quickstart_grpo", *flags)
+    experiment(tmp_path, "quickstart_grpo", *flags, "--training.steps", "6")
     taught = accuracies(read_rows(outputs / "chain"))
     assert min(taught.values()) > 0.5, "fine-tuning has taught the form, and rewards keep it"
 

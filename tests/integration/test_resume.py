@@ -23,11 +23,11 @@ from helpers import (
 )
 
 # Two ranks cannot share these sizes evenly.
-UNEVEN = {"hidden_size": 65, "intermediate_size": 129, "tie_embeddings": False}
+UNEVEN = {"hidden_size": 65, "intermediate_size": 129, "tie_embeddings": False, "dropout": 0.1}
 TABLES: dict[str, Any] = {
-    "training": {"steps": 20},
+    "training": {"steps": 20, "ema_decay": 0.9},
     "checkpoint": {"interval": 10, "keep_latest_k": 0},
-    "validation": {"enable": True, "freq": 10, "steps": 1},
+    "validation": {"enable": True, "freq": 10, "steps": 1, "weights": "both"},
     "data": {"sources": [{"name": "arithmetic"}, {"name": "python_stdlib"}]},
 }
 
@@ -67,7 +67,7 @@ def stop_after_10(folder: Path, target: Path) -> Path:
 def assert_same_run(one: Path, other: Path) -> None:
     assert_same_step(one / "run" / "checkpoint" / "step-20", other / "run" / "checkpoint" / "step-20")
     assert losses(one / "run") == losses(other / "run")
-    validated = [[row.get("val_loss") for row in read_rows(folder / "run")] for folder in (one, other)]
+    validated = [[row.get("ema/val_loss") for row in read_rows(folder / "run")] for folder in (one, other)]
     assert validated[0] == validated[1]
     assert [i + 1 for i, value in enumerate(validated[0]) if value is not None] == [1, 10, 20]
 

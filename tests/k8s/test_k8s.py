@@ -456,7 +456,7 @@ def test_tensorboard_selects_its_pod_and_no_other() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_the_command_of_the_container(tmp_path: Path, name: str) -> None:
-    """For real, as a dry run of its real size."""
+    """For real, as a dry run of its ranks; tests/planner/test_dry_run.py tries these experiments with all layers."""
     spec = pod_spec(name)
     train = containers(spec)["train"]
     workspace = tmp_path / "workspace"
@@ -464,7 +464,8 @@ def test_the_command_of_the_container(tmp_path: Path, name: str) -> None:
     pod = Pod(workspace, mount_config(named(name), tmp_path / "config"))
     num_gpus = int(train["resources"]["limits"]["nvidia.com/gpu"])
     env = {**pod.environment(train), "HOME": str(workspace), "NGPU": str(num_gpus)}
-    done = run([*pod.command_line(train), "--comm.mode", "fake_backend"], cwd=workspace, env=env, timeout=300)
+    flags = ("--comm.mode", "fake_backend", "--model.num_layers", "2")
+    done = run([*pod.command_line(train), *flags], cwd=workspace, env=env, timeout=300)
     assert done.code == 0, done.stderr
     ranks = 2 * num_gpus if name in SEVERAL else num_gpus
     assert f"Dry run of {ranks} ranks" in done.stderr

@@ -127,10 +127,10 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     assert short_names([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
     folder = write_run(tmp_path / "a", 20)
     for wrong, message in (
-        ([tmp_path / "none"], "no such folder; give"),
-        ([tmp_path / "A"], "did you mean a"),
-        ([tmp_path], f"is no run folder.* give runs in it: {folder}"),
-        ([folder / "blackbox"], "is no run folder.* give the job.dump_folder"),
+        ([tmp_path / "none"], "no such folder; train it first"),
+        ([tmp_path / "A"], "did you mean .*a\\?"),
+        ([tmp_path], f"is no run folder.* give a run: {folder}"),
+        ([folder / "blackbox"], "is no run folder.* give a run: "),
         ([folder, tmp_path / "b" / ".." / "a"], "given twice"),
     ):
         (tmp_path / "b").mkdir(exist_ok=True)

@@ -12,7 +12,9 @@ from titan_pt.protocols.context import StepMetrics
 from titan_pt.run import ledger as ledger_module
 from titan_pt.run.goodput import all_seconds, goodput_of
 from titan_pt.run.ledger import LEDGER_FILE, Ledger
+from titan_pt.run.own_json import read_lines
 from titan_pt.tools import goodput as tool
+from titan_pt.version import made_by
 
 
 class Clock:
@@ -129,6 +131,8 @@ def test_a_run_tells_its_goodput(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert train_here(config) == 1
     assert train_here(config, "--fault.kind", "none") == 0
     assert "Goodput: " in capsys.readouterr().err
+    starts = [line for _, _, line in read_lines(tmp_path / "run" / "goodput.jsonl") if line and line.get("begins")]
+    assert [line["made_by"] for line in starts] == [made_by()] * 2
     rows = read_rows(tmp_path / "run")
     assert all(0 < row["goodput"] < 1 for row in rows) and len(rows) == 6
     assert tool.main([str(tmp_path / "run"), "--json"]) == 0

@@ -159,16 +159,16 @@ def test_a_terminal_has_panels_and_a_live_line(monkeypatch: pytest.MonkeyPatch) 
     assert shown[-2:] == ["done", ""] and "loss 0.5" in written and "\033[3" not in written
 
 
-def test_a_narrow_terminal_has_the_first_columns_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_has_the_shares_of_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = log_to(monkeypatch, Screen(), NO_COLOR="1")
-    monkeypatch.setattr(terminal, "width_of", lambda _: 40)
+    monkeypatch.setattr(terminal, "width_of", lambda _: 32)
     sources = (MixtureSource("web", texts(*[99] * 1000), 0.8), MixtureSource("small", texts(*[49] * 10), 0.2))
     run_size, loader = SimpleNamespace(tokens=9_999, num_streams=1), SimpleNamespace(mixture=mixture_of(*sources))
     context = SimpleNamespace(run_size=run_size, dataloader=loader, raise_if_preempted=lambda: None)
     say("Model", "tiny")
     _describe_sources(cast(Any, context), warns=False)
     rows = screen.getvalue().replace("\033[K", "").splitlines()[-3:]
-    assert rows == ["│   source  documents  tokens", "│   web         1,000   7,999", "│   small          10   2,000"]
+    assert rows == ["│   source   share  epochs", "│   web     80.00%    0.08", "│   small   20.00%       4"]
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"LOG_FORMAT": "plain", "TERM": "dumb"}])

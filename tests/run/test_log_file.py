@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,20 @@ def test_all_that_is_printed_is_in_the_log_of_the_folder(tmp_path: Path, monkeyp
     print("a traceback", file=sys.stderr)
     kept = (tmp_path / LOG_FILE).read_text()
     assert kept == "an earlier start\n" + console.getvalue() and "before the folder" in kept and "a traceback" in kept
+
+
+def test_a_stream_of_another_library_around_stderr_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = log_to_memory(monkeypatch)
+    keep_log()
+    logger.info("before")
+    inner = sys.stderr
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=lambda text: inner.write(text.upper())))
+    open_log(tmp_path)
+    logger.info("of the run")
+    print("of the library", file=sys.stderr)
+    assert (tmp_path / LOG_FILE).read_text() == console.getvalue() == "before\nof the run\nOF THE LIBRARY\n"
 
 
 def test_a_full_disk_costs_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

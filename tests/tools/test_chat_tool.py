@@ -172,7 +172,7 @@ def test_ctrl_c_stops_a_reply_and_ctrl_d_the_chat(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "MODEL is missing: name a run folder"),
+        ([], "MODEL: missing: a run folder"),
         (["missing"], "--checkpoint = 'missing': no such folder"),
         (["--checkpoint", "missing"], "--checkpoint = 'missing': no such folder"),
         (["missing", "--temperature", -1], "--temperature = -1.0: must be 0 (the likeliest token) or from"),

@@ -17,6 +17,8 @@ from helpers import ROOT
 from tool_helpers import tool_here
 
 import titan_pt.tools
+from titan_pt.config.errors import ConfigError
+from titan_pt.config.manager import load_config
 from titan_pt.run.exit_codes import ExitCode, Stalled
 from titan_pt.tools.command import run_tool
 
@@ -66,9 +68,9 @@ def test_a_missing_or_unknown_flag_brings_what_to_type(
         (
             "generate",
             [],
-            "--checkpoint: missing: a run folder (its newest whole step), its checkpoint folder, one step-N",
+            "MODEL: missing: a run folder (its newest whole step), its checkpoint folder, one step-N",
         ),
-        ("generate", [], "Hugging Face folder; here are outputs/mine; --help lists the flags"),
+        ("generate", [], "Hugging Face folder; --checkpoint MODEL is the same; here are outputs/mine; --help lists"),
         ("export", [], "2. --output: missing: the folder to write; --help lists the flags"),
         ("prepare", ["--output", "x"], "--source: missing: name of one of the config's data sources"),
         ("generate", ["--checkpoint", "x", "--temprature", "1"], "did you mean --temperature?; --help lists the flags"),
@@ -84,9 +86,52 @@ def test_a_missing_or_unknown_flag_brings_what_to_type(
             "hf download me/model-1B --local-dir models/model-1B",
         ),
         ("generate", ["--checkpoint", "outputs/quickstart"], "; make it with titan-pt train "),
+        ("export", ["outputs/mien", "--output", "x"], "'outputs/mien': no such folder; did you mean outputs/mine?"),
+        (
+            "evaluate",
+            ["quickstart", "--text", "x"],
+            "experiment: titan-pt train quickstart makes its run folder, outputs",
+        ),
+        ("harness", ["a", "--tasks", "x", "--checkpoint", "b"], "--checkpoint: not allowed with argument MODEL"),
+        (
+            "generate",
+            ["outputs/mine", "--prompt", "one", "two"],
+            "arguments: two; a text of several words needs quotes",
+        ),
+        ("chat", ["--model=a b", "--raw"], "unrecognized arguments: --model; MODEL has no flag: "),
+        ("chat", ["--model=a b", "--raw"], "tools.chat 'a b' --raw\n"),
+        ("report", ["--checkpoint", "outputs/mine"], "RUN has no flag: python -m titan_pt.tools.report outputs/mine\n"),
+        ("compare", ["outputs/mine/checkpoint"], "has neither metrics.jsonl nor config.toml; give"),
+        ("report", ["outputs/mien"], "no such folder; did you mean outputs/mine?"),
+        (
+            "generate",
+            ["--chekpoint", "x"],
+            "config error: unrecognized arguments: --chekpoint; did you mean --checkpoint?",
+        ),
     ):
         assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, *flags) == ExitCode.USAGE
         assert said in capsys.readouterr().err, (tool, flags)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("word", ["--hlp", "--halp=1", "-help"])
+def test_help_that_is_mistyped_is_the_only_mistake(tool: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, word) == ExitCode.USAGE
+    assert capsys.readouterr().err.endswith(f"{word.partition('=')[0]}; did you mean --help?\n")
+
+
+def test_a_flag_of_a_tool_beside_those_of_keys_is_told_from_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for tool, words, said in (
+        ("plan", ["quickstart", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
+        ("plan", ["quickstart", "--steps", "5"], "did you mean training.steps?"),
+        ("sweep", ["quickstart", "--sed", "3"], "did you mean --seeds?"),
+        ("prepare", ["quickstart", "--sorce", "a", "--output", "x"], "config error: unrecognized arguments: --sorce"),
+    ):
+        assert tool_here(importlib.import_module(f"titan_pt.tools.{tool}").main, *words) == ExitCode.USAGE
+        assert said in capsys.readouterr().err, (tool, words)
+    for words in (["--hlp"], ["quickstart", "--halp"], ["-help"]):
+        with pytest.raises(ConfigError, match=r"^--?[a-z]+ .*: unknown flag; did you mean --help\?$"):
+            load_config(words)
 
 
 @pytest.mark.parametrize(("name", "meant"), [("generat", "; did you mean generate?"), ("talk", "")])

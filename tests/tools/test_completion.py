@@ -14,7 +14,7 @@ from titan_pt.tools.completion import own_flags, script
 CASES = [
     (["titan-pt", "expl"], ["explain"]),
     (["titan-pt", "train", "quickstart_g"], ["quickstart_grpo"]),
-    (["titan-pt", "plan", "mi"], ["mine.toml"]),
+    (["titan-pt", "plan", "min"], ["mine.toml"]),
     (["titan-pt", "train", "mine.toml", "--optimizer.l"], ["--optimizer.lr"]),
     (["titan-pt", "generate", "--temp"], ["--temperature"]),
     (["titan-pt", "cp", "k8"], ["k8s"]),

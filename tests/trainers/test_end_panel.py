@@ -18,7 +18,7 @@ def test_the_panel_tells_result_best_and_next_commands(tmp_path: Path, caplog: p
         show_end(JobConfig(job=Job(dump_folder=str(tmp_path))), 61.0, 0.5)
     told = "\n".join(caplog.messages)
     assert "step 3: loss 0.0000, validation loss 2.4000" in told and "val_loss 2.2500 at step 2" in told
-    assert "01:01, goodput 50.0%" in told and f"--checkpoint {tmp_path}" in told and "report" in told
+    assert "01:01, goodput 50.0%" in told and f"generate {tmp_path}" in told and "report" in told
 
 
 def test_an_accuracy_counts_before_the_loss() -> None:

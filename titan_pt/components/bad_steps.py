@@ -5,6 +5,8 @@ where the step is logged or saved, so a saved step is always one of which all fl
 load the newest saved step and to train again from there. Behind the step before the bad one the data jump over its
 documents: the loader is set to the state that it had behind them. The jumps are a part of the saved state, so that a
 resume makes the same ones; a run that was killed before it saved them finds the same bad step again.
+
+A step function may ask for the best saved step instead (`GoBack`), as grpo.on_collapse does: the data then do not jump.
 """
 
 import logging
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 from titan_pt.components.black_box import describe, write_black_box
 from titan_pt.components.checkpoint.checkpointer import Checkpointer
+from titan_pt.components.checkpoint.keeping import leave_behind
 from titan_pt.components.checkpoint.step_folders import iter_steps
 from titan_pt.components.metrics import MetricRows
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
@@ -98,6 +101,34 @@ class BadSteps:
         except GaveUp:
             self._rows.write(self._rows.make_row(state), total_steps, self._rows.interval.last.texts)
             raise
+
+    def find_best(self, state: TrainState, key: str, least: float, why: str) -> Path:
+        """The best saved step, for a run that is to go back to it; the steps behind it get names that nothing opens.
+
+        Args:
+            key: of metrics.jsonl, says which step is the best, as in checkpoint.keep_best.
+            least: a step with a lower value is no way back.
+            why: what happened, for the log.
+
+        Raises:
+            GaveUp: no saved step is good enough, or the run went back too often.
+        """
+        guard = state.guard
+        guard["collapses"] = [*guard.get("collapses", []), state.step]
+        if len(guard["collapses"]) > (limit := self._options.max_rewinds):
+            raise GaveUp(f"{why}, after training.max_rewinds = {limit} times back to a saved step; lower optimizer.lr")
+        if self._checkpointer:
+            with phase("a save under way", "save"):
+                self._checkpointer.join()
+        folder = self._folder / self._context.config.checkpoint.folder
+        found = self._context.world.on_main(lambda: leave_behind(folder, self._folder, key, least))
+        if found is None:
+            raise GaveUp(
+                f"{why}, and no saved step has {key} of {least:.4g} or more to go back to; lower optimizer.lr, or save "
+                "more often: checkpoint.interval, checkpoint.enable_first_step_checkpoint"
+            )
+        logger.warning(f"{why}. Back to {found}")
+        return found
 
     def _answer(self, state: TrainState, bad: Sequence[TakenStep]) -> Path | None:
         policy, window = self._options.on_bad_step, self._options.bad_step_window

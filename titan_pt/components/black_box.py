@@ -89,6 +89,7 @@ def write_black_box(
     if context.world.broadcast(once_more):
         if context.world.is_main:  # where this costs the run, the next start of it does not try again
             _write(folder, {_BEGUN: ""})
+        context.model.noise = context.config.debug.seed, taken.step - 1  # type: ignore[assignment]  # the same dropout
         try:
             compute_again(context, metrics, own, box)
         except Preempted:

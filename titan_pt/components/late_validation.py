@@ -4,9 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from titan_pt.components.earlier_rows import step_of
 from titan_pt.components.metrics import MetricRows, MetricsWriter, line_of
-from titan_pt.run.files import parse_json
+from titan_pt.run.own_json import whole_rows
 
 _KEYS = ("val_", "eval/")
 """Beginnings of the keys that a validation adds to a row."""
@@ -44,5 +43,5 @@ def complete(
 
 def last_row(writer: MetricsWriter, step: int) -> dict[str, Any] | None:
     """The last row of metrics.jsonl where it is of this step, else None."""
-    lines = writer.path.read_text("utf-8", "replace").splitlines() if writer.path.exists() else []
-    return parse_json(lines[-1]) if lines and step_of(lines[-1]) == step else None
+    row = next(reversed(whole_rows(writer.path)), None)
+    return row if row and row["step"] == step else None

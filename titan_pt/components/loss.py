@@ -1,7 +1,7 @@
 """Cross-entropy of the output layer, in chunks of tokens: the logits of all tokens are never held.
 
 torch's own `linear_cross_entropy` is not used: in bfloat16 it sums the loss in bfloat16 (2% off for 2048 tokens),
-and on a CPU it is 5 times slower than this (docs/LOG.md).
+and on a CPU it is 5 times slower than this (docs/log/training-speed.md).
 
 Legend: T tokens (B x L, flat), D model dim, V vocabulary.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.protocols.registry import import_attribute
 
 IGNORED = -100
 """Target of a token that has no loss."""
@@ -21,7 +22,8 @@ IGNORED = -100
 # Tokens of a chunk are a multiple of this, so that the product of matrices has no part of a tile.
 _TILE = 128
 
-ChunkFunction = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+ChunkFunction = Callable[..., Chunk]
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,13 @@ class ChunkedCrossEntropy:
 
 def cross_entropy_chunk(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> Chunk:
     """Compute (cross_entropy_T, log_z_T, d(total)/d(logits)_TV in the hidden states' type); zero for ignored tokens."""
-    logits_TV = F.linear(hidden_TD, weight_VD)
+    return loss_of_logits(F.linear(hidden_TD, weight_VD), targets_T, z_loss_coef, with_gradient)
+
+
+def loss_of_logits(logits_TV: torch.Tensor, targets_T: torch.Tensor, z_loss_coef: float, with_gradient: bool) -> Chunk:
+    """The same of logits, with the gradient in their type."""
     log_p_TV = torch.log_softmax(logits_TV, dim=-1, dtype=torch.float32)
     log_z_T = logits_TV[:, 0].float() - log_p_TV[:, 0]
     kept_T = targets_T != IGNORED
@@ -79,11 +85,11 @@ def cross_entropy_chunk(
     gradient_TV = log_p_TV.exp_().mul_(scale_T[:, None])
     onehot_T1 = kept_T[:, None].to(gradient_TV.dtype)
     if torch.compiler.is_compiling():  # fused with the rest, where a scatter is a pass of its own
-        vocabulary_V = torch.arange(weight_VD.shape[0], device=targets_T.device)
+        vocabulary_V = torch.arange(logits_TV.shape[-1], device=targets_T.device)
         gradient_TV = gradient_TV - torch.where(vocabulary_V == safe_T1, onehot_T1, 0.0)
     else:
         gradient_TV.scatter_add_(-1, safe_T1, -onehot_T1)
-    return losses_T, log_z_T, gradient_TV.to(hidden_TD.dtype)
+    return losses_T, log_z_T, gradient_TV.to(logits_TV.dtype)
 
 
 def device_memory(device: torch.device) -> int:
@@ -103,19 +109,21 @@ def chunk_size(tokens: int, most: int) -> int:
     return max(1, -(-tokens // (chunks * tile)) * tile)
 
 
-def compiled_chunk(backend: str) -> ChunkFunction:
-    """Return `cross_entropy_chunk` fused by torch.compile."""
-    return torch.compile(cross_entropy_chunk, backend=backend, fullgraph=True)
+def compiled_chunk(backend: str, chunk: ChunkFunction = cross_entropy_chunk) -> ChunkFunction:
+    """Return the function fused by torch.compile."""
+    return torch.compile(chunk, backend=backend, fullgraph=True)
 
 
 def build_loss(config: JobConfig, device: torch.device) -> ChunkedCrossEntropy:
     """Cross-entropy with the z-loss of `[training]`, compiled if `[compile]` says so."""
     loss = ChunkedCrossEntropy(config.training.z_loss_coef, chunk_tokens=config.training.loss_chunk_tokens)
+    if softcap := getattr(config.model, "logit_softcap", None):
+        loss = replace(loss, chunk=import_attribute("titan_pt.components.softcapped_loss:softcapped_chunk")(softcap))
     if config.compile.is_on(device.type) and "loss" in config.compile.components:
         from titan_pt.distributed.compile import check_compiler
 
         check_compiler(config.compile, device)
-        return replace(loss, chunk=compiled_chunk(config.compile.backend))
+        return replace(loss, chunk=compiled_chunk(config.compile.backend, loss.chunk))
     return loss
 
 

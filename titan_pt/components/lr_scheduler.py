@@ -1,12 +1,9 @@
 """The learning rate as a function of the step: nothing to save, nothing to drift on resume."""
 
-import logging
 import math
 from collections.abc import Callable
 
 from titan_pt.config.schema.job_config import JobConfig
-
-logger = logging.getLogger("titan_pt")
 
 Schedule = Callable[[int], float]
 """Learning rate by optimizer step, counted from 1."""
@@ -43,16 +40,6 @@ class PlannedSchedule:
 def warmup_steps(config: JobConfig, steps: int) -> int:
     """Number of warm-up steps in a run of `steps` steps, shortened so that at least one step follows."""
     return min(config.lr_scheduler.warmup_steps, (config.lr_scheduler.total_steps or steps) - 1)
-
-
-def warn_of_short_warmup(config: JobConfig, steps: int) -> None:
-    """Log a warning if the run is too short for lr_scheduler.warmup_steps."""
-    section, warmup = config.lr_scheduler, warmup_steps(config, steps)
-    if warmup < section.warmup_steps:
-        logger.warning(
-            f"lr_scheduler.warmup_steps = {section.warmup_steps}: not below the {section.total_steps or steps} steps "
-            f"of {'lr_scheduler.total_steps' if section.total_steps else 'the run'}; shortened to {warmup}"
-        )
 
 
 def lr_factor(step: int, total: int, warmup: int, decay: int, decay_type: str, min_lr_factor: float) -> float:

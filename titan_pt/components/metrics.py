@@ -220,8 +220,9 @@ class MetricRows:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """A row as a line of metrics.jsonl."""
-    return json.dumps({key: _json_number(value) for key, value in row.items()}) + "\n"
+    """A row as a line of metrics.jsonl. JSON has no NaN or infinity: null stands for them, which plots leave out."""
+    infinite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return json.dumps({**row, **dict.fromkeys(infinite)}) + "\n"
 
 
 def memory_gib(device: torch.device) -> float:
@@ -230,8 +231,3 @@ def memory_gib(device: torch.device) -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return torch.accelerator.max_memory_allocated(device.index) / 2**30
-
-
-def _json_number(value: Any) -> Any:
-    """JSON has no NaN or infinity: null stands for them, which plots leave out."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -92,15 +92,11 @@ def keep_own_rates(optimizer: torch.optim.Optimizer, main_rate: float) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the main learning rate; each group's follows by its ratio to it."""
     for group in optimizer.param_groups:
-        _set(group, rate * group.get("lr_ratio", 1.0))
-
-
-def _set(group: dict[str, Any], rate: float) -> None:
-    own = group.get("lr")
-    if isinstance(own, torch.Tensor):  # compiled in: another object would be compiled again
-        own.fill_(rate)
-    elif own is not None:
-        group["lr"] = rate
+        own, new = group.get("lr"), rate * group.get("lr_ratio", 1.0)
+        if isinstance(own, torch.Tensor):  # compiled in: another object would be compiled again
+            own.fill_(new)
+        elif own is not None:
+            group["lr"] = new
 
 
 def group_rates(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:

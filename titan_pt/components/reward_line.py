@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from titan_pt.run.files import parse_json
+from titan_pt.run.own_json import whole_rows
 
 _FIGURES = {
     "reward_mean": ("reward {:.3f}", "{:+.3f}", 1),
@@ -24,11 +24,8 @@ class RewardLine:
     """
 
     def __init__(self, path: Path) -> None:
-        self._rows = deque[Mapping[str, Any]](maxlen=_ROWS)
-        lines = path.read_text("utf-8", "replace").splitlines()[-_ROWS - 1 : -1] if path.exists() else []
-        for line in lines:  # without the row itself
-            row = parse_json(line)
-            self._rows += [row] if "reward_mean" in row else []
+        earlier = [row for row in whole_rows(path)[:-1] if "reward_mean" in row]  # without the row itself
+        self._rows = deque[Mapping[str, Any]](earlier, maxlen=_ROWS)
 
     def __call__(self, row: Mapping[str, Any]) -> list[str]:
         self._rows.append(row)

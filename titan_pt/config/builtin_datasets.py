@@ -1,8 +1,15 @@
-"""Datasets that a `[[data.sources]]` table means by its name alone. Known without importing a reader."""
+"""Datasets that a `[[data.sources]]` table means by its name alone; the list is in `builtin_datasets.toml`."""
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from titan_pt.config.schema.job_config import Source
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -11,6 +18,8 @@ class BuiltinDataset:
 
     dataset: str
     formatter: str
+    licence: str
+    """As far as known, unchecked."""
     subset: str | None = None
     train_only: bool = False
     """Whether only the split "train" may be trained on; the dataset's other splits are evaluation sets."""
@@ -20,17 +29,8 @@ class BuiltinDataset:
     """The files of each subset, where the hub need not be asked which they are."""
 
 
-BUILTIN_DATASETS = {
-    "fineweb_edu": BuiltinDataset(
-        "HuggingFaceFW/fineweb-edu",
-        "text",
-        "sample-10BT",
-        tokens={"sample-10BT": 1e10, "sample-100BT": 1e11, "sample-350BT": 3.5e11},
-        patterns={f"sample-{size}": f"sample/{size}/*.parquet" for size in ("10BT", "100BT", "350BT")},
-    ),
-    "gsm8k": BuiltinDataset("openai/gsm8k", "gsm8k", "main", train_only=True, tokens={"main": 1.0e6}),
-    "medqa": BuiltinDataset("GBaker/MedQA-USMLE-4-options", "medqa", train_only=True, tokens={"": 2.1e6}),
-}
+_TEXT = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+BUILTIN_DATASETS = {name: BuiltinDataset(**table) for name, table in tomllib.loads(_TEXT).items()}
 
 
 def complete(source: Source) -> Source:
@@ -38,10 +38,7 @@ def complete(source: Source) -> Source:
     builtin = BUILTIN_DATASETS.get(source.name)
     if builtin is None or (source.dataset is not None and source.dataset != builtin.dataset):
         return source
-    values: dict[str, str | None] = {}
-    if source.formatter is None and source.text_field is None:
-        values["formatter"] = builtin.formatter
+    values: dict[str, str | None] = {} if source.formatter or source.text_field else {"formatter": builtin.formatter}
     if source.path is None:
-        values["dataset"] = builtin.dataset
-        values["subset"] = source.subset or builtin.subset
+        values |= {"dataset": builtin.dataset, "subset": source.subset or builtin.subset}
     return source.model_copy(update=values)

@@ -3,10 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from titan_pt.run.outgoing import MASK, looks_secret, redact
-
-_LONGEST_SHOWN = 80
-
 
 class ConfigError(ValueError):
     """One or more mistakes in a config, a flag, a path or the environment. Programs end with exit code 2 on it.
@@ -43,15 +39,6 @@ def one_of(names: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message: short, and never what may be a secret, such as the inside of a misplaced table."""
-    if isinstance(value, dict):
-        return "{...}" if value else "{}"
-    if isinstance(value, list):
-        return "[...]" if value else "[]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):  # Python refuses to write integers of thousands of digits
-        return str(value) if value.bit_length() <= 128 else "a huge integer"
-    if isinstance(value, str):
-        text = MASK if looks_secret(value) else redact(value)
-        return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}...")
-    return str(value)
+    from titan_pt.config.names import shortened
+
+    return shortened(value)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from titan_pt.config.errors import ConfigError, shown
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve import flags as command_line
 from titan_pt.config.resolve.checks import DERIVED_ARGS, RuleProblem, cross_check
 from titan_pt.config.resolve.layers import Layer, Merged, merge, read_layers
@@ -26,7 +26,8 @@ from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 logger = logging.getLogger("titan_pt")
 
 # What has to be known before a config can be validated.
-_DECISIVE = ("job.trainer", "model.name", "model.from_hf", "optimizer.name", "experimental.custom_import")
+_MODEL = ("model.name", "model.flavor", "model.from_hf")
+_DECISIVE = ("job.trainer", *_MODEL, "optimizer.name", "experimental.custom_import")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def resolve(argv: list[str]) -> Resolved:
     choices = merge([*layers, _peek(flags)], JobConfig.PAIRS, [])
     trainer, model, optimizer = _choose(choices, problems)
     config_type, model_spec = config_class(trainer, model, optimizer)
-    if path := _chosen(choices, "model.from_hf", ""):
-        from titan_pt.config.resolve.hugging_face import read_folder
+    notices: list[str] = []
+    if _chosen(choices, "model.from_hf", "") or _chosen(choices, "model.flavor", "").startswith("depth-"):
+        from titan_pt.config.resolve.architecture import layers_below
 
-        said = f"model.from_hf = {shown(path)} ({choices.origin('model', 'from_hf')})"
-        layers = [*read_folder(path, said, model_spec, problems), *layers]
+        layers = [*layers_below(choices, flags, trainer, model_spec, problems, notices), *layers]
     if ("help", "true") in flags:
         from titan_pt.config.resolve.help import help_text
 
@@ -72,7 +73,6 @@ def resolve(argv: list[str]) -> Resolved:
     flag_layer = command_line.to_layer(flags, config_type, problems)
     own_defaults = Layer(f"default of {trainer}", {table: dict(keys) for table, keys in config_type.DEFAULTS.items()})
     merged = merge([own_defaults, *layers, flag_layer], config_type.PAIRS, problems)
-    notices: list[str] = []
     config: JobConfig | None
     invalid: Set[str] = set()
     try:
@@ -81,8 +81,6 @@ def resolve(argv: list[str]) -> Resolved:
         from titan_pt.config.resolve.report import valid_part
 
         config, invalid = valid_part(config_type, merged, problems, notices)
-    if config is not None and config.model.from_hf and config.model.flavor != Model().flavor:
-        notices.append(f"model.flavor = {config.model.flavor!r} has no effect: model.from_hf sets the architecture")
     if config is not None:
         problems += [
             _with_origins(problem, merged)

@@ -8,11 +8,31 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from titan_pt.run.outgoing import MASK, looks_secret, redact
+
+_LONGEST_SHOWN = 80
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _OUR_FOLDERS = {"checkpoint", "checkpoints", "data", "hf", "models", "outputs", "runs", "train_configs", "work"}
 _MOST_ENTRIES = 10_000
 """Of a folder that are looked at: a message is not worth the listing of a data set's."""
+
+
+def shortened(value: Any) -> str:
+    """A value as `config.errors.shown` shows it."""
+    if isinstance(value, dict):
+        return "{...}" if value else "{}"
+    if isinstance(value, list):
+        return "[...]" if value else "[]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):  # Python refuses to write integers of thousands of digits
+        return str(value) if value.bit_length() <= 128 else "a huge integer"
+    if isinstance(value, str):
+        text = MASK if looks_secret(value) else redact(value)
+        return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}...")
+    return str(value)
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -80,12 +80,12 @@ def share_out(total: float, weights: Sequence[float], caps: Sequence[float]) -> 
 
 
 def lines(shares: Sequence[SourceShare], tokens: int) -> list[str]:
-    """The truth table, a line each."""
-    rows = [["source", "documents", "tokens", "per epoch", "epochs", "cap", "share"]]
+    """The truth table, a line each; what a narrow terminal leaves out is at the right."""
+    rows = [["source", "share", "epochs", "cap", "tokens", "per epoch", "documents"]]
     for source in shares:
         cap = "-" if source.max_epochs is None else f"{source.max_epochs:g}"
-        counts = (f"{count:,.0f}" for count in (source.documents, source.tokens, source.tokens_per_epoch))
-        rows.append([source.name, *counts, f"{source.epochs:.3g}", cap, f"{source.tokens / tokens:.2%}"])
+        counts = (f"{count:,.0f}" for count in (source.tokens, source.tokens_per_epoch, source.documents))
+        rows.append([source.name, f"{source.tokens / tokens:.2%}", f"{source.epochs:.3g}", cap, *counts])
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     notes = ["", *("  generated" * source.generated for source in shares)]
     return [

@@ -12,7 +12,7 @@ import torch
 from titan_pt.generation.decode import OutputLayer
 from titan_pt.generation.engine import NonFiniteLogits
 from titan_pt.models.transformer.model import Transformer
-from titan_pt.run.progress import reached
+from titan_pt.run.progress import more
 
 # Most tokens of one forward, padding included; a longer row goes alone.
 _BATCH_TOKENS = 2**14
@@ -54,8 +54,9 @@ def likelihoods(model: Transformer, pairs: Sequence[tuple[Sequence[int], Sequenc
     output = OutputLayer(model)
     found: dict[int, Likelihood] = {}
     for batch in _batches(sorted(rows, key=len, reverse=True)):
-        found |= _read(model, output, batch, [rows[row] for row in batch])
-        reached(len(found))
+        read = _read(model, output, batch, [rows[row] for row in batch])
+        found |= read
+        more(len(read))
     return [found[number] for number in range(len(pairs))]
 
 

@@ -1,12 +1,14 @@
 """Validation by tasks and sampled text: `validation.tasks` and `validation.sample_prompts`."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from titan_pt.config.errors import ConfigError
+from titan_pt.evaluation.core_metric import CORE, CoreData, CoreEvaluator, open_core
 from titan_pt.evaluation.eval_tasks import TaskRequest, open_eval_task
-from titan_pt.evaluation.task_evaluator import TaskEvaluator, build_task_evaluator
+from titan_pt.evaluation.task_evaluator import EvalResult, build_task_evaluator
 from titan_pt.generation.engine import GenerationStopped, NonFiniteLogits
 from titan_pt.generation.native import NativeEngine, unsharded_model
 from titan_pt.generation.sampling import Sampling
@@ -28,7 +30,8 @@ class TaskEval:
     inner: Validator
     context: TrainContext
     engine: NativeEngine
-    evaluator: TaskEvaluator
+    measures: Sequence[Callable[[], EvalResult]]
+    """One of each row of validation.tasks, by the weights of the engine's model."""
     texts: dict[str, str] = field(default_factory=dict)
     """Completions of validation.sample_prompts in the last validation, on rank 0."""
 
@@ -37,8 +40,8 @@ class TaskEval:
         options = self.context.config.validation
         values = self.inner()
         self.engine.sync_weights(self.context.model)
-        for t, row in enumerate(options.tasks):
-            result = self.evaluator(t, row.limit, row.max_new_tokens)
+        for row, measure in zip(options.tasks, self.measures, strict=True):
+            result = measure()
             found = {**result.values, "problems": result.problems}
             values |= {f"eval/{row.name}/{name}": value for name, value in found.items()}
         if options.sample_prompts:
@@ -88,31 +91,42 @@ def build_task_eval(context: TrainContext, inner: Validator) -> TaskEval:
                 f"validation.sample_prompts: {prompt[:40]!r} and validation.sample_tokens = {options.sample_tokens} "
                 f"are more than model.max_seq_len = {model.args.max_seq_len}"
             )
-    tasks = world.together(lambda: _open_tasks(context))
+    opened = world.together(lambda: _open_tasks(context))
     engine = NativeEngine(model, stop_ids(tokenizer), stop_requested=stop_requested)
-    evaluator = build_task_evaluator(
-        tasks,
+    evaluate = build_task_evaluator(
+        [task for task in opened if isinstance(task, Task)],
         model,
         engine,
         tokenizer,
         world,
-        max((row.max_new_tokens for row in options.tasks), default=1),
+        max((row.max_new_tokens for row in options.tasks if row.name != CORE), default=1),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
     )
-    for row, task in zip(options.tasks, tasks, strict=True):
+    measures: list[Callable[[], EvalResult]] = []
+    for row, task in zip(options.tasks, opened, strict=True):
+        if not isinstance(task, Task):
+            measures.append(CoreEvaluator(task, model, tokenizer, world, context.raise_if_preempted))
+            continue
+        measures.append(functools.partial(evaluate, evaluate.tasks.index(task), row.limit, row.max_new_tokens))
         logger.info(
             f"Validation: {min(row.limit, len(task.evaluation)):,} problems of {row.name}, {how_asked(task.chat)}, "
             "answered greedily"
         )
-    return TaskEval(inner, context, engine, evaluator)
+    return TaskEval(inner, context, engine, measures)
 
 
-def _open_tasks(context: TrainContext) -> list[Task]:
-    # As the TOML writes them: opening a task replaces variables in its paths.
-    rows = (row.model_dump(exclude={"limit", "max_new_tokens"}) for row in context.config.validation.tasks)
+def _open_tasks(context: TrainContext) -> list[Task | CoreData]:
     talks = knows_chat(context.config.job.trainer, context.tokenizer, context.dataloader.identity())
-    return [open_eval_task(TaskRequest(**row), 0, "validation.tasks", knows_chat=talks) for row in rows]
+    opened: list[Task | CoreData] = []
+    for row in context.config.validation.tasks:
+        # As the TOML writes it: opening a task replaces variables in its paths.
+        request = TaskRequest(**row.model_dump(exclude={"limit", "max_new_tokens"}))
+        if row.name == CORE:
+            opened.append(open_core(request, row.limit, "validation.tasks"))
+        else:
+            opened.append(open_eval_task(request, 0, "validation.tasks", knows_chat=talks))
+    return opened
 
 
 def _tokens(context: TrainContext, prompt: str) -> list[int]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
@@ -20,6 +21,8 @@ from titan_pt.tasks.rollouts import GradingOptions, Group, RolloutSampler, Timin
 from titan_pt.tasks.task import Task
 
 logger = logging.getLogger("titan_pt")
+
+T = TypeVar("T")
 
 SHARES = ("accuracy", "accuracy_official", "accuracy_lenient", "accuracy_loglikelihood", "truncated_fraction")
 """Values that are shares of the problems."""
@@ -149,16 +152,27 @@ def build_task_evaluator(
         return prompts
 
     def score(pairs: Sequence[PromptAnswer]) -> list[float]:
-        mine: list[float] | NonFiniteLogits
-        try:
-            mine = [found.logprob for found in likelihoods(model, pairs[world.rank :: world.size])]
-        except NonFiniteLogits as error:
-            mine = error
-        by_rank: list[list[float]] = []
-        for logprobs in world.gather(mine):
-            if isinstance(logprobs, NonFiniteLogits):
-                raise logprobs
-            by_rank.append(logprobs)
+        own = pairs[world.rank :: world.size]
+        by_rank = of_all_ranks(world, lambda: [found.logprob for found in likelihoods(model, own)])
         return [by_rank[i % world.size][i // world.size] for i in range(len(pairs))]
 
     return TaskEvaluator(tasks, sampler, held_out, tokenizer, longest, score, world.size)
+
+
+def of_all_ranks(world: World, work: Callable[[], T]) -> list[T]:
+    """What each rank's work gives, in rank order. A collective.
+
+    Raises:
+        NonFiniteLogits: that of any rank, on all.
+    """
+    mine: T | NonFiniteLogits
+    try:
+        mine = work()
+    except NonFiniteLogits as error:
+        mine = error
+    found: list[T] = []
+    for result in world.gather(mine):
+        if isinstance(result, NonFiniteLogits):
+            raise result
+        found.append(result)
+    return found

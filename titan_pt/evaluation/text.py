@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from titan_pt.components.loss import ChunkedCrossEntropy
+from titan_pt.components.softcapped_loss import softcapped_chunk
 from titan_pt.components.tokenizer import Tokenizer, name_in
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.data.sources.local import checked_text, matching_files
@@ -69,14 +70,16 @@ def rows_loss(
         NonFiniteLogits: the loss is not finite.
     """
     device, loss_sum, num_tokens, num_bytes = model.output_weight.device, 0.0, 0, 0.0
-    left = iter(rows)
+    left, loss, softcap = iter(rows), ChunkedCrossEntropy(), getattr(model.args, "logit_softcap", None)
+    if softcap:
+        loss = ChunkedCrossEntropy(chunk=softcapped_chunk(softcap))
     with Progress("--text", "bytes", total_bytes) as progress:
         while first := next(left, None):
             size = rows_per_batch or max(1, _BATCH_TOKENS // len(first.tokens))
             some = [first, *itertools.islice(left, size - 1)]
             batch = collate(some).to(device)
             positions = batch.positions_BL if document_mask else None
-            losses = model(batch.tokens_BL, positions, ChunkedCrossEntropy().head(batch.targets_BL))
+            losses = model(batch.tokens_BL, positions, loss.head(batch.targets_BL))
             loss_sum += float(losses.cross_entropy_T.double().sum())
             num_tokens += sum(row.num_targets for row in some)
             num_bytes += sum(row.num_bytes for row in some)

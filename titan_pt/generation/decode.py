@@ -37,7 +37,7 @@ class DecodeRows:
     position_R: torch.Tensor
     """Position of the newest token."""
     keys_R: torch.Tensor
-    """Keys of the rows' noise, see `sampling.row_key`."""
+    """Keys of the rows' noise, see `keyed_noise.row_key`."""
     place_R: torch.Tensor
     """Row of the output that each row writes to."""
     alive_R: torch.Tensor
@@ -118,6 +118,7 @@ class OutputLayer:
         self._is_mixed = has_mixed_product(self._source_VD)
         self._weight_DV = self._source_VD.T if self._is_mixed else self._source_VD.T.contiguous().float()
         self._num_tokens = model.args.num_tokens or model.args.vocab_size
+        self._softcap = getattr(model.args, "logit_softcap", None)
         self.rows = max(1, LOGIT_ELEMENTS // model.args.vocab_size)
         """Most rows whose logits come together."""
         # Kept: on a CPU the page faults of fresh memory of this size take longer than the sampling.
@@ -141,6 +142,8 @@ class OutputLayer:
                 torch.mm(part_RD, self._weight_DV, out_dtype=torch.float32, out=logits_RV)
             else:
                 torch.mm(part_RD.float(), self._weight_DV, out=logits_RV)
+            if self._softcap:
+                logits_RV.div_(self._softcap).tanh_().mul_(self._softcap)
             logits_RV[:, self._num_tokens :] = float("-inf")  # rows that only pad the vocabulary
             yield logits_RV
 

@@ -21,7 +21,8 @@ from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
 from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits, check_prompts
-from titan_pt.generation.sampling import Sampling, row_key
+from titan_pt.generation.sampling import Sampling
+from titan_pt.models.keyed_noise import row_key
 from titan_pt.models.transformer.cache import PromptCache, forward_cached
 from titan_pt.models.transformer.model import Transformer
 from titan_pt.protocols.model_spec import get_model_spec
@@ -265,7 +266,7 @@ def unsharded_model(config: JobConfig, tokenizer: Tokenizer, device: torch.devic
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty_like(buffer, device=device))
     model.init_buffers()
-    return model
+    return model.eval()
 
 
 def _drawn(rows: DecodeRows, count: int) -> list[list[int]]:

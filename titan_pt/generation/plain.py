@@ -10,7 +10,8 @@ import torch
 
 from titan_pt.generation.decode import OutputLayer
 from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits, check_prompts
-from titan_pt.generation.sampling import Sampling, row_key, sample, uniform
+from titan_pt.generation.sampling import Sampling, sample, uniform
+from titan_pt.models.keyed_noise import row_key
 
 
 class PlainEngine:

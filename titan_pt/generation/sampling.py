@@ -11,10 +11,10 @@ import torch
 
 from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.sampling import SAMPLING_RANGES
+from titan_pt.models.keyed_noise import MASK, mix
 
 Draws = tuple[torch.Tensor, torch.Tensor]
 
-_MASK = 0xFFFFFFFF
 # The largest part of the vocabulary that is searched at once: about the square root of usual sizes.
 _PART = 256
 _BELOW_ONE = 1.0 - 2.0**-53
@@ -61,18 +61,9 @@ def uniform(keys_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
 
     Two rounds of the 32-bit finaliser of MurmurHash3, in int64 so that every device computes the same.
     """
-    low = _mix(_mix(keys_R & _MASK) ^ (positions_R & _MASK))
-    high = _mix(low ^ _mix(keys_R >> 32 & _MASK))
+    low = mix(mix(keys_R & MASK) ^ (positions_R & MASK))
+    high = mix(low ^ mix(keys_R >> 32 & MASK))
     return (high.double() + 0.5) / 2**32
-
-
-def row_key(seed: int, step: int, prompt: int, sample: int) -> int:
-    """The 63-bit key of one completion's noise."""
-    key = 0x9E3779B97F4A7C15
-    for part in (seed, step, prompt, sample):
-        key = ((key ^ (part & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        key ^= key >> 29
-    return key >> 1
 
 
 def invert_softmax(logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
@@ -151,10 +142,3 @@ def _search(weights_RC: torch.Tensor, noise_R1: torch.Tensor) -> tuple[torch.Ten
 def _as_integers(probabilities_RC: torch.Tensor) -> torch.Tensor:
     """Probabilities as int64, in units of 2^-52; nothing is lost of a float32 of 2^-29 or more."""
     return (probabilities_RC.double() * _UNIT).long()
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of MurmurHash3 on 32-bit values held in int64."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B & _MASK
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 & _MASK
-    return x ^ (x >> 16)

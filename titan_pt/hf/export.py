@@ -86,8 +86,10 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
         max_shard: most bytes of one file; a larger tensor has a file of its own.
 
     Raises:
+        ConfigError: the layout cannot hold this model.
         OSError: it cannot be written; nothing is left.
     """
+    source.layout.write_config(source.args)  # refuses a model that it cannot hold
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{glob.escape(target.name)}.tmp-*"):
         if (held := _lock(leftover)) is not None:  # of a process that was killed

@@ -1,7 +1,9 @@
 """Export a model while it trains."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.hf.chat import knows_chat
 from titan_pt.hf.export import Exported, export
-from titan_pt.hf.model_card import run_facts
+from titan_pt.hf.model_card import averaged_facts, run_facts
 from titan_pt.hf.tensor_readers import TensorInfo
 from titan_pt.protocols.context import TrainContext, TrainState
 
@@ -43,11 +45,39 @@ class GatheredTensors:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def export_if_due(
+    context: TrainContext,
+    state: TrainState,
+    run_folder: Path,
+    pause: Callable[[str], contextlib.AbstractContextManager[None]],
+    *,
+    last: bool,
+    owed: bool,
+) -> None:
+    """Write `hf/step-N` for the last step, and where checkpoint.export_hf_interval divides N. A collective.
+
+    Args:
+        pause: context of what training waits for.
+        owed: not where an earlier start wrote it.
+    """
+    step, target = state.step, run_folder / "hf" / f"step-{state.step}"
+    due = step and (last or step % context.config.checkpoint.export_hf_interval == 0)
+    if due and not (owed and context.world.on_main(target.exists)):
+        with pause("export"):
+            export_running(context, state, target)
+
+
 def export_running(context: TrainContext, state: TrainState, target: Path) -> None:
-    """Write the weights of this step, in the type they are computed in, as a Hugging Face folder.
+    """Write this step's weights, by checkpoint.export_weights, as a Hugging Face folder in the type of the computation.
 
     A collective. Rank 0 writes; where it cannot, that is an error line, and training goes on.
     """
+    averaged = context.config.checkpoint.export_weights == "ema"
+    with context.ema.swapped() if averaged else contextlib.nullcontext():
+        _export(context, state, target)
+
+
+def _export(context: TrainContext, state: TrainState, target: Path) -> None:
     tensors = GatheredTensors(context.model)
     if context.world.is_main:
         start = time.monotonic()
@@ -64,6 +94,8 @@ def _described(context: TrainContext, state: TrainState, tensors: GatheredTensor
     config = context.config
     parameters = sum(parameter.numel() for parameter in context.model.parameters())
     facts = run_facts(config.dump(), num_parameters=parameters, step=state.step, tokens=state.tokens_seen)
+    if config.checkpoint.export_weights == "ema":
+        facts |= averaged_facts({"ema": context.ema.state_dict()}, "ema")
     layout = context.model_spec.layout()
     assert layout is not None, "checked before the run starts"
     return Exported(

@@ -87,6 +87,20 @@ def run_facts(config: Mapping[str, Any], *, num_parameters: int, step: int, toke
     return {label: text for label, text in facts.items() if text}
 
 
+def averaged_facts(train: Mapping[str, Any], weights: str) -> dict[str, str]:
+    """What a step's weights are an average of, by label; nothing where they are those of its last update.
+
+    Args:
+        train: the step's train.json.
+        weights: "trained" or "ema".
+    """
+    if weights == "ema":
+        return {"Weights": f"exponential moving average, decay {train['ema']['decay']:g} a step"}
+    if steps := train.get("averaged_steps"):
+        return {"Weights": f"average of the checkpoints of steps {', '.join(f'{step:,}' for step in steps)}"}
+    return {}
+
+
 def _vocabulary(num_rows: int, num_tokens: int) -> str:
     if num_rows <= num_tokens:
         return f"{num_rows:,} rows, each a token. Rows that padded the vocabulary in training are left out."

@@ -9,14 +9,14 @@ import torch
 from pydantic import ValidationError
 
 from titan_pt.components.checkpoint.reader import load_documents
-from titan_pt.components.checkpoint.steps import find_initial, is_hf_folder
+from titan_pt.components.checkpoint.steps import check_has_averages, find_initial, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.resolve.toml_files import parse_toml
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat, stop_ids
 from titan_pt.hf.export import Exported, continues_text
-from titan_pt.hf.model_card import run_facts
+from titan_pt.hf.model_card import averaged_facts, run_facts
 from titan_pt.hf.tensor_readers import CheckpointTensors, SafetensorsFolder, TensorReader, check_fit
 from titan_pt.hf.tokenizer_files import chat_template
 from titan_pt.hf.transformer import LAYOUT, read_object
@@ -97,19 +97,24 @@ class ModelSource:
         return model.eval().requires_grad_(False)
 
 
-def open_model_source(path: str, tokenizer: str | None = None, key: str = "--checkpoint") -> ModelSource:
+def open_model_source(
+    path: str, tokenizer: str | None = None, key: str = "--checkpoint", weights: str = "trained"
+) -> ModelSource:
     """Open the model at a path.
 
     Args:
         path: a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder.
         tokenizer: a `tokenizer.name` to use if the one in the run's config has moved; it must give the same ids.
         key: what gave the path, for messages.
+        weights: "trained", or "ema" for the averaged ones of training.ema_decay.
 
     Raises:
-        ConfigError: it is damaged, has no tokenizer, or is no transformer; names file and tensor or key.
+        ConfigError: it is damaged, lacks these weights or a tokenizer, is no transformer; names file and tensor or key.
     """
     folder = find_initial(path, key)
-    return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer)
+    if weights == "ema":
+        check_has_averages(folder, "--weights ema")
+    return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer, weights)
 
 
 def talks_at(path: str, tokenizer: Tokenizer) -> bool:
@@ -153,7 +158,7 @@ def _open_hf(folder: Path, tokenizer_name: str | None) -> ModelSource:
     )
 
 
-def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
+def _open_step(folder: Path, tokenizer_name: str | None, weights: str) -> ModelSource:
     documents = load_documents(folder)
     identity, state = documents.train["identity"], documents.train["state"]
     config = _saved_config(documents.config, folder)
@@ -163,15 +168,16 @@ def _open_step(folder: Path, tokenizer_name: str | None) -> ModelSource:
 
         own = own_family(folder, identity["model"], config)
     tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
-    tensors = CheckpointTensors(folder)
+    tensors = CheckpointTensors(folder, "ema" if weights == "ema" else "model")
     args = own.read_args(tokenizer.vocab_size, tensors) if own else _saved_args(identity["model"], folder)
     check_fit(tensors, own.shapes() if own else _shapes(args, folder))
+    facts = run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"])
     return ModelSource(
         folder=folder,
         args=args,
         tokenizer=tokenizer,
         tensors=tensors,
-        facts=run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"]),
+        facts={**facts, **averaged_facts(documents.train, weights)},
         trainer=identity["trainer"],
         config=config,
         keep_padding=bool(config.get("model", {}).get("from_hf")),

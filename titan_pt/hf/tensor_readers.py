@@ -65,26 +65,29 @@ class TensorReader(Protocol):
 class CheckpointTensors:
     """The model's weights in one `step-N`, whatever number of ranks wrote it.
 
+    Args:
+        kind: "model" for the trained ones, "ema" for their average.
+
     Raises:
         ConfigError: the step cannot be read.
     """
 
-    def __init__(self, step_folder: Path) -> None:
-        self._folder = step_folder / "tensors"
+    def __init__(self, step_folder: Path, kind: str = "model") -> None:
+        self._folder, self._prefix = step_folder / "tensors", f"{kind}."
         try:
             entries = SafeReader(self._folder).read_metadata().state_dict_metadata
         except Exception as error:  # of a damaged pickle, any
             raise ConfigError(f"{self._folder / '.metadata'}: cannot be read: {error}") from None
         self.infos = {
-            name.removeprefix("model."): TensorInfo(tuple(entry.size), entry.properties.dtype)
+            name.removeprefix(self._prefix): TensorInfo(tuple(entry.size), entry.properties.dtype)
             for name, entry in entries.items()
-            if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+            if name.startswith(self._prefix) and isinstance(entry, TensorStorageMetadata)
         }
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, put together from its shards."""
         info = self.infos[name]
-        tensors = {f"model.{name}": torch.empty(info.shape, dtype=info.dtype)}
+        tensors = {self._prefix + name: torch.empty(info.shape, dtype=info.dtype)}
         reader = SafeReader(self._folder)
         try:
             with warnings.catch_warnings():
@@ -93,10 +96,10 @@ class CheckpointTensors:
         except (Exception, CheckpointException) as error:
             reason = str(error).strip().splitlines()
             raise ConfigError(f"{self.place(name)}: cannot be read: {reason[0] if reason else error!r}") from None
-        return tensors[f"model.{name}"]
+        return tensors[self._prefix + name]
 
     def place(self, name: str) -> str:
-        return f"{self._folder}: model.{name}"
+        return f"{self._folder}: {self._prefix}{name}"
 
 
 class SafetensorsFolder:

@@ -98,6 +98,8 @@ _INERT = frozenset(
     transformers.js_config layer_types rope_theta rope_scaling rope_parameters tie_encoder_decoder""".split()  # noqa: SIM905
 )
 _SLIDING = frozenset({"sliding_window", "max_window_layers"})
+# Arguments that neither class of transformers has; dropout is left out by every model that is not trained.
+_BEYOND = ("qk_norm_placement", "attention_softcap", "logit_softcap")
 _ROPE_KINDS = ("default", "llama3")
 
 
@@ -137,7 +139,17 @@ def write_config(args: TransformerArgs) -> dict[str, Any]:
     """The content of config.json for an architecture, without token ids and type of weights.
 
     RoPE is written as transformers 4 reads it, and most tools with it, and as transformers 5 does.
+
+    Raises:
+        ConfigError: these classes of transformers cannot compute it.
     """
+    beyond = [f"model.{name} = {shown(value)}" for name in _BEYOND if (value := getattr(args, name)) is not None]
+    if beyond:
+        raise ConfigError(
+            f"{', '.join(beyond)}: no Hugging Face folder can hold this model, as "
+            f"{one_of(family.architecture for family in FAMILIES.values())} compute without; keep its checkpoints, "
+            "which all tools of titan_pt open"
+        )
     name, family = next((name, family) for name, family in FAMILIES.items() if family.qk_norm == args.qk_norm)
     fields = args.model_dump()
     scaling = {key: fields[field] for field, key in ROPE_KEYS.items()} if args.rope_scaling_factor else None

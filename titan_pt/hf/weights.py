@@ -19,12 +19,13 @@ from titan_pt.hf.tensor_readers import SafetensorsFolder, TensorReader, check_fi
 from titan_pt.hf.tokenizer_files import to_tokenizers
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.paths import escape_path
+from titan_pt.run.progress import Progress
 
 logger = logging.getLogger("titan_pt")
 
-# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, and the
-# distribution of initial weights.
-_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std")
+# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, the
+# distribution of initial weights, and dropout.
+_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std", "dropout")
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 # Parts of a tokenizer.json that do not decide which ids a text gets.
 _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")
@@ -64,12 +65,14 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 def fill(model: nn.Module, reader: TensorReader) -> None:
     """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
     parameters = model_tensors(model)
-    for name in reader.infos:
-        parameter, full = parameters[name], reader.read(name)
-        missing = parameter.shape[0] - full.shape[0]
-        if missing > 0:
-            full = F.pad(full, (0, 0, 0, missing))
-        copy_full(parameter, full[: parameter.shape[0]])
+    with Progress("Reading the weights", "bytes", sum(info.num_bytes for info in reader.infos.values())) as progress:
+        for name, info in reader.infos.items():
+            parameter, full = parameters[name], reader.read(name)
+            missing = parameter.shape[0] - full.shape[0]
+            if missing > 0:
+                full = F.pad(full, (0, 0, 0, missing))
+            copy_full(parameter, full[: parameter.shape[0]])
+            progress.add(info.num_bytes)
 
 
 def _check_args(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: JobConfig, folder: Path) -> None:

@@ -16,9 +16,12 @@ from titan_pt.run.exit_codes import Preempted
 
 
 def build_own(model: nn.Module, _groups: Any, config: JobConfig) -> Optimizer:
-    """The optimizer of a plugin that `optimizer.name` names."""
+    """The registered optimizer that `optimizer.name` names."""
     name = config.optimizer.name
-    return checked(get_optimizer_spec(name).build, f"build of optimizer.name = {name!r}")(model, config)
+    build = get_optimizer_spec(name).build
+    if not config.experimental.custom_import:  # one of the package
+        return build(model, config)
+    return checked(build, f"build of optimizer.name = {name!r}")(model, config)
 
 
 def checked(build: Callable[[nn.Module, Any], Any], said: str = "") -> Callable[[nn.Module, JobConfig], Optimizer]:

@@ -115,6 +115,8 @@ def dry_run_step(
             if dry_run.accumulates and sums_once:
                 memory["communication"] += _whole_gradients(context)
         held = {name: storage_bytes(tensors) for name, tensors in dry_run.held.items()}
+        if context.ema:
+            held["averaged_weights"] = storage_bytes(context.ema.tensors().values())
         return DryRunResult(
             run_size=run_size,
             mesh=_describe_mesh(world),

@@ -21,12 +21,15 @@ from titan_pt.models.transformer import Transformer
 def cuda_kernels() -> Iterator[None]:
     """A context in which norms and causal attention of modules keep for the backward what CUDA's kernels keep.
 
-    The output layer of sampling and of log-probabilities takes bfloat16 as it is, without a copy in float32.
+    The output layer of sampling and of log-probabilities takes bfloat16 as it is, without a copy in float32, and Muon
+    orthogonalises in it.
     """
     from titan_pt.generation import decode
+    from titan_pt.optimizers import orthogonal
     from titan_pt.trainers.grpo import logprobs
 
-    kernels, known = _CudaKernels(), decode.has_mixed_product
+    kernels, known, known_type = _CudaKernels(), decode.has_mixed_product, orthogonal.product_type
+    orthogonal.product_type = lambda device, dtype: torch.bfloat16
     decode.has_mixed_product = logprobs.has_mixed_product = lambda weight: weight.dtype == torch.bfloat16
     hooks = (
         register_module_forward_pre_hook(kernels.enter_module),
@@ -36,6 +39,7 @@ def cuda_kernels() -> Iterator[None]:
         yield
     finally:
         decode.has_mixed_product = logprobs.has_mixed_product = known
+        orthogonal.product_type = known_type
         for hook in hooks:
             hook.remove()
 
@@ -51,7 +55,8 @@ class _CudaKernels(TorchFunctionMode):
     def enter_module(self, module: nn.Module, _args: Any) -> None:
         """A forward pre-hook of every module; the outermost one turns the mode on."""
         if isinstance(module, Transformer):
-            module.document_mask = False  # FlexAttention's blocks take next to nothing; it keeps what flash keeps
+            # FlexAttention's blocks take next to nothing, nor does a cap in it; it keeps what flash keeps.
+            module.document_mask, module.args = False, module.args.model_copy(update={"attention_softcap": None})
         self._depth += 1
         if self._depth == 1:
             self.__enter__()

@@ -38,7 +38,7 @@ def needed_bytes(peak: float) -> float:
 
 def on_device(kinds: Mapping[str, float], *, offloads: bool) -> dict[str, float]:
     """The kinds that are in the device's memory: with CPU offload all but the states."""
-    away = ("parameters", "gradients", "optimizer") if offloads else ()
+    away = ("parameters", "gradients", "optimizer", "averaged_weights") if offloads else ()
     return {kind: size for kind, size in kinds.items() if kind not in away}
 
 

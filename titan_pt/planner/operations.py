@@ -49,7 +49,7 @@ class Operations:
     moved_bytes: int
     """Bytes that forward, backward and recomputation read and write, each kernel by itself."""
     update_bytes: int
-    """Bytes that the optimizer's step reads and writes."""
+    """Bytes that the optimizer's step reads and writes, but for those of its products and collectives."""
     kernels: Mapping[Kernel, int] = field(default_factory=dict)
     """Products, attention and collectives of forward and backward with their numbers."""
     other_bytes: int = 0
@@ -61,6 +61,13 @@ class Operations:
     """Kernels of forward and backward, each by itself."""
     fused_launches: int = 0
     """The same where those between two products are one."""
+    update_kernels: Mapping[Kernel, int] = field(default_factory=dict)
+    """Products and collectives of the optimizer's step with their numbers."""
+
+    @property
+    def update_flops(self) -> int:
+        """Operations of the optimizer's matrix products."""
+        return sum(kernel.flops * number for kernel, number in self.update_kernels.items())
 
 
 class KernelLog:
@@ -68,6 +75,7 @@ class KernelLog:
 
     def __init__(self) -> None:
         self._kernels: Counter[Kernel] = Counter()
+        self._update_kernels: Counter[Kernel] = Counter()
         self._flops = self._moved = self._update = self._other = self._fused = self._launches = self._fusions = 0
         self._fusion = _Fusion()
         self._in_update = False
@@ -82,11 +90,15 @@ class KernelLog:
         if func.is_view or func.overloadpacket in _ALLOCATIONS:
             return
         moved = sum(tensor.nbytes for tensor in (*inputs, *out))
-        if self._in_update:
-            self._update += moved
-            return
         if func.namespace in COLLECTIVES:
-            self._kernels.update(_collective(func, args, inputs))
+            kernels = self._update_kernels if self._in_update else self._kernels
+            kernels.update(_collective(func, args, inputs))
+            return
+        if self._in_update:
+            if _is_product(func):
+                self._update_kernels[_product(func, args, inputs, out, moved)[0]] += 1
+            else:
+                self._update += moved
             return
         self._moved += moved
         self._launches += 1
@@ -118,6 +130,7 @@ class KernelLog:
             fused_bytes=self._fused,
             launches=self._launches,
             fused_launches=self._fusions + sum(n for kernel, n in self._kernels.items() if kernel.kind != "collective"),
+            update_kernels=dict(self._update_kernels),
         )
 
     def _end_fusion(self) -> None:
@@ -169,7 +182,8 @@ def _product(
         return Kernel(kind, q.dtype, (q.shape[-1],), flops // 2 if causal else flops, moved), flops
     counted = _aten.addmm if packet is _aten.addmm_ else packet
     flops = flop_registry[counted](*args, out_val=out[0] if len(out) == 1 else tuple(out))
-    left, right = [tensor for tensor in inputs if tensor.ndim >= 2][-2 if counted is _aten.addmm else 0 :][:2]
+    added = counted in (_aten.addmm, _aten.baddbmm)  # to another input, which comes first
+    left, right = [tensor for tensor in inputs if tensor.ndim >= 2][-2 if added else 0 :][:2]
     sides = tuple(sorted((left.shape[-2], left.shape[-1], right.shape[-1])))
     return Kernel("product", left.dtype, sides, flops, moved), flops
 

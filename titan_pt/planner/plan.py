@@ -75,7 +75,7 @@ class Storage:
     """Disk of one run."""
 
     checkpoint_bytes: float
-    """Bytes of one checkpoint: weights in float32, Adam's moments, a reference if there is one."""
+    """Bytes of one checkpoint: weights in float32, Adam's moments, a reference and averages if there are such."""
     kept: int
     """Checkpoints that stay."""
     disk_bytes: float
@@ -110,6 +110,11 @@ class Plan:
         """Where the MFU comes from."""
         rates = known_rates(self.target.gpu) if self.step_time else None
         return f"roofline, {rates.source}" if rates else self.target.mfu_source
+
+    @property
+    def update_flops(self) -> int:
+        """Operations of a rank in the matrix products of one update of the optimizer."""
+        return self.dry_run.operations.update_flops if self.dry_run.operations else 0
 
     @property
     def hours(self) -> float:
@@ -235,7 +240,8 @@ def storage(config: JobConfig, num_parameters: int, steps: int, state_bytes: int
     options = config.checkpoint
     has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
     states = num_parameters * moment_bytes(config) if state_bytes is None else state_bytes
-    whole = states + num_parameters * (4 + (4 if has_reference else 0))
+    copies = 1 + has_reference + (config.training.ema_decay is not None)
+    whole = states + 4 * num_parameters * copies
     if not options.enable or options.load_only:
         return Storage(whole, 0, 0.0)
     saved = -(-steps // options.interval)
@@ -288,6 +294,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parameters": plan.num_parameters,
         "parameters_without_embedding": plan.num_parameters - getattr(plan.args, "num_embedding_parameters", 0),
         "flops_per_token": plan.flops_per_token,
+        "update_flops": plan.update_flops,
         "batch": dataclasses.asdict(plan.dry_run.run_size),
         "memory": {
             "traced": dict(plan.memory.by_kind),

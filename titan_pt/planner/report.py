@@ -20,6 +20,8 @@ def lines(plan: Plan) -> Iterator[str]:
     embedding = getattr(plan.args, "num_embedding_parameters", 0)
     yield f"Parameters        {plan.num_parameters:,}, {plan.num_parameters - embedding:,} without the embedding"
     yield f"FLOPs a token     {plan.flops_per_token:.4g} = {FORMULA}"
+    if plan.update_flops:
+        yield f"FLOPs an update   {plan.update_flops:.4g} of a rank, of the optimizer's matrix products"
     yield f"Step              {plan.dry_run.batch}"
     seconds = plan.hours * 3600 / plan.steps
     yield f"Run               {plan.steps:,} steps of {seconds:.2f} s, {plan.tokens:,} tokens"

@@ -76,6 +76,7 @@ class StepTime:
     communication: float
     """What is left of the collectives behind the kernels."""
     update: float
+    """The optimizer's step; its collectives hide behind nothing."""
 
     @property
     def total(self) -> float:
@@ -125,7 +126,8 @@ def step_time(
         other=micro_batches * other,
         launches=micro_batches * launches,
         communication=waiting if sums_once else micro_batches * waiting,
-        update=work.update_bytes / bandwidth,
+        update=work.update_bytes / bandwidth
+        + sum(count * _kernel_seconds(kernel, gpu, rates) for kernel, count in work.update_kernels.items()),
     )
 
 

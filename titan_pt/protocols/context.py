@@ -60,6 +60,8 @@ class TrainContext(Generic[Config]):
     """Raises Preempted on all ranks if one was asked to stop; call it between micro-batches."""
     spikes: Any = None
     """The `LossSpikes` of training.spike_zscore; give it to `guarded_update`. None: off."""
+    ema: Any = None
+    """The `AveragedWeights` of training.ema_decay. None: off."""
 
     @property
     def flops_per_token(self) -> float:

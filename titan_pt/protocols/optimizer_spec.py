@@ -31,7 +31,9 @@ class OptimizerSpec:
     """[optimizer] with its keys."""
 
 
-_OPTIMIZERS: Registry[OptimizerSpec] = Registry("optimizer {}", reserved=BUILTIN_OPTIMIZERS)
+_OPTIMIZERS: Registry[OptimizerSpec] = Registry(
+    "optimizer {}", {"Muon": "titan_pt.optimizers.muon_spec:SPEC"}, reserved=BUILTIN_OPTIMIZERS
+)
 
 
 def register_optimizer(name: str, build: BuildOptimizer, section: type[Section] | None = None) -> None:

@@ -19,14 +19,14 @@ def markdown(runs: Sequence[RunRecord], html_name: str) -> str:
     lines += ["## What is missing or damaged", "", *notes, ""] if notes else []
     if len(runs) == 1:
         rows = [[card["name"], card["text"], card["note"]] for card in cards(runs[0])]
-        lines += ["## Figures", "", *_table(["figure", "value", ""], rows), ""]
+        lines += ["## Figures", "", *table(["figure", "value", ""], rows), ""]
     else:
-        table = comparison(runs)
-        rows = [[row["name"], *(cell["text"] for cell in row["cells"])] for row in table["rows"]]
-        lines += ["## Figures", "", *_table(["run", *table["names"]], rows), "", "## Keys that differ", ""]
+        found = comparison(runs)
+        rows = [[row["name"], *(cell["text"] for cell in row["cells"])] for row in found["rows"]]
+        lines += ["## Figures", "", *table(["run", *found["names"]], rows), "", "## Keys that differ", ""]
         keys = differing_keys(runs)
         different = [[key, *("" if v is None else dump(v) for v in values)] for key, values in keys.items()]
-        lines += _table(["key", *(run.name for run in runs)], different) if keys else ["None."]
+        lines += table(["key", *(run.name for run in runs)], different) if keys else ["None."]
         lines.append("")
     for run in runs:
         lines += _of_run(run, several=len(runs) > 1)
@@ -50,12 +50,12 @@ def _of_run(run: RunRecord, *, several: bool) -> list[str]:
             for e in found
         ]
         head = ["task", "value", "last", "95 % interval", "problems", "step", "best"]
-        lines += [f"## Evaluations{name}", "", *_table(head, rows), ""]
+        lines += [f"## Evaluations{name}", "", *table(head, rows), ""]
     if total := sum(run.seconds.values()):
         spent = sorted(run.seconds.items(), key=lambda item: -item[1])
         rows = [[kind, duration(seconds), share(seconds / total)] for kind, seconds in spent]
         lines += [f"## Time{name}", "", f"Goodput {share(goodput_of(run.seconds))} of {duration(total)}.", ""]
-        lines += [*_table(["spent on", "time", "share"], rows), ""]
+        lines += [*table(["spent on", "time", "share"], rows), ""]
     if run.events:
         told = [
             f"- step {event.step:,}{f', {clock(event.time)}' if event.time else ''}: {event.kind}, {_plain(event.text)}"
@@ -66,7 +66,8 @@ def _of_run(run: RunRecord, *, several: bool) -> list[str]:
     return lines
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 

@@ -5,22 +5,20 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titan_pt.config.errors import ConfigError, nearest
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.run.black_boxes import boxes
-from titan_pt.run.files import parse_json
 from titan_pt.run.goodput import all_seconds
 from titan_pt.run.ledger import LEDGER_FILE
 from titan_pt.run.outgoing import redact, redacted
-from titan_pt.run.own_json import read_own
+from titan_pt.run.own_json import read_lines, read_own, read_steps
 from titan_pt.run.run_folder import CONFIG_FILE, LOCK_FILE, METRICS_FILE
 
-_LONGEST_LINE = 1 << 24
 _HASH = re.compile(r"\b([0-9a-f]{10})[0-9a-f]{30}\b")
 _QUIET_SECONDS = 900.0
 """A run that holds its folder and wrote nothing for so long may have been killed."""
@@ -84,13 +82,14 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """
     for number, folder in enumerate(folders):
         if not folder.is_dir():
-            near = nearest(folder.name, [path.name for path in _runs_in(folder.parent)])
-            raise ConfigError(f"RUN = {str(folder)!r}: no such folder{near}; give the job.dump_folder of a run")
+            from titan_pt.components.checkpoint.no_run import no_run
+
+            raise ConfigError(f"RUN = {str(folder)!r}: {no_run(str(folder))}")
         if not _is_run(folder):
-            inside = ", ".join(str(path) for path in _runs_in(folder))
+            near = [str(path) for path in _runs_in(folder) or folder.parents if _is_run(path)]
             raise ConfigError(
                 f"RUN = {str(folder)!r}: is no run folder: it has neither {METRICS_FILE} nor {CONFIG_FILE}; "
-                + (f"give runs in it: {inside}" if inside else "give the job.dump_folder of a run")
+                + (f"give a run: {' '.join(near)}" if near else "give the job.dump_folder of a run")
             )
         if any(folder.samefile(other) for other in folders[:number]):
             raise ConfigError(f"RUN = {str(folder)!r}: is given twice")
@@ -166,36 +165,30 @@ def _read_config(run: RunRecord) -> None:
         run.notes.append(f"{CONFIG_FILE} is damaged: its keys are not known")
 
 
-def read_json_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def read_json_lines(
+    path: Path, notes: list[str], read: Callable[[Path], Iterable[tuple[int, bytes, Any]]] = read_lines
+) -> Iterator[dict[str, Any]]:
     """The objects of a file with one a line; notes those that are not whole."""
     damaged: list[int] = []
-    number, torn = 0, False
     try:
-        with path.open("rb") as file:
-            while content := file.readline(_LONGEST_LINE):
-                number, torn = number + 1, not content.endswith(b"\n")
-                try:
-                    value = parse_json(content)
-                except ValueError:
-                    value = None
-                if isinstance(value, dict):
-                    yield value
-                elif content.strip():
-                    damaged.append(number)
+        for number, line, value in read(path):
+            if value is not None:
+                yield value
+            elif line.endswith(b"\n"):
+                damaged.append(number)
+            else:
+                notes.append(f"{path.name}: its last line is not whole yet, and left out")
     except FileNotFoundError:
         notes.append(f"no {path.name}")
     except OSError as error:
         notes.append(f"{path.name} cannot be read: {error.strerror}")
-    if damaged and damaged[-1] == number and torn:
-        damaged.pop()
-        notes.append(f"{path.name}: its last line is not whole yet, and left out")
     if damaged:
         count = "a line is" if len(damaged) == 1 else f"{len(damaged)} lines are"
         notes.append(f"{path.name}: {count} damaged and left out, the first is line {damaged[0]}")
 
 
 def _rows(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    found = [row for row in read_json_lines(path, notes) if is_number(row.get("step"))]
+    found = list(read_json_lines(path, notes, read_steps))
     if not found and path.exists():
         notes.append(f"{path.name} has no step yet")
     yield from found
@@ -205,7 +198,7 @@ def _read_numbers(run: RunRecord, rows: Iterator[dict[str, Any]]) -> None:
     """The finite numbers of each row, one row a step: of a step that is there twice, the later values."""
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
-        steps.setdefault(int(row["step"]), {}).update(row, step=int(row["step"]))
+        steps.setdefault(row["step"], {}).update(row)
     for step in sorted(steps):
         run.rows.append({key: value for key, value in steps[step].items() if is_number(value)})
         for key, value in steps[step].items():

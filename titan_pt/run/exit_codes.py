@@ -55,6 +55,10 @@ class GaveUpTogether(GaveUp):
     """On all ranks at the same point, before anything changed: the last finished step can be saved."""
 
 
+class GoBack(Exception):
+    """A step asks, on all ranks and before anything changed, for the best saved step; see `BadSteps.find_best`."""
+
+
 def record_exit_code(code: int, reason: str = "") -> bool:
     """A worker tells its launcher how it is about to leave and why; False where there is no launcher to tell it to."""
     folder = os.environ.get(EXIT_CODES_VARIABLE)

@@ -1,7 +1,6 @@
 """Reads `goodput.jsonl`: what all starts of a run spent, what was lost with a kill, and what passed between them."""
 
 import contextlib
-import json
 import logging
 import math
 from collections import Counter, defaultdict
@@ -11,10 +10,10 @@ from typing import Any
 
 from titan_pt.run.jumps import seconds_between
 from titan_pt.run.ledger import USEFUL, moment
+from titan_pt.run.own_json import read_steps
 
 logger = logging.getLogger("titan_pt")
 
-_LONGEST_LINE = 100_000
 _LOST = (*USEFUL, "data", "compile")
 """What a step takes, and what is lost with it."""
 
@@ -94,14 +93,14 @@ class _Account:
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """The whole lines; a start that was killed may have left a part of one."""
-    with path.open("rb") as file:
-        while content := file.readline(_LONGEST_LINE):
-            try:
-                line = json.loads(content)
-                seconds_between(line, line)
-                seconds = {kind: float(value) for kind, value in line["seconds"].items()}
-                if not all(map(math.isfinite, [int(line["step"]), *seconds.values()])):
-                    raise ValueError("no seconds")
-                yield {**line, "step": int(line["step"]), "seconds": seconds}
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
-                logger.warning(f"{path}: a line that is not whole is passed over")
+    for _, _, line in read_steps(path):
+        try:
+            if line is None:
+                raise ValueError("no line")
+            seconds_between(line, line)
+            seconds = {kind: float(value) for kind, value in line["seconds"].items()}
+            if not all(map(math.isfinite, seconds.values())):
+                raise ValueError("no seconds")
+            yield {**line, "seconds": seconds}
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            logger.warning(f"{path}: a line that is not whole is passed over")

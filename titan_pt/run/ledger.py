@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titan_pt.protocols.registry import import_attribute
+from titan_pt.version import made_by
 
 if TYPE_CHECKING:
     from titan_pt.protocols.context import StepMetrics
@@ -33,7 +34,7 @@ class Ledger:
             read = import_attribute("titan_pt.run.goodput:forget" if anew else "titan_pt.run.goodput:earlier_seconds")
             self._earlier = read(self._path, step, waited)
         self._seconds["restart" if self._earlier else "start"] = waited  # type: ignore[assignment]
-        self.write(step, begins=True)
+        self.write(step, begins=True, made_by=made_by() if self._path else "")
 
     def step_ends(self, metrics: "StepMetrics") -> None:
         """A step is done, before what comes between steps. What the first one takes longer than the second compiles."""
@@ -51,7 +52,7 @@ class Ledger:
         self._mark += seconds
         self.write(step)
 
-    def write(self, step: int, **more: bool) -> dict[str, float]:
+    def write(self, step: int, **more: Any) -> dict[str, float]:
         """Write a line of the last finished step. Returns the run's goodput so far, for the row of the step."""
         both = self._earlier + self._seconds
         spent = sum(self._earlier.values()) + time.monotonic() - self._started
@@ -59,9 +60,8 @@ class Ledger:
         if self._path and self._steps >= 0:  # a finished run is not changed by another start
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    seconds = {kind: float(value) for kind, value in self._seconds.items()}
-                    line = {"step": step, **more, **moment(), "seconds": seconds}
-                    file.write(json.dumps(line) + "\n")
+                    line = {"step": step, **more, **moment(), "seconds": self._seconds}
+                    file.write(json.dumps(line, default=float) + "\n")
             except OSError as error:  # of no use to a run
                 logger.error(f"{self._path.name} could not be written: {error}; training goes on")
             if more.get("done"):

@@ -11,6 +11,7 @@ from titan_pt.run.outgoing import Outgoing
 from titan_pt.run.records import Record
 
 LOG_FILE = "log.txt"
+_kept: list["LogFile"] = []  # known here too: a plugin may put a stream of its own around stderr
 
 
 class LogFile:
@@ -38,13 +39,15 @@ class LogFile:
 
 def keep_log() -> None:
     """Begin to keep what is printed on stderr, unless something else has taken the stream's place."""
+    _kept.clear()
     if isinstance(sys.stderr, Outgoing):
-        sys.stderr.log = LogFile()
+        _kept.append(LogFile())
+        sys.stderr.log = _kept[0]
 
 
 def open_log(folder: Path) -> None:
     """Append what was kept, and what comes, to the log of this folder."""
-    if log := getattr(sys.stderr, "log", None):
+    for log in _kept:
         log.path = folder / LOG_FILE
         log.add("")
 
@@ -52,9 +55,6 @@ def open_log(folder: Path) -> None:
 def _append(path: Path, left: list[bytes]) -> None:
     """Append what is left, which is less after a write that failed half way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    with path.open("ab", buffering=0) as file:
         while left[0]:
-            left[0] = left[0][os.write(file, left[0]) :]
-    finally:
-        os.close(file)
+            left[0] = left[0][os.write(file.fileno(), left[0]) :]

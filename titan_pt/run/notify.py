@@ -19,7 +19,7 @@ CODE, REASON, FOLDER = "TITAN_PT_CODE", "TITAN_PT_REASON", "TITAN_PT_FOLDER"
 
 _REASONS: dict[int, str] = {
     ExitCode.DONE: "finished",
-    ExitCode.PREEMPTED: "stopped by a signal; the same command goes on from the checkpoint",
+    ExitCode.PREEMPTED: "stopped by a signal, or no data came; the same command goes on from the checkpoint",
     ExitCode.TERMINATED: "stopped by a signal before there was a checkpoint",
 }
 

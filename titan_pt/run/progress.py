@@ -36,7 +36,7 @@ class Progress:
         self.what, self._unit, self._total = what, unit, total
         self._started = time.monotonic() if started is None else started
         self._next, self._pause, self._told = self._started + FIRST_SECONDS, FIRST_SECONDS, False
-        self.done = 0.0
+        self.done, self._lock = 0.0, threading.Lock()
 
     def __enter__(self) -> "Progress":
         _open.append(self)
@@ -49,8 +49,9 @@ class Progress:
             sys.stderr.end_live()
 
     def add(self, count: float) -> None:
-        """So many more are done."""
-        self.at(self.done + count)
+        """So many more are done. Threads may call it."""
+        with self._lock:
+            self.at(self.done + count)
 
     def at(self, done: float) -> None:
         """So many are done."""

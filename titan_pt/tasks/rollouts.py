@@ -78,6 +78,11 @@ class Group:
         return [completion.reward for completion in self.completions]
 
     @property
+    def pass_rate(self) -> float:
+        """Share of the completions that are right."""
+        return sum(completion.strict for completion in self.completions) / len(self.completions)
+
+    @property
     def has_signal(self) -> bool:
         """Whether there is anything to learn: different rewards, and a completion whose tokens count in the loss."""
         return len(set(self.rewards)) > 1 and any(completion.trains for completion in self.completions)

@@ -31,12 +31,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> ToolParser:
-    parser = ToolParser(
-        prog="python -m titan_pt.tools.chat",
-        description=__doc__,
-        epilog="In the chat: " + "; ".join(f"{name} {what}" for name, what in _COMMANDS.items()),
-    )
-    add_model_flags(parser, positional=True)
+    parser = ToolParser(prog="python -m titan_pt.tools.chat", description=__doc__)
+    parser.epilog = "In the chat: " + "; ".join(f"{name} {what}" for name, what in _COMMANDS.items())
+    add_model_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="said to the model before the conversation")
     parser.add_argument(
         "--context",
@@ -57,11 +54,6 @@ def _parser() -> ToolParser:
 def _chat(arguments: argparse.Namespace) -> None:
     if problems := sampling_problems(arguments):  # before anything is loaded
         raise ConfigError(*problems)
-    if arguments.checkpoint is None:
-        raise ConfigError(
-            "MODEL is missing: name a run folder, a step-N or a Hugging Face folder, such as outputs/quickstart_chat, "
-            "which `titan-pt train quickstart_chat` makes; --help lists the flags"
-        )
     talk(open_model(arguments), arguments)
 
 

@@ -17,6 +17,13 @@ LARGEST = 2**63 - 1
 """Largest number of a flag that names no other limit."""
 
 
+class _Paragraphs(argparse.HelpFormatter):
+    """Wraps each paragraph of a description by itself."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(_Paragraphs, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
 class ToolParser(argparse.ArgumentParser):
     """The flags of a tool. A mistake in them is a ConfigError like any other: one line, exit code 2.
 
@@ -26,10 +33,13 @@ class ToolParser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, description: str | None, **options: Any) -> None:
         if sys.argv[0].startswith("titan-pt "):
             prog, description = sys.argv[0], (description or "").replace("python -m titan_pt.tools.", "titan-pt ")
-        super().__init__(prog=prog, description=description, **options)
+        super().__init__(prog=prog, description=description, formatter_class=_Paragraphs, **options)
+        self.given: list[str] = []
+        """The arguments that are read."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for argument in sys.argv[1:] if args is None else args:
+        self.given = list(sys.argv[1:] if args is None else args)
+        for argument in self.given:
             try:
                 argument.encode()
             except UnicodeEncodeError:

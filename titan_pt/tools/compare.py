@@ -27,11 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> ToolParser:
-    parser = ToolParser(
-        prog="python -m titan_pt.tools.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser(prog="python -m titan_pt.tools.compare", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="job.dump_folder of a run")
     parser.add_argument("--sort", metavar="COLUMN", help='order of the runs, such as "val loss" or optimizer.lr')
     parser.add_argument("--all", action="store_true", help="all figures, however narrow the terminal is")

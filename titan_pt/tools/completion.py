@@ -1,10 +1,10 @@
 """`titan-pt completion bash`: makes a shell complete tools, experiments and flags, from the table of `titan_pt.cli`.
 
 bash: titan-pt completion bash > ~/.local/share/bash-completion/completions/titan-pt
+
 zsh:  titan-pt completion zsh > ~/.titan-pt.zsh, and `source ~/.titan-pt.zsh` behind `compinit` in ~/.zshrc
 """
 
-import argparse
 import importlib.util
 import re
 import sys
@@ -65,11 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> ToolParser:
-    parser = ToolParser(
-        prog="python -m titan_pt.tools.completion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser(prog="python -m titan_pt.tools.completion", description=__doc__)
     parser.add_argument("shell", choices=list(_SCRIPTS), help=" or ".join(_SCRIPTS))
     return parser
 
@@ -108,7 +104,7 @@ def own_flags(module: str) -> set[str]:
     return flags
 
 
-_MODEL = ("--checkpoint", "--tokenizer")
+_MODEL = ("--checkpoint", "--tokenizer", "--weights")
 _SHARED = {
     "add_source_flags": _MODEL,
     "add_model_flags": (*_MODEL, "--dtype", "--quantize"),

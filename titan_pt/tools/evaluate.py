@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.evaluate --checkpoint C --tasks gsm8k,medqa`: accuracy on tasks, loss on texts."""
+"""`python -m titan_pt.tools.evaluate MODEL --tasks gsm8k,medqa`: accuracy on tasks, loss on texts."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from titan_pt.tools.model import (
 
 if TYPE_CHECKING:
     from titan_pt.distributed.world import World
+    from titan_pt.evaluation.core_metric import CoreData
     from titan_pt.evaluation.eval_tasks import TaskRequest
     from titan_pt.hf.model_source import ModelSource
 
@@ -39,9 +40,15 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> ToolParser:
     parser = ToolParser(prog="python -m titan_pt.tools.evaluate", description=__doc__)
     add_model_flags(parser)
-    parser.add_argument("--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, reasoning_gym:<name>")
     parser.add_argument(
-        "--data", metavar="TASK=FILE", action="append", default=[], help="problems of a task (default: the hub's)"
+        "--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, reasoning_gym:<name>, core"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="TASK=FILE",
+        action="append",
+        default=[],
+        help="problems of a task (default: the hub's); core=DIR: the folder of DCLM's eval_data",
     )
     parser.add_argument(
         "--train_data", metavar="TASK=FILE", action="append", default=[], help="problems that --num_fewshot takes"
@@ -134,6 +141,9 @@ def _check(arguments: argparse.Namespace) -> tuple[int, ...]:
     problems = sampling_problems(arguments)
     if arguments.samples > 0 and arguments.temperature == 0:
         problems.append("--temperature = 0: all --samples would be the greedy answer; it is evaluated anyway")
+    if arguments.tasks.strip() == "core":
+        given = [name for name in ("samples", "max_new_tokens", "k") if getattr(arguments, name)]
+        problems += [f"--{name}: has no effect on core, which generates no text; leave it out" for name in given]
     ks = _ks(arguments, problems)
     if problems:
         raise ConfigError(*problems)
@@ -211,19 +221,22 @@ def _measure_tasks(
     ks: tuple[int, ...],
     world: "World",
 ) -> dict[str, Any]:
+    from titan_pt.evaluation.core_metric import CORE, open_core
     from titan_pt.evaluation.eval_tasks import open_eval_task
     from titan_pt.evaluation.task_evaluator import PassAtK, build_task_evaluator
 
     tokenizer, longest = opened.source.tokenizer, opened.source.args.max_seq_len
     new_tokens = arguments.max_new_tokens or min(_DEFAULT_NEW_TOKENS, longest // 2)
     talks = opened.source.knows_chat
-    tasks = [open_eval_task(request, arguments.seed, "--tasks", knows_chat=talks) for request in requests]
+    asked = [request for request in requests if request.name != CORE]
+    tasks = [open_eval_task(request, arguments.seed, "--tasks", knows_chat=talks) for request in asked]
+    core = [open_core(request, arguments.limit, "--tasks") for request in requests if request.name == CORE]
     if tokenizer.chat_template is None and any(task.chat for task in tasks):
         logger.warning("The checkpoint has no chat template of its own; titan_pt's is used")
     engine = opened.engine(max_rows=arguments.max_rows)
     evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
     pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
-    limit = arguments.limit or max(len(task.evaluation) for task in tasks)
+    limit = arguments.limit or max((len(task.evaluation) for task in tasks), default=0)
     results = {}
     for t, task in enumerate(tasks):
         start = time.perf_counter()
@@ -236,7 +249,36 @@ def _measure_tasks(
             "intervals": {name: list(interval) for name, interval in result.intervals.items()},
             "seconds": round(time.perf_counter() - start, 3),
         }
+    for data in core:
+        results[CORE] = _measure_core(data, opened, world)
     return results
+
+
+def _measure_core(data: "CoreData", opened: OpenModel, world: "World") -> dict[str, Any]:
+    from titan_pt.evaluation.core_metric import CoreEvaluator, centred, missing_tasks
+
+    start = time.perf_counter()
+    result = CoreEvaluator(data, opened.model, opened.source.tokenizer, world)()
+    tasks = {}
+    for task, problems in data.items():
+        key = f"{task.name}/accuracy"
+        accuracy = result.values[key]
+        tasks[task.name] = {
+            "problems": len(problems),
+            "num_fewshot": task.examples,
+            "accuracy": accuracy,
+            "centered": centred(task, accuracy),
+            "interval": list(result.intervals[key]),
+        }
+    return {
+        "problems": result.problems,
+        "core_metric": result.values["core_metric"],
+        "interval": list(result.intervals["core_metric"]),
+        "num_tasks": len(tasks),
+        "missing": missing_tasks(data),
+        "tasks": tasks,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
 
 
 def _measure_text(source: "ModelSource", arguments: argparse.Namespace) -> dict[str, Any]:
@@ -274,6 +316,9 @@ def report(result: Mapping[str, Any]) -> str:
 
     lines = [result["checkpoint"]]
     for name, task in result.get("tasks", {}).items():
+        if "core_metric" in task:
+            lines += _core_lines(name, task)
+            continue
         shots = f", {task['num_fewshot']} examples" if task["num_fewshot"] else ""
         lines.append(
             f"{name}: {task['problems']:,} problems{shots}, {how_asked(task['chat'])}, {task['seconds']:.1f} s"
@@ -293,6 +338,23 @@ def report(result: Mapping[str, Any]) -> str:
         )
         lines += [f"  {key:24} {text[key]:8.4f}" for key in ("loss", "perplexity", "bits_per_byte")]
     return "\n".join(lines)
+
+
+def _core_lines(name: str, found: Mapping[str, Any]) -> list[str]:
+    total, missing = found["num_tasks"] + len(found["missing"]), found["missing"]
+    low, high = found["interval"]
+    lines = [
+        f"{name}: {found['num_tasks']} of {total} tasks, {found['problems']:,} problems, {found['seconds']:.1f} s",
+        f"  {'core_metric':34} {found['core_metric']:7.4f}  95% interval {low:.4f} to {high:.4f}",
+    ]
+    for label, task in found["tasks"].items():
+        lines.append(
+            f"  {label:34} {task['centered']:7.4f}  accuracy {task['accuracy']:.2%} of {task['problems']:,} problems, "
+            f"{task['num_fewshot']} examples"
+        )
+    if missing:
+        lines.append(f"  without {', '.join(missing)}: not comparable with the whole metric")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.export --checkpoint C --output DIR`: any model as a Hugging Face folder."""
+"""`python -m titan_pt.tools.export MODEL --output DIR`: any model as a Hugging Face folder."""
 
 import argparse
 import re

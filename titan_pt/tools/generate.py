@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.generate --checkpoint C [--prompt "..."]`: text from any model, or a chat with it."""
+"""`python -m titan_pt.tools.generate MODEL [--prompt "..."]`: text from any model, or a chat with it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`python -m titan_pt.tools.harness --checkpoint C --tasks hellaswag`: tasks of lm-evaluation-harness on any model."""
+"""`python -m titan_pt.tools.harness MODEL --tasks hellaswag`: tasks of lm-evaluation-harness on any model."""
 
 import argparse
 import contextlib

@@ -3,7 +3,10 @@
 import re
 import sys
 import textwrap
+from collections.abc import Mapping
+from pathlib import Path
 
+from titan_pt.config.resolve.toml_files import tomllib
 from titan_pt.config.shipped import FOLDERS, described, experiments, folder
 from titan_pt.tools.command import ToolParser, run_tool
 
@@ -30,8 +33,35 @@ def _list(argv: list[str] | None) -> None:
         print(
             "\n".join(f"{name:{width}}{_shortened(described(found[name]), _COLUMNS - width)}" for name in sorted(names))
         )
+    print("\nChains, each run from the one before:")
+    print("\n".join(f"  {' -> '.join(chain)}" for chain in _chains(found)))
     print(f"\nThey are in {folder() / 'train_configs'}. To change one: titan-pt cp quickstart mine.toml")
     print(f"titan-pt cp copies {' and '.join(f'{name}/' for name in FOLDERS)} too.")
+
+
+def _chains(found: Mapping[str, Path]) -> list[list[str]]:
+    """Experiments that start from each other's weights, from the first to each last one."""
+    before = {name: start for name in found if (start := _start(name, found)) and not name.startswith("base_")}
+    chains = []
+    for name in before.keys() - set(before.values()):
+        chain = [name]
+        while chain[0] in before:
+            chain.insert(0, before[chain[0]])
+        chains.append(chain)
+    return sorted(chains)
+
+
+def _start(name: str, found: Mapping[str, Path]) -> str | None:
+    """The experiment whose run is the start of this one, here or in a file that it extends."""
+    if name not in found:
+        return None
+    tables = tomllib.loads(found[name].read_text(encoding="utf-8"))
+    if path := tables.get("checkpoint", {}).get("initial_load_path"):
+        start = path.removeprefix("outputs/")
+        return start if start in found else None
+    below = tables.get("extends", [])
+    names = [below] if isinstance(below, str) else below
+    return next(filter(None, (_start(file.removesuffix(".toml"), found) for file in reversed(names))), None)
 
 
 def _shortened(text: str, columns: int) -> str:

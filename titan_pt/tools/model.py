@@ -51,23 +51,37 @@ class OpenModel:
         return stop_ids(self.source.tokenizer, chat=chat)
 
 
-def add_source_flags(parser: ToolParser, *, positional: bool = False) -> None:
-    """Add --checkpoint and --tokenizer, the arguments of `open_model_source`.
-
-    Args:
-        positional: the checkpoint may be given without its flag, and may be missing.
-    """
-    what = "a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder"
-    if positional:
-        parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=what)
-        what = "the same"
-    parser.add_argument("--checkpoint", required=not positional, metavar="C", help=what)
+def add_source_flags(parser: ToolParser) -> None:
+    """Add MODEL or --checkpoint, which are one, --tokenizer and --weights: the arguments of `open_model_source`."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--checkpoint", metavar="MODEL", help=argparse.SUPPRESS).required = True
+    what = (
+        "a run folder (its newest whole step), its checkpoint folder, one step-N, or a Hugging Face folder; "
+        "--checkpoint MODEL is the same"
+    )
+    model.add_argument("checkpoint", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
     parser.add_argument("--tokenizer", metavar="NAME", help="where the tokenizer of the run's config has moved")
+    parser.add_argument(
+        "--weights",
+        choices=["trained", "ema"],
+        default="trained",
+        help="of a checkpoint: the trained weights, or their average of training.ema_decay (default: %(default)s)",
+    )
 
 
-def add_model_flags(parser: ToolParser, *, positional: bool = False) -> None:
+class _Model(argparse.Action):
+    """The model without its flag, which is not needed then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
+        if value.startswith("--"):  # an unknown flag with a blank in its value
+            parser.error(f"unrecognized arguments: {value}")
+        namespace.checkpoint = value
+        parser._option_string_actions["--checkpoint"].required = False
+
+
+def add_model_flags(parser: ToolParser) -> None:
     """Add the flags of `add_source_flags`, and those that say how to load the model."""
-    add_source_flags(parser, positional=positional)
+    add_source_flags(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -114,7 +128,7 @@ def open_source(arguments: argparse.Namespace) -> "ModelSource":
         raise ConfigError(f"--checkpoint = {path!r}: {no_run(path)}")
     from titan_pt.hf.model_source import open_model_source
 
-    return open_model_source(path, arguments.tokenizer)
+    return open_model_source(path, arguments.tokenizer, weights=arguments.weights)
 
 
 def load_model(source: "ModelSource", arguments: argparse.Namespace, dtype: str | None = None) -> OpenModel:

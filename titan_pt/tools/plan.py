@@ -14,6 +14,7 @@ from typing import Any
 
 from titan_pt.components.accelerators import GIB, find_accelerator
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.resolve import depth
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.distributed.dry_run_world import MOST_RANKS
 from titan_pt.planner.plan import ASSUMED_MFU, Plan, Target, as_json, make_plan
@@ -91,8 +92,12 @@ def plan(own: argparse.Namespace, config: JobConfig) -> None:
     found = make_plan(config, target)
     suggestion = fastest(found) if own.suggest else None
     if own.json:
-        print(json.dumps({**as_json(found), **_advice(found, own, suggestion)}, indent=2))
+        follows = depth.as_json(config)
+        known = {**as_json(found), **({"follows": follows} if follows else {})}
+        print(json.dumps({**known, **_advice(found, own, suggestion)}, indent=2))
         return
+    if ladder := depth.lines(config):
+        print(f"What follows from model.flavor = {config.model.flavor}", *ladder, "", sep="\n")
     print("\n".join(lines(found)))
     if own.suggest:
         print("\n".join(_suggested(suggestion)))

@@ -22,11 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> ToolParser:
-    parser = ToolParser(
-        prog="python -m titan_pt.tools.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser(prog="python -m titan_pt.tools.report", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="job.dump_folder of a run")
     parser.add_argument("--output", metavar="DIR", help="folder of the two files (default: report/ of the first run)")
     parser.add_argument(

@@ -14,13 +14,14 @@ from titan_pt.config.resolve.flags import read_flags
 from titan_pt.run.exit_codes import ExitCode
 from titan_pt.run.tool_files import flag_path
 from titan_pt.sweeps.grid import SEED, Point, points_of, read_grid
+from titan_pt.tools.arguments import parse_own
 from titan_pt.tools.command import ToolParser, run_tool, whole
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sweep; returns the exit code: of the worst point, or 75 where a signal stopped it."""
     codes: list[int] = []
-    failed = run_tool(lambda: codes.append(_sweep(*_parser().parse_known_args(argv))))
+    failed = run_tool(lambda: codes.append(_sweep(*parse_own(_parser(), argv))))
     return failed or codes[0]
 
 

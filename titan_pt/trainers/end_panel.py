@@ -1,6 +1,5 @@
 """The panel at the end of a run on a terminal: its result, its best validation, and what to type next."""
 
-import contextlib
 import logging
 import shlex
 import shutil
@@ -9,15 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.run.files import parse_json
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.log import say
 from titan_pt.run.log_lines import format_seconds
+from titan_pt.run.own_json import whole_rows
 from titan_pt.run.run_folder import METRICS_FILE, run_folder
 from titan_pt.run.terminal import TerminalStream
 
 logger = logging.getLogger("titan_pt")
 
-_HIGHER_IS_BETTER = ("accuracy", "pass_at_")
+_HIGHER_IS_BETTER = ("accuracy", "pass_at_", "core_metric")
+
+
+def tell_end(config: JobConfig, seconds: float, goodput: float) -> None:
+    """Enter a finished run into its leaderboard, and show its end on a terminal. Arguments as of `show_end`."""
+    if config.job.leaderboard:
+        import_attribute("titan_pt.report.leaderboard:add_run")(config)
+    if hasattr(sys.stderr, "end_live"):
+        show_end(config, seconds, goodput)
 
 
 def show_end(config: JobConfig, seconds: float, goodput: float) -> None:
@@ -37,7 +45,10 @@ def show_stop(config: JobConfig) -> None:
 
 def _show(config: JobConfig, title: str, time: str, commands: Sequence[str]) -> None:
     folder = run_folder(config)
-    rows = read_rows(folder / METRICS_FILE)
+    try:
+        rows = whole_rows(folder / METRICS_FILE)
+    except OSError:  # another end of the run has told it
+        rows = []
     if not rows:
         return
     last = rows[-1]
@@ -65,18 +76,6 @@ _RESULT = {
 }
 
 
-def read_rows(path: Any) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; none where it cannot be read."""
-    rows = []
-    try:
-        for line in path.read_text("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError):  # torn by a kill
-                rows.append(parse_json(line))
-    except OSError:  # another end of the run has told it
-        pass
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
-
-
 def best_validation(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
     """The key of the validation and its best row: the first accuracy of a task where there is one, else the loss."""
     keys = [key for row in rows for key in row if key.startswith("eval/")]
@@ -92,7 +91,7 @@ def next_commands(config: JobConfig) -> list[str]:
     commands = []
     if config.checkpoint.enable:
         talks = "" if config.job.trainer in ("sft", "grpo") else ' --prompt "Once upon a time"'
-        commands += [("generate", f"--checkpoint {folder}{talks}"), ("export", f"--checkpoint {folder} --output hf")]
+        commands += [("generate", f"{folder}{talks}"), ("export", f"{folder} --output hf")]
     commands.append(("report", folder))
     installed = shutil.which("titan-pt") is not None
     return [

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 import titan_pt
-from titan_pt.components.lr_scheduler import warmup_steps, warn_of_short_warmup
+from titan_pt.components.lr_scheduler import warmup_steps
 from titan_pt.components.optimizer import describe_groups
+from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.data.truth_table import lines, plan_mixture, warnings
 from titan_pt.protocols.context import TrainContext
 from titan_pt.run.log import say
@@ -31,9 +32,8 @@ def describe_start(context: TrainContext[Any], peak: float | None) -> None:
     first = f"titan_pt {titan_pt.__version__}, torch {torch.__version__}: {config.job.description}"
     logger.info(first, extra={"panel": True})
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
-    measured = " measured" if world.device.type == "cpu" else ""
-    dtype = config.training.mixed_precision_param
-    speed = f"{peak / 1e12:.2f} TFLOP/s{measured} in {dtype} each" if peak else "peak FLOP/s not known, so no MFU"
+    each = f"{' measured' * (world.device.type == 'cpu')} in {config.training.mixed_precision_param} each"
+    speed = f"{peak / 1e12:.2f} TFLOP/s{each}" if peak else "peak FLOP/s not known, so no MFU"
     say("Device", f"{world.size} x {name}, {speed}")
     total = sum(parameter.numel() for parameter in context.model.parameters())
     embedding = getattr(context.args, "num_embedding_parameters", 0)
@@ -46,6 +46,15 @@ def describe_start(context: TrainContext[Any], peak: float | None) -> None:
     for i, group in enumerate(describe_groups(context.optimizer)):
         say("" if i else "Optimizer", group if i else f"{type(context.optimizer).__name__}, {group}")
     say("Folder", config.job.dump_folder)
+
+
+def warn_of_short_warmup(config: JobConfig, steps: int) -> None:
+    """Log a warning if the run is too short for lr_scheduler.warmup_steps."""
+    section, warmup = config.lr_scheduler, warmup_steps(config, steps)
+    if warmup < section.warmup_steps:
+        end = f"{section.total_steps} steps of lr_scheduler.total_steps" if section.total_steps else f"{steps} steps"
+        why = f"not below the {end}; shortened to {warmup}"
+        logger.warning(f"lr_scheduler.warmup_steps = {section.warmup_steps}: {why}")
 
 
 def describe_run(context: TrainContext, flops_per_token: float, peak: float | None, *, warns: bool = True) -> None:

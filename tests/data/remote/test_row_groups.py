@@ -17,6 +17,7 @@ from hub_server import COMMIT, HubServer, no_fault, serving, write_shards
 from row_group_helpers import TEXTS, config_of, hub, open_row_groups, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.config.builtin_datasets import BUILTIN_DATASETS
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import plan_run_size
 from titan_pt.config.schema.job_config import JobConfig, Source, Training
@@ -493,3 +494,41 @@ def test_row_groups_through_the_loader(tmp_path: Path, hub: HubServer) -> None:
 
     found = on_ranks(4, run)
     assert {name for part in found for name in part} == {f"fineweb_edu:{i}" for i in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("name", "subset", "file"),
+    [
+        ("climbmix", None, "shard_00042.parquet"),
+        ("climbmix", "all", "shard_06542.parquet"),
+        ("dclm", None, "filtered/some/model/processed/shard_0.parquet"),
+        ("finemath", None, "finemath-4plus/train-00000-of-00064.parquet"),
+        ("finemath", "infiwebmath-3plus", "infiwebmath-3plus/train-00000-of-00104.parquet"),
+        ("open_web_math", None, "data/train-00000-of-00114-5a.parquet"),
+    ],
+)
+def test_the_built_in_datasets(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture, name: str, subset: str | None, file: str
+) -> None:
+    """By name alone: the files of the subset and no others, at a revision of the user's; the licence is told."""
+    shutil.rmtree(hub.folder)
+    path = write_shards(hub.folder / "x", TEXTS[:60], 1, 20)[0]
+    if name != "dclm":  # all of it
+        write_shards(hub.folder / "elsewhere", TEXTS[:30], 1, 20)
+    (hub.folder / file).parent.mkdir(parents=True, exist_ok=True)
+    path.rename(hub.folder / file)
+    with caplog.at_level("INFO", logger="titan_pt"):
+        documents = open_row_groups(config_of(tmp_path, Source(name=name, subset=subset, revision="main")))
+    builtin = BUILTIN_DATASETS[name]
+    assert documents.listing.origin == f"{builtin.dataset}@{COMMIT}"
+    assert [documents[i] for i in range(len(documents))] == TEXTS[:60]
+    assert f"{builtin.licence}, as far as known" in caplog.text
+
+
+def test_the_licence_of_a_dataset_is_that_of_its_card(
+    tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.card = {"license": "odc-by"}
+    with caplog.at_level("INFO", logger="titan_pt"):
+        open_row_groups(config_of(tmp_path, Source(name="fineweb_edu")))
+    assert f"Dataset HuggingFaceFW/fineweb-edu@{COMMIT[:8]}: licence odc-by by its card" in caplog.text

@@ -178,6 +178,21 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, caplog: 
     assert caplog.text.count("hashes of files are not kept") == 1
 
 
+def test_a_long_hashing_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [str(tmp_path / name) for name in "abc"]
+    for path in files:
+        Path(path).write_bytes(bytes(2_000_000))
+    monkeypatch.setattr("os.path.getsize", lambda _: 300_000_000)
+    monkeypatch.setattr("titan_pt.run.progress.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("titan_pt.run.progress.LONGEST_PAUSE", 0.0)
+    with caplog.at_level("INFO", "titan_pt"):
+        assert len(set(KnownFiles(str(tmp_path / "cache")).hashes(files))) == 1
+    assert caplog.messages[-1].startswith("Hashing files once, to know them again: 6 of 900 MB (1%), ")
+    assert "MB/s, eta " in caplog.messages[-1]
+
+
 def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     jsonl(path, "apple")

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ from titan_pt.components.checkpoint.mismatch import describe
 from titan_pt.components.checkpoint.resume import has_data_of
 from titan_pt.components.tokenizer import ByteTokenizer, build_tokenizer
 from titan_pt.config import ConfigError
-from titan_pt.config.schema.grpo import GrpoConfig, GrpoTask
+from titan_pt.config.schema.grpo import Grpo, GrpoConfig, GrpoTask
 from titan_pt.config.schema.job_config import TokenizerSection
+from titan_pt.generation.sampling import Sampling
+from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.trainers.grpo import prompts
+from titan_pt.trainers.grpo.collect import collect
 from titan_pt.trainers.grpo.prompts import Prompt, PromptLoader, PromptRules, build_prompts
 
 
@@ -171,3 +175,28 @@ def test_a_run_asks_through_the_template_of_the_model_that_it_starts_from(
             prompts, "load_documents", lambda step, saved=identity: CheckpointDocuments({}, {"identity": saved}, "")
         )
         assert built(str(tmp_path / "hf")) == identity, "a resume goes on as the run began"
+
+
+def test_retired_problems_are_not_asked_again() -> None:
+    one = loader((1.0,))
+    first = one.take(7)
+    one.retire(first[:6])
+    one.commit([1])
+    resumed = loader((1.0,))
+    resumed.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for each in (one, resumed):
+        assert each.num_retired == 6
+        assert {prompt.problem.id for prompt in each.take(5)} == {first[6].problem.id}
+    with pytest.raises(GaveUpTogether, match="all 7 problems were solved"):
+        one.retire(first)
+    one.rewind()
+    assert one.num_retired == 6, "what a step retired goes with it where it did not end"
+    assert "retired" not in loader().state_dict()["prompts"], "as in checkpoints of before"
+
+
+@pytest.mark.parametrize(("way", "chosen"), [("filter", [1, 3]), ("none", [0, 1, 2, 3])])
+def test_groups_of_equal_rewards_are_filtered_without_others_in_their_place(way: str, chosen: list[int]) -> None:
+    groups = [SimpleNamespace(has_signal=number % 2 == 1) for number in range(4)]
+    sampler: Any = SimpleNamespace(sample=lambda *_: groups)
+    options = Grpo(prompts_per_step=4, dynamic_sampling=way)  # type: ignore[arg-type]
+    assert collect(loader(), sampler, Sampling(8), 2, options).chosen == chosen

@@ -10,6 +10,7 @@ A step is written to `step-N.tmp-*` and renamed when whole. DCP has no checksums
 and raises BaseExceptions: the manifest, the rename, `reader` and the `except` clauses here answer that.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -99,6 +100,9 @@ class Checkpointer:
         if self._world.is_main and not self._options.load_only:
             for leftover in (*self._folder.glob("step-*.tmp-*"), *(self._run_folder / "hf").glob("step-*.tmp-*")):
                 shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in self._run_folder.glob("*.json.tmp"):  # of a disk that could be written to no more
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
         if self._options.mirror and not self._options.load_only:
             from titan_pt.components.checkpoint.mirror import open_mirror
 

@@ -1,15 +1,15 @@
 """Which steps a run keeps. Imported where one has to go, or the best is marked."""
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from titan_pt.components.checkpoint.manifest import find_damage
 from titan_pt.components.checkpoint.step_folders import REQUIRED, iter_steps
 from titan_pt.config.schema.checkpoint import Checkpoint
-from titan_pt.run.files import parse_json
+from titan_pt.run.own_json import read_steps
 from titan_pt.run.removal import remove_folder
 from titan_pt.run.run_folder import METRICS_FILE
 
@@ -60,6 +60,26 @@ def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step:
     return True
 
 
+def leave_behind(folder: Path, run_folder: Path, key: str, least: float) -> Path | None:
+    """The step that is the best by a key of metrics.jsonl; later ones get names that nothing opens.
+
+    Returns:
+        None where no whole step has a value of `least` or more.
+    """
+    steps = {n: path for n, path in iter_steps(folder) if find_damage(path, REQUIRED, hashes=False) is None}
+    good = {n: value for n, value in _values(run_folder / METRICS_FILE, key) if n in steps and value >= least}
+    best = best_step(run_folder, key, good)
+    if best is None:
+        return None
+    for number, path in iter_steps(folder):
+        if number > best:
+            left = path.with_name(f"{path.name}.collapsed")
+            if left.exists():  # of an earlier time
+                remove_folder(left)
+            path.rename(left)
+    return steps[best]
+
+
 def surplus(steps: Sequence[int], options: Checkpoint, best: int | None, *, coming: int = 0) -> list[int]:
     """Which of these steps, the highest first, are kept no longer.
 
@@ -73,7 +93,7 @@ def surplus(steps: Sequence[int], options: Checkpoint, best: int | None, *, comi
     return [number for number in old if number != best and not (every and number % every == 0)]
 
 
-def best_step(run_folder: Path, key: str, steps: Sequence[int] | dict[int, Path]) -> int | None:
+def best_step(run_folder: Path, key: str, steps: Collection[int]) -> int | None:
     """The step with the best value of a key of metrics.jsonl; the newest of several. None where none has a value."""
     values = {step: value for step, value in _values(run_folder / METRICS_FILE, key) if step in steps}
     better = min if is_lower_better(key) else max
@@ -96,21 +116,9 @@ def _whole_steps(folder: Path, options: Checkpoint, last: int) -> dict[int, Path
 
 
 def _values(path: Path, key: str) -> Iterator[tuple[int, float]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            row = _row(line) if f'"{key}"' in line else {}
-            if isinstance(value := row.get(key), int | float) and isinstance(row.get("step"), int):
-                yield row["step"], float(value)
-
-
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+    for _, _, row in read_steps(path, json.dumps(key).encode()) if path.is_file() else ():
+        if row is not None and isinstance(value := row.get(key), int | float):
+            yield row["step"], float(value)
 
 
 def _mark_best(folder: Path, step: int) -> None:

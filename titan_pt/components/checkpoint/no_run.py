@@ -23,6 +23,9 @@ def no_run(path: str) -> str:
     root = Path(os.path.abspath(path))
     places = dict(_experiments())
     made_by = next((places[folder] for folder in (root, *root.parents) if folder in places), None)
+    if named := [folder for folder, name in places.items() if name == path.removesuffix(".toml")]:
+        folder = os.path.relpath(named[0])
+        return f"{reason}; it is the name of an experiment: titan-pt train {path} makes its run folder, {folder}"
     if made_by is not None:
         return f"{reason}; make it with titan-pt train {made_by}, or correct the path"
     meant = "" if os.path.isfile(path) else meant_path(path, runs_here())

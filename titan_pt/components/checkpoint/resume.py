@@ -19,7 +19,7 @@ from titan_pt.components.checkpoint.finite import first_not_finite
 from titan_pt.components.checkpoint.mismatch import changed_keys
 from titan_pt.components.checkpoint.reader import load_documents, load_tensors
 from titan_pt.components.checkpoint.run_state import of_optimizer, run_tensors
-from titan_pt.components.checkpoint.steps import honoured, is_hf_folder
+from titan_pt.components.checkpoint.steps import check_has_averages, honoured, is_hf_folder
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
 from titan_pt.protocols.registry import import_attribute
@@ -116,6 +116,9 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     if isinstance(step, StatefulStep) and hasattr(step, "check_state"):
         step.check_state(documents.train["step"], folder)
     tensors = run_tensors(context, step, optimizer=False)
+    if context.ema and "ema" not in documents.train:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
+        logger.warning(f"{folder}: its run had no training.ema_decay; the average begins here")
     moments: dict[str, torch.Tensor] = {}
     document = documents.train.get("optimizer")
     if "optimizer" not in excluded:
@@ -134,6 +137,8 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
         world.together(lambda: context.dataloader.load_state_dict(streams))
     if isinstance(step, StatefulStep):
         step.load_state_dict(documents.train["step"])
+    if context.ema:
+        context.ema.load_state_dict(documents.train.get("ema", {}))
     states = documents.train["rng"]
     if len(states) == world.size:
         set_rng_state(states[world.rank], world.device)
@@ -190,13 +195,19 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
     Raises:
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
+    averaged = context.config.checkpoint.initial_load_weights == "ema"
+    if averaged:
+        check_has_averages(folder, 'checkpoint.initial_load_weights = "ema"')
     if is_hf_folder(folder):
         load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
         context.world.together(lambda: load_hf_weights(context, folder))
         return
     documents = load_documents(folder)
     check_model_compatible(documents.train["identity"], identity, folder, context.config, documents.config)
-    load_tensors(folder, run_tensors(context, optimizer=False), context.world)
+    tensors = run_tensors(context, optimizer=False)
+    if averaged:
+        tensors = {"ema." + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    load_tensors(folder, tensors, context.world)
 
 
 def warn_of_another_rate(resumed: Resumed, context: TrainContext, total_steps: int, sized_by: str) -> None:

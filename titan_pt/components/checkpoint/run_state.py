@@ -27,11 +27,13 @@ def run_identity(config: JobConfig, args: Any, tokenizer: Tokenizer) -> dict[str
 
 
 def run_tensors(context: TrainContext, step: Step | None = None, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
-    """Tensors of model, optimizer and step function by checkpoint name, sharded as they are."""
+    """Tensors of model, optimizer, averages, step by checkpoint name, sharded as they are; no step: the first two."""
     # The model first: reading its state shards it again after a validation, and the optimizer's names need that.
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(context.model).items()}
     if optimizer:
         tensors |= of_optimizer(context.optimizer_state.tensors())
+    if step and context.ema:
+        tensors |= {f"ema.{name}": tensor for name, tensor in context.ema.tensors().items()}
     if isinstance(step, StatefulStep):
         tensors |= {f"step.{name}": tensor for name, tensor in step.tensors().items()}
     return tensors
@@ -82,6 +84,7 @@ def run_documents(
         "rng": world.gather(rng_state(world.device)),
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
         **({} if (optimizer := context.optimizer_state.document()) is None else {"optimizer": optimizer}),
+        **({"ema": context.ema.state_dict()} if context.ema else {}),
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}

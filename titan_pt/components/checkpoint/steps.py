@@ -138,3 +138,14 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
 def is_hf_folder(folder: Path) -> bool:
     """Whether a folder is a Hugging Face one, by its config.json; it need not be whole."""
     return (folder / "config.json").is_file()
+
+
+def check_has_averages(folder: Path, asked: str) -> None:
+    """Raise a ConfigError unless a step holds the averaged weights that `asked` asks for."""
+    if is_hf_folder(folder):
+        raise ConfigError(f"{asked}: {folder} is a Hugging Face folder, which holds one set of weights; leave it out")
+    if "ema" not in _read_json(folder / "train.json"):
+        raise ConfigError(
+            f"{asked}: {folder} has no averaged weights, as its run had no training.ema_decay; leave it out, or "
+            "average the last steps by titan_pt.tools.average"
+        )

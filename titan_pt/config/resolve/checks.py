@@ -37,7 +37,7 @@ def cross_check(config: JobConfig, model_spec: "ModelSpec[Any]") -> list[RulePro
 
 def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[list[str], str]]:
     model = config.model
-    if model.flavor not in spec.flavors:
+    if model.flavor not in spec.flavors and not model.flavor.startswith("depth-"):
         hint = nearest(model.flavor, spec.flavors)
         yield ["model.flavor"], f"model.flavor = {model.flavor!r}: {spec.name} has {one_of(spec.flavors)}{hint}"
         return
@@ -88,6 +88,7 @@ def _of_options(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[tuple[lis
     used += [validation.tasks, validation.sample_prompts, validation.steps == 0, config.quantize.linear.float8]
     used += [validation.holdout_fraction in (0.0, 1.0), config.activation_checkpoint.mode == "selective"]
     used += [config.lr_scheduler.total_steps, data.stall_policy != "wait", config.training.on_bad_step == "rewind"]
+    used += ["ema" in (checkpoint.initial_load_weights, checkpoint.export_weights), validation.weights != "trained"]
     if any(used):
         from titan_pt.config.resolve.option_checks import rules
 
@@ -108,7 +109,8 @@ def model_args(config: JobConfig, spec: "ModelSpec[Any]", tokenizer_size: int) -
         )
     fields = spec.args_type.model_fields
     overrides = {name: value for name in fields if (value := getattr(model, name, None)) is not None}
-    values = {**spec.flavors[model.flavor].model_dump(), **overrides}
+    flavor = spec.flavors.get(model.flavor)  # none of a depth, whose values are keys of [model]
+    values = {**(flavor.model_dump() if flavor else {}), **overrides}
     if "vocab_size" in fields:
         values["vocab_size"] = model.vocab_size or padded_size(tokenizer_size)
     if "num_tokens" in fields:

@@ -55,13 +55,13 @@ def to_layer(flags: Flags, config_type: type[JobConfig], problems: list[str]) ->
                     f"--{name} ({ORIGIN}): needs a value; one that starts with -- is written --{name}=VALUE"
                 )
         else:
-            from titan_pt.config.resolve.report import unknown
+            from titan_pt.config.resolve.report import unknown_flag
             from titan_pt.config.resolve.torchtitan import UNUSED
 
             if name in UNUSED:  # whether it is a no-op is told from its value, later
                 _set(tables, name, "true" if text is None else text, None)
                 continue
-            problems.append(f"--{name} ({ORIGIN}): {unknown(config_type, name.split('.'))}")
+            problems.append(f"--{name} ({ORIGIN}): {unknown_flag(config_type, name)}")
     for text in [text for name, text in flags if not name]:
         from titan_pt.config.resolve.report import stray
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rules(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
     """The broken ones."""
     yield from _model(config, spec)
-    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _memory, _profiling, _sinks):
+    for rule in (_notify, _schedule, _stalls, _validation, _validation_tasks, _averages, _memory, _profiling, _sinks):
         yield from rule(config)
 
 
@@ -28,6 +28,11 @@ def _model(config: JobConfig, spec: "ModelSpec[Any]") -> Iterator[BrokenRule]:
             f"checkpoint.export_hf_interval = {config.checkpoint.export_hf_interval}: model {spec.name!r} has no "
             "Hugging Face layout",
         )
+    elif config.checkpoint.export_hf_interval and (layout := spec.layout()):
+        try:
+            layout.write_config(import_attribute("titan_pt.config.resolve.checks:model_args")(config, spec, 1))
+        except ConfigError as error:
+            yield ["checkpoint.export_hf_interval", "model"], f"checkpoint.export_hf_interval: {error}"
     if config.quantize.linear.float8 and config.model.converters is None:
         yield (
             ["model.converters", "quantize"],
@@ -99,6 +104,35 @@ def _validation_tasks(config: JobConfig) -> Iterator[BrokenRule]:
     names = [task.name for task in validation.tasks]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
+
+
+def _averages(config: JobConfig) -> Iterator[BrokenRule]:
+    checkpoint, validation = config.checkpoint, config.validation
+    # (key, its value, the key without which it has no effect, whether that is set, a value for that)
+    choices = (
+        ("validation.weights", validation.weights, "training.ema_decay", config.training.ema_decay, "0.999"),
+        (
+            "checkpoint.export_weights",
+            checkpoint.export_weights,
+            "training.ema_decay",
+            config.training.ema_decay,
+            "0.999",
+        ),
+        ("validation.weights", validation.weights, "validation.enable", validation.enable, "true"),
+        *(
+            (f"checkpoint.{key}", getattr(checkpoint, key), f"checkpoint.{needed}", getattr(checkpoint, needed), value)
+            for key, needed, value in (
+                ("export_weights", "export_hf_interval", "500"),
+                ("initial_load_weights", "initial_load_path", '"outputs/..."'),
+            )
+        ),
+    )
+    for key, value, needed, is_set, example in choices:
+        if value != "trained" and not is_set:
+            yield (
+                [key, needed],
+                f"{key} = {shown(value)}: needs {needed}; set it, such as to {example}, or leave {key} out",
+            )
 
 
 def _memory(config: JobConfig) -> Iterator[BrokenRule]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from titan_pt.config.errors import nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.names import closest, dotted
 from titan_pt.config.resolve.expected import expected, meant, rows_for
 from titan_pt.config.resolve.fields import keys, rows_of, sections, table_of
@@ -18,6 +18,8 @@ from titan_pt.config.resolve.layers import Merged
 from titan_pt.config.resolve.toml_files import Tables, parse_toml
 from titan_pt.config.resolve.torchtitan import RENAMED, UNUSED_TABLES, drop_foreign
 from titan_pt.config.schema.job_config import JobConfig, Section
+from titan_pt.config.schema.training import BUILTIN_OPTIMIZERS
+from titan_pt.protocols.optimizer_spec import get_optimizer_spec, optimizer_names
 from titan_pt.protocols.trainer_spec import trainer_config, trainer_names
 from titan_pt.run.outgoing import looks_secret
 
@@ -27,7 +29,6 @@ _LISTS: dict[str, dict[str, list[str]]] = parse_toml(
 SYNONYMS = {name: key for table in _LISTS.values() for key, names in table.items() for name in names}
 """The key that is meant by the last part of another framework's."""
 _ASSIGNMENT = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+=")
-
 KeyPath = Sequence[str | int]
 _SURE = 0.75
 
@@ -120,6 +121,8 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
     whole = ".".join(map(str, path[:2]))
     if len(path) > 2 and not isinstance(path[2], int) and _is_array_of_tables(config_type, whole):
         return f"not a flag; write the rows in the file, or all of them in --{whole} '[{{name = \"...\"}}]'"
+    if section == "optimizer" and (names := _optimizers_with(known[section], str(path[1]))):
+        return f"unknown key: it belongs to optimizer.name = {' or '.join(names)}"
     if holder is None:
         return f"not a key; the keys of [{section}] are {one_of(known[section].model_fields)}"
     hint = nearest(key, holder.model_fields)
@@ -128,6 +131,13 @@ def unknown(config_type: type[JobConfig], path: KeyPath) -> str:
         return f"unknown key{hint.replace('mean ', f'mean {where}')}"
     hint = _elsewhere(config_type, key) if len(path) == 2 else ""
     return f"unknown key{hint or f'; the keys are {one_of(holder.model_fields)}'}"
+
+
+def unknown_flag(config_type: type[JobConfig], name: str) -> str:
+    """What is wrong with a flag that is no key. Raises a ConfigError, of that alone, for a mistyped --help."""
+    if "." not in name and closest(name, [*sections(config_type), "help"]) == "help":
+        raise ConfigError(f"--{name} (command line): unknown flag; did you mean --help?")
+    return unknown(config_type, name.split("."))
 
 
 def renamed(to: str) -> str:
@@ -139,7 +149,9 @@ def renamed(to: str) -> str:
 
 
 def stray(text: str | None) -> str:
-    """What is wrong with a value on the command line that belongs to no flag."""
+    """What is wrong with a value on the command line that belongs to no flag. Raises as `unknown_flag`."""
+    if text and re.match("-+[hH]", text) and closest(text.strip("-"), ["help"]):
+        raise ConfigError(f"{text} (command line): unknown flag; did you mean --help?")
     value = "a value" if text is None or looks_secret(text) else repr(text)
     how = f"write --{text}" if text and _ASSIGNMENT.match(text) else "write it as in --training.steps 100"
     if text and text.endswith(".toml"):
@@ -161,6 +173,12 @@ def _unknown_table(config_type: type[JobConfig], section: str, name: str) -> str
     hint = f"; did you mean {full}?" if full else nearest(section, [*sections(config_type), "extends"])
     hint = hint or _elsewhere(config_type, name.rpartition(".")[2])
     return f"unknown table or key{hint or f'; the tables are {one_of(sections(config_type))}'}"
+
+
+def _optimizers_with(chosen: type[Section], key: str) -> list[str]:
+    """The optimizers that have this key of [optimizer], which the chosen one has not."""
+    own = sorted(optimizer_names().difference(BUILTIN_OPTIMIZERS)) if key not in chosen.model_fields else ()
+    return [f'"{name}"' for name in own if key in get_optimizer_spec(name).table.model_fields]
 
 
 def _elsewhere(config_type: type[JobConfig], key: str) -> str:

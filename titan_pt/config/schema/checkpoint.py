@@ -19,6 +19,8 @@ class Checkpoint(Section):
     initial_load_path: AnyPath | None = None
     """Starting weights where there is no checkpoint: a run folder, its checkpoint folder, one step-N, a Hugging Face
     folder. Empty text: none, whatever a file below says."""
+    initial_load_weights: Literal["trained", "ema"] = "trained"
+    """Which weights of that run: "ema" are its averaged ones (training.ema_decay)."""
     async_mode: Literal["auto", "disabled", "async", "async_with_pinned_mem"] = "auto"
     """Write in the background; training waits only for the copy to CPU memory, which is fast where that is pinned.
     "auto": pinned on CUDA, else disabled."""
@@ -37,7 +39,7 @@ class Checkpoint(Section):
     allow_mismatch: list[
         Literal["model.rope_theta", "model.norm_eps", "tokenizer", "data.sources", "validation.holdout_fraction"]
     ] = []
-    """Differences from its checkpoint that a resume takes with a warning; docs/architecture.md says what each means."""
+    """Differences from its checkpoint that a resume takes with a warning; docs/resuming.md says what each means."""
     enable_first_step_checkpoint: bool = False
     """Save step 1 too, to see early that saving works."""
     load_only: bool = False
@@ -46,3 +48,5 @@ class Checkpoint(Section):
     """Address (s3://, gs://) that steps are uploaded to, and from which a start on an empty disk goes on."""
     export_hf_interval: Count = 0
     """Steps between Hugging Face folders `hf/step-N` of the run folder; the last step has one too. 0: none."""
+    export_weights: Literal["trained", "ema"] = "trained"
+    """Which weights are in these: "ema" are the averaged ones (training.ema_decay)."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from titan_pt.config.errors import one_of
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
 from titan_pt.config.schema.sampling import EvalSamples, GroupSize, MaxRows, NewTokens, TopK, TopP, TrainedTemperature
 from titan_pt.config.schema.section import (
@@ -138,9 +139,11 @@ class Grpo(Section):
     """Evaluations without a better mean accuracy before a reset by plateau."""
     reset_optimizer: bool = False
     """Start the optimizer's moments anew at a reset."""
-    dynamic_sampling: Literal["refill", "none"] = "refill"
-    """"refill": groups whose rewards are all equal teach nothing; sample other prompts until prompts_per_step are
-    left. "none": train on what comes."""
+    dynamic_sampling: Literal["refill", "filter", "none"] = "refill"
+    """Groups whose rewards are all equal teach nothing. "refill": sample other prompts until prompts_per_step are left;
+    "filter": leave them out; "none": train on what comes, where they count in the mean of the loss."""
+    retire_pass_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """A problem is not asked again once this share of its group was right. Unset: each comes at each visit."""
     oversample: Annotated[float, Field(ge=1.0, le=100.0)] = 1.5
     """Prompts sampled for each group that is missing; what is too many comes first in the next step."""
     max_gen_batches: PositiveInt = 10
@@ -158,11 +161,19 @@ class Grpo(Section):
     on_reward_error: Literal["zero", "stop"] = "zero"
     """A reward function that raises, takes too long or gives no finite number: reward 0 and a count, or the end."""
     max_idle_steps: PositiveInt = 10
-    """Steps in a row without any group of different rewards before the run ends; without dynamic sampling."""
+    """Steps in a row without any group of different rewards before the run ends; without a refill."""
     eval_prompts: PositiveInt = 256
     """Most held-out problems of a task in one evaluation, the same each time."""
     eval_samples: EvalSamples = 8
     """Sampled completions of each, for pass@1 and pass@this; 0: greedy only."""
+    on_collapse: Literal["warn", "rewind", "stop"] = "warn"
+    """Held-out accuracy (by checkpoint.keep_best, else the mean of the tasks') twice in a row below its best by more
+    than the margin: say so; go back to the best saved step, training.max_rewinds times, each time with 0.3 of the
+    learning rate; or stop with exit code 70."""
+    collapse_margin: Fraction = 0.25
+    """Share of the best accuracy that has to be lost; besides, more than two standard errors of the evaluations."""
+    forecast: bool = True
+    """From 30% of the steps on, each evaluation says by a saturating curve what the last one will find."""
     probe: Literal["stop", "warn", "off"] = "stop"
     """Before step 1: sample probe_prompts groups and stop, or only warn, where there is too little to learn from."""
     probe_prompts: PositiveInt = 256
@@ -207,6 +218,7 @@ class GrpoConfig(RolloutConfig):
         names = [task.name for task in grpo.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
+        yield from self._rules_of_the_model()
         if rollout.max_new_tokens >= training.seq_len:
             yield (
                 ["rollout.max_new_tokens", "training.seq_len"],
@@ -246,10 +258,46 @@ class GrpoConfig(RolloutConfig):
                 f'grpo.reference_reset = "{grpo.reference_reset}": there is no reference without grpo.kl_coef; '
                 'raise it, or set reference_reset = "none"',
             )
-        if grpo.reference_reset == "plateau" and not self.validation.enable:
+        for key, value in (("reference_reset", "plateau"), ("on_collapse", "rewind"), ("on_collapse", "stop")):
+            if getattr(grpo, key) == value and not self.validation.enable:
+                yield (
+                    [f"grpo.{key}", "validation.enable"],
+                    f'grpo.{key} = "{value}": needs evaluations; set validation.enable = true',
+                )
+        if grpo.on_collapse == "rewind":
+            yield from self._ways_back()
+
+    def _ways_back(self) -> Iterator[BrokenRule]:
+        """Yield what a run lacks that is to go back to its best saved step."""
+        checkpoint, freq = self.checkpoint, self.validation.freq
+        sampled = ["pass_at_1"] if self.grpo.eval_samples else []
+        names = ["accuracy", "accuracy_official", "accuracy_lenient", *sampled]
+        known = [f"eval/{task.name}/{name}" for task in self.grpo.tasks for name in names]
+        if checkpoint.keep_best not in known:
             yield (
-                ["grpo.reference_reset", "validation.enable"],
-                'grpo.reference_reset = "plateau": needs evaluations; set validation.enable = true',
+                ["grpo.on_collapse", "checkpoint.keep_best"],
+                f'grpo.on_collapse = "rewind": goes back to the best step by checkpoint.keep_best, which is '
+                f"{checkpoint.keep_best!r}; set it to one of {one_of(known)}",
+            )
+        if not checkpoint.enable or checkpoint.load_only or checkpoint.interval % freq:
+            yield (
+                ["grpo.on_collapse", "checkpoint.interval", "validation.freq"],
+                'grpo.on_collapse = "rewind": needs saved steps that were evaluated; set checkpoint.enable = true and '
+                f"checkpoint.interval = {checkpoint.interval} to a multiple of validation.freq = {freq}",
+            )
+
+    def _rules_of_the_model(self) -> Iterator[BrokenRule]:
+        if dropout := getattr(self.model, "dropout", None):
+            yield (
+                ["model.dropout"],
+                f"model.dropout = {dropout:g}: grpo trains the model that sampled, of which dropout makes another: "
+                "set it to 0: no weight depends on it",
+            )
+        if self.grpo.reference_reset == "plateau" and self.validation.weights == "both":
+            yield (
+                ["grpo.reference_reset", "validation.weights"],
+                'grpo.reference_reset = "plateau": goes by one set of weights; set validation.weights to "trained" or '
+                '"ema"',
             )
 
     def settings_without_effect(self) -> Iterator[str]:
@@ -265,7 +313,7 @@ class GrpoConfig(RolloutConfig):
             "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
             "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
             "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
-            "max_idle_steps": (grpo.dynamic_sampling == "none", 'dynamic_sampling = "none"'),
+            "max_idle_steps": (grpo.dynamic_sampling != "refill", 'dynamic_sampling = "filter" or "none"'),
             "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
             "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
         }

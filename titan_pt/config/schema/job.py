@@ -27,6 +27,8 @@ class Job(Section):
     """One line for the log."""
     print_config: bool = False
     """Log the resolved config at start."""
+    leaderboard: PathName | None = None
+    """Markdown table of finished runs, by bits per byte, with the keys in which they differ; each run enters itself."""
     notify: str = ""
     """Command that runs when the run has ended, however it did, such as "python tell.py": without a shell, for at most
     30 seconds, with TITAN_PT_CODE, TITAN_PT_REASON and TITAN_PT_FOLDER in its environment."""
@@ -38,7 +40,8 @@ class Model(Section):
     name: str = "transformer"
     """Registered model: "transformer" or a name brought by experimental.custom_import."""
     flavor: str = "debugmodel"
-    """Named size of the model; the transformer has debugmodel, tiny, small, medium."""
+    """Named size; the transformer has debugmodel, tiny, small, medium. "depth-6": six blocks; width, heads, and in
+    pretraining rate, batch, weight decay and tokens follow, each unless it is set (titan-pt plan shows them)."""
     from_hf: PathName | None = None
     """Hugging Face folder whose config.json sets the architecture, and whose tokenizer is the default one."""
     vocab_size: Annotated[Size, Field(gt=0, lt=1 << 31)] | None = None

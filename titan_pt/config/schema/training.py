@@ -47,6 +47,8 @@ class Training(Section):
     """Weight of the z-loss, the mean squared log of the softmax's normaliser; 0 is off."""
     loss_chunk_tokens: Count = 0
     """Tokens whose logits are held at a time; 0: in float32 2% of the device's memory, on a CPU 64 MiB."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of an exponential moving average of the weights (0.999), kept and saved beside them. Unset: none."""
     document_mask: bool = False
     """Documents packed in one row do not attend to each other and each counts its positions from 0."""
     on_bad_step: Literal["skip", "rewind", "stop"] = "skip"
@@ -82,8 +84,8 @@ class Optimizer(Section):
     """[optimizer]"""
 
     name: str = "AdamW"
-    """"AdamW", "AdamW8bit" (torchao; holds the moments of matrices in 8 bits, a quarter of the memory), or a name
-    brought by experimental.custom_import (`register_optimizer`)."""
+    """"AdamW", "AdamW8bit" (torchao; matrices' moments in 8 bits, a quarter of the memory), "Muon" (with the keys of
+    [optimizer.muon]), or a name brought by experimental.custom_import (`register_optimizer`)."""
     lr: Positive = 8e-4
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9

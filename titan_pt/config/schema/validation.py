@@ -22,9 +22,9 @@ class ValidationTask(Section):
     """[[validation.tasks]] problems that the model answers at each validation."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, core, or one registered by experimental.custom_import."""
     path: PathName | None = None
-    """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet). Unset: the task's own set of the hub."""
+    """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet); of core a folder, eval_data. Unset: the hub's."""
     level: PositiveInt | None = None
     """Difficulty of arithmetic: 1 is the easiest."""
     special_tokens: bool = False
@@ -38,7 +38,7 @@ class ValidationTask(Section):
     system_prompt: Name | None = None
     """Text of the first turn, "system"; of a plain prompt its beginning."""
     limit: PositiveInt = 100
-    """Most problems asked, the same each time."""
+    """Most problems asked, the same each time; of core, of each of its tasks."""
     max_new_tokens: AnswerTokens = 256
     """Most tokens of an answer."""
 
@@ -54,6 +54,8 @@ class Validation(Section):
     """Global batches of one validation, the same each time; -1: all validation documents."""
     local_batch_size: PositiveInt = 8
     """Rows of one micro-batch on one rank."""
+    weights: Literal["trained", "ema", "both"] = "trained"
+    """Which are validated: "ema": the averages of training.ema_decay; "both": their values are added as "ema/..."."""
     holdout_fraction: Fraction = 0.01
     """Share of each training source's documents held out, chosen by a hash of the text; unused with `sources`."""
     sources: list[Source] = []

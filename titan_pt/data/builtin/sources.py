@@ -1,4 +1,4 @@
-"""Documents that every machine has: the Python library's own files, and generated arithmetic."""
+"""Documents that every machine has: the Python library's own files, and generated problems."""
 
 import os
 import random
@@ -10,6 +10,7 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.builtin.conversations import HeldOutSums, MadeConversations
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
+from titan_pt.data.builtin.worked_problems import WorkedProblems
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.identity import content_hash
 from titan_pt.data.sources.registry import SourceItems
@@ -59,6 +60,13 @@ def open_conversations(source: Source, seed: int) -> SourceItems:
             f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
         )
     return MadeConversations(seed) if source.subset is None else HeldOutSums()
+
+
+def open_worked_problems(source: Source, seed: int) -> SourceItems:
+    """The problems of the name worked_problems: texts, or with a formatter rows of GSM8K."""
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    return WorkedProblems(seed, rows=source.formatter is not None)
 
 
 class PythonStdlib:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import itertools
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from titan_pt.data.remote.row_groups import Listing, RowGroupFile
 from titan_pt.data.sources.identity import KnownFiles
 from titan_pt.data.sources.parquet_rows import check_columns
 from titan_pt.run.outgoing import redact
+
+logger = logging.getLogger("titan_pt")
 
 T = TypeVar("T")
 
@@ -97,8 +100,10 @@ def list_dataset(source: Source, patience: Patience, store: ParquetStore, stop: 
     except Unreadable as error:
         raise ConfigError(f"cannot be listed: {error}") from error
     found = {file.rfilename: file for file in info.siblings or []}
+    card: Any = info.card_data or {}
+    logger.info(f"Dataset {repository}@{str(info.sha)[:8]}: licence {_licence(source, card)}")
     try:
-        patterns = _patterns(source, info.card_data or {})
+        patterns = _patterns(source, card)
     except ConfigError:
         raise
     except (KeyError, TypeError, AttributeError) as error:
@@ -132,6 +137,14 @@ def _listing(origin: str, files: Mapping[str, tuple[str, str | None]], store: Pa
             return Listing(origin, tuple(future.result() for future in futures))
         except Unreadable as error:
             raise ConfigError(f"cannot be read: {error}") from error
+
+
+def _licence(source: Source, card: Any) -> str:
+    """What the dataset's card says, else what is known of a built-in source."""
+    if told := card.get("license"):
+        return f"{told} by its card"
+    builtin = BUILTIN_DATASETS.get(source.name)
+    return f"{builtin.licence}, as far as known" if builtin and builtin.dataset == source.dataset else "not stated"
 
 
 def _patterns(source: Source, card: Any) -> list[str]:

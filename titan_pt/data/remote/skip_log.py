@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from titan_pt.run.files import parse_json
 from titan_pt.run.outgoing import redact
+from titan_pt.run.own_json import read_lines
 
 logger = logging.getLogger("titan_pt")
 
@@ -28,8 +28,8 @@ class SkipLog:
         self._taken: dict[tuple[str, int, int, int], int] = {}
         self._lost: dict[tuple[str, int, int], str] = {}
         for path in sorted(folder.glob("ledger-*.jsonl")) if folder else []:
-            for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-                if not self._remember(line):
+            for number, _, entry in read_lines(path):
+                if not self._remember(entry):
                     logger.warning(f"{path}, line {number}: damaged; passed over")
 
     def taken(self, source: str, num_streams: int, stream: int, count: int) -> int | None:
@@ -69,15 +69,14 @@ class SkipLog:
             file.flush()
             os.fsync(file.fileno())  # before a document that follows from it is trained on
 
-    def _remember(self, line: str) -> bool:
+    def _remember(self, entry: Any) -> bool:
         """Take over a line; False where it is damaged, such as one cut off when the machine went down."""
         try:
-            entry = parse_json(line)
             if entry["kind"] == "substituted":
                 key = entry["source"], entry["num_streams"], entry["stream"], entry["count"]
                 self._taken[key] = entry["block"]
             else:
                 self._lost[entry["source"], entry["epoch"], entry["unit"]] = entry["reason"]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             return False
         return True

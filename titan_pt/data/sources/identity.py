@@ -70,11 +70,11 @@ def settled_state(path: str) -> tuple[FileState, bool]:
     return again, again == state and left <= tick
 
 
-def content_hash(path: str, bytes_per_second: float = float("inf")) -> str:
+def content_hash(path: str, read: Callable[[int], object] = int) -> str:
     """Hash of a whole file.
 
     Args:
-        bytes_per_second: the most that is read.
+        read: is told the bytes of each block that was read.
 
     Raises:
         Preempted: this process was asked to stop.
@@ -83,7 +83,7 @@ def content_hash(path: str, bytes_per_second: float = float("inf")) -> str:
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-            time.sleep(len(block) / bytes_per_second)
+            read(len(block))
             if stop_requested():
                 raise Preempted
     return digest.hexdigest()[:32]
@@ -138,11 +138,8 @@ class KnownFiles:
 
     def recall(self, paths: Sequence[str], kind: str, *, of_any_state: bool = False) -> list[Any]:
         """The remembered value of each file, of the state that it has now unless of any; None where there is none."""
-        found = []
-        for path in paths:
-            known = self._record(self._resolved(path)).get(kind)
-            found.append(known[1] if known and (of_any_state or tuple(known[0]) == file_state(path)) else None)
-        return found
+        known = [(path, self._record(self._resolved(path)).get(kind)) for path in paths]
+        return [k[1] if k and (of_any_state or tuple(k[0]) == file_state(path)) else None for path, k in known]
 
     def hashes(self, paths: Sequence[str], limit_bytes: float = float("inf")) -> list[str]:
         """Hash of each file's content; empty for those that are not known yet and are larger than this together."""
@@ -150,9 +147,12 @@ class KnownFiles:
         left = sum(os.path.getsize(path) for path, value in zip(paths, known, strict=True) if value is None)
         if left > limit_bytes or None not in known:
             return [value or "" for value in known]
-        if left > 1 << 30:
-            logger.info(f"Hashing {left / 1e9:,.1f} GB once, to know the files again: {paths[0]} ...")
-        return self.facts(paths, "content", content_hash)
+        if left < 1 << 28:  # a moment
+            return self.facts(paths, "content", content_hash)
+        from titan_pt.run.progress import Progress
+
+        with Progress("Hashing files once, to know them again", "bytes", left) as progress:
+            return self.facts(paths, "content", lambda path: content_hash(path, progress.add))
 
     def _find(self, path: str, kind: str, find: Callable[[str], Any]) -> Any:
         try:

@@ -154,13 +154,8 @@ class DataLoader:
         return {str(s): point.to_json() for s, point in self.committed.items()}
 
     def load_state_dict(self, streams: Json) -> None:
-        """Go on where the state of all streams, gathered from all ranks, was taken.
-
-        The last row of each stream is made again: its hash must be the one in the state.
-
-        Raises:
-            ConfigError: the documents read differently now.
-        """
+        """Go on from the gathered states of all streams. The last row of each is made again, to its hash in the state,
+        or a ConfigError says that the documents read differently now."""
         from titan_pt.data.stream.resuming import resume_all
 
         self.close()

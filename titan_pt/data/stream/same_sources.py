@@ -11,6 +11,7 @@ from typing import Any
 from titan_pt.data.sources.identity import Contents, KnownFiles, content_hash, same_content
 from titan_pt.data.sources.opening import MixtureSource
 from titan_pt.distributed.world import World
+from titan_pt.run.progress import Progress
 
 logger = logging.getLogger("titan_pt")
 
@@ -117,10 +118,13 @@ def _why_another(file: str, old: str, new: str, known: KnownFiles) -> str:
     if not old_hash:
         return _NOT_KNOWN
     if not new_hash:
-        size = os.path.getsize(file) / 1e9
-        logger.info(f"Hashing {size:,.1f} GB, for the file has another time or place than in the checkpoint: {file}")
+        size = os.path.getsize(file)
+        logger.info(
+            f"Hashing {size / 1e9:,.1f} GB, for the file has another time or place than in the checkpoint: {file}"
+        )
         # Apart from the hashes of files that were trained on: that of a corrected one must not take their place.
-        (new_hash,) = known.facts([file], "compared content", content_hash)
+        with Progress("Hashing", "bytes", size) as progress:
+            (new_hash,) = known.facts([file], "compared content", lambda path: content_hash(path, progress.add))
     if new_hash != old_hash:
         return _NOT_SAME
     known.facts([file], "content", lambda _: new_hash)

@@ -1,35 +1,19 @@
-"""The transformer family. Its classes that need torch are imported on first use."""
+"""The transformer family. What needs torch is imported on first use."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
 from titan_pt.protocols.model_spec import ModelSpec
+from titan_pt.protocols.registry import import_attribute
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from titan_pt.config.schema.job_config import JobConfig
-    from titan_pt.distributed.world import World
-    from titan_pt.models.transformer.model import Transformer
-
-
-def _build(args: TransformerArgs, config: "JobConfig") -> "nn.Module":
-    from titan_pt.models.transformer.model import Transformer
-
-    return Transformer(args, sdpa_backend=config.model.sdpa_backend, document_mask=config.training.document_mask)
-
-
-def _parallelize(model: "nn.Module", config: "JobConfig", world: "World") -> "nn.Module":
-    from titan_pt.models.transformer.parallelize import parallelize
-
-    return parallelize(model, config, world)
+_MODEL, _PARALLELIZE = (
+    f"titan_pt.models.transformer.{name}" for name in ("model:Transformer", "parallelize:parallelize")
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Transformer":
-        from titan_pt.models.transformer.model import Transformer
-
-        return Transformer
+        return import_attribute(_MODEL)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -37,8 +21,10 @@ SPEC = ModelSpec(
     name="transformer",
     args_type=TransformerArgs,
     flavors=FLAVORS,
-    build=_build,
-    parallelize=_parallelize,
+    build=lambda args, config: import_attribute(_MODEL)(
+        args, sdpa_backend=config.model.sdpa_backend, document_mask=config.training.document_mask
+    ),
+    parallelize=lambda model, config, world: import_attribute(_PARALLELIZE)(model, config, world),
     flops_per_token=flops_per_token,
     hugging_face="titan_pt.hf.transformer:LAYOUT",
 )

@@ -1,6 +1,6 @@
 """Architecture of the transformer and its named sizes. No torch here: configs are read without it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,14 @@ class TransformerArgs(Section):
     """Positions the model was made for before its frequencies were scaled."""
     qk_norm: bool = True
     """RMSNorm of each query and key head (Qwen3); off: Llama."""
+    qk_norm_placement: Literal["after_rope", "whole"] | None = None
+    """qk_norm "after_rope", on rotated heads, or on the "whole" of a token's heads (OLMo 2); unset: as Qwen3 does."""
+    attention_softcap: Positive | None = None
+    """Scores of the attention are cap * tanh(score / cap) (Gemma 2); slower, as no fused kernel has it. Unset: off."""
+    logit_softcap: Positive | None = None
+    """The same for the logits, such as 15 or 30. Unset: off."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the embeddings and of each layer's outputs that is zeroed in training, for small data."""
     tie_embeddings: bool = True
     """The embedding is also the output layer."""
     norm_eps: Positive = 1e-6
@@ -53,29 +61,13 @@ class TransformerArgs(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TransformerArgs":
-        if self.num_heads % self.num_kv_heads:
-            allowed = ", ".join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)
-            raise ValueError(
-                f"model.num_heads = {self.num_heads}: not a multiple of model.num_kv_heads = {self.num_kv_heads}, "
-                f"which may be {allowed}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"model.head_dim = {self.head_dim}: must be even (RoPE rotates pairs), such as {self.head_dim + 1}"
-            )
-        if self.num_tokens is not None and self.num_tokens > self.vocab_size:
-            raise ValueError(f"model.num_tokens = {self.num_tokens}: above model.vocab_size = {self.vocab_size}")
-        self._check_rope_scaling()
-        return self
+        too_few = self.num_tokens is not None and self.num_tokens > self.vocab_size
+        seldom = self.qk_norm_placement or any(getattr(self, name) is not None for name in ROPE_SCALING)
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2 or too_few or seldom:
+            from titan_pt.models.transformer.arg_checks import check
 
-    def _check_rope_scaling(self) -> None:
-        unset = [name for name in ROPE_SCALING if getattr(self, name) is None]
-        if unset and len(unset) < len(ROPE_SCALING):
-            names = ", ".join(f"model.{name}" for name in unset)
-            raise ValueError(f"{names}: not set; the scaling of RoPE has all of {', '.join(ROPE_SCALING)}, or none")
-        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
-        if low is not None and high is not None and high <= low:
-            raise ValueError(f"model.rope_high_freq_factor = {high}: must be above model.rope_low_freq_factor = {low}")
+            check(self, ROPE_SCALING)
+        return self
 
     @property
     def num_embedding_parameters(self) -> int:
@@ -86,7 +78,8 @@ class TransformerArgs(Section):
     def num_parameters(self) -> int:
         """All parameters; a tied output layer counts once."""
         attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
-        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        normed = self.num_heads + self.num_kv_heads if self.qk_norm_placement == "whole" else 2
+        norms = 2 * self.hidden_size + (normed * self.head_dim if self.qk_norm else 0)
         block = attention + 3 * self.hidden_size * self.intermediate_size + norms
         embeddings = self.num_embedding_parameters * (1 if self.tie_embeddings else 2)
         return self.num_layers * block + self.hidden_size + embeddings

@@ -27,15 +27,8 @@ Mask: TypeAlias = "torch.Tensor | FlexMask | DocumentBounds | None"
 
 def attend(q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, mask: Mask, backend: str) -> torch.Tensor:
     """Compute attention output_BNLH; key and value heads are shared inside the kernel, not repeated in memory."""
-    if isinstance(mask, tuple):  # it brings a kernel of CUDA
+    if isinstance(mask, tuple):  # it brings its own kernel
         return mask.attend(q_BNLH, k_BKLH, v_BKLH)
-    batch, _, length, _ = q_BNLH.shape
-    if length == 1 and mask is not None:
-        # A new token's query heads that share a key head become that head's queries: torch's bfloat16 kernel of the
-        # CPU is 3 to 7 times slower at shared heads, and its flash kernel of CUDA takes no mask.
-        q_BKGH = q_BNLH.reshape(batch, k_BKLH.shape[1], -1, q_BNLH.shape[-1])
-        out_BKGH = F.scaled_dot_product_attention(q_BKGH, k_BKLH, v_BKLH, attn_mask=mask)
-        return out_BKGH.view_as(q_BNLH)
     with nullcontext() if backend == "auto" else sdpa_kernel([BACKENDS[backend]]):
         return F.scaled_dot_product_attention(
             q_BNLH, k_BKLH, v_BKLH, attn_mask=mask, is_causal=mask is None, enable_gqa=True

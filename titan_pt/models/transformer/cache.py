@@ -6,7 +6,7 @@ Legend: R rows, P prompts, L new tokens of a row, T slots of a row, K key-value 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -50,11 +50,33 @@ def forward_cached(
     """
     embedding_VD, output_VD = model.tables()
     x_RLD = F.embedding(tokens_RL, embedding_VD)
-    rope, mask = model.rope(tokens_RL.shape[1], positions_RL, x_RLD.dtype), cache.mask(positions_RL)
+    rope = model.rope(tokens_RL.shape[1], positions_RL, x_RLD.dtype)
+    mask: Any = cache.mask(positions_RL)
+    if model.args.attention_softcap:
+        from titan_pt.models.transformer.softcap import capped
+
+        mask = capped(mask, model.args.attention_softcap, tokens_RL, trains=False)
+    elif tokens_RL.shape[1] == 1 and isinstance(mask, torch.Tensor):
+        mask = NewTokens(mask)
     for layer, layer_cache in zip(model.layers, cache.layers, strict=True):
         update = functools.partial(layer_cache.update, positions_RL=positions_RL)
         x_RLD = layer(x_RLD, rope, mask, update)
     return (head or model.logits)(model.norm(x_RLD), output_VD)
+
+
+class NewTokens(NamedTuple):
+    """A mask_R1LT with one new token a row, for `attend`."""
+
+    visible: torch.Tensor
+
+    def attend(self, q_RNLH: torch.Tensor, k_RKTH: torch.Tensor, v_RKTH: torch.Tensor) -> torch.Tensor:
+        """Compute attention output_RNLH.
+
+        A token's query heads that share a key head become that head's queries: torch's bfloat16 kernel of the CPU is 3
+        to 7 times slower at shared heads, and its flash kernel of CUDA takes no mask.
+        """
+        q_RKGH = q_RNLH.reshape(q_RNLH.shape[0], k_RKTH.shape[1], -1, q_RNLH.shape[-1])
+        return F.scaled_dot_product_attention(q_RKGH, k_RKTH, v_RKTH, attn_mask=self.visible).view_as(q_RNLH)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,18 @@ class FlexMask(NamedTuple):
 
     blocks: BlockMask
 
-    def attend(self, q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor) -> torch.Tensor:
-        """Compute attention output_BNLH."""
+    def attend(
+        self, q_BNLH: torch.Tensor, k_BKLH: torch.Tensor, v_BKLH: torch.Tensor, cap: float | None = None
+    ) -> torch.Tensor:
+        """Compute attention output_BNLH; see `softcap` for the cap."""
+
+        def score(score: torch.Tensor, *_place: torch.Tensor) -> torch.Tensor:
+            return score if cap is None else cap * torch.tanh(score / cap)
+
         # Inside a compiled block it is part of that graph; on its own it must be compiled, or it would hold all scores.
         kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        out_BNLH: torch.Tensor = kernel(q_BNLH, k_BKLH, v_BKLH, block_mask=self.blocks, enable_gqa=True)
+        options: dict[str, Any] = {"score_mod": score} if cap else {}
+        out_BNLH: torch.Tensor = kernel(q_BNLH, k_BKLH, v_BKLH, block_mask=self.blocks, enable_gqa=True, **options)
         return out_BNLH
 
 

@@ -26,12 +26,17 @@ def choose_kernels(model: Transformer, backend: str, device: torch.device, dtype
     Raises:
         ConfigError: the device lacks the kernel that was asked for.
     """
+    cap = model.args.attention_softcap
+    if backend != "auto" and cap:
+        raise ConfigError(
+            f"model.sdpa_backend = {backend!r}: has no caps, and model.attention_softcap = {cap:g}; set auto"
+        )
     if backend != "auto":
         check_backend(backend, device.type, dtype, model.args.head_dim)
     if not uses_flex(device):
         return
     activate_flash(device)
-    model.varlen = knows_varlen(device.type, dtype, model.args.head_dim)
+    model.varlen = not cap and knows_varlen(device.type, dtype, model.args.head_dim)
     if model.document_mask and backend != "auto":
         logger.warning(
             f"model.sdpa_backend = {backend!r}: has no effect on training with training.document_mask, whose kernels "

@@ -15,6 +15,10 @@ from torch import nn
 from titan_pt.distributed.init import fill_keyed, fill_truncated_normal
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.attention import Mask, attend, document_mask
+from titan_pt.protocols.registry import import_attribute
+
+_PLACED = "titan_pt.models.transformer.qk_norm:PlacedAttention"
+_CAPPED, _DROPOUT = "titan_pt.models.transformer.softcap:capped", "titan_pt.models.transformer.dropout"
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -75,13 +79,16 @@ class Attention(nn.Module):
     def forward(
         self, x_BLD: torch.Tensor, rope: Rope, mask: Mask, cached: CachedAttention | None = None
     ) -> torch.Tensor:
-        q_BNLH = apply_rope(self.q_norm(self._heads(self.q_proj(x_BLD))).transpose(1, 2), rope)
-        k_BKLH = apply_rope(self.k_norm(self._heads(self.k_proj(x_BLD))).transpose(1, 2), rope)
+        q_BNLH = self._rotated(self.q_proj(x_BLD), self.q_norm, rope)
+        k_BKLH = self._rotated(self.k_proj(x_BLD), self.k_norm, rope)
         v_BKLH = self._heads(self.v_proj(x_BLD)).transpose(1, 2)
         if cached is not None:  # the keys and values of the tokens before these come from the cache
             k_BKLH, v_BKLH = cached(k_BKLH, v_BKLH)
         out_BNLH = attend(q_BNLH, k_BKLH, v_BKLH, mask, self.sdpa_backend)
         return self.o_proj(out_BNLH.transpose(1, 2).flatten(2))
+
+    def _rotated(self, x: torch.Tensor, norm: nn.Module, rope: Rope) -> torch.Tensor:
+        return apply_rope(norm(self._heads(x)).transpose(1, 2), rope)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
@@ -120,7 +127,8 @@ class Block(nn.Module):
     def __init__(self, args: TransformerArgs, sdpa_backend: str) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(args.hidden_size, eps=args.norm_eps)
-        self.self_attn = Attention(args, sdpa_backend)
+        attention = import_attribute(_PLACED) if args.qk_norm_placement else Attention
+        self.self_attn = attention(args, sdpa_backend)
         self.post_attention_layernorm = RMSNorm(args.hidden_size, eps=args.norm_eps)
         self.mlp = SwiGLU(args)
 
@@ -143,6 +151,7 @@ class Transformer(nn.Module):
     """
 
     compute_type: torch.dtype | None = None
+    noise = (0, 0)  # (seed, finished steps), by which dropout is keyed
     rope_cos: torch.Tensor
     rope_sin: torch.Tensor
 
@@ -151,7 +160,8 @@ class Transformer(nn.Module):
         self.args, self.document_mask = args, document_mask
         self.varlen = False  # whether to do that by varlen_attn: `parallelize` asks the device
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = nn.ModuleList(Block(args, sdpa_backend) for _ in range(args.num_layers))
+        block = import_attribute(f"{_DROPOUT}:DroppingBlock") if args.dropout else Block
+        self.layers = nn.ModuleList(block(args, sdpa_backend) for _ in range(args.num_layers))
         self.norm = RMSNorm(args.hidden_size, eps=args.norm_eps)
         if not args.tie_embeddings:
             self.lm_head = Linear(args.hidden_size, args.vocab_size)
@@ -181,7 +191,12 @@ class Transformer(nn.Module):
         rope, mask = self.rope(tokens_BL.shape[1], positions_BL, x_BLD.dtype), None
         if self.document_mask and positions_BL is not None:
             mask = document_mask(positions_BL, segments_BL, varlen=self.varlen)
-        for layer in self.layers:
+        if self.args.attention_softcap:
+            mask = import_attribute(_CAPPED)(mask, self.args.attention_softcap, tokens_BL, trains=True)
+        layers: Any = self.layers
+        if self.training and self.args.dropout:
+            x_BLD, layers = import_attribute(f"{_DROPOUT}:with_dropout")(self, tokens_BL, x_BLD)
+        for layer in layers:
             x_BLD = layer(x_BLD, rope, mask)
         return (head or self.logits)(self.norm(x_BLD), output_VD)
 
@@ -199,6 +214,8 @@ class Transformer(nn.Module):
     def logits(self, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         """Compute logits_BLV; rows that only pad the vocabulary are -inf, so that no sampler can choose them."""
         logits_BLV = F.linear(hidden_BLD, weight_VD)
+        if cap := self.args.logit_softcap:
+            logits_BLV = cap * torch.tanh(logits_BLV.float() / cap)
         if self.args.num_tokens is None:
             return logits_BLV
         padding_V = torch.arange(self.args.vocab_size, device=logits_BLV.device) >= self.args.num_tokens

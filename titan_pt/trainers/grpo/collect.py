@@ -37,7 +37,8 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
     With grpo.dynamic_sampling = "refill" only groups with different rewards are chosen (DAPO, arXiv 2503.14476,
     section 3.2). Rounds go over all ranks and the first ones in the order of the prompts are chosen, so that the
     choice does not depend on the number of ranks. Prompts of groups beyond prompts_per_step come first in the next
-    step. A step may end with fewer groups than that, after max_gen_batches rounds.
+    step. A step may end with fewer groups than that, after max_gen_batches rounds. With "filter" there is one round,
+    of which those groups alone are chosen (zero-variance filtering, ScaleRL, arXiv 2510.13786).
 
     Raises:
         Preempted: on all ranks.
@@ -51,7 +52,8 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
         count = math.ceil(missing * options.oversample) if refill else missing
         first = len(groups)
         groups += sampler.sample(prompts.take(count), sampling, n, first)
-        chosen += [i for i in range(first, len(groups)) if groups[i].has_signal or not refill]
+        takes_all = options.dynamic_sampling == "none"
+        chosen += [i for i in range(first, len(groups)) if groups[i].has_signal or takes_all]
         if len(chosen) >= options.prompts_per_step:
             break
         if time.monotonic() - last_line >= HEARTBEAT_SECONDS:

@@ -10,6 +10,7 @@ from titan_pt.generation.engine import RolloutEngine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import TrainContext
 from titan_pt.tasks.rollouts import RolloutSampler
+from titan_pt.trainers.grpo.collapse import HeldOutWatch
 from titan_pt.trainers.grpo.packing import TrainSample
 from titan_pt.trainers.grpo.policy import loglikelihoods
 from titan_pt.trainers.grpo.prompts import PromptLoader
@@ -25,9 +26,11 @@ class GrpoValidator:
     evaluator: TaskEvaluator
     reference: Reference | None
     """The reference that a plateau of the mean accuracy renews; None without a KL penalty."""
+    watch: HeldOutWatch
+    """What recognises a collapse, and forecasts the end."""
 
     def __call__(self) -> dict[str, float]:
-        """eval/<task>/{accuracy, accuracy_official, accuracy_lenient, pass_at_1, pass_at_<k>, ...}. A collective."""
+        """eval/<task>/{accuracy, accuracy_official, ..., pass_at_1, pass_at_<k>}, forecast/... A collective."""
         config = self.context.config
         options, max_new_tokens = config.grpo, config.rollout.max_new_tokens
         pass_at_k = None
@@ -46,7 +49,7 @@ class GrpoValidator:
             accuracies.append(found["accuracy"])
         if self.reference:
             self.reference.note_evaluation(sum(accuracies) / len(accuracies))
-        return values
+        return values | self.watch.note_evaluation(values)
 
 
 def build_evaluator(context: TrainContext[GrpoConfig], sampler: RolloutSampler) -> TaskEvaluator:

@@ -31,7 +31,12 @@ class TokenLogprobs:
 
 
 def logprob_head(
-    targets_BL: torch.Tensor, *, temperature: float = 1.0, num_tokens: int | None = None, elements: int = CHUNK_ELEMENTS
+    targets_BL: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    num_tokens: int | None = None,
+    elements: int = CHUNK_ELEMENTS,
+    softcap: float | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], TokenLogprobs]:
     """A head for `Transformer.forward` that gives the log-probabilities of `targets_BL` at the engine's temperature.
 
@@ -43,6 +48,7 @@ def logprob_head(
         temperature: temperature of the sampling; 0 (greedy) scores at 1.
         num_tokens: rows of the vocabulary that stand for a token; the others have no probability.
         elements: most logits of a chunk; gradients of up to twice as many are kept for the backward.
+        softcap: logits are softcap * tanh(logits / softcap), before the temperature.
     """
 
     def apply(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
@@ -54,6 +60,7 @@ def logprob_head(
             num_tokens or weight_VD.shape[0],
             elements,
             torch.is_grad_enabled(),
+            softcap,
         )
         return TokenLogprobs(logprobs_T.view_as(targets_BL), entropy_T.view_as(targets_BL))
 
@@ -73,6 +80,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         num_tokens: int,
         elements: int,
         with_gradient: bool,
+        softcap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight = weight_VD[:num_tokens]
         most = min(elements, _CPU_CHUNK_ELEMENTS) if hidden_TD.is_cpu else elements
@@ -83,15 +91,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chosen, entropies = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
-            log_p_TV = _log_softmax(hidden_TD[part], weight, scale)
+            log_p_TV, slope_TV = _log_softmax(hidden_TD[part], weight, scale, softcap)
             kept_T, safe_T = _split(targets_T[part])
             chosen.append(torch.where(kept_T, log_p_TV.gather(-1, safe_T)[:, 0], 0.0))
             p_TV = log_p_TV.exp()
             entropies.append(torch.where(kept_T, -torch.linalg.vecdot(p_TV, log_p_TV), 0.0))
             if kept_TV is not None:
-                kept_TV[part] = _less_one(p_TV, safe_T)
+                kept_TV[part] = _less_one(p_TV, safe_T) if slope_TV is None else _less_one(p_TV, safe_T) * slope_TV
         ctx.save_for_backward(hidden_TD, weight_VD, targets_T, kept_TV)
-        ctx.options = scale, num_tokens, rows if kept_TV is None else hidden_TD.shape[0]
+        ctx.options = scale, num_tokens, softcap, rows if kept_TV is None else hidden_TD.shape[0]
         entropy_T = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_T)
         return torch.cat(chosen), entropy_T
@@ -99,7 +107,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_TD, weight_VD, targets_T, kept_TV = ctx.saved_tensors
-        scale, num_tokens, rows = ctx.options
+        scale, num_tokens, softcap, rows = ctx.options
         weight = weight_VD[:num_tokens]
         grad_hidden_TD = torch.empty_like(hidden_TD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -108,15 +116,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
             hidden = hidden_TD[part]
             kept_T, safe_T = _split(targets_T[part])
             if kept_TV is None:
-                p_TV = _log_softmax(hidden, weight, scale).exp_()
-                gradient_TV = _less_one(p_TV, safe_T).to(_product_type(hidden))
+                log_p_TV, slope_TV = _log_softmax(hidden, weight, scale, softcap)
+                gradient_TV = _less_one(log_p_TV.exp_(), safe_T)
+                gradient_TV = (gradient_TV if slope_TV is None else gradient_TV * slope_TV).to(_product_type(hidden))
             else:
                 gradient_TV = kept_TV[part]
             # d log p(y) / d logits = onehot(y) - softmax
             factor_T1 = torch.where(kept_T, grads[0][part], 0.0)[:, None] * -scale
             grad_hidden_TD[part] = product(gradient_TV, weight) * factor_T1
             grad_weight_VD[:num_tokens] += product(gradient_TV.T, (hidden * factor_T1).to(hidden.dtype))
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None, None
+        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None, None, None
 
 
 def product(a_TD: torch.Tensor, b_DV: torch.Tensor) -> torch.Tensor:
@@ -131,9 +140,16 @@ def _product_type(hidden_TD: torch.Tensor) -> torch.dtype:
     return hidden_TD.dtype if has_mixed_product(hidden_TD) else torch.float32
 
 
-def _log_softmax(hidden_TD: torch.Tensor, weight_VD: torch.Tensor, scale: float) -> torch.Tensor:
-    logits_TV = product(hidden_TD, weight_VD.T)
-    return torch.log_softmax(logits_TV if scale == 1.0 else logits_TV.mul_(scale), dim=-1)
+def _log_softmax(
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, scale: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(log p_TV, d capped logits / d logits_TV, None without a cap)."""
+    logits_TV, slope_TV = product(hidden_TD, weight_VD.T), None
+    if softcap:
+        tanh_TV = logits_TV.div_(softcap).tanh_()
+        slope_TV = 1.0 - tanh_TV.square()
+        logits_TV = tanh_TV.mul_(softcap)
+    return torch.log_softmax(logits_TV if scale == 1.0 else logits_TV.mul_(scale), dim=-1), slope_TV
 
 
 def _less_one(p_TV: torch.Tensor, tokens_T1: torch.Tensor) -> torch.Tensor:

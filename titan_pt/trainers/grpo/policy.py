@@ -50,7 +50,8 @@ class Scorer:
     num_tokens: int
 
     def __call__(self, batch: PackedBatch) -> Scored:
-        score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens)
+        softcap = getattr(getattr(self.model, "args", None), "logit_softcap", None)
+        score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens, softcap=softcap)
 
         def head(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
             return score(hidden_BLD.flatten(0, 1).index_select(0, batch.where_N), weight_VD)

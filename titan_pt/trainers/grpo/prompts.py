@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from titan_pt.components.checkpoint.reader import load_documents
@@ -15,6 +15,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.data.permutation import permute
 from titan_pt.hf.model_source import talks_at
+from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.run.run_folder import run_folder
 from titan_pt.tasks.prompts import Prompt, PromptRules, held_out_prompts, prompt_text
 from titan_pt.tasks.task import Problem, Problems, Task, open_task
@@ -63,6 +64,7 @@ class PromptLoader:
         self._draws = [0] * len(tasks)
         self._tokens = [0] * len(tasks)
         self._carry: list[tuple[int, int]] = []
+        self._retired: list[set[int]] = [set() for _ in tasks]
         self._committed = self._snapshot()
 
     def take(self, count: int) -> list[Prompt]:
@@ -76,6 +78,26 @@ class PromptLoader:
     def give_back(self, prompts: Sequence[Prompt]) -> None:
         """Put prompts before all others of the next step."""
         self._carry = [*((prompt.task, prompt.draw) for prompt in prompts), *self._carry]
+
+    def retire(self, prompts: Iterable[Prompt]) -> None:
+        """Do not ask the problems of these prompts again (no-positive resampling, ScaleRL, arXiv 2510.13786).
+
+        Raises:
+            GaveUpTogether: none of a task is left.
+        """
+        for prompt in prompts:
+            self._retired[prompt.task].add(self._place(prompt.task, prompt.draw)[0])
+        for task, retired in zip(self.tasks, self._retired, strict=True):
+            if len(retired) == len(task.train):
+                raise GaveUpTogether(
+                    f"task {task.name}: all {len(retired):,} problems were solved and are retired; add harder ones, or "
+                    "raise grpo.retire_pass_rate"
+                )
+
+    @property
+    def num_retired(self) -> int:
+        """Problems that are not asked again."""
+        return sum(map(len, self._retired))
 
     def commit(self, tokens: Sequence[int]) -> None:
         """End a step.
@@ -159,15 +181,17 @@ class PromptLoader:
 
     def _iterate(self) -> Iterator[Prompt]:
         left_out = 0
+        most = max(_CHECKED, 2 * sum(len(task.train) for task in self.tasks)) if self.num_retired else _CHECKED
         while True:
             t, draw = self._carry.pop(0) if self._carry else self._next_draw()
             prompt = self._read(t, draw)
             left_out = left_out + 1 if prompt is None else 0
             if prompt is not None:
                 yield prompt
-            elif left_out > _CHECKED:
+            elif left_out > most:
+                retired = " or retired" if self.num_retired else ""
                 raise ConfigError(
-                    f"grpo.tasks: {left_out:,} prompts in a row are longer than {self._rules.longest} tokens"
+                    f"grpo.tasks: {left_out:,} prompts in a row are longer than {self._rules.longest} tokens{retired}"
                 )
 
     def _next_draw(self) -> tuple[int, int]:
@@ -180,8 +204,9 @@ class PromptLoader:
 
     def _read(self, t: int, draw: int) -> Prompt | None:
         task = self.tasks[t]
-        visit, place = divmod(draw, len(task.train))
-        index = permute(place, len(task.train), f"{visit}/{self._seed}/{task.name}".encode()[:64])
+        index, visit = self._place(t, draw)
+        if index in self._retired[t]:
+            return None
         problem = task.train.get(index, visit)
         ids, too_long = self._rules.encode(task, problem)
         self.too_long += too_long
@@ -189,16 +214,25 @@ class PromptLoader:
             return None
         return Prompt(t, draw, problem, prompt_text(self._rules.tokenizer, task, problem), ids)
 
+    def _place(self, t: int, draw: int) -> tuple[int, int]:
+        """(number of the problem, its visit) of a task's draw."""
+        task = self.tasks[t]
+        visit, place = divmod(draw, len(task.train))
+        return permute(place, len(task.train), f"{visit}/{self._seed}/{task.name}".encode()[:64]), visit
+
     def _snapshot(self) -> dict[str, Any]:
         return {
             "draws": list(self._draws),
             "tokens": list(self._tokens),
             "carry": [list(place) for place in self._carry],
+            # Left out where there are none, as in older checkpoints.
+            **({"retired": [sorted(numbers) for numbers in self._retired]} if self.num_retired else {}),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
         self._carry = [(t, draw) for t, draw in state["carry"]]
+        self._retired = [set(numbers) for numbers in state.get("retired", [[] for _ in self.tasks])]
 
 
 def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:

@@ -118,7 +118,7 @@ def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator 
     if not context.config.validation.enable:
         return None
     assert isinstance(step, GrpoStep)
-    return GrpoValidator(context, step.engine, step.evaluator, step.reference)
+    return GrpoValidator(context, step.engine, step.evaluator, step.reference, step.watch)
 
 
 def stop_tokens(tokenizer: Tokenizer, tasks: Sequence[Task]) -> list[int]:

@@ -20,6 +20,7 @@ from titan_pt.run.run_folder import run_folder
 from titan_pt.tasks.rollouts import Group, RolloutSampler, Timing
 from titan_pt.tasks.task import Task
 from titan_pt.trainers.grpo.advantages import group_advantages
+from titan_pt.trainers.grpo.collapse import HeldOutWatch
 from titan_pt.trainers.grpo.collect import Collected, collect
 from titan_pt.trainers.grpo.evaluate import build_evaluator
 from titan_pt.trainers.grpo.packing import TrainSample
@@ -31,7 +32,7 @@ from titan_pt.trainers.grpo.rollout_log import RolloutLog, shown
 
 
 class GrpoStep:
-    """A `StatefulStep` of GRPO; its own state is the reference and a count of idle steps."""
+    """A `StatefulStep` of GRPO; its own state is the reference, the watch and a count of idle steps."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class GrpoStep:
     ) -> None:
         self.engine, self.sampler, self.reference = engine, sampler, reference
         self.evaluator = build_evaluator(context, sampler)
+        self.watch = HeldOutWatch(context.config, context.run_size.steps)
         self._context = context
         self._grpo, self._rollout = context.config.grpo, context.config.rollout
         self._prompts: PromptLoader = context.dataloader
@@ -55,8 +57,10 @@ class GrpoStep:
 
         Raises:
             Preempted: before the weights change; the step leaves no trace.
-            GaveUp, GaveUpTogether: there is nothing to learn from.
+            GaveUp, GaveUpTogether: there is nothing to learn from, or the run has collapsed.
+            GoBack: it has collapsed, and grpo.on_collapse is "rewind".
         """
+        self.watch.answer(state)
         self._prompts.rewind()  # a step before may not have finished
         sampling = rollout_sampling(self._context.config, state.step + 1)
         if self.reference:
@@ -66,12 +70,14 @@ class GrpoStep:
             probe(self._context, self.evaluator, rollout_sampling(self._context.config, 0), self._rollout_log)
         self.sampler.timing = Timing()
         collected = collect(self._prompts, self.sampler, sampling, self._rollout.num_samples, self._grpo)
+        if rate := self._grpo.retire_pass_rate:
+            self._prompts.retire(group.prompt for group in collected.groups if group.pass_rate >= rate)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
         advantages = group_advantages(
             torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
             self._grpo.advantage_scale,
         ).tolist()
-        lr = self._context.schedule(state.step + 1)
+        lr = self._context.schedule(state.step + 1) * state.guard.get("rate_factor", 1.0)
         start = time.perf_counter()
         minibatches = self._minibatches(collected.trained, advantages)
         updated = self._update(minibatches, lr)
@@ -82,6 +88,9 @@ class GrpoStep:
         self._prompts.commit(tokens)
         self._idle_steps = idle_steps
         metrics = self._metrics(state.step + 1, collected, updated, lr, sum(tokens), seconds)
+        if collapses := state.guard.get("collapses"):
+            metrics = replace(metrics, extra={**metrics.extra, "collapses": float(len(collapses))})
+        self.watch.note_step(state.step + 1, metrics.extra)
         return replace(metrics, again=functools.partial(self._update.again, minibatches))
 
     def _prints(self, step: int) -> bool:
@@ -112,6 +121,7 @@ class GrpoStep:
                 **sample_metrics(collected, self._prompts.tasks),
                 **update_metrics(updated),
                 "prompts_too_long": float(self._prompts.too_long),
+                **({"problems_retired": float(retired)} if (retired := self._prompts.num_retired) else {}),
                 **{f"reward_{kind}s": float(timing.faults[kind]) for kind in ("error", "timeout", "nan")},
                 "rollout_tokens_per_second": timing.tokens / max(timing.rollout_seconds, 1e-9),
                 **{f"seconds/{name}": value for name, value in seconds.items()},
@@ -130,8 +140,9 @@ class GrpoStep:
         return {f"reference.{name}": tensor for name, tensor in self.reference.tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of idle steps and the reference's state, as JSON."""
-        return {"idle_steps": self._idle_steps, "reference": self.reference.state_dict() if self.reference else None}
+        """The count of idle steps and the states of the reference and the watch, as JSON."""
+        reference = self.reference.state_dict() if self.reference else None
+        return {"idle_steps": self._idle_steps, "reference": reference, "watch": self.watch.state_dict()}
 
     def check_state(self, state: Mapping[str, Any], folder: Path) -> None:
         """Check that a checkpoint holds a reference where this run needs one.
@@ -149,6 +160,7 @@ class GrpoStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state that `state_dict` gave."""
         self._idle_steps = state["idle_steps"]
+        self.watch.load_state_dict(state.get("watch", {}))
         if self.reference and state["reference"]:
             self.reference.load_state_dict(state["reference"])
 
@@ -167,7 +179,7 @@ class GrpoStep:
         if any(group.has_signal for group in collected.trained):
             return 0
         idle_steps = self._idle_steps + 1
-        limit = self._grpo.max_idle_steps if self._grpo.dynamic_sampling == "none" else 1
+        limit = 1 if self._grpo.dynamic_sampling == "refill" else self._grpo.max_idle_steps
         if idle_steps < limit:
             return idle_steps
         self._record(step, collected, [])

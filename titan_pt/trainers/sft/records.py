@@ -27,7 +27,7 @@ from titan_pt.tasks import gsm8k, medqa
 
 Config = TypeVar("Config", bound=JobConfig)
 
-_FORMATTERS = {"arithmetic": "gsm8k"}  # of sources whose rows are another's
+_FORMATTERS = {"arithmetic": "gsm8k", "worked_problems": "gsm8k"}  # of sources whose rows are another's
 
 
 def with_records(config: Config, epochs: float | None = None) -> Config:
