@@ -135,6 +135,7 @@ def test_the_last_checkpoints_have_a_mean_that_opens_like_them(
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
     (damaged / "checkpoint" / "step-4" / "train.json").write_text("{}")
+    (linked := tmp_path / "linked").symlink_to(run)
     other = tmp_path / "other"
     assert train_here(write_toml(other, model={"num_layers": 1}, training={"steps": 1})) == 0
     capsys.readouterr()
@@ -142,6 +143,7 @@ def test_the_last_checkpoints_have_a_mean_that_opens_like_them(
         ((run, "--last", "3", "--output", out), f"--output = '{out}': has a step-5 already"),
         ((run, "--last", "9", "--output", tmp_path / "c"), f"--last = 9: {run} has 5 steps, down to step-1"),
         ((run, "--last", "1", "--output", tmp_path / "c"), "one step alone has no average"),
+        ((run, linked, "--last", "1", "--output", tmp_path / "c"), "one step alone has no average"),
         ((tmp_path / "none", "--output", tmp_path / "c"), "no such folder"),
         ((damaged, "--last", "2", "--output", tmp_path / "c"), "step-4: not a whole checkpoint"),
         ((run, other / "run", "--last", "1", "--output", tmp_path / "c"), "model.num_layers is 1, and 2 in"),

@@ -53,6 +53,7 @@ def test_of_three_runs_no_floor_is_known() -> None:
         ([1e14, 1e14, 1e15, 1e15], [2.0, 2.0, 1.9, 1.9], "2 different amounts of compute"),
         ([1e14, 1e15, 1e16], [2.0, 2.1, 2.2], "does not fall with compute"),
         ([1e14, 1e15, 1e16, 1e17], [2.0, 2.1, 2.2, 2.3], "does not fall with compute"),
+        ([1e12, 1e13, 1e14], [3.0, 2.999, 2.998], "does not fall with compute"),  # its scale is no number
         ([1e14, 1e15, 1e16], [2.0, 0.0, -1.0], "not positive"),
     ],
 )

@@ -117,6 +117,7 @@ def test_names_of_special_tokens_are_no_text_where_a_source_reads_them_as_tokens
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = config_of(tmp_path, {"mine": WORDS}), tmp_path / "out"
+    (tmp_path / "named").mkdir()
     trained(config, out, "--vocab_size", 300)
     before = (out / "tokenizer.json").read_bytes()
     assert trained(config, out, "--vocab_size", 300)["settings"]["--vocab_size"] == 300
@@ -141,3 +142,6 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert tool_here(train_tokenizer.main, "--job.config_file", config, *flags) == 2
     assert "every document is empty or held out" in capsys.readouterr().err
     assert not os.listdir(tmp_path / "e")
+    named = config_of(tmp_path / "named", {"mine": ["<|im_start|>"] * 20}, mine={"special_tokens": True})
+    assert tool_here(train_tokenizer.main, "--job.config_file", named, "--characters", "--output", tmp_path / "e") == 2
+    assert "every text is empty or a special token" in capsys.readouterr().err

@@ -9,6 +9,8 @@ import numpy as np
 from titan_pt.config.errors import ConfigError
 
 LEAST_RUNS = 3
+_FLATTEST = 700.0
+"""The logarithm of a scale that is still a number."""
 _GRID = 100
 
 
@@ -92,7 +94,7 @@ def fit_power_law(flops: Sequence[float], losses: Sequence[float]) -> PowerLaw:
         around = np.linspace(shares[max(best - 1, 0)], shares[min(best + 1, _GRID - 1)], _GRID).tolist()
         lines += [_line(log_flops, loss, lowest * share) for share in around]
     found = min(lines, key=lambda line: line.squares)
-    if found.slope >= 0:
+    if found.slope >= 0 or found.intercept / -found.slope > _FLATTEST:
         raise ConfigError("RUN: the loss does not fall with compute; give runs of one recipe at several sizes")
     freedom = len(losses) - (3 if has_floor else 2)
     t, spread = student_t(freedom), math.sqrt(found.squares / freedom)

@@ -45,7 +45,7 @@ def _average(arguments: argparse.Namespace) -> None:
     for run in runs:
         if not os.path.isdir(run):
             raise ConfigError(f"RUN = {str(run)!r}: {no_run(str(run))}")
-    steps = list(dict.fromkeys(step for run in runs for step in _newest(run, arguments.last)))
+    steps = list(dict.fromkeys(step.resolve() for run in runs for step in _newest(run, arguments.last)))
     if len(steps) < 2:
         raise ConfigError(f"RUN = {str(runs[0])!r}: one step alone has no average; raise --last, or give more runs")
     target = output / steps[0].name

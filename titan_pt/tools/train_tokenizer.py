@@ -6,6 +6,7 @@ A byte-level BPE, or with --characters a token for each character, from what the
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -200,13 +201,15 @@ def _measure(tokenizer: "Tokenizer", held_out: _Side, trained_on: _Side) -> dict
                 unknown += ids.count(unknown_id) if unknown_id is not None else 0
         if tokens.total():
             break
+    if not tokens.total():
+        raise ConfigError("data.sources: every text is empty or a special token; a tokenizer is made of texts")
     if unknown:
         logger.warning(f"{unknown:,} of {tokens.total():,} {side.name} characters are none of the vocabulary's")
     return {
         "measured_on": side.name,
         "measured_bytes": texts.bytes_of.total(),
         "bytes_per_token": texts.bytes_of.total() / tokens.total(),
-        "bytes_per_token_of": {source: texts.bytes_of[source] / tokens[source] for source in sorted(tokens)},
+        "bytes_per_token_of": {source: texts.bytes_of[source] / tokens[source] for source in sorted(+tokens)},
     }
 
 
@@ -216,7 +219,10 @@ def _settings(own: argparse.Namespace, side: _Side) -> dict[str, Any]:
     from titan_pt.data.sources.documents import contents_of
 
     mixture = side.mixture
-    documents = [[s.name, s.weight, s.max_epochs, s.documents.fingerprint] for s in mixture.sources]
+    documents = [
+        [s.name, s.weight, s.max_epochs, s.documents.fingerprint, *(["special_tokens"] if s.special_tokens else [])]
+        for s in mixture.sources
+    ]
     contents = [content for s in mixture.sources for _, content in contents_of(s.documents)]
     of_bpe = {"--vocab_size": own.vocab_size, "--digits_per_token": own.digits_per_token}
     return {
@@ -252,7 +258,7 @@ def _tell(record: dict[str, Any], output: Path, how: str) -> None:
         f"{record['bytes_per_token']:.3f} bytes a token on {record['measured_bytes']:,} {record['measured_on']} bytes"
         f"{f' ({parts})' if parts else ''}"
     )
-    print(f'[tokenizer]\nname = "{output}"')
+    print(f"[tokenizer]\nname = {json.dumps(str(output), ensure_ascii=False)}")
 
 
 def _size(text: str) -> int:
