@@ -79,7 +79,7 @@ def test_an_optimizer_with_keys_and_rates_of_its_own(home: Path, capsys: pytest.
         (["--optimizer.name=AdamW"], "optimizer.momentum"),
         (
             ["--optimizer.name=sing_sgd"],
-            "AdamW, AdamW8bit, broken, reads, sign_sgd; did you mean sign_sgd?; one of your own",
+            "AdamW, AdamW8bit, Muon, broken, reads, sign_sgd; did you mean sign_sgd?; one of your own",
         ),
         (
             ["--optimizer.name=muon", "--experimental.custom_import="],
