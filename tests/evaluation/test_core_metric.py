@@ -14,7 +14,7 @@ from task_helpers import write_rows
 from tool_helpers import tool_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from titan_pt.evaluation.core_metric import CORE_TASKS
+from titan_pt.evaluation.core_metric import CORE_TASKS, _result
 from titan_pt.tools.evaluate import main
 
 WORDS = ("red", "green", "blue", "small", "large", "old", "dog", "cat", "house", "river", "tree", "3", "17", "é")
@@ -154,6 +154,13 @@ def test_the_table_has_the_22_tasks() -> None:
     assert [name for name, count in shots.items() if count not in (0, 10)] == ["agi_eval_lsat_ar"]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_interval_has_a_width_where_all_is_wrong_or_right(share: float) -> None:
+    result = _result(dict.fromkeys(CORE_TASKS, 50), dict.fromkeys(CORE_TASKS, share))
+    low, high = result.intervals["core_metric"]
+    assert low < result.values["core_metric"] <= high <= 1.0 and 0.005 < high - low < 0.05
+
+
 def test_core_while_training(tmp_path: Path) -> None:
     write_files(tmp_path / "data")
     task = {"name": "core", "path": str(tmp_path / "data"), "limit": 2}
@@ -177,6 +184,7 @@ BAD = {"query": "q", "choices": ["a", "b"], "gold": 2}
         ([], [], "holds none of the 22 tasks; want files such as"),
         ([BAD], [], "copa.jsonl, line 1: 'gold' is 2; want the number of the right one, 0 to 1; repair or remove"),
         ([{**BAD, "choices": ["a"]}], [], "'choices': want two texts or more"),
+        ([{**BAD, "gold": 0, "choices": ["", " "]}], [], "'choices': want two texts or more, none of them empty"),
         ([{"choices": ["a", "b"]}], [], "'query' is None; want text"),
         ([{**BAD, "gold": 0}], ["--num_fewshot", 5], "--tasks ('core'): num_fewshot: no effect on core"),
         ([BAD], ["--on_bad_row", "skip"], "copa.jsonl: 0 rows; copa shows 0 others before each question, and needs 1"),

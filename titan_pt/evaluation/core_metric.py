@@ -201,7 +201,8 @@ def _item(kind: str, row: Mapping[str, Any]) -> CoreItem:
     if kind == CHOICE:
         options = tuple((_text(row, "query"), choice) for choice in _texts(row, "choices"))
     else:
-        options = tuple((context, _text(row, "continuation")) for context in _texts(row, "context_options"))
+        continuation = _text(row, "continuation", empty=False)
+        options = tuple((context, continuation) for context in _texts(row, "context_options"))
     gold = row.get("gold")
     if type(gold) is not int or not 0 <= gold < len(options):
         raise ValueError(f"'gold' is {shown(gold)}; want the number of the right one, 0 to {len(options) - 1}")
@@ -217,9 +218,9 @@ def _text(row: Mapping[str, Any], key: str, *, empty: bool = True) -> str:
 
 def _texts(row: Mapping[str, Any], key: str) -> list[str]:
     value = row.get(key)
-    texts = [text for text in map(_written, value) if text is not None] if isinstance(value, list) else []
+    texts = [text for text in map(_written, value) if text and text.strip()] if isinstance(value, list) else []
     if len(texts) < 2 or len(texts) < len(value or ()):
-        raise ValueError(f"{key!r}: want two texts or more")
+        raise ValueError(f"{key!r}: want two texts or more, none of them empty")
     return texts
 
 
@@ -340,11 +341,17 @@ def centred(task: CoreTask, accuracy: float) -> float:
 
 def _result(counts: Mapping[CoreTask, int], shares: Mapping[CoreTask, float]) -> EvalResult:
     metric = math.fsum(centred(task, share) for task, share in shares.items()) / len(shares)
-    variances = (share * (1 - share) / counts[task] / (1 - task.guessing) ** 2 for task, share in shares.items())
+    variances = (_variance(share, counts[task]) / (1 - task.guessing) ** 2 for task, share in shares.items())
     spread = 1.96 * math.sqrt(math.fsum(variances)) / len(shares)  # the tasks' errors are independent
     values = {"core_metric": metric, "num_tasks": float(len(shares))}
-    intervals = {"core_metric": (metric - spread, metric + spread)}
+    intervals = {"core_metric": (metric - spread, min(1.0, metric + spread))}
     for task, share in shares.items():
         values[f"{task.name}/accuracy"] = share
         intervals[f"{task.name}/accuracy"] = wilson(share, counts[task])
     return EvalResult(sum(counts.values()), values, intervals)
+
+
+def _variance(share: float, count: int) -> float:
+    """Of a share of right answers, with one right and one wrong more: none or all right are not certain either."""
+    likely = (share * count + 1) / (count + 2)
+    return likely * (1 - likely) / count

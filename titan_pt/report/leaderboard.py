@@ -14,8 +14,8 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.report.figures import FIGURES, differing_keys
 from titan_pt.report.markdown import table
-from titan_pt.report.record import RunRecord, dump, encodable, read_runs
-from titan_pt.run.files import read_text, write_atomic
+from titan_pt.report.record import RunRecord, dump, encodable, is_run, read_runs
+from titan_pt.run.files import parse_json, read_text, write_atomic
 from titan_pt.run.run_folder import run_folder
 
 logger = logging.getLogger("titan_pt")
@@ -75,12 +75,23 @@ def leaderboard(runs: Sequence[RunRecord], path: Path) -> str:
 
 
 def _earlier(path: Path) -> list[Path]:
-    """The run folders of the table that is there."""
-    found = _RUNS.findall(read_text(path)) if path.is_file() else []
-    with contextlib.suppress(ValueError):
-        folders = json.loads(found[-1]) if found else []
-        return [path.parent / str(name) for name in folders if (path.parent / str(name)).is_dir()]
-    return []
+    """The run folders of the table that is there, each once, without those that hold no run any more.
+
+    Raises:
+        ConfigError: what is there is no such table.
+    """
+    text = read_text(path) if path.is_file() else ""
+    if not text.strip():
+        return []
+    names = None
+    with contextlib.suppress(IndexError, ValueError):
+        names = parse_json(_RUNS.findall(text)[-1])
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            "its text has no line <!-- runs: [...] --> of a leaderboard, or a damaged one; name another file, or "
+            "repair the line or remove the file, and start the finished run again"
+        )
+    return list({folder.resolve(): folder for name in names if is_run(folder := path.parent / name)}.values())
 
 
 def _same(folder: Path, other: Path) -> bool:

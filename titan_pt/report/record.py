@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,8 +86,8 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
             from titan_pt.components.checkpoint.no_run import no_run
 
             raise ConfigError(f"RUN = {str(folder)!r}: {no_run(str(folder))}")
-        if not _is_run(folder):
-            near = [str(path) for path in _runs_in(folder) or folder.parents if _is_run(path)]
+        if not is_run(folder):
+            near = [str(path) for path in _runs_in(folder) or folder.parents if is_run(path)]
             raise ConfigError(
                 f"RUN = {str(folder)!r}: is no run folder: it has neither {METRICS_FILE} nor {CONFIG_FILE}; "
                 + (f"give a run: {' '.join(near)}" if near else "give the job.dump_folder of a run")
@@ -99,13 +100,14 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     return runs
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (METRICS_FILE, CONFIG_FILE, LEDGER_FILE))
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds something of a run that can be read."""
+    return any(os.path.exists(folder / name) for name in (METRICS_FILE, CONFIG_FILE, LEDGER_FILE))
 
 
 def _runs_in(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+        return sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
     except OSError:
         return []
 
