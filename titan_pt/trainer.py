@@ -57,7 +57,7 @@ class Trainer:
         self._identity = run_identity(context.config, context.args, context.tokenizer)
         self._folder = run_folder(context.config)
         self.state = TrainState()
-        options, world = context.config.checkpoint, context.world
+        options, world, profiling = context.config.checkpoint, context.world, context.config.profiling
         self._checkpointer = (
             Checkpointer(self._folder / options.folder, options, world, self._folder) if options.enable else None
         )
@@ -66,11 +66,9 @@ class Trainer:
             kept = self._folder if options.enable else None  # without checkpoints each start is another run
             self._plan = import_attribute("titan_pt.run.deadline:DeadlinePlan")(context, kept, started)
         self._garbage = GarbageCollection(context.config.training)
-        profiling = context.config.profiling
         self._profiler: Any = None
         if profiling.enable_profiling or profiling.enable_memory_snapshot:
-            make = import_attribute("titan_pt.components.profiling:Profiler")
-            self._profiler = make(profiling, self._folder, world)
+            self._profiler = import_attribute("titan_pt.components.profiling:Profiler")(profiling, self._folder, world)
         self._rows = MetricRows(context, self._folder, peak_flops)
         self._ledger = Ledger(self._folder / LEDGER_FILE if world.is_main else None, started)
         self._lock: RunLock | None = None
@@ -106,10 +104,9 @@ class Trainer:
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
-        if self._lock and self._lock.killed:
-            count_kill = import_attribute("titan_pt.run.idle_starts:count_kill")
-            if reason := count_kill(self._folder, self.state.step):
-                raise GaveUp(reason)
+        died = self._lock is not None and self._lock.killed
+        if died and (reason := import_attribute("titan_pt.run.idle_starts:count_kill")(self._folder, self.state.step)):
+            raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
         if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
@@ -168,6 +165,8 @@ class Trainer:
                 save_together(self.context, state.step, self._save_finished, error)
             raise
         self.goodput = self._ledger.write(state.step, done=True)["goodput"]
+        if hasattr(self._step, "end"):
+            self._step.end(state)
         done = f"Training is done at step {state.step}: {state.tokens_seen:,} tokens{self._plan.describe_end()}"
         logger.info(done, extra={"live": False})
 
@@ -205,7 +204,9 @@ class Trainer:
             self._save_finished()
             raise
         except GoBack as asked:
-            return self._go_back(self._bad_steps.find_best(state, *asked.args))
+            self._go_back(self._bad_steps.find_best(state, *asked.args))
+            self._save(required=True)  # else a kill before the next save forgets the way back
+            return True
         if metrics is None:
             return False
         state.step, self._whole = state.step + 1, True
@@ -217,8 +218,7 @@ class Trainer:
         self._rows.interval.add(state.step, metrics, data)
         self._plan.step_ends()
         self._ledger.step_ends(metrics)
-        last = state.step == self._plan.total_steps
-        validates = self._validates()
+        last, validates = state.step == self._plan.total_steps, self._validates()
         logs = validates or state.step == 1 or last or state.step % config.metrics.log_freq == 0
         saves = self._saves(last)
         if (logs or saves) and self._judge():

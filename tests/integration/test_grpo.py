@@ -14,6 +14,8 @@ from metric_keys import undocumented
 
 from titan_pt.config import load_config
 from titan_pt.evaluation.task_evaluator import EvalResult, TaskEvaluator
+from titan_pt.run.exit_codes import GaveUp
+from titan_pt.trainers.grpo import step as step_module
 
 STEPS = 6
 GRPO: dict[str, dict[str, Any]] = {
@@ -213,13 +215,13 @@ def test_a_failed_reward_can_stop_the_run(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("task", ["hopeless", "solved"])
-@pytest.mark.parametrize("how", ["probe", "refill", "none"])
+@pytest.mark.parametrize("how", ["probe", "refill", "filter", "none"])
 def test_without_signal_the_run_stops_with_advice(
     tmp_path: Path, task: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {
         "probe": "stop" if how == "probe" else "off",
-        "dynamic_sampling": "none" if how == "none" else "refill",
+        "dynamic_sampling": how if how != "probe" else "refill",
         "max_gen_batches": 2,
         "max_idle_steps": 2,
     }
@@ -230,10 +232,10 @@ def test_without_signal_the_run_stops_with_advice(
     last = told.strip().splitlines()[-1]
     assert last.startswith("gave up: ")
     assert ("harder" if task == "solved" else "supervised fine-tuning") in last
-    where = {"probe": "readiness probe: 0.00%", "refill": "none of 12 groups", "none": "2 steps in a row"}
-    assert where[how] in last
+    where = {"probe": "readiness probe: 0.00%", "refill": "none of 12 groups"}
+    assert where.get(how, "2 steps in a row") in last
     steps = [path.name for path in (tmp_path / "run").glob("checkpoint/step-*")]
-    assert steps == (["step-1"] if how == "none" else []), "what is finished is saved"
+    assert steps == (["step-1"] if how in ("filter", "none") else []), "what is finished is saved"
     assert rollouts(tmp_path), "a person can read what was answered"
 
 
@@ -285,6 +287,44 @@ def test_a_collapse_is_answered(
     else:
         assert kept == ["best", *(["step-2", "step-4", "step-5"] if answer == "stop" else ["step-5", "step-6"])]
         assert ("checkpoint.load_step" in logged) == (answer == "stop")
+
+
+@pytest.mark.parametrize("answer", ["rewind", "stop"])
+def test_the_last_evaluation_is_answered_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    scripted = iter([0.5, 0.9, 0.1, 0.1])
+    monkeypatch.setattr(TaskEvaluator, "__call__", lambda *_: EvalResult(400, {"accuracy": next(scripted)}, {}))
+    grpo = {**GRPO["grpo"], "tasks": [{"name": "coin"}], "on_collapse": answer, "probe": "off"}
+    checkpoint = {"interval": 1, "keep_best": "eval/coin/accuracy"}
+    config = write(tmp_path, grpo=grpo, checkpoint=checkpoint, validation={"freq": 1}, training={"steps": 3})
+    assert train_here(config) == {"rewind": 0, "stop": 70}[answer]
+    logged = " ".join(capsys.readouterr().err.split())
+    assert logged.count("twice in a row below 0.675") == 1 and "Back to" not in logged
+    assert ("checkpoint/best" in logged) == (answer == "rewind")
+    assert read_rows(tmp_path / "run")[-1]["eval/coin/accuracy"] == 0.1, "its row is whole"
+    assert train_here(config) == {"rewind": 0, "stop": 70}[answer], "the same command says the same"
+
+
+def test_a_kill_behind_a_way_back_does_not_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = iter([0.5, 0.9, 0.1, 0.1, 0.9, 0.9])
+    monkeypatch.setattr(TaskEvaluator, "__call__", lambda *_: EvalResult(400, {"accuracy": next(scripted)}, {}))
+    sampled, collect = [], step_module.collect
+
+    def collect_until_killed(*arguments: Any) -> Any:
+        sampled.append(arguments)
+        if len(sampled) == 4:
+            raise GaveUp("killed")
+        return collect(*arguments)
+
+    monkeypatch.setattr(step_module, "collect", collect_until_killed)
+    grpo = {**GRPO["grpo"], "tasks": [{"name": "coin"}], "on_collapse": "rewind", "probe": "off"}
+    checkpoint = {"interval": 1, "keep_best": "eval/coin/accuracy"}
+    config = write(tmp_path, grpo=grpo, checkpoint=checkpoint, validation={"freq": 1}, training={"steps": 4})
+    assert train_here(config) == 70
+    guard = read_json(tmp_path / "run" / "checkpoint" / "step-1", "train")["state"]["guard"]
+    assert guard["rate_factor"] == 0.3 and guard["collapses"] == [3]
+    assert not (tmp_path / "run" / "checkpoint" / "step-2").exists()
 
 
 def test_a_failed_grading_in_evaluation_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

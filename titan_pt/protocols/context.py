@@ -119,7 +119,7 @@ class StatefulStep(Protocol):
     """A step function with state of its own, which every checkpoint holds beside model, optimizer and data.
 
     It may have a method `check_state(state, folder)`, called before a checkpoint is loaded, that raises a ConfigError
-    where its state does not fit. Any step function may have a method `close()`, called at the end of the run.
+    where its state does not fit. Any step function may have `end(state)`, called where the run is done, and `close()`.
     """
 
     def __call__(self, state: TrainState) -> StepMetrics | None: ...

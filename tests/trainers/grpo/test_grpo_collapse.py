@@ -11,9 +11,12 @@ from titan_pt.run.exit_codes import GaveUpTogether, GoBack
 from titan_pt.trainers.grpo.collapse import HeldOutWatch
 from titan_pt.trainers.grpo.forecast import Forecast, forecast
 
+SIGNALS = ("entropy", "completion_tokens_mean", "accuracy_lenient", "accuracy_strict", "kl")
 
-def watch(**grpo: object) -> HeldOutWatch:
-    config = GrpoConfig.model_validate({"grpo": {"tasks": [{"name": "a"}, {"name": "b"}], "forecast": False, **grpo}})
+
+def watch(keep_best: str | None = None, **grpo: object) -> HeldOutWatch:
+    tables = {"grpo": {"tasks": [{"name": "a"}, {"name": "b"}], "forecast": False, **grpo}}
+    config = GrpoConfig.model_validate({**tables, "checkpoint": {"keep_best": keep_best}})
     return HeldOutWatch(config, 100)
 
 
@@ -58,6 +61,29 @@ def test_what_moved_is_told_and_a_resumed_watch_goes_on() -> None:
     resumed.answer(TrainState())
 
 
+def test_averaged_weights_are_no_evaluation_of_their_own() -> None:
+    """With validation.weights = "both" the validator runs twice a step."""
+    seen = watch(forecast=True)
+    for accuracy in (0.2, 0.8, *[0.75] * 40):
+        evaluated(seen, accuracy)
+        assert not seen.note_evaluation({"eval/a/accuracy": 0.1, "eval/a/problems": 100})
+    assert not seen.collapse
+    evaluated(seen, 0.3)
+    assert not seen.note_evaluation({"eval/a/accuracy": 0.3, "eval/a/problems": 100}) and not seen.collapse, "once"
+    assert evaluated(seen, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("key", "counts"), [("accuracy_official", True), ("pass_at_1", True), ("truncated_fraction", False)]
+)
+def test_only_an_accuracy_by_which_steps_are_kept_is_held_out_accuracy(key: str, counts: bool) -> None:
+    seen = watch(keep_best=f"eval/a/{key}")
+    for accuracy, value in ((0.5, 0.9), (0.6, 0.2), (0.7, 0.1)):
+        seen.note_step(seen.step + 1, dict.fromkeys(SIGNALS, 0.0))
+        seen.note_evaluation({"eval/a/accuracy": accuracy, f"eval/a/{key}": value, "eval/a/problems": 100})
+    assert bool(seen.collapse) == counts
+
+
 def test_each_way_back_lowers_the_rate() -> None:
     seen, state = watch(on_collapse="rewind"), TrainState()
     evaluated(seen, 0.8, 0.3, 0.2)
@@ -94,9 +120,11 @@ def test_where_the_data_cannot_tell_it_says_so() -> None:
 
 def test_the_forecast_is_logged_from_30_percent_on() -> None:
     seen = watch(forecast=True)
-    evaluated(seen, *[0.5] * 29)
+    evaluated(seen, *[0.5] * 28)
     values = {"eval/a/accuracy": 0.5, "eval/a/problems": 200}
+    signals = dict.fromkeys(SIGNALS, 0.0)
+    seen.note_step(29, signals)
     assert not seen.note_evaluation(values)
-    evaluated(seen, 0.5)
+    seen.note_step(30, signals)
     found = seen.note_evaluation(values)
     assert 0.4 < found["forecast/low"] < found["forecast/accuracy"] < found["forecast/high"] < 0.7

@@ -194,6 +194,23 @@ def test_retired_problems_are_not_asked_again() -> None:
     assert "retired" not in loader().state_dict()["prompts"], "as in checkpoints of before"
 
 
+def test_a_task_that_is_spent_leaves_its_turns_to_the_others() -> None:
+    two = loader((100.0, 1.0))
+    two.retire(prompt for prompt in two.take(750) if prompt.task == 0)
+    assert two.num_retired == 7
+    assert {prompt.task for prompt in two.take(300)} == {1}
+    with pytest.raises(GaveUpTogether, match="all 14 problems were solved"):
+        two.retire(two.take(14))
+
+
+def test_a_filter_that_finds_nothing_takes_all_as_an_idle_step_does() -> None:
+    groups = [SimpleNamespace(has_signal=False)] * 3
+    sampler: Any = SimpleNamespace(sample=lambda *_: groups)
+    for way, chosen in (("filter", [0, 1, 2]), ("none", [0, 1, 2]), ("refill", [])):
+        options = Grpo(prompts_per_step=3, dynamic_sampling=way, max_gen_batches=1)  # type: ignore[arg-type]
+        assert collect(loader(), sampler, Sampling(8), 2, options).chosen == chosen
+
+
 @pytest.mark.parametrize(("way", "chosen"), [("filter", [1, 3]), ("none", [0, 1, 2, 3])])
 def test_groups_of_equal_rewards_are_filtered_without_others_in_their_place(way: str, chosen: list[int]) -> None:
     groups = [SimpleNamespace(has_signal=number % 2 == 1) for number in range(4)]

@@ -167,9 +167,9 @@ class Grpo(Section):
     eval_samples: EvalSamples = 8
     """Sampled completions of each, for pass@1 and pass@this; 0: greedy only."""
     on_collapse: Literal["warn", "rewind", "stop"] = "warn"
-    """Held-out accuracy (by checkpoint.keep_best, else the mean of the tasks') twice in a row below its best by more
-    than the margin: say so; go back to the best saved step, training.max_rewinds times, each time with 0.3 of the
-    learning rate; or stop with exit code 70."""
+    """Held-out accuracy (checkpoint.keep_best if it is one, else the mean of the tasks') twice in a row below its best
+    by more than the margin: say so; go back to the best saved step, training.max_rewinds times, each time with 0.3 of
+    the learning rate; or stop with exit code 70."""
     collapse_margin: Fraction = 0.25
     """Share of the best accuracy that has to be lost; besides, more than two standard errors of the evaluations."""
     forecast: bool = True

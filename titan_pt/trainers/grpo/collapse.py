@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from titan_pt.components.checkpoint.keeping import BEST
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.protocols.context import TrainState
 from titan_pt.run.exit_codes import GaveUpTogether, GoBack
+from titan_pt.run.run_folder import run_folder
 from titan_pt.trainers.grpo.forecast import Forecast, forecast
 
 logger = logging.getLogger("titan_pt")
@@ -34,7 +36,8 @@ class HeldOutWatch:
 
     def __init__(self, config: GrpoConfig, total_steps: int) -> None:
         self._options, self._total_steps = config.grpo, total_steps
-        self._best_key = config.checkpoint.keep_best
+        checkpoint = config.checkpoint
+        self._best_key, self._best_path = checkpoint.keep_best, run_folder(config) / checkpoint.folder / BEST
         self.step = 0
         """The last finished step."""
         self._points: list[list[float]] = []  # step, value and its binomial variance, of each evaluation
@@ -52,13 +55,18 @@ class HeldOutWatch:
         self.step, self._count = step, self._count + 1
 
     def note_evaluation(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Note the values of an evaluation of the last finished step; returns those of the forecast, to log too."""
-        keys = [key for key in values if key == self._best_key] or [key for key in values if key.endswith("/accuracy")]
+        """Note the values of an evaluation of the last finished step; returns those of the forecast, to log too.
+
+        The first one of a step counts: another is that of the averaged weights (validation.weights = "both").
+        """
+        if self._points and self._points[-1][0] == self.step:
+            return {}
+        keys = [key for key in values if key == self._best_key and _is_accuracy(key)]
+        keys = keys or [key for key in values if key.endswith("/accuracy")]
         value = sum(values[key] for key in keys) / len(keys)
         number = sum(values[f"{key.rpartition('/')[0]}/problems"] for key in keys)
         share = (min(max(value, 0.0), 1.0) * number + 1) / (number + 2)
-        before = [point for point in self._points if point[0] < self.step]
-        self._points = [*before, [float(self.step), value, share * (1 - share) / number]]
+        self._points = [*self._points, [float(self.step), value, share * (1 - share) / number]]
         signals = [part / self._count for part in self._sums] if self._count else None
         self._sums, self._count = [0.0] * len(_SIGNALS), 0
         if value >= max(point[1] for point in self._points):
@@ -66,8 +74,8 @@ class HeldOutWatch:
         else:
             self._below = self._below + 1 if value < self._bar() else 0
         self.collapse = self._describe(signals) if self._below >= IN_A_ROW else ""
-        if self._below == IN_A_ROW:
-            logger.warning(f"{self.collapse}; grpo.on_collapse is {self._options.on_collapse!r}")
+        if self._below == IN_A_ROW and self._options.on_collapse == "warn":  # the other answers tell it themselves
+            logger.warning(f"{self.collapse}; grpo.on_collapse is 'warn'")
         return self._forecast() if self._options.forecast else {}
 
     def answer(self, state: TrainState) -> None:
@@ -87,6 +95,19 @@ class HeldOutWatch:
         state.guard["rate_factor"] = RATE_FACTOR * state.guard.get("rate_factor", 1.0)
         rate = f"the learning rate is {state.guard['rate_factor']:.3g} of the schedule's from here on"
         raise GoBack(self._best_key, self._bar(), f"{self.collapse}; {rate}")
+
+    def end(self, state: TrainState) -> None:
+        """Do what is left of grpo.on_collapse behind the last step, from which there is no way back.
+
+        Raises:
+            GaveUpTogether: the run has collapsed, and grpo.on_collapse is "stop".
+        """
+        if self._options.on_collapse != "rewind":
+            self.answer(state)
+        elif self.collapse:
+            logger.warning(
+                f"{self.collapse}; there are no steps left to go back for: the best saved one is {self._best_path}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """JSON for a checkpoint."""
@@ -121,3 +142,7 @@ class HeldOutWatch:
         found = forecast([(step, value, variance) for step, value, variance in self._points], self._total_steps)
         logger.info(f"Forecast: {found}")
         return found.values if isinstance(found, Forecast) else {}
+
+
+def _is_accuracy(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(("accuracy", "pass_at_"))

@@ -23,7 +23,7 @@ class Collected:
     groups: list[Group]
     """All sampled groups."""
     chosen: list[int]
-    """Numbers of the groups to train on, at most grpo.prompts_per_step; empty where no group has different rewards."""
+    """Numbers of the groups to train on, at most grpo.prompts_per_step; empty where a refill found none."""
 
     @property
     def trained(self) -> list[Group]:
@@ -38,7 +38,8 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
     section 3.2). Rounds go over all ranks and the first ones in the order of the prompts are chosen, so that the
     choice does not depend on the number of ranks. Prompts of groups beyond prompts_per_step come first in the next
     step. A step may end with fewer groups than that, after max_gen_batches rounds. With "filter" there is one round,
-    of which those groups alone are chosen (zero-variance filtering, ScaleRL, arXiv 2510.13786).
+    of which those groups alone are chosen (zero-variance filtering, ScaleRL, arXiv 2510.13786), or all where there are
+    none: their advantages are zeros.
 
     Raises:
         Preempted: on all ranks.
@@ -62,6 +63,8 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
                 f"step {sampling.step}: after {number} of {options.max_gen_batches} rounds of sampling "
                 f"{len(chosen)} of {len(groups)} groups have different rewards, {options.prompts_per_step} are wanted"
             )
+    if not chosen and not refill:
+        chosen = list(range(len(groups)))
     surplus = chosen[options.prompts_per_step :]
     prompts.give_back([groups[i].prompt for i in surplus])
     return Collected(groups, chosen[: options.prompts_per_step])

@@ -83,16 +83,15 @@ class PromptLoader:
         """Do not ask the problems of these prompts again (no-positive resampling, ScaleRL, arXiv 2510.13786).
 
         Raises:
-            GaveUpTogether: none of a task is left.
+            GaveUpTogether: none of any task is left.
         """
         for prompt in prompts:
             self._retired[prompt.task].add(self._place(prompt.task, prompt.draw)[0])
-        for task, retired in zip(self.tasks, self._retired, strict=True):
-            if len(retired) == len(task.train):
-                raise GaveUpTogether(
-                    f"task {task.name}: all {len(retired):,} problems were solved and are retired; add harder ones, or "
-                    "raise grpo.retire_pass_rate"
-                )
+        if self.num_retired == sum(len(task.train) for task in self.tasks):
+            raise GaveUpTogether(
+                f"grpo.tasks: all {self.num_retired:,} problems were solved and are retired; add harder ones, or raise "
+                "grpo.retire_pass_rate"
+            )
 
     @property
     def num_retired(self) -> int:
@@ -184,6 +183,8 @@ class PromptLoader:
         most = max(_CHECKED, 2 * sum(len(task.train) for task in self.tasks)) if self.num_retired else _CHECKED
         while True:
             t, draw = self._carry.pop(0) if self._carry else self._next_draw()
+            if len(self._retired[t]) == len(self.tasks[t].train):
+                continue  # its turn passes to the others, in the ratio of their weights
             prompt = self._read(t, draw)
             left_out = left_out + 1 if prompt is None else 0
             if prompt is not None:

@@ -129,6 +129,14 @@ class GrpoStep:
             texts={"samples": shown(collected.groups, shows)} if shows else {},
         )
 
+    def end(self, state: TrainState) -> None:
+        """Answer a collapse that the last evaluation found.
+
+        Raises:
+            GaveUpTogether: grpo.on_collapse is "stop".
+        """
+        self.watch.end(state)
+
     def close(self) -> None:
         """Write the rollouts that a failing disk kept back."""
         self._rollout_log.record.close()
