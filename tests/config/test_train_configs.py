@@ -7,6 +7,7 @@ import pytest
 from titan_pt.config import load_config
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.config.run_size import plan_run_size
+from titan_pt.data.builtin.worked_problems import WorkedProblems
 from titan_pt.models.transformer import FLAVORS
 from titan_pt.protocols.model_spec import get_model_spec
 
@@ -41,6 +42,14 @@ def test_budgets(name: str, flavor: str, tokens: float, tokens_per_step: int, ra
     assert 0 <= run_size.tokens - tokens < tokens_per_step
     args = model_args(config, get_model_spec("transformer"), 50257)
     assert args.num_parameters == FLAVORS[flavor].num_parameters
+
+
+def test_sft_math_makes_other_problems_than_midtrain_math_read() -> None:
+    made = []
+    for name in ("midtrain_math", "sft_math"):
+        config = load_config(["--job.config_file", str(FOLDER / f"{name}.toml")])
+        made.append(WorkedProblems(config.debug.seed if config.data.seed is None else config.data.seed))
+    assert [made[0][i] for i in range(20)] != [made[1][i] for i in range(20)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
