@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from titan_pt.components.checkpoint.resume import Resumed
 
 logger = logging.getLogger("titan_pt")
-_RESUME = "titan_pt.components.checkpoint.resume"
 
 
 class Trainer:
@@ -96,23 +95,28 @@ class Trainer:
         found = self._checkpointer.find() if self._checkpointer else None
         resumed: Resumed | None = None
         if self._checkpointer and found is not None:
+            from titan_pt.components.checkpoint.resume import warn_of_another_rate
+
             resumed = self._resume(found)
             protect_progress()
             logger.info(f"Resumed from {resumed.folder}: step {self.state.step}, {self.state.tokens_seen:,} tokens")
         elif initial_path:
-            import_attribute(f"{_RESUME}:start_from")(context, initial_path, self._identity)
+            from titan_pt.components.checkpoint.resume import start_from
+
+            start_from(context, initial_path, self._identity)
         else:
             why = "No checkpoint in the run folder" if self._checkpointer else "checkpoint.enable is false"
             logger.info(f"{why}: starting from initial weights")
-        died = self._lock is not None and self._lock.killed
-        if died and (reason := import_attribute("titan_pt.run.idle_starts:count_kill")(self._folder, self.state.step)):
-            raise GaveUp(reason)
+        if self._lock and self._lock.killed:
+            from titan_pt.run.idle_starts import count_kill
+
+            if reason := count_kill(self._folder, self.state.step):
+                raise GaveUp(reason)
         self._plan.begin(resumed.deadline if resumed else None)
         if self._checkpointer and self.state.step < self._plan.total_steps and not context.config.checkpoint.load_only:
             self._checkpointer.require_space(expected_bytes(context, self._step))
         if resumed:
-            warn = import_attribute(f"{_RESUME}:warn_of_another_rate")
-            warn(resumed, context, self._plan.total_steps, self._plan.advice)
+            warn_of_another_rate(resumed, context, self._plan.total_steps, self._plan.advice)
         if resumed and resumed.unwritten_row:
             self._rows.open(self.state.step - 1)
             self._rows.write(resumed.unwritten_row, self._plan.total_steps, {})
@@ -120,7 +124,9 @@ class Trainer:
             self._rows.open(self.state.step or -1)  # a run that begins anew writes the row of step 0 anew
 
     def _resume(self, found: Path) -> "Resumed":
-        load_newest = import_attribute(f"{_RESUME}:load_newest")
+        from titan_pt.components.checkpoint.resume import load_newest
+
+        assert self._checkpointer is not None
         return load_newest(self.context, self._step, self._checkpointer, found, self._identity, self.state)
 
     def train(self) -> None:
@@ -297,8 +303,9 @@ class Trainer:
 
     @functools.cached_property
     def _bad_steps(self) -> "BadSteps":
-        make = import_attribute("titan_pt.components.bad_steps:BadSteps")
-        return make(self.context, self._folder, self._rows, self._checkpointer)
+        from titan_pt.components.bad_steps import BadSteps
+
+        return BadSteps(self.context, self._folder, self._rows, self._checkpointer)
 
     def _judge(self, *, hurried: bool = False) -> bool:
         """Look whether the last steps were bad; returns whether the run went back to a saved step. A collective.

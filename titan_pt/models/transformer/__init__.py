@@ -1,19 +1,35 @@
-"""The transformer family. What needs torch is imported on first use."""
+"""The transformer family. Its classes that need torch are imported on first use."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titan_pt.models.transformer.args import FLAVORS, TransformerArgs, flops_per_token
 from titan_pt.protocols.model_spec import ModelSpec
-from titan_pt.protocols.registry import import_attribute
 
-_MODEL, _PARALLELIZE = (
-    f"titan_pt.models.transformer.{name}" for name in ("model:Transformer", "parallelize:parallelize")
-)
+if TYPE_CHECKING:
+    from torch import nn
+
+    from titan_pt.config.schema.job_config import JobConfig
+    from titan_pt.distributed.world import World
+    from titan_pt.models.transformer.model import Transformer
+
+
+def _build(args: TransformerArgs, config: "JobConfig") -> "nn.Module":
+    from titan_pt.models.transformer.model import Transformer
+
+    return Transformer(args, sdpa_backend=config.model.sdpa_backend, document_mask=config.training.document_mask)
+
+
+def _parallelize(model: "nn.Module", config: "JobConfig", world: "World") -> "nn.Module":
+    from titan_pt.models.transformer.parallelize import parallelize
+
+    return parallelize(model, config, world)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Transformer":
-        return import_attribute(_MODEL)
+        from titan_pt.models.transformer.model import Transformer
+
+        return Transformer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -21,10 +37,8 @@ SPEC = ModelSpec(
     name="transformer",
     args_type=TransformerArgs,
     flavors=FLAVORS,
-    build=lambda args, config: import_attribute(_MODEL)(
-        args, sdpa_backend=config.model.sdpa_backend, document_mask=config.training.document_mask
-    ),
-    parallelize=lambda model, config, world: import_attribute(_PARALLELIZE)(model, config, world),
+    build=_build,
+    parallelize=_parallelize,
     flops_per_token=flops_per_token,
     hugging_face="titan_pt.hf.transformer:LAYOUT",
 )
