@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.distributed.init import local_part
 from titan_pt.protocols.context import Validator
 
 logger = logging.getLogger("titan_pt")
@@ -87,8 +87,4 @@ class AveragedWeights:
     def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(weight, average) as this rank holds them. Asking for the weights also frees copies that FSDP2 gathered."""
         for name, tensor in model_tensors(self._model).items():
-            yield _local(tensor), _local(self._averages[name])
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            yield local_part(tensor), local_part(self._averages[name])

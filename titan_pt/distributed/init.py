@@ -19,6 +19,11 @@ def parameter_name(name: str) -> str:
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this rank holds; a plain tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def keyed_generator(seed: int, name: str) -> torch.Generator:
     """Create a CPU generator whose numbers depend on (seed, name) alone."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()

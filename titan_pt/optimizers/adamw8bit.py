@@ -12,6 +12,7 @@ from torchao.optim.subclass_8bit import OptimState8bit
 
 from titan_pt.config.schema.job_config import Compile, JobConfig
 from titan_pt.distributed.compile import check_compiler
+from titan_pt.distributed.init import local_part
 
 _LARGEST_BLOCK = 256
 _SMALLEST_BLOCK = 32
@@ -27,7 +28,7 @@ class ShardedAdamW8bit(AdamW8bit):
 
     def _new_buffer(self, p: torch.Tensor, signed: bool) -> torch.Tensor:
         block = block_size(p)
-        local = p.to_local() if isinstance(p, DTensor) else p
+        local = local_part(p)
         if block is None or local.numel() == 0:
             buffer = torch.zeros_like(local)
         else:
@@ -62,7 +63,7 @@ def state_tensors(parameter: torch.Tensor, key: str, value: torch.Tensor) -> Ite
     if key == "step" or block is None:
         yield key, value
         return
-    local = value.to_local() if isinstance(value, DTensor) else value
+    local = local_part(value)
     rows, columns = parameter.shape[0], parameter[0].numel() // block
     if isinstance(local, OptimState8bit):
         codes, scale = local.codes, local.scale.view(-1, columns)

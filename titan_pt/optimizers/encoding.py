@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from titan_pt.distributed.init import local_part
+
 Json = Any
 
 
@@ -131,14 +133,13 @@ def same(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -
 
 def _is(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are the same memory, so that their numbers need not be read."""
-    a, b = (value.to_local() if isinstance(value, DTensor) else value for value in (one, other))
+    a, b = local_part(one), local_part(other)
     return a.data_ptr() == b.data_ptr() and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
 
 
 def local_bytes(tensor: torch.Tensor) -> bytes:
     """The numbers of this rank's part."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return local_part(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _joined(local: torch.Tensor, parameter: DTensor) -> DTensor:

@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from titan_pt.distributed.init import local_part
+
 
 def local(tensor: torch.Tensor | None) -> torch.Tensor:
     """The part of a tensor that this rank holds."""
     assert tensor is not None, "without a gradient it has no part in a step"
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local_part(tensor)
 
 
 def num_ranks(tensor: torch.Tensor) -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 import torch
-from torch.distributed.tensor import DTensor
+
+from titan_pt.distributed.init import local_part
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def first_not_finite(tensors: Mapping[str, torch.Tensor], *, own_optimizer: bool
     looked_at = {
         name: local
         for name, tensor in tensors.items()
-        if (local := tensor.to_local() if isinstance(tensor, DTensor) else tensor).is_floating_point()
+        if (local := local_part(tensor)).is_floating_point()
         and local.element_size() > 1
         and not (local.ndim == 0 and name.startswith("optimizer."))
     }
