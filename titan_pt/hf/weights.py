@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from titan_pt.components.checkpoint.compatibility import NOT_THE_MODEL
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
@@ -23,9 +24,9 @@ from titan_pt.run.progress import Progress
 
 logger = logging.getLogger("titan_pt")
 
-# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, the
-# distribution of initial weights, and dropout.
-_FREE = ("vocab_size", "num_tokens", "max_seq_len", "init_std", "dropout")
+# Arguments that may differ between a folder and the run it starts: padding of the vocabulary, longest input, and what
+# trained weights do not depend on.
+_FREE = ("vocab_size", "num_tokens", "max_seq_len", *NOT_THE_MODEL)
 _PROBE = "The end, 1234567 + 89 = ?\n\n\tdef f(x):  # naïve Größe, 北京, مرحبا, 🤷 don't we'll"
 # Parts of a tokenizer.json that do not decide which ids a text gets.
 _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")

@@ -95,11 +95,13 @@ def _newest(run: Path, last: int) -> list[Path]:
 
 def _check_one_model(steps: Sequence[Path], documents: Sequence["CheckpointDocuments"]) -> None:
     """Raise a ConfigError unless all steps are of one architecture and one tokenizer."""
+    from titan_pt.components.checkpoint.compatibility import NOT_THE_MODEL
+
     for step, document in zip(steps[1:], documents[1:], strict=True):
         for part in ("model", "tokenizer"):
             one, other = documents[0].train["identity"][part], document.train["identity"][part]
             differing = [
-                key for key in sorted({*one, *other} - {"init_std", "dropout"}) if one.get(key) != other.get(key)
+                key for key in sorted({*one, *other}.difference(NOT_THE_MODEL)) if one.get(key) != other.get(key)
             ]
             if differing:
                 key = differing[0]

@@ -32,7 +32,7 @@ logger = logging.getLogger("titan_pt")
 RECORD = "tokenizer_training.json"
 """What a tokenizer was trained on, and what it does to held-out text; beside tokenizer.json."""
 _MEASURED_BYTES = 1_000_000
-_LEAST_VOCAB_SIZE, _MOST_VOCAB_SIZE = 259, 1_000_000
+_MOST_VOCAB_SIZE = 1_000_000
 
 
 def train_tokenizer(own: argparse.Namespace, config: JobConfig) -> None:
@@ -272,9 +272,11 @@ def _size(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
+    from titan_pt.hf.tokenizer_training import LEAST_VOCAB_SIZE
+
     parser = ToolParser(prog="titan_pt.tools.train_tokenizer", description=__doc__, allow_abbrev=False)
     kind = parser.add_mutually_exclusive_group(required=True)
-    size = whole(_LEAST_VOCAB_SIZE, _MOST_VOCAB_SIZE)
+    size = whole(LEAST_VOCAB_SIZE, _MOST_VOCAB_SIZE)
     kind.add_argument("--vocab_size", type=size, help="tokens of a byte-level BPE, special ones included, such as 4096")
     kind.add_argument("--characters", action="store_true", help="a token for each character that occurs instead")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tokenizer's files")

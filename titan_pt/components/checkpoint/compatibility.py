@@ -13,7 +13,7 @@ from titan_pt.config.schema.job_config import JobConfig
 logger = logging.getLogger("titan_pt")
 
 # Initial weights depend on the first, the steps to come on the second; weights that were trained do not.
-_NOT_THE_MODEL = ("model.init_std", "model.dropout")
+NOT_THE_MODEL = ("init_std", "dropout")
 # A limit of the model's input, without effect on what it computes.
 _LONGEST_INPUT = "model.max_seq_len"
 # The shapes of weights do not depend on these, but the weights were trained with them.
@@ -53,8 +53,8 @@ def check_compatible(
         keys: further keys, or whole tables, that decide a part of the identity.
     """
     differences = dict(_differences(saved, current, ""))
-    for name in _NOT_THE_MODEL:
-        differences.pop(name, None)
+    for name in NOT_THE_MODEL:
+        differences.pop(f"model.{name}", None)
     wished = config.checkpoint.allow_mismatch
     for name in sorted(differences):
         if name in allowed or _ALLOWABLE.get(name) in wished:
