@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from titan_pt.components.checkpoint.manifest import find_damage
@@ -68,7 +68,7 @@ def leave_behind(folder: Path, run_folder: Path, key: str, least: float) -> Path
     """
     steps = {n: path for n, path in iter_steps(folder) if find_damage(path, REQUIRED, hashes=False) is None}
     good = {n: value for n, value in _values(run_folder / METRICS_FILE, key) if n in steps and value >= least}
-    best = best_step(run_folder, key, good)
+    best = _best(good, key)
     if best is None:
         return None
     for number, path in iter_steps(folder):
@@ -95,7 +95,11 @@ def surplus(steps: Sequence[int], options: Checkpoint, best: int | None, *, comi
 
 def best_step(run_folder: Path, key: str, steps: Collection[int]) -> int | None:
     """The step with the best value of a key of metrics.jsonl; the newest of several. None where none has a value."""
-    values = {step: value for step, value in _values(run_folder / METRICS_FILE, key) if step in steps}
+    return _best({step: value for step, value in _values(run_folder / METRICS_FILE, key) if step in steps}, key)
+
+
+def _best(values: Mapping[int, float], key: str) -> int | None:
+    """The step with the best of these values of a key, the newest of several."""
     better = min if is_lower_better(key) else max
     best = better(values.values(), default=None)
     return max((step for step, value in values.items() if value == best), default=None)

@@ -1,5 +1,6 @@
 """Rules between fields that most configs leave as they are. Imported where one does not."""
 
+import operator
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -106,29 +107,20 @@ def _validation_tasks(config: JobConfig) -> Iterator[BrokenRule]:
         yield ["validation.tasks"], f"validation.tasks: two tasks are named {name!r}; names must differ"
 
 
+# (which weights, the key without which that has no effect, a value for it)
+_NEEDED_BY_AVERAGES = (
+    ("validation.weights", "training.ema_decay", "0.999"),
+    ("checkpoint.export_weights", "training.ema_decay", "0.999"),
+    ("validation.weights", "validation.enable", "true"),
+    ("checkpoint.export_weights", "checkpoint.export_hf_interval", "500"),
+    ("checkpoint.initial_load_weights", "checkpoint.initial_load_path", '"outputs/..."'),
+)
+
+
 def _averages(config: JobConfig) -> Iterator[BrokenRule]:
-    checkpoint, validation = config.checkpoint, config.validation
-    # (key, its value, the key without which it has no effect, whether that is set, a value for that)
-    choices = (
-        ("validation.weights", validation.weights, "training.ema_decay", config.training.ema_decay, "0.999"),
-        (
-            "checkpoint.export_weights",
-            checkpoint.export_weights,
-            "training.ema_decay",
-            config.training.ema_decay,
-            "0.999",
-        ),
-        ("validation.weights", validation.weights, "validation.enable", validation.enable, "true"),
-        *(
-            (f"checkpoint.{key}", getattr(checkpoint, key), f"checkpoint.{needed}", getattr(checkpoint, needed), value)
-            for key, needed, value in (
-                ("export_weights", "export_hf_interval", "500"),
-                ("initial_load_weights", "initial_load_path", '"outputs/..."'),
-            )
-        ),
-    )
-    for key, value, needed, is_set, example in choices:
-        if value != "trained" and not is_set:
+    for key, needed, example in _NEEDED_BY_AVERAGES:
+        value, other = operator.attrgetter(key, needed)(config)
+        if value != "trained" and not other:
             yield (
                 [key, needed],
                 f"{key} = {shown(value)}: needs {needed}; set it, such as to {example}, or leave {key} out",
