@@ -1,6 +1,9 @@
 """Generated word problems: every step and every answer is right, and graded so."""
 
+import ast
+import operator
 import re
+from fractions import Fraction
 
 import pytest
 from data_helpers import open_one
@@ -11,6 +14,19 @@ from titan_pt.data.builtin.worked_problems import _KINDS, WorkedProblems
 from titan_pt.tasks.grading import grade_gsm8k
 
 STEP = re.compile(r"(?<![\w/.])([-\d(][\d+*/() -]*) = (-?\d+)(?![\d ]*[=x])")
+
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def value_of(term: ast.expr) -> Fraction:
+    """The exact value of a term of whole numbers."""
+    if isinstance(term, ast.BinOp):
+        return OPERATIONS[type(term.op)](value_of(term.left), value_of(term.right))
+    if isinstance(term, ast.UnaryOp) and isinstance(term.op, ast.USub):
+        return -value_of(term.operand)
+    assert isinstance(term, ast.Constant) and type(term.value) is int, ast.unparse(term)
+    return Fraction(term.value)
 
 
 def test_every_step_is_right() -> None:
@@ -24,7 +40,7 @@ def test_every_step_is_right() -> None:
         kinds.add(re.sub(r"[A-Z][a-z]+|\d+|[a-z]{4,}", "", solution)[:9])
         for left, right in STEP.findall(solution):
             steps += 1
-            assert eval(left) == int(right), document
+            assert value_of(ast.parse(left.strip(), mode="eval").body) == int(right), document
         marked = solution.rpartition("#### ")[2].strip()
         assert grade_gsm8k(solution, marked, "strict") and "-" not in question.replace("= -", "") + marked.lstrip("-")
         last = re.findall(r"= (-?\d+)", solution)[-1]

@@ -153,8 +153,7 @@ def _percent(rng: random.Random) -> WorkedProblem:
     off = price * percent // 100
     return WorkedProblem(
         f"A coat costs ${price}. In a sale it is {percent}% cheaper, and a hat costs ${more}. How many dollars do the "
-        "coat "
-        "and the hat cost in the sale?",
+        f"coat and the hat cost in the sale?",
         (
             f"{percent}% of {price} is {price} * {percent} / 100 = {off} dollars.",
             f"The coat costs {price} - {off} = {price - off} dollars.",
@@ -185,8 +184,7 @@ def _rectangle(rng: random.Random) -> WorkedProblem:
     length = width + more
     return WorkedProblem(
         f"A garden is {width} m wide and {more} m longer than it is wide. A fence around it costs ${price} per metre. "
-        "How "
-        "many dollars does the fence cost?",
+        f"How many dollars does the fence cost?",
         (
             f"The garden is {width} + {more} = {length} m long.",
             f"The fence is 2 * ({width} + {length}) = {2 * (width + length)} m long.",
@@ -204,8 +202,7 @@ def _average(rng: random.Random) -> WorkedProblem:
     listed = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
     return WorkedProblem(
         f"{rng.choice(_NAMES)} scored {listed} points in {count - 1} games. How many points are needed in the next "
-        "game for "
-        f"an average of {mean} points?",
+        f"game for an average of {mean} points?",
         (
             f"{count} games with an average of {mean} make {count} * {mean} = {mean * count} points.",
             f"So far there are {' + '.join(map(str, numbers))} = {sum(numbers)} points.",
@@ -222,8 +219,7 @@ def _fraction(rng: random.Random) -> WorkedProblem:
     left = total - part * share
     return WorkedProblem(
         f"{total} people are at the {place}. {part}/{whole} of them leave, and then {more} more people come. How many "
-        "people "
-        f"are at the {place} now?",
+        f"people are at the {place} now?",
         (
             f"{part}/{whole} of {total} is {total} / {whole} * {part} = {part * share}.",
             f"When they have left, {total} - {part * share} = {left} people are there.",
@@ -239,8 +235,7 @@ def _wages(rng: random.Random) -> WorkedProblem:
     total = hours * days * pay
     return WorkedProblem(
         f"{name} works {hours} hours a day for {days} days at ${pay} an hour, and spends ${spent} of the money. How "
-        "many "
-        f"dollars has {name} left?",
+        f"many dollars has {name} left?",
         (
             f"{name} works {hours} * {days} = {hours * days} hours.",
             f"That earns {hours * days} * {pay} = {total} dollars.",
@@ -284,8 +279,7 @@ def _rate(rng: random.Random) -> WorkedProblem:
     gain = fill - drain
     return WorkedProblem(
         f"A tank holds {start} litres. A pipe brings {fill} litres a minute, and {drain} litres a minute leak out. "
-        "How many "
-        f"litres are in the tank after {minutes} minutes?",
+        f"How many litres are in the tank after {minutes} minutes?",
         (
             f"Each minute the tank gains {fill} - {drain} = {gain} litres.",
             f"In {minutes} minutes it gains {minutes} * {gain} = {minutes * gain} litres.",
