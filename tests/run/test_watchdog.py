@@ -1,6 +1,8 @@
 """The judge of ranks that hang: pages of memory, and the watcher's own clock."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from titan_pt.config.schema.job_config import Comm
 from titan_pt.run import heartbeat
 from titan_pt.run.heartbeat import PAGE
-from titan_pt.run.watchdog import PAGE_BYTES, Pages, in_collective, innermost, judge
+from titan_pt.run.watchdog import PAGE_BYTES, Pages, dump_stacks, in_collective, innermost, judge
 
 COMM = Comm(train_timeout_seconds=100, save_timeout_seconds=1000)
 
@@ -138,3 +140,21 @@ def test_what_a_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     with heartbeat.waiting():
         assert shown() == (before + 3, True, 100.0, b"step 3")
     assert shown() == (before + 4, False, 100.0, b"step 3")
+
+
+def test_stacks_are_read_when_they_are_whole(job: Job) -> None:
+    part = 'Thread 0x1 (most recent call first):\n  File "a.py", line 1 in run\n\nCurrent thread 0x2 (most recent call'
+    rest = ' first):\n  File "b.py", line 2 in _one_step\n  File "<frozen runpy>", line 198 in _run_module_as_main\n'
+    job.write(0, part)
+    assert job.go(110)
+
+    def write_on() -> None:
+        time.sleep(0.4)
+        job.write(0, part + rest)
+
+    writer = threading.Thread(target=write_on)
+    job.write(0, part)
+    writer.start()
+    stacks = dump_stacks([rank for rank in job.pages.ranks if rank.rank == 0], own=-1)  # which gets no signal
+    writer.join()
+    assert stacks == {0: part + rest}

@@ -29,6 +29,8 @@ _ASLEEP_SECONDS = 10.0  # a watcher that did not run for so long saw nothing, an
 _DUMP_SECONDS = 3.0
 _LEAVE_SECONDS = 5.0
 _STOPPED = PAGE_BYTES - 1  # place of a watcher's own mark in a page
+# How faulthandler's text ends: the outermost frame of the main thread, or more frames than it writes.
+_WHOLE = re.compile(r" in (<module>|_run_module_as_main)\n$|\n  \.\.\.\n$")
 
 
 @dataclass
@@ -146,17 +148,18 @@ def judge(hanging: Sequence[Watched], now: float, folder: Path | None, own: int 
 
 
 def dump_stacks(ranks: Sequence[Watched], own: int | None = None) -> dict[int, str]:
-    """The stacks of all threads of each rank, by rank; a stopped process goes on for that. Empty where none comes."""
+    """The stacks of all threads of each rank, by rank; a stopped process goes on for that. Empty where none comes,
+    and cut where a process does not write all of it in time."""
     for rank in ranks:
         if own in (None, rank.pid):
             _mark_stopped(rank)
+            _send(rank.pid, STACKS_SIGNAL)  # before it goes on, so that the stacks are those of where it was
             _send(rank.pid, signal.SIGCONT)
-            _send(rank.pid, STACKS_SIGNAL)
     deadline = time.monotonic() + _DUMP_SECONDS
     while True:
-        time.sleep(0.1)  # to write them takes a moment too
+        time.sleep(0.1)
         stacks = {rank.rank: _written(rank.path) for rank in ranks}
-        if all(stacks.values()) or time.monotonic() > deadline:
+        if all(_WHOLE.search(text) for text in stacks.values()) or time.monotonic() > deadline:
             return stacks
 
 
