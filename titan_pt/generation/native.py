@@ -92,9 +92,8 @@ class NativeEngine:
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
         parameters = dict(self._model.named_parameters())
-        for name, parameter in model.named_parameters():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            parameters[parameter_name(name)].copy_(full)
+        for name, full in whole_weights(model):
+            parameters[name].copy_(full)
         self._decoder.output.refresh()
 
     @torch.no_grad()
@@ -223,6 +222,15 @@ class NativeEngine:
                 raise NonFiniteLogits(f"prompt {request.prompt + 1}, token {len(tokens) + 1} of its completion")
             completions.append(Completion(request.prompt, tokens, logprobs[: len(tokens)], reason))
         return completions
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole weight) of a model in training, adapters merged into the weights beside them. A collective."""
+    if adapters := getattr(model, "adapters", None):
+        yield from adapters.merged()
+        return
+    for name, parameter in model.named_parameters():
+        yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def build_native_engine(
