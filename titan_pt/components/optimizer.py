@@ -57,12 +57,10 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
     }
     decayed: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, parameter in trained.items():
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    for name, parameter in trained:
         side = decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else others
         side[parameter_name(name)] = parameter
-    ids = [id(parameter) for parameter in (*decayed.values(), *others.values())]
-    assert sorted(ids) == sorted(map(id, trained.values())), "each parameter in one group"
     return decayed, others
 
 
@@ -165,8 +163,7 @@ def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World)
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (key, plain tensor) for the state of one parameter."""
-    state = optimizer.state.get(parameter, {})  # none of a frozen one
-    values = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    values = {k: v for k, v in optimizer.state.get(parameter, {}).items() if isinstance(v, torch.Tensor)}
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return
