@@ -276,7 +276,6 @@ def test_reinforcement_learning(base: Path, tuned: Path, tmp_path: Path) -> None
         ("sft", ["--checkpoint.initial_load_path="], "need trained weights"),
         ("sft", ["--checkpoint.export_hf_interval=2"], "tools.export"),
         ("sft", ["--quantize.linear.float8.recipe_name=tensorwise"], "leave one of the two out"),
-        ("sft", ["--lora.enable=false"], "has no effect without lora.enable"),
         ("grpo", ["--lora.dropout=0.1"], "set it to 0"),
         ("grpo", ["--grpo.kl_coef=0.1", "--grpo.reference_reset=interval"], "the frozen model"),
         ("grpo", ["--grpo.kl_coef=0.1", "--lora.path=somewhere"], "merge them"),

@@ -40,8 +40,6 @@ class Lora(Section):
 def lora_rules(config: JobConfig, lora: Lora) -> Iterator[BrokenRule]:
     """Yield the broken rules between [lora] and the rest of a run."""
     if not lora.enable:
-        if changed := sorted(lora.model_fields_set - {"enable"} if lora != Lora() else ()):
-            yield ["lora.enable"], f"lora.{changed[0]}: has no effect without lora.enable = true; set it"
         return
     if not config.checkpoint.initial_load_path:
         yield (
@@ -70,4 +68,27 @@ def lora_rules(config: JobConfig, lora: Lora) -> Iterator[BrokenRule]:
             ["lora.enable", "checkpoint.export_hf_interval"],
             "checkpoint.export_hf_interval: no folders while adapters are trained; set it to 0, and write one of a "
             "step by `python -m titan_pt.tools.export STEP --merge --output DIR`",
+        )
+    if grpo := getattr(config, "grpo", None):
+        yield from _rules_with_grpo(lora, grpo)
+
+
+def _rules_with_grpo(lora: Lora, grpo: Any) -> Iterator[BrokenRule]:
+    if lora.dropout:
+        yield (
+            ["lora.dropout"],
+            f"lora.dropout = {lora.dropout:g}: grpo trains the model that sampled, of which dropout makes another: "
+            "set it to 0",
+        )
+    if grpo.reference_reset != "none":
+        yield (
+            ["grpo.reference_reset", "lora.enable"],
+            f'grpo.reference_reset = "{grpo.reference_reset}": the reference of [lora] is the frozen model, which '
+            'stays as it is; set it to "none"',
+        )
+    if lora.path and grpo.kl_coef > 0:
+        yield (
+            ["lora.path", "grpo.kl_coef"],
+            f"lora.path: with grpo.kl_coef = {grpo.kl_coef:g} the reference would be the model without these adapters; "
+            "merge them, by checkpoint.initial_load_path = that folder, or set grpo.kl_coef = 0",
         )
