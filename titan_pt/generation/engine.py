@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -60,6 +60,34 @@ class Completion:
     logprobs: list[float]
     """Log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
+    sampled: tuple[bool, ...] = ()
+    """Whether the model drew each token, in a conversation whose other tokens a `Partner` wrote; empty: all of them."""
+
+
+class Partner(Protocol):
+    """Answers the turns that a model writes in a conversation. Completions go by their numbers in the request."""
+
+    max_tokens: int
+    """Most tokens of a conversation, the answers' included."""
+
+    def hear(self, number: int, tokens: Sequence[int], *, ended: bool) -> None:
+        """Take a turn of completion `number`.
+
+        Args:
+            ended: whether a token that ends a turn is the last one; else the turn was cut off.
+        """
+        ...
+
+    def answers(self) -> list[tuple[int, list[int]]]:
+        """(number of a completion, tokens that the model reads before its next turn), once there are some.
+
+        An answer leaves room for a token within max_tokens. What is not in time comes with a later call. Empty: no
+        conversation goes on.
+
+        Raises:
+            GenerationStopped: this process is asked to stop.
+        """
+        ...
 
 
 class RolloutEngine(Protocol):
@@ -82,6 +110,28 @@ class RolloutEngine(Protocol):
 
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the trained weights. A collective: call it on all ranks."""
+        ...
+
+
+@runtime_checkable
+class ConversationEngine(RolloutEngine, Protocol):
+    """A rollout engine whose completions can have several turns."""
+
+    def converse(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int,
+        prompt_ids: Sequence[int] | None,
+        partner: Partner,
+    ) -> list[Completion]:
+        """Sample `n` conversations with a partner from each prompt; each turn has at most max_new_tokens.
+
+        Token number t of a completion, the partner's counted too, draws from the noise of (key of the row, t).
+
+        Raises:
+            GenerationStopped, NonFiniteLogits: as `generate`.
+        """
         ...
 
 

@@ -65,13 +65,13 @@ def plan_rollouts(
     weights = float(element * args.num_parameters)
     # Of float32 the output layer has a transposed copy; bfloat16's products are summed in float32 without one.
     copied = 4 * args.num_embedding_parameters if element == 4 else 0
-    read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
+    read = weights + together * per_token * (prompt_tokens(config) + rollout.completion_tokens / 2)
     floor = read / gpu.bandwidth
     rates = known_rates(gpu)
     reading = read / (1e9 * rates.copy) if rates else floor
     launches = 0.0 if switched_on(rollout.compile, "cuda") else _LAUNCH_SECONDS * args.num_layers
     decode = max(reading, launches, 2.0 * args.num_parameters * together / peak)
-    a_prompt = prompt_tokens(config) + rollout.num_samples * rollout.max_new_tokens  # read once for its completions
+    a_prompt = prompt_tokens(config) + rollout.num_samples * rollout.completion_tokens  # read once for its completions
     trained = grpo.prompts_per_step * a_prompt * grpo.num_iterations
     # The first update gives the old log-probabilities of its own minibatch.
     old = (grpo.num_minibatches - 1) / grpo.num_minibatches
@@ -83,8 +83,8 @@ def plan_rollouts(
         slots=slots,
         kv_cache_bytes=float(rows * slots * per_token),
         engine_bytes=weights + copied + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim,
-        floor_seconds=turns * rollout.max_new_tokens * floor,
-        rollout_seconds=turns * rollout.max_new_tokens * decode,
+        floor_seconds=turns * rollout.completion_tokens * floor,
+        rollout_seconds=turns * rollout.completion_tokens * decode,
         train_seconds=trained * flops_per_token * (1 + forwards) / (peak * num_gpus * mfu),
         completions=completions,
         prompt_tokens=prompt_tokens(config),

@@ -39,7 +39,18 @@ class Rollout(Section):
     top_k: TopK = 0
     """Sample from the k likeliest tokens; 0 is all. Above 0 the trainer scores another distribution."""
     max_new_tokens: NewTokens = 384
-    """Most tokens of a completion, the end-of-text token included."""
+    """Most tokens of a completion, the end-of-text token included; of one turn, in a task that is played in turns."""
+    max_turns: PositiveInt = 8
+    """Most turns of the model in an episode, of a task that is played in turns."""
+    max_episode_tokens: TokenCount | None = None
+    """Most tokens of an episode, the environment's included: all behind the prompt. Tasks that are played in turns need
+    it; it then is the length of every completion in plans and in the constant of dr_grpo."""
+    environment_workers: PositiveInt = 2
+    """Processes of each rank that run environments."""
+    environment_timeout_seconds: Timeout = 10.0
+    """Limit of one answer of an environment. Its process is ended then, and the episode counts as 0."""
+    environment_memory_gib: Positive = 1.0
+    """Memory that the answers may add to what such a process has at its start."""
     overlong_prompts: Literal["error", "skip", "truncate"] = "error"
     """A prompt that leaves no room for max_new_tokens in training.seq_len: stop at start, leave it out, or cut its
     beginning off. Both are counted in the log."""
@@ -54,12 +65,18 @@ class Rollout(Section):
     print_samples: Count = 1
     """Completions shown in the console and TensorBoard each time; 0 shows none."""
 
+    @property
+    def completion_tokens(self) -> int:
+        """Most tokens that follow a prompt."""
+        return self.max_episode_tokens or self.max_new_tokens
+
 
 class GrpoTask(Section):
     """[[grpo.tasks]] prompts and the reward of answers to them."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>; played in turns: guess_number, wordle; or one registered by
+    experimental.custom_import."""
     weight: Positive = 1.0
     """Share of the prompts, relative to the other tasks' weights."""
     path: PathName | None = None
@@ -219,11 +236,18 @@ class GrpoConfig(RolloutConfig):
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
         yield from self._rules_of_the_model()
-        if rollout.max_new_tokens >= training.seq_len:
+        for name in ("max_new_tokens", "max_episode_tokens"):
+            if (getattr(rollout, name) or 0) >= training.seq_len:
+                yield (
+                    [f"rollout.{name}", "training.seq_len"],
+                    f"rollout.{name} = {getattr(rollout, name)}: must be below training.seq_len = "
+                    f"{training.seq_len}, which holds the prompt too",
+                )
+        if rollout.completion_tokens < rollout.max_new_tokens:
             yield (
-                ["rollout.max_new_tokens", "training.seq_len"],
-                f"rollout.max_new_tokens = {rollout.max_new_tokens}: must be below training.seq_len = "
-                f"{training.seq_len}, which holds the prompt too",
+                ["rollout.max_episode_tokens", "rollout.max_new_tokens"],
+                f"rollout.max_episode_tokens = {rollout.max_episode_tokens}: must be at least rollout.max_new_tokens = "
+                f"{rollout.max_new_tokens}, the tokens of one turn",
             )
         if grpo.prompts_per_step % grpo.num_minibatches:
             yield (

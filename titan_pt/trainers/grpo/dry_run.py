@@ -59,9 +59,9 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
             data_seconds=0.0,
         )
 
-    notes = (tried, f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
+    notes = (tried, f"an update on {len(samples):,} completions of {rollout.completion_tokens:,} tokens")
     batch = (
-        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
+        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.completion_tokens} "
         f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of at most "
         f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
     )
@@ -115,7 +115,7 @@ def step_rows(config: GrpoConfig) -> int:
 
 def row_slots(config: GrpoConfig) -> int:
     """Positions that the cache has for one row: a prompt and its completion; CUDA graphs round up and spare some."""
-    slots = prompt_tokens(config) + config.rollout.max_new_tokens
+    slots = prompt_tokens(config) + config.rollout.completion_tokens
     if switched_on(config.rollout.compile, "cuda"):
         slots = (-(-slots // GraphDecoder.span) + 1) * GraphDecoder.span
     return slots
@@ -123,7 +123,7 @@ def row_slots(config: GrpoConfig) -> int:
 
 def prompt_tokens(config: GrpoConfig) -> int:
     """Assumed number of tokens of a prompt."""
-    return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.max_new_tokens)
+    return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.completion_tokens)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def update_size(config: GrpoConfig, num_ranks: int, *, shares_prompts: bool = Tr
         samples=samples * num_ranks,
         rows=len(batches[0]),
         row_tokens=row_length(max(document.length for document in documents), training.seq_len),
-        scored_tokens=samples * config.rollout.max_new_tokens,
+        scored_tokens=samples * config.rollout.completion_tokens,
         accumulates=len(batches) > 1,
     )
 
@@ -176,7 +176,7 @@ def synthetic_samples(config: GrpoConfig, size: UpdateSize, num_ranks: int) -> l
 
 def _full_length(config: GrpoConfig, groups: Sequence[int]) -> list[TrainSample]:
     """Completions of prompts that differ, a number of each."""
-    length = config.rollout.max_new_tokens
+    length = config.rollout.completion_tokens
     answer, logprobs, rest = (0,) * length, (0.0,) * length, (0,) * (prompt_tokens(config) - 1)
     return [TrainSample((p, *rest), answer, logprobs) for p, count in enumerate(groups) for _ in range(count)]
 
