@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
@@ -17,10 +16,16 @@ from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.compile import check_compiler
-from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
-from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits, check_prompts
+from titan_pt.generation.engine import (
+    Completion,
+    FinishReason,
+    GenerationStopped,
+    NonFiniteLogits,
+    check_prompts,
+    whole_parameters,
+)
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.keyed_noise import row_key
 from titan_pt.models.transformer.cache import PromptCache, forward_cached
@@ -92,9 +97,8 @@ class NativeEngine:
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
         parameters = dict(self._model.named_parameters())
-        for name, parameter in model.named_parameters():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            parameters[parameter_name(name)].copy_(full)
+        for name, whole in whole_parameters(model):
+            parameters[name].copy_(whole)
         self._decoder.output.refresh()
 
     @torch.no_grad()
