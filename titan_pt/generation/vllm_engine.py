@@ -168,13 +168,16 @@ def build_vllm_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World,
     """
     check_vllm()
     served = served_model(config, tokenizer.vocab_size)
-    vllm, sleeps = _import_vllm(world.device.type)
+    compiles = switched_on(config.rollout.compile, world.device.type)
+    vllm, sleeps = _import_vllm(world.device.type, compiles=compiles)
     final = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
     params = functools.partial(vllm.SamplingParams, ignore_eos=True, detokenize=False, output_kind=final)
     try:
         with tempfile.TemporaryDirectory(prefix="titan_pt-vllm-") as folder:
             Path(folder, "config.json").write_text(json.dumps(served.config))
-            llm = vllm.LLM(folder, **_options(config, served, world), enable_sleep_mode=sleeps)
+            options = _options(config, served, world) | {"enforce_eager": not compiles, "enable_sleep_mode": sleeps}
+            llm = vllm.LLM(folder, **options)
+        llm.llm_engine.engine_core._finalizer.detach()  # at the end it would close the run's process groups again
         rest: Any = (llm, served, params, stop_ids, config.training.seq_len)
         # Some kernels say only when they are called that they are not made for this model.
         VllmEngine(*rest).generate([[0]], Sampling(1), 1)
@@ -225,7 +228,6 @@ def _options(config: RolloutConfig, served: ServedModel, world: World) -> dict[s
         "max_num_seqs": rows,
         "max_num_batched_tokens": max(rows, _PREFILL_TOKENS),
         "kv_cache_memory_bytes": (positions + 2 * _BLOCK) * served.bytes_per_position,  # some blocks are vLLM's own
-        "enforce_eager": not switched_on(config.rollout.compile, world.device.type),
         "distributed_executor_backend": "external_launcher" if world.size > 1 else "uni",
     }
     if world.device.type == "cuda":  # where less is free it would not start, whatever the cache takes
@@ -234,7 +236,7 @@ def _options(config: RolloutConfig, served: ServedModel, world: World) -> dict[s
     return options
 
 
-def _import_vllm(device: str) -> tuple[Any, bool]:
+def _import_vllm(device: str, *, compiles: bool) -> tuple[Any, bool]:
     """The package, and whether it can sleep here.
 
     Raises:
@@ -248,6 +250,8 @@ def _import_vllm(device: str) -> tuple[Any, bool]:
         from vllm.platforms import current_platform as platform
     except Exception as error:
         raise ConfigError(f"{_REFUSED}: import vllm: {type(error).__name__}: {error}; {INSTALL}") from error
+    if not compiles:  # read by the decorators of small functions, which compile whatever enforce_eager says
+        platform.simple_compile_backend = "eager"
     if platform.device_type != device:
         made = platform.device_type or "no device here"
         raise ConfigError(f"{_REFUSED}: this vllm is built for {made}, and the run is on {device}; {INSTALL}")
