@@ -96,7 +96,8 @@ class StandIn:
         name, (prompt, params) = self.waiting.popitem()  # the last one first: order is the engine's task
         tokens = [*prompt[:3], STOP][: params.max_tokens]
         logprobs = [{token: SimpleNamespace(logprob=self.logprob)} for token in tokens]
-        output = SimpleNamespace(token_ids=tokens, logprobs=logprobs)
+        reason = "stop" if tokens[-1] in params.stop_token_ids else "length"
+        output = SimpleNamespace(token_ids=tokens, logprobs=logprobs, finish_reason=reason)
         return [SimpleNamespace(request_id=name, outputs=[output], finished=True)]
 
     def abort_request(self, names: list[str]) -> None:
@@ -172,14 +173,17 @@ def test_requests_carry_tokens_seeds_and_settings(stand_in: SimpleNamespace) -> 
     assert {c.finish_reason for c in engine.generate(PROMPTS, Sampling(2), 1)} == {"length"}
 
 
-def test_a_stop_signal_and_numbers_that_are_none_end_a_generation(stand_in: SimpleNamespace) -> None:
+def test_a_stop_signal_and_numbers_that_are_none_end_a_generation(
+    stand_in: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = build(config_of())
     answers = iter([False, True])
-    engine._stop_requested = lambda: next(answers)
+    monkeypatch.setattr(vllm_engine, "stop_requested", lambda: next(answers))
     with pytest.raises(GenerationStopped):
         engine.generate(PROMPTS, Sampling(4), 2)
     assert not StandIn.last.waiting, "what was under way is given up"
-    engine._stop_requested, StandIn.last.logprob = lambda: False, math.nan
+    monkeypatch.setattr(vllm_engine, "stop_requested", lambda: False)
+    StandIn.last.logprob = math.nan
     with pytest.raises(NonFiniteLogits, match="prompt 1, token 1 of its completion"):
         engine.generate(PROMPTS, Sampling(4), 1)
     with pytest.raises(ValueError, match=r"prompt 1: 20 tokens .* are more than training\.seq_len = 96"):
@@ -196,9 +200,10 @@ def test_on_a_gpu_it_sleeps_between_generations(stand_in: SimpleNamespace, monke
     engine.sync_weights(policy(config))
     engine.generate(PROMPTS, Sampling(4), 1)
     engine.generate(PROMPTS, Sampling(4), 1)
-    assert llm.calls[1:] == ["reload_weights", "reset_prefix_cache", "sleep", "wake_up", "sleep"]
+    handed_over = ["wake_up", "reload_weights", "reset_prefix_cache"]
+    assert llm.calls == ["detach", "sleep", *handed_over, "sleep", "wake_up", "sleep"]
     engine.sync_weights(policy(config))
-    assert llm.calls[6:] == ["wake_up", "reload_weights", "reset_prefix_cache"]
+    assert llm.calls[-3:] == handed_over
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -299,8 +304,8 @@ def test_vllm_draws_from_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NonFiniteLogits, match="prompt 1, token 1"):
         engine.generate(PROMPTS, sampling, 1)
     engine.sync_weights(policy(config, 1))
-    engine._stop_requested = lambda: True
+    monkeypatch.setattr(vllm_engine, "stop_requested", lambda: True)
     with pytest.raises(GenerationStopped):
         engine.generate(PROMPTS, sampling, 1)
-    engine._stop_requested = lambda: False
+    monkeypatch.setattr(vllm_engine, "stop_requested", lambda: False)
     assert engine.generate(PROMPTS, sampling, 2) == completions

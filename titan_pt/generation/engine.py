@@ -54,7 +54,7 @@ def check_prompts(
             )
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, whole tensor) of each parameter, gathered one at a time where they are sharded. A collective."""
     for name, parameter in model.named_parameters():
         yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

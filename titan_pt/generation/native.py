@@ -24,7 +24,7 @@ from titan_pt.generation.engine import (
     GenerationStopped,
     NonFiniteLogits,
     check_prompts,
-    whole_parameters,
+    whole_weights,
 )
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.keyed_noise import row_key
@@ -97,7 +97,7 @@ class NativeEngine:
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
         parameters = dict(self._model.named_parameters())
-        for name, whole in whole_parameters(model):
+        for name, whole in whole_weights(model):
             parameters[name].copy_(whole)
         self._decoder.output.refresh()
 

@@ -4,6 +4,7 @@ vLLM builds the model from a config.json alone, and gets each parameter by its H
 time. Tokens go in and tokens come out; there is no tokenizer. Each rank has an engine of its own, on its own device.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -60,7 +61,7 @@ class ServedModel:
 
     def weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the policy's weights by the names of Hugging Face, without the padding rows of the vocabulary."""
-        for name, whole in interface.whole_parameters(model):
+        for name, whole in interface.whole_weights(model):
             part = whole[: self.config["vocab_size"]] if name in self.layout.vocabulary else whole
             yield self.layout.to_name(name), part
             if self.tied and name == self.layout.vocabulary[0]:
@@ -84,26 +85,15 @@ class VllmEngine:
 
     Args:
         llm: a `vllm.LLM` of the served model, with any weights.
-        make_params: makes `vllm.SamplingParams`.
-        stop_ids: tokens that end a completion.
+        make_params: makes `vllm.SamplingParams` that know the tokens that end a completion.
         longest: most tokens of a prompt and its completion, training.seq_len.
         sleeps: between generations its memory is the trainer's.
-        stop_requested: whether this process is to stop; asked at every token.
     """
 
     def __init__(
-        self,
-        llm: Any,
-        served: ServedModel,
-        make_params: Callable[..., Any],
-        stop_ids: Sequence[int],
-        longest: int,
-        *,
-        sleeps: bool = False,
-        stop_requested: Callable[[], bool] = lambda: False,
+        self, llm: Any, served: ServedModel, make_params: Callable[..., Any], longest: int, *, sleeps: bool
     ) -> None:
-        self._llm, self._served, self._make_params = llm, served, make_params
-        self._stop_ids, self._longest, self._stop_requested = list(stop_ids), longest, stop_requested
+        self._llm, self._served, self._make_params, self._longest = llm, served, make_params, longest
         self._sleeps, self._asleep = sleeps, False
 
     @torch.no_grad()
@@ -124,12 +114,14 @@ class VllmEngine:
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
         keys = [row_key(sampling.seed, sampling.step, prompt_id, i) for prompt_id in ids for i in range(n)]
         names, done, engine = [str(row) for row in range(len(keys))], dict[str, Any](), self._llm.llm_engine
+        options = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
         self._wake()
         try:
             for row, key in enumerate(keys):
-                engine.add_request(names[row], {"prompt_token_ids": [*prompts[row // n]]}, self._params(sampling, key))
+                params = self._make_params(max_tokens=sampling.max_new_tokens, seed=key, **options)
+                engine.add_request(names[row], {"prompt_token_ids": [*prompts[row // n]]}, params)
             while engine.has_unfinished_requests():
-                if self._stop_requested():
+                if stop_requested():
                     raise GenerationStopped
                 done |= {output.request_id: output.outputs[0] for output in engine.step() if output.finished}
                 reached(len(done))
@@ -145,19 +137,12 @@ class VllmEngine:
             self._llm.wake_up()
             self._asleep = False
 
-    def _params(self, sampling: Sampling, key: int) -> Any:
-        options = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
-        # logprobs = 0: of the drawn token alone.
-        return self._make_params(
-            **options, max_tokens=sampling.max_new_tokens, stop_token_ids=self._stop_ids, seed=key, logprobs=0
-        )
-
     def _completion(self, prompt: int, output: Any) -> Completion:
         tokens = list(output.token_ids)
         logprobs = [of_token[token].logprob for token, of_token in zip(tokens, output.logprobs, strict=True)]
         if bad := [place for place, logprob in enumerate(logprobs, 1) if not math.isfinite(logprob)]:
             raise NonFiniteLogits(f"prompt {prompt + 1}, token {bad[0]} of its completion")
-        return Completion(prompt, tokens, logprobs, "stop" if tokens[-1] in self._stop_ids else "length")
+        return Completion(prompt, tokens, logprobs, "stop" if output.finish_reason == "stop" else "length")
 
 
 def build_vllm_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World, stop_ids: Sequence[int]) -> VllmEngine:
@@ -171,22 +156,29 @@ def build_vllm_engine(config: RolloutConfig, tokenizer: Tokenizer, world: World,
     compiles = switched_on(config.rollout.compile, world.device.type)
     vllm, sleeps = _import_vllm(world.device.type, compiles=compiles)
     final = vllm.sampling_params.RequestOutputKind.FINAL_ONLY
-    params = functools.partial(vllm.SamplingParams, ignore_eos=True, detokenize=False, output_kind=final)
+    params = functools.partial(  # logprobs = 0: of the drawn token alone
+        vllm.SamplingParams,
+        stop_token_ids=list(stop_ids),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=final,
+        logprobs=0,
+    )
     try:
         with tempfile.TemporaryDirectory(prefix="titan_pt-vllm-") as folder:
             Path(folder, "config.json").write_text(json.dumps(served.config))
             options = _options(config, served, world) | {"enforce_eager": not compiles, "enable_sleep_mode": sleeps}
             llm = vllm.LLM(folder, **options)
         llm.llm_engine.engine_core._finalizer.detach()  # at the end it would close the run's process groups again
-        rest: Any = (llm, served, params, stop_ids, config.training.seq_len)
-        # Some kernels say only when they are called that they are not made for this model.
-        VllmEngine(*rest).generate([[0]], Sampling(1), 1)
+        engine = VllmEngine(llm, served, params, config.training.seq_len, sleeps=sleeps)
+        with contextlib.suppress(GenerationStopped):  # which the run answers
+            engine.generate([[0]], Sampling(1), 1)  # some kernels say only now that they are not made for this model
     except Exception as error:
         raise ConfigError(
             f"{_REFUSED}: it cannot sample from this model here: {type(error).__name__}: {error}; change [model], or "
             'set rollout.engine = "native"'
         ) from error
-    return VllmEngine(*rest, sleeps=sleeps, stop_requested=stop_requested)
+    return engine
 
 
 def served_model(config: RolloutConfig, vocab_size: int) -> ServedModel:
