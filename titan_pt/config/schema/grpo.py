@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from titan_pt.config.errors import one_of
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.lora import Lora, lora_rules
 from titan_pt.config.schema.sampling import EvalSamples, GroupSize, MaxRows, NewTokens, TopK, TopP, TrainedTemperature
 from titan_pt.config.schema.section import (
     Count,
@@ -226,6 +227,7 @@ class GrpoConfig(RolloutConfig):
     }
 
     grpo: Grpo = Grpo()
+    lora: Lora = Lora()
 
     @model_validator(mode="before")
     @classmethod
@@ -280,6 +282,8 @@ class GrpoConfig(RolloutConfig):
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
         yield from self._rules_of_the_model()
+        yield from lora_rules(self, self.lora)
+        yield from self._rules_of_adapters()
         for name in ("max_new_tokens", "max_episode_tokens"):
             if (getattr(rollout, name) or 0) >= training.seq_len:
                 yield (
@@ -366,6 +370,29 @@ class GrpoConfig(RolloutConfig):
                 ["grpo.reference_reset", "validation.weights"],
                 'grpo.reference_reset = "plateau": goes by one set of weights; set validation.weights to "trained" or '
                 '"ema"',
+            )
+
+    def _rules_of_adapters(self) -> Iterator[BrokenRule]:
+        lora, grpo = self.lora, self.grpo
+        if not lora.enable:
+            return
+        if lora.dropout:
+            yield (
+                ["lora.dropout"],
+                f"lora.dropout = {lora.dropout:g}: grpo trains the model that sampled, of which dropout makes another: "
+                "set it to 0",
+            )
+        if grpo.reference_reset != "none":
+            yield (
+                ["grpo.reference_reset", "lora.enable"],
+                f'grpo.reference_reset = "{grpo.reference_reset}": the reference of [lora] is the frozen model, which '
+                'stays as it is; set it to "none"',
+            )
+        if lora.path and grpo.kl_coef > 0:
+            yield (
+                ["lora.path", "grpo.kl_coef"],
+                f"lora.path: with grpo.kl_coef = {grpo.kl_coef:g} the reference would be the model without these "
+                "adapters; merge them, by checkpoint.initial_load_path = that folder, or set grpo.kl_coef = 0",
             )
 
     def settings_without_effect(self) -> Iterator[str]:

@@ -15,12 +15,15 @@ from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
 from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
 from titan_pt.trainers.grpo.reference import Reference
+
+BASE_REFERENCE = "titan_pt.lora.reference:BaseReference"
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
@@ -181,6 +184,9 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
     allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)

@@ -17,13 +17,14 @@ from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.log import say
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task, how_asked
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.dry_run import build_dry_run
+from titan_pt.trainers.grpo.dry_run import BASE_REFERENCE, build_dry_run
 from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
@@ -50,8 +51,11 @@ def plan(config: GrpoConfig, world_size: int) -> RunSize:
 
 
 def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
-    """The policy on the meta device."""
-    return pretrain.build_model(for_rollouts(config), tokenizer)
+    """The policy on the meta device, with the adapters of [lora] where they are on."""
+    model = pretrain.build_model(for_rollouts(config), tokenizer)
+    if config.lora.enable:
+        import_attribute("titan_pt.lora.adapters:add_adapters")(model, config, config.lora)
+    return model
 
 
 def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
@@ -113,6 +117,9 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
             f"grpo.reset_optimizer = true: {type(context.optimizer).__name__} makes state when it is built, or "
             "saves it by functions of its own, so that it cannot be set anew; set it to false"
         )
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     config = for_rollouts(context.config)
     model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
     materialize(model, context.config, context.world)
