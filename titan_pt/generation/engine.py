@@ -1,13 +1,16 @@
 """The interface of rollout engines, and their registry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.schema.grpo import RolloutConfig
+from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.registry import Registry
@@ -30,11 +33,13 @@ class GenerationStopped(Exception):
     """A signal asked this process to stop in the middle of a generation."""
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int) -> None:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int, key: str = "model.max_seq_len"
+) -> None:
     """Check that each prompt has a token, and room for its completion.
 
     Args:
-        longest: the most tokens that the model reads.
+        longest: the most tokens that the engine reads, the value of `key`.
 
     Raises:
         ValueError: one has not.
@@ -45,8 +50,14 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, longest:
         if len(prompt) + sampling.max_new_tokens > longest:
             raise ValueError(
                 f"prompt {number}: {len(prompt)} tokens and rollout.max_new_tokens = {sampling.max_new_tokens} "
-                f"are more than model.max_seq_len = {longest}"
+                f"are more than {key} = {longest}"
             )
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, whole tensor) of each parameter, gathered one at a time where they are sharded. A collective."""
+    for name, parameter in model.named_parameters():
+        yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,11 @@ EngineFactory = Callable[[RolloutConfig, Tokenizer, World, Sequence[int]], Rollo
 
 
 _ENGINES: Registry[EngineFactory] = Registry(
-    "rollout engine {}", {"native": "titan_pt.generation.native:build_native_engine"}
+    "rollout engine {}",
+    {
+        "native": "titan_pt.generation.native:build_native_engine",
+        "vllm": "titan_pt.generation.vllm_engine:build_vllm_engine",
+    },
 )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
@@ -17,7 +16,6 @@ from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.compile import check_compiler
-from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
 from titan_pt.generation.engine import (
@@ -27,6 +25,7 @@ from titan_pt.generation.engine import (
     NonFiniteLogits,
     Partner,
     check_prompts,
+    whole_weights,
 )
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.keyed_noise import row_key
@@ -99,9 +98,8 @@ class NativeEngine:
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
         parameters = dict(self.model.named_parameters())
-        for name, parameter in model.named_parameters():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            parameters[parameter_name(name)].copy_(full)
+        for name, whole in whole_weights(model):
+            parameters[name].copy_(whole)
         self.decoder.output.refresh()
 
     @torch.no_grad()

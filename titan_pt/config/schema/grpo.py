@@ -1,9 +1,10 @@
 """The config of reinforcement learning: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`. No torch here."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from titan_pt.config.errors import one_of
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
@@ -29,7 +30,8 @@ class Rollout(Section):
     """[rollout] completions that the policy is trained on."""
 
     engine: Name = "native"
-    """Rollout engine: "native" (the training model's own modules) or one registered by experimental.custom_import."""
+    """Rollout engine: "native" (the training model's own modules), "vllm" (the extra of that name, docs/vllm.md) or one
+    registered by experimental.custom_import."""
     num_samples: GroupSize = 16
     """Completions of each prompt, a group."""
     temperature: TrainedTemperature = 1.0
@@ -138,7 +140,8 @@ class Grpo(Section):
     cispo_cap: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 5.0
     """Largest weight of a token in the cispo loss."""
     importance_sampling: Literal["none", "token"] = "none"
-    """"token": weigh each token by min(trainer's / engine's probability, importance_cap), for foreign engines."""
+    """"token": weigh each token by min(trainer's / engine's probability, importance_cap), for foreign engines; the
+    default with rollout.engine = "vllm"."""
     importance_cap: Positive = 2.0
     """Largest of these weights."""
     kl_coef: NonNegative = 0.0
@@ -204,6 +207,10 @@ class RolloutConfig(JobConfig):
 
     rollout: Rollout = Rollout()
 
+    def prompt_tokens(self) -> int:
+        """Assumed length of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer."""
+        return min(256, self.training.seq_len - self.rollout.completion_tokens)
+
 
 class GrpoConfig(RolloutConfig):
     """A run of reinforcement learning with verifiable rewards."""
@@ -220,6 +227,37 @@ class GrpoConfig(RolloutConfig):
 
     grpo: Grpo = Grpo()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _corrects_vllm(cls, tables: Any) -> Any:
+        """With vLLM the default of grpo.importance_sampling is "token": its kernels round in another way."""
+        rollout, grpo = (tables.get(name, {}) if isinstance(tables, dict) else None for name in ("rollout", "grpo"))
+        if isinstance(rollout, dict) and isinstance(grpo, dict) and rollout.get("engine") == "vllm":
+            return {**tables, "grpo": {"importance_sampling": "token", **grpo}}
+        return tables
+
+    def check_packages(self) -> None:
+        """Raise a ConfigError where vLLM is to sample and is not here."""
+        if self.rollout.engine == "vllm":
+            from titan_pt.config.vllm_package import check_vllm
+
+            check_vllm()
+
+    def step_rows(self) -> int:
+        """Completions that a step samples in its first round, over all ranks."""
+        oversample = self.grpo.oversample if self.grpo.dynamic_sampling == "refill" else 1.0
+        return math.ceil(self.grpo.prompts_per_step * oversample) * self.rollout.num_samples
+
+    def sampled_rows(self, num_ranks: int) -> int:
+        """Most completions that one rank decodes together in a step, the probe or an evaluation."""
+        grpo, rollout = self.grpo, self.rollout
+        wanted = [self.step_rows()]
+        if grpo.probe != "off":
+            wanted.append(grpo.probe_prompts * rollout.num_samples)
+        if self.validation.enable:
+            wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
+        return min(rollout.max_rows, -(-max(wanted) // num_ranks))
+
     def written_folders(self) -> Iterator[tuple[str, str]]:
         """Yield those of every run, and that of the completions."""
         yield from super().written_folders()
@@ -232,6 +270,12 @@ class GrpoConfig(RolloutConfig):
         training = self.training
         if not grpo.tasks:
             yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
+        if rollout.engine == "vllm" and rollout.temperature < 0.01:
+            yield (
+                ["rollout.temperature", "rollout.engine"],
+                f'rollout.temperature = {rollout.temperature:g}: rollout.engine = "vllm" takes 0.01 for all below it; '
+                "raise it to 0.01",
+            )
         names = [task.name for task in grpo.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
