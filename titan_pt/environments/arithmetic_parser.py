@@ -12,7 +12,7 @@ DEEPEST = 20
 """Most parentheses and signs inside each other."""
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\S))", re.ASCII)
-_SAME = str.maketrans("×·÷−–", "**/--")  # noqa: RUF001
+_SAME = str.maketrans("×·÷−–", "**/--")
 _DECIMALS = 6
 
 

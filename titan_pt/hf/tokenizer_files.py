@@ -60,7 +60,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 def template_key(tokenizer: Tokenizer) -> str:
-    """What identifies the tokenizer's chat template; of a simple one its part without tools, as in older checkpoints."""
+    """What identifies the tokenizer's chat template: of a simple one its part without tools, as in older runs."""
     own = tokenizer.chat_template
     return own if own is not None else _CHAT_ML if _has_turns(tokenizer) else _PLAIN
 

@@ -128,7 +128,11 @@ TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
 _TASKS: Registry[TaskFactory] = Registry(
-    "task {}", {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")}
+    "task {}",
+    {
+        **{name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")},
+        **{name: f"titan_pt.environments.{name}:build" for name in ("calculator",)},
+    },
 )
 
 REWARDS: Registry[Callable[[Any, Task], float]] = Registry(
@@ -228,6 +232,11 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
         if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
+    if task.environment and task.environment.tools and not task.chat:
+        yield (
+            "its tools are told by the chat template, and the model is asked in plain text; set chat = true, or start "
+            'from a model of conversations, such as one that job.trainer = "sft" trained on messages'
+        )
 
 
 class _Chosen:

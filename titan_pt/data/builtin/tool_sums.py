@@ -1,4 +1,4 @@
-"""Generated sums that are too hard to do in the head, and conversations that answer them: numbered, the same everywhere.
+"""Generated sums that are too hard to do in the head, and conversations that answer them: numbered, always the same.
 
 A conversation calls the calculator, reads its result and answers; or it answers at once, which is right here and hardly
 ever so of a small model: fine-tuning shows both forms, rewards teach which of them to take. No torch here.
@@ -25,7 +25,7 @@ CALCULATOR: dict[str, Any] = {
 }
 """The calculator's JSON schema, as chat templates tell a model of it."""
 
-NUM_SUMS = 20_000
+NUM_SUMS = 6_000
 """Sums of a level; some may be equal."""
 
 # What is asked, and what is to be calculated.

@@ -28,7 +28,8 @@ from titan_pt.tasks import gsm8k, medqa
 
 Config = TypeVar("Config", bound=JobConfig)
 
-_FORMATTERS = {"arithmetic": "gsm8k", "worked_problems": "gsm8k", "tool_sums": "tools"}  # of sources whose rows are another's
+# Of sources whose rows are another's.
+_FORMATTERS = {"arithmetic": "gsm8k", "worked_problems": "gsm8k", "tool_sums": "tools"}
 
 
 def with_records(config: Config, epochs: float | None = None) -> Config:
@@ -177,9 +178,10 @@ def _letter(message: Mapping[str, Any]) -> str:
 def _checked(message: Mapping[str, Any], number: int) -> Message:
     where = f"the content of message {number}"
     message = {**message, "content": joined_parts(message.get("content"), where)}
-    if message.get("tool_calls"):
-        message = {**message, "content": message["content"] or "", "tool_calls": _calls(message["tool_calls"], number)}
-    if message["content"] or not message.get("tool_calls"):
+    calls = message.pop("tool_calls", None)  # an empty list would be calls to some templates
+    if calls:
+        message |= {"content": message["content"] or "", "tool_calls": _calls(calls, number)}
+    if message["content"] or not calls:
         _text(message, "content", where)
     if message.get("weight") not in (None, 0, 1):
         raise ValueError(f"the weight of message {number} is {shown(message['weight'])}; want 0 or 1")
@@ -191,7 +193,8 @@ def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
     found = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
-        name, arguments = (function.get(key) for key in ("name", "arguments")) if isinstance(function, Mapping) else (0, 0)
+        function = function if isinstance(function, Mapping) else {}
+        name, arguments = function.get("name"), function.get("arguments")
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ValueError(f"message {number} has the call {shown(call)}; want a function with name and arguments")
