@@ -53,11 +53,11 @@ class _Level:
     draw: Callable[[random.Random], ToolSum]
 
 
-def _two(low: int, high: int) -> Callable[[random.Random], ToolSum]:
+def _two(low: int, high: int, *, in_words: bool) -> Callable[[random.Random], ToolSum]:
     def draw(rng: random.Random) -> ToolSum:
         a, b = sorted((rng.randint(low, high), rng.randint(low, high)), reverse=True)
         form = rng.choice(tuple(_WORDS))
-        wording = rng.choice((*_PLAIN, *_WORDS[form]))
+        wording = rng.choice((*_PLAIN, *_WORDS[form]) if in_words else _PLAIN)
         expression = form.format(a=a, b=b)
         value = {"+": a + b, "-": a - b, "*": a * b}[form[4]]
         return ToolSum(wording.format(x=expression, a=a, b=b), expression, value)
@@ -74,8 +74,8 @@ def _three(rng: random.Random) -> ToolSum:
 
 
 _LEVELS = {
-    1: _Level("two numbers from 11 to 99", _two(11, 99)),
-    2: _Level("two numbers from 101 to 999", _two(101, 999)),
+    1: _Level("two numbers from 11 to 99", _two(11, 99, in_words=False)),
+    2: _Level("two numbers from 11 to 999, also in words", _two(11, 999, in_words=True)),
     3: _Level("three numbers from 11 to 99, with parentheses", _three),
 }
 LEVELS: dict[int, str] = {level: row.description for level, row in _LEVELS.items()}
@@ -94,7 +94,7 @@ class ToolSums:
         called: share of them that call the calculator; the others answer at once.
     """
 
-    def __init__(self, level: int, called: float = 0.5) -> None:
+    def __init__(self, level: int, called: float = 0.4) -> None:
         self._level, self._called = level, called
         self.fingerprint = f"tool_sums-1-level-{level}-{called:g}"
 
