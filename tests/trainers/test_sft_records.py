@@ -248,7 +248,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "\ud800", "completion": "x"}, "surrogates not allowed"),
     (
         {"messages": [SPEAK[0], {"role": "assistant", "tool_calls": [{}]}]},
-        "message 1 calls tools, and the record tells of none",
+        "message 1 calls tools, and the record",
     ),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SPEAK[1]]}, "message 0 has a part 'image'; want"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SPEAK[1]]}, "message 0 has a part 'text'; want"),

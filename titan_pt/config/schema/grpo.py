@@ -77,8 +77,8 @@ class GrpoTask(Section):
     """[[grpo.tasks]] prompts and the reward of answers to them."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>; played in turns: calculator, guess_number, wordle; or one registered by
-    experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>; played in turns: calculator, guess_number, wordle; or one
+    registered by experimental.custom_import."""
     weight: Positive = 1.0
     """Share of the prompts, relative to the other tasks' weights."""
     path: PathName | None = None
