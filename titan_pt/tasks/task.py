@@ -90,6 +90,11 @@ class Task:
     environment: "Environment | None" = None
     """What answers the model's turns, see `environments.protocol`; None: the model has one turn."""
 
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """JSON schemas of the functions that the model may call, for its chat template."""
+        return self.environment.tools if self.environment else ()
+
     def prompt(self, problem: Problem, said: Callable[[str], str] = str) -> str:
         """The prompt of a problem as plain text, which the model continues.
 
@@ -181,7 +186,7 @@ _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
     {
         **{name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")},
-        **{name: f"titan_pt.environments.{name}:build" for name in ("guess_number", "wordle")},
+        **{name: f"titan_pt.environments.{name}:build" for name in ("calculator", "guess_number", "wordle")},
     },
 )
 
@@ -282,6 +287,11 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
         if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
+    if task.tools and not task.chat:
+        yield (
+            "its tools are told by the chat template, and the model is asked in plain text; set chat = true, or start "
+            'from a model of conversations, such as one that job.trainer = "sft" trained on messages'
+        )
 
 
 class _Chosen:

@@ -93,7 +93,7 @@ _SOURCES: Registry[SourceFactory] = Registry(
     "source {}",
     {
         name: f"titan_pt.data.builtin.sources:open_{name}"
-        for name in ("python_stdlib", "arithmetic", "arithmetic_plain", "conversations", "worked_problems")
+        for name in ("python_stdlib", "arithmetic", "arithmetic_plain", "conversations", "worked_problems", "tool_sums")
     },
     reserved=BUILTIN_DATASETS,
 )
