@@ -202,6 +202,7 @@ class RolloutSampler:
         except NonFiniteLogits as error:
             return _Share(False, [], [], error)
         sampled = time.perf_counter()
+        self._prepare_grading(prompts, completions)
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
@@ -209,13 +210,23 @@ class RolloutSampler:
             groups.append(Group(prompt, tuple(graded)))
         return _Share(False, groups, faults, None, sampled - start, time.perf_counter() - sampled)
 
+    def _prepare_grading(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+        for number, task in enumerate(self._tasks):
+            if task.prepare:
+                mine = [(p.problem, each) for each in completions if (p := prompts[each.prompt]).task == number]
+                task.prepare([(problem, self._text(each)) for problem, each in mine], self._stop_requested)
+
+    def _text(self, completion: Completion) -> str:
+        ids = completion.token_ids
+        return self._tokenizer.decode(ids if completion.finish_reason == "length" else ids[:-1])
+
     def _grade(
         self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
     ) -> GradedCompletion:
         """A completion with its rewards and verdicts; failures are appended to the faults."""
         options, truncated = self._options, completion.finish_reason == "length"
         ids = completion.token_ids
-        text = self._tokenizer.decode(ids if truncated else ids[:-1])
+        text = self._text(completion)
         sample = rewards.Sample(prompt.problem, text, len(ids), sampling.max_new_tokens, truncated)
         hung = Counter(fault.reward for fault in faults if fault.kind == "timeout")
         given_up = {name for name, count in hung.items() if count >= MOST_TIMEOUTS}
