@@ -4,13 +4,16 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.self_check import accepted_nonsense, prove
+
+if TYPE_CHECKING:
+    from titan_pt.environments.protocol import Environment
 
 logger = logging.getLogger("titan_pt")
 
@@ -83,6 +86,8 @@ class Task:
     its grading takes such a reply for right."""
     special_tokens: bool = False
     """Whether names of special tokens in its problems stand for these tokens, as they do in its template."""
+    environment: "Environment | None" = None
+    """What answers the model's turns, see `environments.protocol`; None: the model has one turn."""
 
     def prompt(self, problem: Problem) -> str:
         """The prompt of a problem as plain text, which the model continues.
@@ -216,7 +221,7 @@ def _mistakes(row: GrpoTask) -> Iterator[str]:
 
 
 def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
-    known = set(REWARDS)
+    known = {*REWARDS, *(task.environment.rewards if task.environment else ())}
     for name in sorted(set(task.rewards) - known):
         yield (
             f"rewards: {shown(name)} is unknown{nearest(name, known)}; known are {one_of(known)}; "
