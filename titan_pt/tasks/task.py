@@ -132,7 +132,8 @@ TaskFactory = Callable[[GrpoTask, int], Task]
 
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
-    {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")},
+    {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")}
+    | {"verifiers": "titan_pt.environments.verifiers:build"},
 )
 
 REWARDS: Registry[Callable[[Any, Task], float]] = Registry(
