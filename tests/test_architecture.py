@@ -36,7 +36,7 @@ WINGS = (
 """What a pretraining run on local files does not load, by the beginnings of module names."""
 
 OPTIONAL_WINGS = (
-    *("environments", "lora", "sandbox", "generation.vllm_engine", "trainers.grpo.distillation"),
+    *("environments", "lora", "sandbox", "generation.vllm_engine", "config.vllm_package", "trainers.grpo.distillation"),
     *("config.schema.lora", "config.schema.teacher"),
 )
 """What a run of reinforcement learning that asks for none of it does not load either."""

@@ -59,6 +59,10 @@ class VerifiersEnvironment(Environment):
     def __init__(self, name: str, options: tuple[tuple[str, Any], ...]) -> None:
         self.name, self._options = name, options
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.player  # noqa: B018 - imports of seconds, before the time of any step counts
+
     @property
     def player(self) -> "_Player":
         """What plays in this process."""

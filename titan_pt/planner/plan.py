@@ -154,7 +154,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     rollouts = rollouts_of(config, args, target, flops_per_token)
     tokens = dry_run.run_size.tokens
     if rollouts and isinstance(config, GrpoConfig):
-        options, length = config.grpo, rollouts.prompt_tokens + config.rollout.max_new_tokens
+        options, length = config.grpo, rollouts.prompt_tokens + config.rollout.completion_tokens
         tokens = dry_run.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
     limit = config.training.max_hours
     paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, mfu}}

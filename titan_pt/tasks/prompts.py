@@ -46,9 +46,11 @@ class PromptRules:
         self._note_names(task, problem)
         asked, written = as_asked(self.tokenizer, task, problem)
         if task.chat:
-            ids = chat_tokens(self.tokenizer, asked.messages(written), named=True)
+            named = task.environment is None or task.special_tokens  # what an environment says names none
+            ids = chat_tokens(self.tokenizer, asked.messages(written), named=named)
         else:
-            ids = prompt_tokens(self.tokenizer, asked.prompt(written), named=True)
+            text = asked.prompt(written, lambda said: said if task.special_tokens else as_text(self.tokenizer, said))
+            ids = prompt_tokens(self.tokenizer, text, named=True)
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:
@@ -56,7 +58,7 @@ class PromptRules:
         if self.overlong == "error":
             raise ConfigError(
                 f"grpo.tasks ({task.name!r}): the prompt of {problem.id} has {len(ids)} tokens, and training.seq_len "
-                f"leaves {self.longest} beside rollout.max_new_tokens; raise training.seq_len, lower "
+                f"leaves {self.longest} beside the completion; raise training.seq_len, lower "
                 'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
             )
         return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True

@@ -1,8 +1,9 @@
 """Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
+import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,11 +12,14 @@ from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.self_check import accepted_nonsense, prove
+from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
 
 if TYPE_CHECKING:
     from titan_pt.environments.protocol import Environment
 
 logger = logging.getLogger("titan_pt")
+
+_RESET_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,20 @@ class Task:
     environment: "Environment | None" = None
     """What answers the model's turns, see `environments.protocol`; None: the model has one turn."""
 
-    def prompt(self, problem: Problem) -> str:
+    def prompt(self, problem: Problem, said: Callable[[str], str] = str) -> str:
         """The prompt of a problem as plain text, which the model continues.
 
         Each example is its prompt and its worked answer, then a blank line, as in lm-evaluation-harness.
+
+        Args:
+            said: changes what an environment says.
         """
         examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
+        if self.environment is not None:
+            return self.system_prompt + examples + self.plain(self._opening(problem), said)
         return self.system_prompt + examples + worked_example(self.template, problem)[0]
 
-    def messages(self, problem: Problem, end: str = "") -> list[dict[str, str]]:
+    def messages(self, problem: Problem, end: str = "") -> list[dict[str, Any]]:
         """The prompt of a problem as a conversation, whose next turn is the model's.
 
         The turns are those of lm-evaluation-harness with `--apply_chat_template` (and its `--fewshot_as_multiturn`).
@@ -108,12 +117,53 @@ class Task:
         turns = [("system", self.system_prompt)] if self.system_prompt else []
         for example in self.examples:
             turns += [("user", worked_example(self.template, example)[0]), ("assistant", example.solution)]
-        turns.append(("user", worked_example(self.template, problem)[0] + end))
-        return [{"role": role, "content": content} for role, content in turns]
+        if self.environment is None:
+            turns.append(("user", worked_example(self.template, problem)[0] + end))
+        messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
+        return messages if self.environment is None else [*messages, *self._opening(problem)]
+
+    def plain(self, messages: Iterable[Mapping[str, Any]], said: Callable[[str], str] = str) -> str:
+        """Messages as plain text, which the model continues: what it is asked or told by the template of the prompt.
+
+        Args:
+            said: changes each content.
+        """
+        own = ("system", "assistant")
+        return "\n\n".join(
+            said(each["content"]) if each["role"] in own else self.template.replace("{question}", said(each["content"]))
+            for each in messages
+        )
+
+    def _opening(self, problem: Problem) -> list[dict[str, Any]]:
+        """What the environment's `reset` gives.
+
+        Raises:
+            ConfigError: it fails, takes too long, or gives no messages.
+        """
+        assert self.environment is not None
+        failed = f"grpo.tasks ({self.name!r}): reset of its environment, on {problem.id}:"
+        try:
+            with TimeLimit(_RESET_SECONDS) as limit:
+                messages: Any = limit.run(functools.partial(self.environment.reset, problem))
+        except TimeLimitExpired:
+            raise ConfigError(f"{failed} took longer than {_RESET_SECONDS:g} s") from None
+        except Exception as error:
+            raise ConfigError(f"{failed} {type(error).__name__}: {error}") from error
+        if not isinstance(messages, list | tuple) or not messages or not all(map(is_message, messages)):
+            raise ConfigError(
+                f'{failed} gave {shown(messages)}; want a list of messages such as {{"role": "user", "content": "..."}}'
+            )
+        return list(messages)
 
     def worked(self, problem: Problem) -> str:
         """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
+
+
+def is_message(message: Any) -> bool:
+    """Whether a value is a message of a conversation, with a role and a text."""
+    has_role = isinstance(message, dict) and isinstance(message.get("role"), str)
+    return has_role and isinstance(message.get("content"), str)
 
 
 def how_asked(chat: bool) -> str:
@@ -132,8 +182,12 @@ TaskFactory = Callable[[GrpoTask, int], Task]
 
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
-    {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")}
-    | {"verifiers": "titan_pt.environments.verifiers:build"},
+    {
+        **{
+            name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+        },
+        **{name: f"titan_pt.environments.{name}:build" for name in ("guess_number", "wordle", "verifiers")},
+    },
 )
 
 REWARDS: Registry[Callable[[Any, Task], float]] = Registry(

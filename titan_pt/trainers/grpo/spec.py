@@ -76,6 +76,11 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
     prompts: PromptLoader = context.dataloader
     stops = stop_tokens(context.tokenizer, prompts.tasks)
     engine = build_engine(context.config, context.tokenizer, context.world, stops)
+    episodes = None
+    if any(task.environment for task in prompts.tasks):
+        from titan_pt.environments.episodes import build_episodes
+
+        episodes = build_episodes(prompts.tasks, context.tokenizer, engine, context.config.rollout, stop_requested)
     sampler = RolloutSampler(
         engine,
         context.tokenizer,
@@ -84,6 +89,7 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         grading_options(context.config.grpo),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
+        episodes=episodes,
     )
     return GrpoStep(context, engine, sampler, build_reference(context))
 
@@ -150,7 +156,7 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
     say(
         "Step",
         f"{options.prompts_per_step} prompts x {rollout.num_samples} samples = "
-        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens",
+        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.completion_tokens} tokens",
     )
     say(
         "Budget",
