@@ -93,7 +93,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
     if not (folder / "tokenizer.json").is_file():
         return
     theirs = build_tokenizer(TokenizerSection(name=escape_path(str(folder)), eos_token=config.tokenizer.eos_token))
-    text = _other_ids(tokenizer, theirs)
+    text = other_ids(tokenizer, theirs)
     if text is not None:
         raise ConfigError(
             f"{folder / 'tokenizer.json'}: gives other ids than tokenizer.name = {config.tokenizer.name!r}, such as to "
@@ -101,7 +101,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
         )
 
 
-def _other_ids(one: Tokenizer, other: Tokenizer) -> str | None:
+def other_ids(one: Tokenizer, other: Tokenizer) -> str | None:
     """A text to which two tokenizers give different ids, or None: they have the same rules, or agree on every token."""
     if one.fingerprint == other.fingerprint or ((rules := _rules(one)) is not None and rules == _rules(other)):
         return None

@@ -44,8 +44,15 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
         held["rollout_engine"], sampling_bytes, tried = _sample(context)
     else:
         sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
-    update = PolicyUpdate(context, reference.model if reference else None)
-    size = update_size(config, context.world.size, shares_prompts=takes_segments(context.model))
+    teacher = None
+    if grpo.has_teacher:
+        from titan_pt.trainers.grpo.distill import dry_teacher
+
+        teacher = dry_teacher(context)
+        held["teacher"] = list(teacher.model.parameters())
+    update = PolicyUpdate(context, reference.model if reference else None, teacher)
+    models = [context.model, *([teacher.model] if teacher else [])]
+    size = update_size(config, context.world.size, shares_prompts=all(map(takes_segments, models)))
     samples = synthetic_samples(config, size, context.world.size)
 
     def step(state: TrainState) -> StepMetrics:
@@ -99,7 +106,7 @@ def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
     """Most completions that one rank decodes together in a step, the probe or an evaluation."""
     grpo, rollout = config.grpo, config.rollout
     wanted = [step_rows(config)]
-    if grpo.probe != "off":
+    if grpo.probes:
         wanted.append(grpo.probe_prompts * rollout.num_samples)
     if config.validation.enable:
         wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
@@ -109,7 +116,7 @@ def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
 def step_rows(config: GrpoConfig) -> int:
     """Completions that a step samples in its first round, over all ranks."""
     grpo = config.grpo
-    oversample = grpo.oversample if grpo.dynamic_sampling == "refill" else 1.0
+    oversample = grpo.oversample if grpo.refills else 1.0
     return math.ceil(grpo.prompts_per_step * oversample) * config.rollout.num_samples
 
 
