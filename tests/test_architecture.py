@@ -31,13 +31,15 @@ WINGS = (
         "optimizers",
         "config.schema.sft",
         "config.schema.grpo",
+        "config.schema.lora",
+        "lora",
     ),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""
 
 OPTIONAL_WINGS = (
     *("environments", "lora", "sandbox", "generation.vllm_engine", "config.vllm_package", "trainers.grpo.distillation"),
-    *("config.schema.lora", "config.schema.teacher"),
+    "config.schema.teacher",
 )
 """What a run of reinforcement learning that asks for none of it does not load either."""
 

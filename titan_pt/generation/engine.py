@@ -55,7 +55,10 @@ def check_prompts(
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, whole tensor) of each parameter, gathered one at a time where they are sharded. A collective."""
+    """(name, whole weight) of a model in training, adapters merged into the weights beside them. A collective."""
+    if adapters := getattr(model, "adapters", None):
+        yield from adapters.merged()
+        return
     for name, parameter in model.named_parameters():
         yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 

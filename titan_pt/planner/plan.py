@@ -15,7 +15,7 @@ from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
-from titan_pt.planner.rollouts import Rollouts, plan_rollouts
+from titan_pt.planner.rollouts import Rollouts, plan_rollouts, teacher_share
 from titan_pt.planner.roofline import StepTime, known_rates, step_time
 from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.protocols.model_spec import get_model_spec
@@ -173,7 +173,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
         pace=paces[mfu],
         step_time=update,
-        storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps, _own_state_bytes(config, dry_run)),
+        storage=storage(config, dry_run.num_trained, dry_run.run_size.steps, _own_state_bytes(config, dry_run)),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
@@ -194,11 +194,13 @@ def update_mfu(
 ) -> float:
     """The MFU of such an update on devices of that peak together.
 
-    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third.
+    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third,
+    the teacher's by its own size.
     """
     tokens: float = dry_run.run_size.tokens_per_step
     if isinstance(config, GrpoConfig):
-        tokens = update_samples(config) * row_slots(config) * (4 / 3 if config.grpo.kl_coef > 0 else 1)
+        forwards = (1 / 3 if config.grpo.kl_coef > 0 else 0) + teacher_share(config, flops_per_token)
+        tokens = update_samples(config) * row_slots(config) * (1 + forwards)
     return tokens * flops_per_token / flops_per_second / update.total
 
 
@@ -232,13 +234,14 @@ def _own_state_bytes(config: JobConfig, dry_run: DryRunResult) -> int | None:
 
 
 def storage(config: JobConfig, num_parameters: int, steps: int, state_bytes: int | None = None) -> Storage:
-    """The disk that `[checkpoint]` needs for a model of that size.
+    """The disk that `[checkpoint]` needs.
 
     Args:
+        num_parameters: those that are trained, which a checkpoint holds.
         state_bytes: of an optimizer that is not a built-in one.
     """
     options = config.checkpoint
-    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
+    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0 and not config.lora.enable
     states = num_parameters * moment_bytes(config) if state_bytes is None else state_bytes
     copies = 1 + has_reference + (config.training.ema_decay is not None)
     whole = states + 4 * num_parameters * copies

@@ -62,6 +62,9 @@ class Task:
     grade: Callable[[str, Problem, str], bool]
     """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
     function may raise or hang: `rewards.score` guards against both."""
+    prepare: Callable[[Sequence[tuple[Problem, str]], Callable[[], bool]], None] | None = None
+    """(completions of a step with their problems, whether to stop) -> nothing: called before `grade` is, where many
+    verdicts together are had faster than one by one."""
     template: str = QUESTION_ANSWER
     """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
@@ -182,11 +185,13 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
+_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+_OF_TURNS = ("calculator", "guess_number", "wordle", "verifiers")
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
     {
-        **{name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")},
-        **{name: f"titan_pt.environments.{name}:build" for name in ("calculator", "guess_number", "wordle")},
+        **{name: f"titan_pt.tasks.{name}:build" for name in _OF_ONE_TURN},
+        **{name: f"titan_pt.environments.{name}:build" for name in _OF_TURNS},
     },
 )
 

@@ -15,12 +15,15 @@ from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
 from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
 from titan_pt.trainers.grpo.reference import Reference
+
+BASE_REFERENCE = "titan_pt.lora.reference:BaseReference"
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
@@ -42,8 +45,15 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
         held["rollout_engine"], sampling_bytes, tried = _vllm(context)
     else:
         sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
-    update = PolicyUpdate(context, reference.model if reference else None)
-    size = update_size(config, context.world.size, shares_prompts=takes_segments(context.model))
+    teacher = None
+    if grpo.has_teacher:
+        from titan_pt.trainers.grpo.distill import dry_teacher
+
+        teacher = dry_teacher(context)
+        held["teacher"] = list(teacher.model.parameters())
+    update = PolicyUpdate(context, reference.model if reference else None, teacher)
+    models = [context.model, *([teacher.model] if teacher else [])]
+    size = update_size(config, context.world.size, shares_prompts=all(map(takes_segments, models)))
     samples = synthetic_samples(config, size, context.world.size)
 
     def step(state: TrainState) -> StepMetrics:
@@ -181,6 +191,9 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
     allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)

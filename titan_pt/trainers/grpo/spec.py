@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -17,17 +18,21 @@ from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.log import say
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task, how_asked
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.dry_run import build_dry_run
+from titan_pt.trainers.grpo.dry_run import BASE_REFERENCE, build_dry_run
 from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.step import GrpoStep
+
+if TYPE_CHECKING:
+    from titan_pt.trainers.grpo.distill import TeacherModel
 
 logger = logging.getLogger("titan_pt")
 
@@ -39,19 +44,30 @@ def for_rollouts(config: GrpoConfig) -> GrpoConfig:
 
 
 def plan(config: GrpoConfig, world_size: int) -> RunSize:
-    """The size of the run; rows and tokens are those of one micro-batch on every rank."""
+    """The size of the run; rows and tokens are those of one micro-batch on every rank.
+
+    Raises:
+        ConfigError: there is no model at teacher.path.
+    """
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
         logger.warning(
             "training.global_batch_size and global_batch_tokens have no effect on grpo; its batch is "
             "grpo.prompts_per_step x rollout.num_samples"
         )
+    if config.grpo.has_teacher:
+        from titan_pt.components.checkpoint.steps import find_initial
+
+        find_initial(str(config.teacher.path), "teacher.path")  # before the tasks are read
     return plan_run_size(for_rollouts(config), world_size)
 
 
 def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
-    """The policy on the meta device."""
-    return pretrain.build_model(for_rollouts(config), tokenizer)
+    """The policy on the meta device, with the adapters of [lora] where they are on."""
+    model = pretrain.build_model(for_rollouts(config), tokenizer)
+    if config.lora.enable:
+        import_attribute("titan_pt.lora.adapters:add_adapters")(model, config, config.lora)
+    return model
 
 
 def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
@@ -91,7 +107,7 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         raise_if_preempted=context.raise_if_preempted,
         episodes=episodes,
     )
-    return GrpoStep(context, engine, sampler, build_reference(context))
+    return GrpoStep(context, engine, sampler, build_reference(context), _teacher(context))
 
 
 def grading_options(grpo: Grpo) -> GradingOptions:
@@ -113,10 +129,21 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
             f"grpo.reset_optimizer = true: {type(context.optimizer).__name__} makes state when it is built, or "
             "saves it by functions of its own, so that it cannot be set anew; set it to false"
         )
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     config = for_rollouts(context.config)
     model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
     materialize(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)
+
+
+def _teacher(context: TrainContext[GrpoConfig]) -> "TeacherModel | None":
+    if not context.config.grpo.has_teacher:
+        return None
+    from titan_pt.trainers.grpo.distill import build_teacher
+
+    return build_teacher(context, for_rollouts(context.config))
 
 
 def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:
