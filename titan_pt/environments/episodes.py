@@ -12,6 +12,7 @@ from titan_pt.environments.pool import Call, EnvironmentPool, Failure, PoolLimit
 from titan_pt.environments.protocol import CORRECT, EpisodeState, Message, ModelTurn
 from titan_pt.environments.turns import AnswerTokens
 from titan_pt.generation.engine import ConversationEngine, GenerationStopped, RolloutEngine
+from titan_pt.hf.tool_form import tool_form
 from titan_pt.tasks.prompts import Prompt
 from titan_pt.tasks.task import Problem, Task
 
@@ -89,6 +90,7 @@ class Episodes:
         played = [t for t, task in enumerate(tasks) if task.environment]
         self.numbers = {t: number for number, t in enumerate(played)}
         self.encode = {t: AnswerTokens(tokenizer, tasks[t]) for t in played}
+        self.forms = {t: tool_form(tokenizer) for t in played if tasks[t].tools}
         self.pool = EnvironmentPool([(tasks[t].name, tasks[t].environment) for t in played], limits)  # type: ignore[misc]
         self.pool.check()
 
@@ -119,7 +121,9 @@ class Talk:
         episode = self.episodes.get(number)
         if episode is None:
             return
-        turn = ModelTurn(self._all.tokenizer.decode(tokens[:-1] if ended else tokens), len(tokens))
+        text = self._all.tokenizer.decode(tokens[:-1] if ended else tokens)
+        read_calls = self._all.forms.get(episode.task)
+        turn = ModelTurn(text, len(tokens), tuple(read_calls(text)) if read_calls else ())
         episode.turns.append(PlayedTurn(turn.text, turn.num_tokens))
         episode.tokens += len(tokens)
         if not ended:

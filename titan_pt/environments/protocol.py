@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from titan_pt.hf.tool_calls import ToolCall
 from titan_pt.tasks.task import Problem
 
 Message = Mapping[str, Any]
@@ -54,6 +55,8 @@ class ModelTurn:
     """Text without the token that ended the turn."""
     num_tokens: int
     """Tokens of the turn, the one that ended it included."""
+    calls: Sequence[ToolCall] = ()
+    """The calls of tools in it, where the environment has `tools`: read in the form of the model's chat template."""
 
     def message(self) -> Message:
         """The turn as a message."""

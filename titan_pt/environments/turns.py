@@ -41,9 +41,9 @@ class AnswerTokens:
             text = self._task.plain(said, str if self._task.special_tokens else self._as_text)
             return tuple(encode_behind(self._tokenizer, f"\n\n{text}", named=True))
         talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-        text = chat_text(self._tokenizer, [*talk, *said])
+        text = chat_text(self._tokenizer, [*talk, *said], tools=self._task.tools)
         before, found, tail = text.partition(_ANSWER)
-        start = chat_text(self._tokenizer, talk, prompt=False).partition(_ANSWER)[2].lstrip()
+        start = chat_text(self._tokenizer, talk, prompt=False, tools=self._task.tools).partition(_ANSWER)[2].lstrip()
         end = max((name for name in self._ends if start.startswith(name)), key=len, default="")
         if not found or not tail.lstrip().startswith(end) or not before:
             raise ConfigError(

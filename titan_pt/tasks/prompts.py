@@ -47,7 +47,7 @@ class PromptRules:
         asked, written = as_asked(self.tokenizer, task, problem)
         if task.chat:
             named = task.environment is None or task.special_tokens  # what an environment says names none
-            ids = chat_tokens(self.tokenizer, asked.messages(written), named=named)
+            ids = chat_tokens(self.tokenizer, asked.messages(written), named=named, tools=task.tools)
         else:
             text = asked.prompt(written, lambda said: said if task.special_tokens else as_text(self.tokenizer, said))
             ids = prompt_tokens(self.tokenizer, text, named=True)
@@ -86,7 +86,7 @@ def as_asked(tokenizer: Tokenizer, task: Task, problem: Problem) -> tuple[Task, 
 
 def prompt_text(tokenizer: Tokenizer, task: Task, problem: Problem) -> str:
     """The text of a problem's prompt, by the chat template where the task is asked through it."""
-    return chat_text(tokenizer, task.messages(problem)) if task.chat else task.prompt(problem)
+    return chat_text(tokenizer, task.messages(problem), tools=task.tools) if task.chat else task.prompt(problem)
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:

@@ -62,6 +62,9 @@ class Task:
     grade: Callable[[str, Problem, str], bool]
     """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
     function may raise or hang: `rewards.score` guards against both."""
+    prepare: Callable[[Sequence[tuple[Problem, str]], Callable[[], bool]], None] | None = None
+    """(completions of a step with their problems, whether to stop) -> nothing: called before `grade` is, where many
+    verdicts together are had faster than one by one."""
     template: str = QUESTION_ANSWER
     """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
@@ -89,6 +92,11 @@ class Task:
     """Whether names of special tokens in its problems stand for these tokens, as they do in its template."""
     environment: "Environment | None" = None
     """What answers the model's turns, see `environments.protocol`; None: the model has one turn."""
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """JSON schemas of the functions that the model may call, for its chat template."""
+        return self.environment.tools if self.environment else ()
 
     def prompt(self, problem: Problem, said: Callable[[str], str] = str) -> str:
         """The prompt of a problem as plain text, which the model continues.
@@ -177,11 +185,13 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
+_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+_OF_TURNS = ("calculator", "guess_number", "wordle", "verifiers")
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
     {
-        **{name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")},
-        **{name: f"titan_pt.environments.{name}:build" for name in ("guess_number", "wordle")},
+        **{name: f"titan_pt.tasks.{name}:build" for name in _OF_ONE_TURN},
+        **{name: f"titan_pt.environments.{name}:build" for name in _OF_TURNS},
     },
 )
 
@@ -282,6 +292,11 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
         if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
+    if task.tools and not task.chat:
+        yield (
+            "its tools are told by the chat template, and the model is asked in plain text; set chat = true, or start "
+            'from a model of conversations, such as one that job.trainer = "sft" trained on messages'
+        )
 
 
 class _Chosen:
