@@ -84,7 +84,8 @@ def test_a_failing_environment_costs_its_own_episodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, kind: str, said: str
 ) -> None:
     tasks = [{"name": "talk", "options": {"fault": fault, "size": 8}}]
-    config = write(tmp_path, tasks, environment_timeout_seconds=1.5)
+    seconds = 1.5 if fault == "hangs" else 60.0
+    config = write(tmp_path, tasks, environment_timeout_seconds=seconds, environment_memory_gib=0.25)
     flags = ("--validation.enable", "false", "--training.steps", "1", "--checkpoint.enable", "false")
     assert train_here(config, *flags) == 0
     row, samples = read_rows(tmp_path / "run")[-1], record(tmp_path, 1)

@@ -211,12 +211,16 @@ class _Process:
         return Failure("error", answer) if isinstance(answer, str) else answer
 
     def kill(self) -> None:
-        """End the process and those that it started."""
+        """End the process and those that it started, and close the pipe: for the thread that asks it."""
         self.is_dead = True
+        self.end()
+        self._pipe.close()
+
+    def end(self) -> None:
+        """End the process and those that it started: for any thread. The one that asks it sees that, and closes."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._pipe.close()
 
     def _death(self) -> str:
         self.kill()
@@ -231,4 +235,4 @@ def _bytes(limits: PoolLimits) -> int:
 
 def _end(processes: set[_Process]) -> None:
     for process in list(processes):
-        process.kill()
+        process.end()
