@@ -108,7 +108,7 @@ class Task:
         """
         examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
         if self.environment is not None:
-            return self.system_prompt + examples + self.plain(self._opening(problem), said)
+            return self.system_prompt + examples + self.plain(self.opening(problem), said)
         return self.system_prompt + examples + worked_example(self.template, problem)[0]
 
     def messages(self, problem: Problem, end: str = "") -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ class Task:
         if self.environment is None:
             turns.append(("user", worked_example(self.template, problem)[0] + end))
         messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
-        return messages if self.environment is None else [*messages, *self._opening(problem)]
+        return messages if self.environment is None else [*messages, *self.opening(problem)]
 
     def plain(self, messages: Iterable[Mapping[str, Any]], said: Callable[[str], str] = str) -> str:
         """Messages as plain text, which the model continues: what it is asked or told by the template of the prompt.
@@ -139,8 +139,8 @@ class Task:
             for each in messages
         )
 
-    def _opening(self, problem: Problem) -> list[dict[str, Any]]:
-        """What the environment's `reset` gives.
+    def opening(self, problem: Problem) -> list[dict[str, Any]]:
+        """What the environment's `reset` gives, checked.
 
         Raises:
             ConfigError: it fails, takes too long, or gives no messages.

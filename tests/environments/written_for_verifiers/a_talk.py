@@ -20,7 +20,7 @@ class TalkConfig(vf.EnvConfig):
 
 
 class TalkEnv(vf.Env[TalkConfig]):
-    """Three turns; the answer to each says whether it had a small letter, with a word by the process's random numbers."""
+    """Three turns, answered by whether they had a small letter, and by Python's global random numbers."""
 
     async def run(self, task, agents):
         good = 0.0

@@ -97,6 +97,10 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         from titan_pt.environments.episodes import build_episodes
 
         episodes = build_episodes(prompts.tasks, context.tokenizer, engine, context.config.rollout, stop_requested)
+    elif context.config.rollout.max_episode_tokens:
+        logger.warning(
+            "rollout.max_episode_tokens only takes room from the prompts: no task is played in turns; leave it out"
+        )
     sampler = RolloutSampler(
         engine,
         context.tokenizer,
