@@ -165,6 +165,7 @@ def test_calls_are_read_and_broken_ones_explained(read: Any, text: str, wanted: 
 PIECES = [*'{}[]":,/;.=e1 \n', "<tool_call>", "</tool_call>", "<|python_tag|>", "f.call(", ")", '"name"', '"arguments"']
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
 def test_no_text_of_a_model_is_an_error(text: str) -> None:
     for call in (*read_hermes(text), *read_llama3(text), *read_hermes(f"<tool_call>{text}</tool_call>")):
@@ -224,7 +225,7 @@ def combined(left: tuple[str, Fraction], sign: str, right: tuple[str, Fraction])
     return text, {"+": a + b, "-": a - b, "*": a * b}[sign] if sign != "/" else a / b
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(SUMS)
 def test_sums_have_their_exact_value(made: tuple[str, Fraction | None]) -> None:
     text, value = made
@@ -237,6 +238,7 @@ def test_sums_have_their_exact_value(made: tuple[str, Fraction | None]) -> None:
         assert value_of(text) == value
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(1, 99), st.sampled_from("+-"), st.sampled_from("*/"))
 def test_products_bind_before_sums_and_both_from_the_left(a: int, b: int, c: int, low: str, high: str) -> None:
     sign = 1 if low == "+" else -1
@@ -246,6 +248,7 @@ def test_products_bind_before_sums_and_both_from_the_left(a: int, b: int, c: int
     assert value_of(f"{a}/{c}{high}{c}") == (a if high == "*" else Fraction(a, c * c))
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="0123456789.+-*/() ×e,x", max_size=250))
 def test_any_text_is_a_sum_or_a_mistake_of_bounded_size(text: str) -> None:
     try:
