@@ -229,6 +229,42 @@ def test_the_newest_whole_step_is_fetched(tmp_path: Path, url: str, step: Path) 
         fetch(tmp_path / "other", Checkpoint(mirror=url))
 
 
+def test_no_start_goes_on_from_what_a_way_back_left_behind(
+    tmp_path: Path, url: str, step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is in the mirror, waits, is being uploaded, or cannot be removed at first."""
+    run_folder, options = tmp_path / "run", Checkpoint(mirror=url, keep_latest_k=0)
+    for number in (1, 2, 3, 4):
+        put(step, run_folder, number)
+    put_step, reached, goes_on = MirrorStore.put_step, threading.Event(), threading.Event()
+
+    def slowly(self: MirrorStore, number: int, folder: Path) -> None:
+        if number == 3:
+            reached.set()
+            assert goes_on.wait(30)
+        put_step(self, number, folder)
+
+    monkeypatch.setattr(MirrorStore, "put_step", slowly)
+    store = MirrorStore(url)
+    for number in (1, 2):
+        put_step(store, number, run_folder / "checkpoint" / f"step-{number}")
+    (run_folder / "checkpoint" / "step-4").rename(tmp_path / "step-4")
+    mirror = open_one(run_folder, options)  # uploads step 3
+    assert reached.wait(30)
+    (tmp_path / "step-4").rename(run_folder / "checkpoint" / "step-4")
+    mirror.add(4)
+    with monkeypatch.context() as broken:
+        broken.setattr(MirrorStore, "remove_step", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        mirror.leave_behind(1)
+    assert store.steps() == [2, 1]
+    goes_on.set()
+    mirror.add(1)
+    mirror.close()
+    assert store.steps() == [1], "step 4 waited, step 3 came too late, step 2 could not be removed at once"
+    fetch(tmp_path / "empty", options)
+    assert numbers(tmp_path / "empty") == [1]
+
+
 def test_a_mirror_has_one_run_at_a_time(tmp_path: Path, url: str, step: Path) -> None:
     options = Checkpoint(mirror=url)
     put(step, tmp_path / "one", 1)

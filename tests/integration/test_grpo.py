@@ -292,6 +292,9 @@ def test_a_collapse_is_answered(
     monkeypatch.setattr(TaskEvaluator, "__call__", lambda *_: EvalResult(400, {"accuracy": next(scripted)}, {}))
     grpo = {**GRPO["grpo"], "tasks": [{"name": "coin"}], "on_collapse": answer, "forecast": False}
     checkpoint = {"interval": 1, "keep_latest_k": 2, "keep_best": "eval/coin/accuracy"}
+    mirror = f"file://{tmp_path}/mirror"
+    if answer == "rewind":
+        checkpoint["mirror"] = mirror
     config = write(tmp_path, grpo=grpo, checkpoint=checkpoint, validation={"freq": 1}, lr_scheduler={"warmup_steps": 0})
     assert train_here(config) == {"rewind": 0, "stop": 70, "warn": 0}[answer]
     logged = capsys.readouterr().err
@@ -301,7 +304,7 @@ def test_a_collapse_is_answered(
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
     if answer == "rewind":
         assert "Back to" in logged and rows[6]["eval/coin/accuracy"] == 0.9
-        assert kept == ["best", "step-4.collapsed", "step-5", "step-5.collapsed", "step-6"]
+        assert kept == ["best", "mirror.json", "step-5", "step-5.collapsed", "step-6"]
         assert [rows[step].get("collapses", 0) for step in (2, 3, 6)] == [0, 1, 1]
         state = read_json(tmp_path / "run" / "checkpoint" / "step-6", "train")
         assert state["rate"] == pytest.approx(rows[6]["lr"] / 0.3), "the rate is lower from then on"

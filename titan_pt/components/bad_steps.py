@@ -121,7 +121,9 @@ class BadSteps:
             with phase("a save under way", "save"):
                 self._checkpointer.join()
         folder = self._folder / self._context.config.checkpoint.folder
-        found = self._context.world.on_main(lambda: leave_behind(folder, self._folder, key, least))
+        mirror = self._checkpointer.mirror if self._checkpointer else None
+        in_mirror = mirror.leave_behind if mirror else None
+        found = self._context.world.on_main(lambda: leave_behind(folder, self._folder, key, least, in_mirror))
         if found is None:
             raise GaveUp(
                 f"{why}, and no saved step has {key} of {least:.4g} or more to go back to; lower optimizer.lr, or save "

@@ -87,7 +87,7 @@ class Checkpointer:
             from titan_pt.components.checkpoint import background
 
             self._background = background.BackgroundWriter(world, pinned=options.async_mode != "async" and on_cuda)
-        self._mirror: Mirror | None = None
+        self.mirror: Mirror | None = None
         self._num_failed = 0
         self._saved_at = time.monotonic()
         self.last_step = 0
@@ -106,7 +106,7 @@ class Checkpointer:
         if self._options.mirror and not self._options.load_only:
             from titan_pt.components.checkpoint.mirror import open_mirror
 
-            self._mirror = open_mirror(self._folder, self._run_folder, self._options, self._world)
+            self.mirror = open_mirror(self._folder, self._run_folder, self._options, self._world)
 
     def find(self) -> Path | None:
         """Find the folder of the step to resume from by `find_resume`; None if the run has no steps.
@@ -173,8 +173,8 @@ class Checkpointer:
     def close(self, grace: float = float("inf")) -> None:
         """The same, and wait for the upload, after a signal within its grace; nothing is saved any more."""
         self.join()
-        if self._mirror:
-            self._mirror.close(grace)
+        if self.mirror:
+            self.mirror.close(grace)
 
     def join(self) -> None:
         """Wait for a save in progress, whose error was logged."""
@@ -262,8 +262,8 @@ class Checkpointer:
         os.rename(temporary, target)
         try:
             sync_folder(self._folder)
-            if self._mirror:
-                self._mirror.add(step)
+            if self.mirror:
+                self.mirror.add(step)
             if self._options.keep_best or 0 < self._options.keep_latest_k < len(list(iter_steps(self._folder))):
                 from titan_pt.components.checkpoint.keeping import prune
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from titan_pt.components.checkpoint.manifest import find_damage
@@ -60,8 +60,15 @@ def remove_superseded(folder: Path, run_folder: Path, options: Checkpoint, step:
     return True
 
 
-def leave_behind(folder: Path, run_folder: Path, key: str, least: float) -> Path | None:
+def leave_behind(
+    folder: Path, run_folder: Path, key: str, least: float, in_mirror: Callable[[int], None] | None = None
+) -> Path | None:
     """The step that is the best by a key of metrics.jsonl; later ones get names that nothing opens.
+
+    The highest of these stays, to look at; the others are removed, and what an earlier time left.
+
+    Args:
+        in_mirror: removes the copies of steps behind one; called first, for a start fetches those that are newer.
 
     Returns:
         None where no whole step has a value of `least` or more.
@@ -71,12 +78,19 @@ def leave_behind(folder: Path, run_folder: Path, key: str, least: float) -> Path
     best = _best(good, key)
     if best is None:
         return None
+    if in_mirror:
+        in_mirror(best)
+    behind: list[Path] = []
     for number, path in iter_steps(folder):
         if number > best:
             left = path.with_name(f"{path.name}.collapsed")
             if left.exists():  # of an earlier time
                 remove_folder(left)
             path.rename(left)
+            behind.append(left)
+    for path in folder.glob("step-*.collapsed") if behind else ():
+        if path != behind[0]:
+            remove_folder(path)
     return steps[best]
 
 

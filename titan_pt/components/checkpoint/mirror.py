@@ -102,6 +102,7 @@ class Mirror:
         self._stops = threading.Event()
         self._news, self._owning = threading.Condition(), threading.Lock()
         self._pending: tuple[int, Path] | None = None
+        self._ways_back, self._behind = 0, math.inf  # steps above the second are still to be removed
         self._lost = False
         self._owner: dict[str, Any] = {}
         try:
@@ -128,6 +129,29 @@ class Mirror:
                 _drop(self._pending[1])
             self._pending = step, _hold(self._folder / f"step-{step}")
             self._news.notify_all()
+
+    def leave_behind(self, best: int) -> None:
+        """Remove the steps above the one that the run goes back to, so that no start goes on from them.
+
+        One that is being uploaded follows when it is there. What cannot be removed now is tried before each upload.
+        """
+        with self._news:
+            if self._pending:
+                _drop(self._pending[1])
+            self._pending, self._ways_back, self._behind = None, self._ways_back + 1, best
+        try:
+            self._remove_behind()
+        except Exception as error:
+            logger.error(
+                f"{self._store.url}: steps behind step-{best} could not be removed: {type(error).__name__}: {error}; a "
+                "start on an empty disk would go on from them; it is tried again with each step"
+            )
+
+    def _remove_behind(self) -> None:
+        for number in self._store.steps():
+            if number > self._behind:
+                self._store.remove_step(number)
+        self._behind = math.inf
 
     def close(self, grace: float = math.inf) -> None:
         """Wait for the last step to be uploaded or given up, and let go of the mirror.
@@ -249,9 +273,14 @@ class Mirror:
                 _drop(held)
 
     def _upload(self, step: int, held: Path) -> None:
-        start = time.monotonic()
+        start, ways_back = time.monotonic(), self._ways_back
+        if self._behind < math.inf:
+            self._remove_behind()
         self._store.put_rows(self._run_folder / METRICS_FILE)
         self._store.put_step(step, held)
+        if self._ways_back != ways_back:  # meanwhile the run went back
+            self._store.remove_step(step)
+            return
         logger.info(f"uploaded step-{step} to {self._store.url} in {time.monotonic() - start:.1f} s")
         steps = [number for number in self._store.steps() if number <= step and number != self._options.load_step]
         key = self._options.keep_best
