@@ -126,7 +126,7 @@ def run_page(page: Path, folder: Path, bin_folder: Path) -> None:
         elif block.mark == "run":
             command = ["bash", "-euo", "pipefail", "-c", block.text]
             done = subprocess.run(
-                command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+                command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
             )
             assert done.returncode == 0, f"{block.where}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 

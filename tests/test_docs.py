@@ -143,6 +143,7 @@ def test_python_parses_and_its_imports_exist(block: Block) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_commands_run(tmp_path: Path) -> None:
     """The commands of every page that needs no model of the quickstart, each page in an empty folder."""
     pages = {block.page for block in IN_SHELL if block.mark == "run"} - set(documented.AFTER_QUICKSTART)

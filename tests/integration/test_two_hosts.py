@@ -203,6 +203,7 @@ def test_an_elastic_job_shrinks_grows_and_stops(tmp_path: Path, hosts: list[Host
     write_faulty(
         tmp_path,
         {"kind": "sleep", "steps": [12]},
+        comm={"train_timeout_seconds": 400},  # the sleep ends when the nodes change, however slowly they start
         training={"steps": STEPS, "global_batch_size": 8, "local_batch_size": 2},
         checkpoint={"interval": 5},
     )
