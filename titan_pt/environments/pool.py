@@ -216,7 +216,8 @@ class _Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._pipe.close()
+        with contextlib.suppress(OSError):  # the end of the pool and the process's own thread may both come here
+            self._pipe.close()
 
     def _death(self) -> str:
         self.kill()
