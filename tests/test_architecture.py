@@ -31,11 +31,19 @@ WINGS = (
         "optimizers",
         "config.schema.sft",
         "config.schema.grpo",
+        "config.schema.lora",
+        "lora",
     ),
 )
 """What a pretraining run on local files does not load, by the beginnings of module names."""
 
-# Three steps with validation on a local text file; prints the modules of the package that were loaded.
+OPTIONAL_WINGS = (
+    *("environments", "lora", "sandbox", "generation.vllm_engine", "config.vllm_package", "trainers.grpo.distillation"),
+    *("config.schema.teacher", "hf.tool_calls", "hf.tool_form"),
+)
+"""What a run of reinforcement learning that asks for none of it does not load either."""
+
+# Runs a config; prints the modules of the package that were loaded.
 RUN = """
 import json, sys
 from titan_pt.train import main
@@ -49,13 +57,19 @@ def loaded_by_a_pretraining_run(folder: Path) -> dict[str, str]:
     """File of each module of the package that three steps of the quickstart load, by module name."""
     text = folder / "text.txt"
     text.write_text("\n\n".join(" ".join(str(i * j) for j in range(99)) for i in range(999)))
-    flags = [
-        *("--job.config_file", str(ROOT / "train_configs" / "quickstart.toml")),
-        *("--job.dump_folder", str(folder / "run"), "--training.steps", "3"),
-        *("--data.sources", f'[{{name = "local", path = "{text}"}}]'),
+    sources = f'[{{name = "local", path = "{text}"}}]'
+    flags = ["--data.sources", sources, "--validation.enable", "--validation.holdout_fraction", "0.2"]
+    return loaded_by_a_run(folder, "quickstart", "--training.steps", "3", *flags, "--validation.steps", "2")
+
+
+def loaded_by_a_run(folder: Path, config: str, *flags: str) -> dict[str, str]:
+    """File of each module of the package that a run of a shipped config loads, by module name."""
+    flags = (
+        *("--job.config_file", str(ROOT / "train_configs" / f"{config}.toml")),
+        *("--job.dump_folder", str(folder / "run")),
         *("--comm.init_timeout_seconds", "10000"),  # a run that took long would have a watcher
-        *("--validation.enable", "--validation.steps", "2", "--validation.holdout_fraction", "0.2"),
-    ]
+        *flags,
+    )
     done = subprocess.run(
         [sys.executable, "-c", RUN, *flags],
         cwd=ROOT,
@@ -78,6 +92,15 @@ def test_a_pretraining_run_loads_the_core_alone(tmp_path: Path) -> None:
     assert not wings
     lines = {name: len(Path(file).read_text().splitlines()) for name, file in files.items()}
     assert sum(lines.values()) <= LINES_OF_A_PRETRAINING_RUN, sorted(lines.items(), key=lambda item: -item[1])
+
+
+def test_a_run_of_reinforcement_learning_loads_what_it_asks_for(tmp_path: Path) -> None:
+    flags = "--training.steps 1 --checkpoint.initial_load_path= --validation.enable false --grpo.probe off"
+    one_group = "--grpo.prompts_per_step 1 --grpo.dynamic_sampling none"
+    files = loaded_by_a_run(tmp_path, "grpo_debug", *flags.split(), *one_group.split())
+    names = [name.removeprefix("titan_pt.") for name in files]
+    assert "trainers.grpo.step" in names
+    assert not [name for name in names if any(name == wing or name.startswith(f"{wing}.") for wing in OPTIONAL_WINGS)]
 
 
 def definitions() -> Iterator[tuple[Path, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:

@@ -101,13 +101,13 @@ def build_trainer(config: JobConfig, started: float | None = None) -> "Trainer":
 
 
 def check_files(config: JobConfig) -> None:
-    """Check, before torch takes its seconds, that local sources and starting weights are there."""
+    """Check, before torch takes its seconds, that packages, local sources and starting weights are there."""
     from titan_pt.components.checkpoint.step_folders import has_steps
     from titan_pt.data.sources.registry import check_sources
 
+    config.check_packages()
     check_sources([*config.data.sources, *(config.validation.sources if config.validation.enable else ())])
-    initial = config.checkpoint.initial_load_path
-    if initial and not os.path.isdir(initial) and not has_steps(config):
+    if (initial := config.checkpoint.initial_load_path) and not os.path.isdir(initial) and not has_steps(config):
         from titan_pt.components.checkpoint.steps import find_initial
 
         find_initial(initial)

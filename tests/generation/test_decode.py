@@ -140,7 +140,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
 
 def graph_engine(model: Transformer) -> NativeEngine:
     engine = NativeEngine(model, [STOP])
-    engine._decoder = GraphDecoder(model, [STOP], "eager")
+    engine.decoder = GraphDecoder(model, [STOP], "eager")
     return engine
 
 

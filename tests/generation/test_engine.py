@@ -295,8 +295,8 @@ def test_the_engine_generates_in_the_training_type() -> None:
     model.init_weights(0)
     engine.sync_weights(model)
     completions = engine.generate(PROMPTS, Sampling(STRIDE), 2)
-    assert torch.equal(engine._model.rope_cos, model.rope_cos), "float32, or far positions would fall together"
-    assert engine._model.output_weight.dtype == torch.bfloat16
+    assert torch.equal(engine.model.rope_cos, model.rope_cos), "float32, or far positions would fall together"
+    assert engine.model.output_weight.dtype == torch.bfloat16
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     assert completions == NativeEngine(model, [STOP], 4).generate(PROMPTS, Sampling(STRIDE), 2)

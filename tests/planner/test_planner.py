@@ -91,6 +91,9 @@ def test_trace_and_formula_agree_for_grpo(name: str, flags: tuple[str, ...]) -> 
     graphs = make_plan(config_of(name, *flags, "--rollout.compile=true"), Target(A100, 2)).memory
     kept = graphs.by_kind["rollout_engine"] - plan.memory.by_kind["rollout_engine"]
     assert graphs.sampling_bytes == 0 and kept == plan.memory.sampling_bytes, "rows that CUDA graphs keep"
+    served = make_plan(config_of(name, *flags, "--rollout.engine=vllm"), Target(A100, 2))
+    assert served.rollouts and served.rollouts.kv_cache_bytes == served.memory.sampling_bytes
+    assert served.rollouts.engine_bytes == pytest.approx(served.memory.by_kind["rollout_engine"], rel=0.1)
 
 
 @pytest.mark.parametrize(

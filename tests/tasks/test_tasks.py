@@ -168,7 +168,8 @@ def test_a_question_may_look_like_a_template() -> None:
     [
         (
             {"name": "gsm9k"},
-            "grpo.tasks: name = 'gsm9k': unknown; did you mean gsm8k?; known are arithmetic, gsm8k, medqa",
+            "grpo.tasks: name = 'gsm9k': unknown; did you mean gsm8k?; known are arithmetic, gsm8k, guess_number, "
+            "medqa",
         ),
         (
             {"rewards": {"corect": 1.0}},

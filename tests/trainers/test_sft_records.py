@@ -246,7 +246,10 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": [*SPEAK, {"role": "system", "content": "x"}]}, "the roles are user, assistant, system; want"),
     ({"messages": [{"role": "tool", "content": "x"}, SPEAK[1]]}, "the roles are tool, assistant; want"),
     ({"prompt": "\ud800", "completion": "x"}, "surrogates not allowed"),
-    ({"messages": [SPEAK[0], {"role": "assistant", "tool_calls": [{}]}]}, "message 1 calls tools, which are not"),
+    (
+        {"messages": [SPEAK[0], {"role": "assistant", "tool_calls": [{}]}]},
+        "message 1 calls tools, and the record",
+    ),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SPEAK[1]]}, "message 0 has a part 'image'; want"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SPEAK[1]]}, "message 0 has a part 'text'; want"),
     ({"messages": [SPEAK[0], {**SPEAK[1], "weight": 2}]}, "the weight of message 1 is 2; want 0 or 1"),

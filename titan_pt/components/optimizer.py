@@ -48,7 +48,7 @@ def build_optimizers(model: nn.Module, config: JobConfig) -> torch.optim.Optimiz
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Split parameters into (decayed, not decayed) by name: matrices that are no embeddings, and the rest."""
+    """Split what is trained into (decayed, not decayed) by name: matrices that are no embeddings, and the rest."""
     embeddings = {
         id(parameter)
         for module in model.modules()
@@ -57,11 +57,10 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
     }
     decayed: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    for name, parameter in trained:
         side = decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else others
         side[parameter_name(name)] = parameter
-    ids = [id(parameter) for parameter in (*decayed.values(), *others.values())]
-    assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters()), "each parameter in one group"
     return decayed, others
 
 
@@ -164,7 +163,7 @@ def keep_state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World)
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (key, plain tensor) for the state of one parameter."""
-    values = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, torch.Tensor)}
+    values = {k: v for k, v in optimizer.state.get(parameter, {}).items() if isinstance(v, torch.Tensor)}
     if isinstance(optimizer, torch.optim.AdamW):
         yield from values.items()
         return

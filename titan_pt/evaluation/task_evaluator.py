@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.schema.grpo import Rollout
 from titan_pt.distributed.world import World
 from titan_pt.evaluation.accuracy import PromptAnswer, accuracies, likeliest_letters, pass_rates
 from titan_pt.evaluation.intervals import wilson
@@ -115,6 +116,8 @@ def build_task_evaluator(
     world: World,
     max_new_tokens: int,
     *,
+    episode_tokens: int | None = None,
+    max_turns: int = 8,
     stop_requested: Callable[[], bool] = lambda: False,
     raise_if_preempted: Callable[[], None] = lambda: None,
 ) -> TaskEvaluator:
@@ -122,15 +125,27 @@ def build_task_evaluator(
 
     Args:
         model: on this rank's device, with the weights of the engine.
-        max_new_tokens: most tokens of a completion.
+        max_new_tokens: most tokens of a completion, or of a turn.
+        episode_tokens: most tokens of an episode; None: those of max_turns turns, in 3/4 of what the model reads.
+        max_turns: most turns of an episode.
         stop_requested, raise_if_preempted: as of RolloutSampler.
 
     Raises:
         ConfigError: max_new_tokens leaves no room for a prompt.
     """
     longest = model.args.max_seq_len
-    if max_new_tokens >= longest:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens}: must be below what the model reads, {longest}")
+    if max(max_new_tokens, episode_tokens or 0) >= longest:
+        name = "max_new_tokens" if max_new_tokens >= longest else "max_episode_tokens"
+        most = max(max_new_tokens, episode_tokens or 0)
+        raise ConfigError(f"{name} = {most}: must be below what the model reads, {longest}")
+    completion_tokens, episodes = max_new_tokens, None
+    if any(task.environment for task in tasks):
+        from titan_pt.environments.episodes import build_episodes
+
+        wished = episode_tokens or min(max_turns * max_new_tokens, 3 * longest // 4)
+        completion_tokens = max(max_new_tokens, wished)
+        rollout = Rollout(max_new_tokens=max_new_tokens, max_episode_tokens=completion_tokens, max_turns=max_turns)
+        episodes = build_episodes(tasks, tokenizer, engine, rollout, stop_requested)
     sampler = RolloutSampler(
         engine,
         tokenizer,
@@ -139,8 +154,9 @@ def build_task_evaluator(
         GradingOptions(),
         stop_requested=stop_requested,
         raise_if_preempted=raise_if_preempted,
+        episodes=episodes,
     )
-    rules = PromptRules(tokenizer, longest - max_new_tokens, "truncate")
+    rules = PromptRules(tokenizer, longest - completion_tokens, "truncate")
 
     def held_out(t: int, limit: int) -> Sequence[Prompt]:
         prompts, too_long = held_out_prompts(tasks[t], t, rules, limit)

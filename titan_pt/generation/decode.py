@@ -19,7 +19,7 @@ logger = logging.getLogger("titan_pt")
 # Most logits held at a time, 32 MiB in float32: a larger product of matrices is no faster.
 LOGIT_ELEMENTS = 2**23
 
-_OF_EACH_ROW = ("token_R", "position_R", "keys_R", "place_R", "alive_R")
+_OF_EACH_ROW = ("token_R", "position_R", "start_R", "drawn_R", "limit_R", "keys_R", "place_R", "alive_R")
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,20 @@ class DecodeRows:
     """Newest token of each row, not in the cache yet."""
     position_R: torch.Tensor
     """Position of the newest token."""
+    start_R: torch.Tensor
+    """Position of the last token before those drawn."""
+    drawn_R: torch.Tensor
+    """Tokens drawn so far; a finished row draws none."""
+    limit_R: torch.Tensor
+    """Tokens drawn with which a row is finished."""
     keys_R: torch.Tensor
     """Keys of the rows' noise, see `keyed_noise.row_key`."""
     place_R: torch.Tensor
     """Row of the output that each row writes to."""
     alive_R: torch.Tensor
     """Whether a row is unfinished; False for rows that only fill up the number of rows."""
-    drawn_1: torch.Tensor
-    """Tokens drawn so far, the same for all rows."""
     tokens_CT: torch.Tensor
-    """Tokens of each completion; -1 where there is none."""
+    """Tokens of each completion; -1 where there is none. One more than it can have: finished rows write there."""
     logprobs_CT: torch.Tensor
 
     @classmethod
@@ -60,11 +64,13 @@ class DecodeRows:
             token_R=zeros(rows),
             position_R=zeros(rows),
             keys_R=zeros(rows),
+            start_R=zeros(rows),
+            drawn_R=zeros(rows),
+            limit_R=zeros(rows),
             place_R=zeros(rows),
             alive_R=zeros(rows, dtype=torch.bool),
-            drawn_1=zeros(1),
-            tokens_CT=zeros(rows, new_tokens),
-            logprobs_CT=zeros(rows, new_tokens, dtype=torch.float32),
+            tokens_CT=zeros(rows, new_tokens + 1),
+            logprobs_CT=zeros(rows, new_tokens + 1, dtype=torch.float32),
         )
 
     @property
@@ -72,23 +78,24 @@ class DecodeRows:
         """All tensors of the rows, the cache's included."""
         return [*self.cache.tensors, *(value for value in vars(self).values() if isinstance(value, torch.Tensor))]
 
-    def start(self, keys: Sequence[int], places: Sequence[int], lengths: Sequence[int]) -> None:
+    def start(self, keys: Sequence[int], places: Sequence[int], lengths: Sequence[int], limit: int) -> None:
         """Begin a completion for each key.
 
         Args:
             places: row of the output for each completion.
             lengths: tokens of each prompt.
+            limit: most tokens of a completion.
         """
         device, count = self.token_R.device, len(keys)
         others = range(count, self.token_R.shape[0])  # two rows at one place would race
         self.place_R.copy_(torch.tensor([*places, *others], device=device))
         self.keys_R[:count] = torch.tensor(keys, device=device)
-        self.position_R.zero_()
-        # The step that reads the first new token moves on before it.
-        self.position_R[:count] = torch.tensor(lengths, device=device) - 1
+        self.start_R.zero_()
+        self.start_R[:count] = torch.tensor(lengths, device=device) - 1
+        self.drawn_R.zero_()
+        self.limit_R.fill_(limit)
         self.alive_R.zero_()
         self.alive_R[:count] = True
-        self.drawn_1.zero_()
         self.tokens_CT.fill_(-1)
 
     def first(self, rows: int, slots: int) -> "DecodeRows":
@@ -103,6 +110,14 @@ class DecodeRows:
             tensor = getattr(self, name)
             tensor[:rows] = tensor[order_R]
         self.cache.keep(order_R)
+
+    def bring_forward(self, rows: int) -> None:
+        """Swap unfinished rows behind the first `rows` with finished ones among these; none is lost."""
+        behind_R = self.alive_R[rows:].nonzero()[:, 0] + rows
+        free_R = (~self.alive_R[:rows]).nonzero()[: len(behind_R), 0]
+        to_R, from_R = torch.cat([free_R, behind_R]), torch.cat([behind_R, free_R])
+        for tensor in (*(getattr(self, name) for name in _OF_EACH_ROW), *self.cache.tensors):
+            tensor[to_R] = tensor[from_R]
 
 
 class OutputLayer:
@@ -181,7 +196,7 @@ class Decoder:
 
     def step(self, rows: DecodeRows, sampling: Sampling) -> None:
         """Read the newest token of each row and draw the next one."""
-        rows.position_R.add_(1)
+        torch.add(rows.start_R, rows.drawn_R, out=rows.position_R)
         self.draw(self._read(rows), rows, sampling)
 
     def _read(self, rows: DecodeRows) -> torch.Tensor:
@@ -189,16 +204,17 @@ class Decoder:
 
     def draw(self, hidden_RD: torch.Tensor, rows: DecodeRows, sampling: Sampling) -> None:
         """Draw the next token of each row."""
-        noise_R = uniform(rows.keys_R, rows.drawn_1)
+        noise_R = uniform(rows.keys_R, rows.drawn_R)
         parts = zip(self.output(hidden_RD), noise_R.split(self.output.rows), strict=True)
         drawn = [sample(logits_RV, noise_R, sampling, self._invert) for logits_RV, noise_R in parts]
         rows.token_R.copy_(torch.cat([token for token, _ in drawn]))
         logprob_R = torch.cat([logprob for _, logprob in drawn])
         rows.alive_R.logical_and_(logprob_R.isfinite())  # a row that ends without a stop token: the engine tells
-        rows.tokens_CT[rows.place_R, rows.drawn_1] = torch.where(rows.alive_R, rows.token_R, -1)
-        rows.logprobs_CT[rows.place_R, rows.drawn_1] = logprob_R
+        rows.tokens_CT[rows.place_R, rows.drawn_R] = torch.where(rows.alive_R, rows.token_R, -1)
+        rows.logprobs_CT[rows.place_R, rows.drawn_R] = logprob_R
+        rows.drawn_R.add_(rows.alive_R)
         rows.alive_R.logical_and_((rows.token_R[:, None] != self._stop_S).all(dim=-1))
-        rows.drawn_1.add_(1)
+        rows.alive_R.logical_and_(rows.drawn_R < rows.limit_R)
 
     def _invert(self, logits_RV: torch.Tensor, noise_R: torch.Tensor) -> Draws:
         return invert_softmax(logits_RV, noise_R)

@@ -1,13 +1,16 @@
 """The interface of rollout engines, and their registry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.schema.grpo import RolloutConfig
+from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.registry import Registry
@@ -30,11 +33,13 @@ class GenerationStopped(Exception):
     """A signal asked this process to stop in the middle of a generation."""
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int) -> None:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int, key: str = "model.max_seq_len"
+) -> None:
     """Check that each prompt has a token, and room for its completion.
 
     Args:
-        longest: the most tokens that the model reads.
+        longest: the most tokens that the engine reads, the value of `key`.
 
     Raises:
         ValueError: one has not.
@@ -45,8 +50,17 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, longest:
         if len(prompt) + sampling.max_new_tokens > longest:
             raise ValueError(
                 f"prompt {number}: {len(prompt)} tokens and rollout.max_new_tokens = {sampling.max_new_tokens} "
-                f"are more than model.max_seq_len = {longest}"
+                f"are more than {key} = {longest}"
             )
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole weight) of a model in training, adapters merged into the weights beside them. A collective."""
+    if adapters := getattr(model, "adapters", None):
+        yield from adapters.merged()
+        return
+    for name, parameter in model.named_parameters():
+        yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,34 @@ class Completion:
     logprobs: list[float]
     """Log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
+    sampled: tuple[bool, ...] = ()
+    """Whether the model drew each token, in a conversation whose other tokens a `Partner` wrote; empty: all of them."""
+
+
+class Partner(Protocol):
+    """Answers the turns that a model writes in a conversation. Completions go by their numbers in the request."""
+
+    max_tokens: int
+    """Most tokens of a conversation, the answers' included."""
+
+    def hear(self, number: int, tokens: Sequence[int], *, ended: bool) -> None:
+        """Take a turn of completion `number`.
+
+        Args:
+            ended: whether a token that ends a turn is the last one; else the turn was cut off.
+        """
+        ...
+
+    def answers(self) -> list[tuple[int, list[int]]]:
+        """(number of a completion, tokens that the model reads before its next turn), once there are some.
+
+        An answer leaves room for a token within max_tokens. What is not in time comes with a later call. Empty: no
+        conversation goes on.
+
+        Raises:
+            GenerationStopped: this process is asked to stop.
+        """
+        ...
 
 
 class RolloutEngine(Protocol):
@@ -85,12 +127,38 @@ class RolloutEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class ConversationEngine(RolloutEngine, Protocol):
+    """A rollout engine whose completions can have several turns."""
+
+    def converse(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int,
+        prompt_ids: Sequence[int] | None,
+        partner: Partner,
+    ) -> list[Completion]:
+        """Sample `n` conversations with a partner from each prompt; each turn has at most max_new_tokens.
+
+        Token number t of a completion, the partner's counted too, draws from the noise of (key of the row, t).
+
+        Raises:
+            GenerationStopped, NonFiniteLogits: as `generate`.
+        """
+        ...
+
+
 EngineFactory = Callable[[RolloutConfig, Tokenizer, World, Sequence[int]], RolloutEngine]
 """(config, tokenizer, world, ids of the tokens that end a completion) -> engine, with any weights."""
 
 
 _ENGINES: Registry[EngineFactory] = Registry(
-    "rollout engine {}", {"native": "titan_pt.generation.native:build_native_engine"}
+    "rollout engine {}",
+    {
+        "native": "titan_pt.generation.native:build_native_engine",
+        "vllm": "titan_pt.generation.vllm_engine:build_vllm_engine",
+    },
 )
 
 

@@ -4,11 +4,10 @@ Legend: R rows (prompt x sample), P prompts, L tokens, D model dim.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
@@ -17,10 +16,17 @@ from titan_pt.config.schema.grpo import RolloutConfig
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.compile import check_compiler
-from titan_pt.distributed.init import parameter_name
 from titan_pt.distributed.world import World
 from titan_pt.generation.decode import DecodeRows, build_decoder
-from titan_pt.generation.engine import Completion, FinishReason, GenerationStopped, NonFiniteLogits, check_prompts
+from titan_pt.generation.engine import (
+    Completion,
+    FinishReason,
+    GenerationStopped,
+    NonFiniteLogits,
+    Partner,
+    check_prompts,
+    whole_weights,
+)
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.keyed_noise import row_key
 from titan_pt.models.transformer.cache import PromptCache, forward_cached
@@ -52,7 +58,7 @@ class DecodeStats:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """One completion to sample."""
 
     prompt: int
@@ -82,20 +88,19 @@ class NativeEngine:
         compile_backend: str | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._model = model.eval().requires_grad_(False)
-        self._decoder = build_decoder(self._model, stop_ids, compile_backend)
-        self._stop_ids, self._stop_requested, self._stride = frozenset(stop_ids), stop_requested, stride
+        self.model = model.eval().requires_grad_(False)
+        self.decoder = build_decoder(self.model, stop_ids, compile_backend)
+        self.stop_ids, self._stop_requested, self.stride = frozenset(stop_ids), stop_requested, stride
         self._max_rows = next(rows for rows in range(max_rows, 0, -1) if row_count(rows) == rows)
         self.stats = DecodeStats()
 
     @torch.no_grad()
     def sync_weights(self, model: nn.Module) -> None:
         """Copy the weights in place, gathered parameter by parameter where they are sharded."""
-        parameters = dict(self._model.named_parameters())
-        for name, parameter in model.named_parameters():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            parameters[parameter_name(name)].copy_(full)
-        self._decoder.output.refresh()
+        parameters = dict(self.model.named_parameters())
+        for name, whole in whole_weights(model):
+            parameters[name].copy_(whole)
+        self.decoder.output.refresh()
 
     @torch.no_grad()
     def generate(
@@ -120,46 +125,73 @@ class NativeEngine:
             GenerationStopped: `stop_requested` returned True.
             NonFiniteLogits: there is no distribution to draw from.
         """
-        check_prompts(prompts, sampling, self._model.args.max_seq_len)
+        check_prompts(prompts, sampling, self.model.args.max_seq_len)
+        completions: list[Completion] = []
+        for start, requests in self._together(prompts, sampling, n, prompt_ids):
+            completions += self._turn(requests, sampling, watch, start)
+        return completions
+
+    @torch.no_grad()
+    def converse(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int,
+        prompt_ids: Sequence[int] | None,
+        partner: Partner,
+    ) -> list[Completion]:
+        """Sample `n` conversations with a partner from each prompt, see `ConversationEngine`."""
+        from titan_pt.generation.conversation import Conversations
+
+        check_prompts(prompts, replace(sampling, max_new_tokens=partner.max_tokens), self.model.args.max_seq_len)
+        completions: list[Completion] = []
+        for start, requests in self._together(prompts, sampling, n, prompt_ids):
+            conversations = Conversations(self, requests, sampling, partner, start)
+            completions += conversations.completions()
+        return completions
+
+    def _together(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, prompt_ids: Sequence[int] | None
+    ) -> Iterator[tuple[int, Sequence[Request]]]:
+        """Yield (number of the first one, requests that are decoded together)."""
         ids = range(len(prompts)) if prompt_ids is None else prompt_ids
         requests = [
-            _Request(number, prompt, row_key(sampling.seed, sampling.step, prompt_id, i))
+            Request(number, prompt, row_key(sampling.seed, sampling.step, prompt_id, i))
             for number, (prompt, prompt_id) in enumerate(zip(prompts, ids, strict=True))
             for i in range(n)
         ]
-        completions: list[Completion] = []
         for start in range(0, len(requests), self._max_rows):
-            completions += self._turn(requests[start : start + self._max_rows], sampling, watch, start)
-        return completions
+            yield start, requests[start : start + self._max_rows]
 
     def tensors(self) -> list[torch.Tensor]:
         """Tensors that the engine holds between generations."""
-        return [*self._model.parameters(), *self._model.buffers(), *self._decoder.tensors]
+        return [*self.model.parameters(), *self.model.buffers(), *self.decoder.tensors]
 
     @torch.no_grad()
     def decode_once(self, count: int, slots: int, sampling: Sampling) -> DecodeRows:
         """Run one decoding step of `count` completions of at least `slots` positions, for a dry run."""
-        size, slots = row_count(count), _round_up(slots, self._decoder.span)
-        room = self._decoder.room(size, slots, sampling.max_new_tokens)
-        self._decoder.step(room.first(size, slots), sampling)
+        size, slots = row_count(count), round_up(slots, self.decoder.span)
+        room = self.decoder.room(size, slots, sampling.max_new_tokens)
+        self.decoder.step(room.first(size, slots), sampling)
         return room
 
-    def _raise_if_stopped(self) -> None:
+    def raise_if_stopped(self) -> None:
+        """Raise GenerationStopped if this process is to stop."""
         if self._stop_requested():
             raise GenerationStopped
 
     def _turn(
-        self, requests: Sequence[_Request], sampling: Sampling, watch: Watch | None, before: int
+        self, requests: Sequence[Request], sampling: Sampling, watch: Watch | None, before: int
     ) -> list[Completion]:
         """Sample the completions of requests that are decoded together; `before` were sampled already."""
         longest, size = max(len(request.tokens) for request in requests), row_count(len(requests))
-        slots = _round_up(longest + sampling.max_new_tokens, self._decoder.span)
-        room = self._decoder.room(size, slots, sampling.max_new_tokens)
+        slots = round_up(longest + sampling.max_new_tokens, self.decoder.span)
+        room = self.decoder.room(size, slots, sampling.max_new_tokens)
         rows = room.first(size, slots)
-        self._decoder.draw(self._read(requests, rows), rows, sampling)
+        self.decoder.draw(self.read(requests, rows, sampling.max_new_tokens), rows, sampling)
         row_steps = 0
-        for start in range(1, sampling.max_new_tokens, self._stride):
-            self._raise_if_stopped()
+        for start in range(1, sampling.max_new_tokens, self.stride):
+            self.raise_if_stopped()
             if watch:
                 watch(_drawn(room, len(requests)))
             going = int(rows.alive_R.sum())  # the one place that waits for the device
@@ -169,27 +201,33 @@ class NativeEngine:
             if row_count(going) < size:
                 size = row_count(going)
                 rows.keep(size)
-            rows = room.first(size, min(slots, _round_up(longest + start + self._stride, self._decoder.span)))
-            steps = min(self._stride, sampling.max_new_tokens - start)
+            rows = room.first(size, min(slots, round_up(longest + start + self.stride, self.decoder.span)))
+            steps = min(self.stride, sampling.max_new_tokens - start)
             for _ in range(steps):
-                self._decoder.step(rows, sampling)
+                self.decoder.step(rows, sampling)
             row_steps += steps * size
         completions = self._completions(requests, room, sampling.max_new_tokens)
         self.stats.row_steps += row_steps
         self.stats.dead_row_steps += row_steps - sum(len(completion.token_ids) - 1 for completion in completions)
         return completions
 
-    def _read(self, requests: Sequence[_Request], rows: DecodeRows) -> torch.Tensor:
-        """Read each different prompt once, the longest first; returns hidden_RD of each row's last prompt token."""
+    def read(self, requests: Sequence[Request], rows: DecodeRows, limit: int) -> torch.Tensor:
+        """Read each different prompt once, the longest first; returns hidden_RD of each row's last prompt token.
+
+        Args:
+            limit: most tokens of a completion, or of its first turn.
+        """
         places: dict[tuple[int, ...], list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(tuple(request.tokens), []).append(place)
         prompts = sorted(places, key=len, reverse=True)
         order = [place for prompt in prompts for place in places[prompt]]
-        rows.start([requests[place].key for place in order], order, [len(requests[place].tokens) for place in order])
+        rows.start(
+            [requests[place].key for place in order], order, [len(requests[place].tokens) for place in order], limit
+        )
         hidden, done = [], 0
         for part in _parts(prompts):
-            self._raise_if_stopped()
+            self.raise_if_stopped()
             counts = [len(places[prompt]) for prompt in part]
             hidden.append(self._read_part(part, counts, rows, done))
             done += sum(counts)
@@ -208,17 +246,17 @@ class NativeEngine:
         target = rows.cache.view(slice(start, start + len(prompt_R)), rows.cache.slots)
         positions_PL = torch.arange(longest, device=device).expand_as(tokens_PL)
         hidden_PLD = forward_cached(
-            self._model, tokens_PL, positions_PL, PromptCache(target, prompt_R), lambda hidden, _: hidden
+            self.model, tokens_PL, positions_PL, PromptCache(target, prompt_R), lambda hidden, _: hidden
         )
         self.stats.prefill_tokens += tokens_PL.numel()
         return hidden_PLD[prompt_R, last_P[prompt_R]]
 
-    def _completions(self, requests: Sequence[_Request], rows: DecodeRows, most: int) -> list[Completion]:
+    def _completions(self, requests: Sequence[Request], rows: DecodeRows, most: int) -> list[Completion]:
         count = len(requests)
         output = zip(requests, _drawn(rows, count), rows.logprobs_CT[:count].tolist(), strict=True)
         completions = []
         for request, tokens, logprobs in output:
-            reason: FinishReason = "stop" if tokens and tokens[-1] in self._stop_ids else "length"
+            reason: FinishReason = "stop" if tokens and tokens[-1] in self.stop_ids else "length"
             if reason == "length" and len(tokens) < most:
                 raise NonFiniteLogits(f"prompt {request.prompt + 1}, token {len(tokens) + 1} of its completion")
             completions.append(Completion(request.prompt, tokens, logprobs[: len(tokens)], reason))
@@ -289,5 +327,5 @@ def row_count(rows: int) -> int:
     return power * 3 // 4 if rows <= power * 3 // 4 else power
 
 
-def _round_up(slots: int, multiple: int) -> int:
+def round_up(slots: int, multiple: int) -> int:
     return -(-slots // multiple) * multiple

@@ -29,7 +29,9 @@ _Render = Callable[..., str]
 """Renders messages by the template: (messages, prompt=whether the next turn is begun) -> text."""
 
 
-def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False) -> list[int]:
+def chat_tokens(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False, tools: Sequence[Message] = ()
+) -> list[int]:
     """Encode a conversation and the beginning of the assistant's next turn.
 
     Only the template's own special tokens become one token each: "<|im_end|>" in a message is text, so that no
@@ -37,25 +39,30 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message], *, named: boo
 
     Args:
         named: names of special tokens in the messages stand for these tokens too, unless `as_text` has split them.
+        tools: JSON schemas of functions that the template tells the model of.
 
     Raises:
         ConfigError: the template cannot be read, or refuses the conversation.
     """
-    text = _render(tokenizer, date.today(), _safe(tokenizer, messages, named=named), prompt=True)
+    told = _safe(tokenizer, tools, named=named)
+    text = _render(tokenizer, date.today(), _safe(tokenizer, messages, named=named), prompt=True, tools=told)
     return encode_named(tokenizer, text.translate(_MARKS))
 
 
-def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
+def chat_text(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True, tools: Sequence[Message] = ()
+) -> str:
     """Render a conversation as the text that `chat_tokens` encodes.
 
     Args:
         prompt: append the beginning of the assistant's next turn.
     """
-    return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt).translate(_MARKS)
+    told = _safe(tokenizer, tools)
+    return _render(tokenizer, date.today(), _safe(tokenizer, messages), prompt=prompt, tools=told).translate(_MARKS)
 
 
 def learnt_tokens(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False
+    tokenizer: Tokenizer, messages: Sequence[Message], *, named: bool = False, tools: Sequence[Message] = ()
 ) -> tuple[list[int], list[bool]]:
     """Encode a conversation and mark the tokens to train on; returns (ids, one flag for each id).
 
@@ -65,6 +72,7 @@ def learnt_tokens(
 
     Args:
         named: names of special tokens in the messages stand for these tokens.
+        tools: JSON schemas of functions that the template tells the model of.
 
     Raises:
         ConfigError: the template cannot be read, refuses the conversation, or does not show what the assistant says.
@@ -72,7 +80,8 @@ def learnt_tokens(
     ids: list[int] = []
     learnt: list[bool] = []
     ends = stop_ids(tokenizer)
-    text, spans = _spans(tokenizer, _safe(tokenizer, messages, named=named), _names(tokenizer, ends))
+    render = functools.partial(_render, tokenizer, _DAY_OF_RECORDS, tools=_safe(tokenizer, tools, named=named))
+    text, spans = _spans(tokenizer, render, _safe(tokenizer, messages, named=named), _names(tokenizer, ends))
     wanted = [message.get("weight") != 0 for message in messages if message["role"] == "assistant"]
     at = 0
     for (start, end), is_wanted in zip(spans, wanted, strict=True):
@@ -121,9 +130,8 @@ def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any
 
 def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
     """Id of the token that the template writes after an assistant's content; empty if there is none."""
-    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
     try:
-        text = _render(tokenizer, _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
+        text = _example(chat_template(tokenizer), tuple(_named_tokens(tokenizer).items()))
     except ConfigError:  # reported when the template is used
         return []
     before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
@@ -185,9 +193,10 @@ def encode_behind(tokenizer: Tokenizer, text: str, *, named: bool = False) -> li
     return tokenizer.encode(text)
 
 
-def _spans(tokenizer: Tokenizer, messages: Sequence[Message], ends: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+def _spans(
+    tokenizer: Tokenizer, render: _Render, messages: Sequence[Message], ends: Sequence[str]
+) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation; returns (text, (start, end) of each turn of the assistant with its end token)."""
-    render = functools.partial(_render, tokenizer, _DAY_OF_RECORDS)
     marked = render(messages, prompt=False)
     text = marked.translate(_MARKS)
     if "generation" in tags(chat_template(tokenizer)):
@@ -214,7 +223,8 @@ def _prefix_spans(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, whole = render(messages[:i], prompt=True), render(messages[: i + 1], prompt=False)
+        prompt = render(messages[:i], prompt=True)
+        whole = text if i + 1 == len(messages) else render(messages[: i + 1], prompt=False)
         is_kept = text.startswith(whole) and len(whole) > len(prompt)
         end = len(whole) if is_kept else _first_end(text, len(prompt), len(text), ends)
         if end is None or not text.startswith(prompt):
@@ -226,12 +236,12 @@ def _prefix_spans(
 def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
     """Find the assistant's content by marks around it; None if the marks change what the template renders."""
     tagged = [
-        {**message, "content": f"{BEGIN}{message['content']}{END}"} if message["role"] == "assistant" else message
+        {**message, "content": f"{BEGIN}{message.get('content')}{END}"} if message["role"] == "assistant" else message
         for message in messages
     ]
     marked = render(tagged, prompt=False)
     spans = list(_marked_spans(marked))
-    contents = [message["content"] for message in messages if message["role"] == "assistant"]
+    contents = [message.get("content") for message in messages if message["role"] == "assistant"]
     is_same = marked.translate(_MARKS) == text and [text[start:end] for start, end in spans] == contents
     return spans if is_same else None
 
@@ -262,14 +272,37 @@ def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | No
     return min(found)[1] if found else None
 
 
-def _render(tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool) -> str:
+@functools.lru_cache(maxsize=16)
+def _example(template: str, names: tuple[tuple[str, str], ...]) -> str:
+    """A short conversation by a template, rendered once and not for each record."""
+    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
+    return _rendered(template, dict(names), _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
+
+
+def _render(
+    tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool, tools: Sequence[Message] = ()
+) -> str:
+    template, names = chat_template(tokenizer), _named_tokens(tokenizer)
+    return _rendered(template, names, day, messages, prompt=prompt, tools=tools)
+
+
+def _rendered(
+    template: str,
+    names: Mapping[str, str],
+    day: date,
+    messages: Sequence[Message],
+    *,
+    prompt: bool,
+    tools: Sequence[Message] = (),
+) -> str:
     return render(
-        chat_template(tokenizer),
+        template,
+        tools=tools,
         messages=messages,
         documents=None,
         add_generation_prompt=prompt,
         strftime_now=lambda form: day.strftime(form),
-        **_named_tokens(tokenizer),
+        **names,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from titan_pt.components.checkpoint.reader import load_documents
-from titan_pt.components.checkpoint.steps import check_has_averages, find_initial, is_hf_folder
+from titan_pt.components.checkpoint.steps import check_has_averages, find_initial, is_adapter_folder, is_hf_folder
 from titan_pt.components.tokenizer import Tokenizer, build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.resolve.toml_files import parse_toml
@@ -23,6 +23,7 @@ from titan_pt.hf.transformer import LAYOUT, read_object
 from titan_pt.hf.weights import fill, tied_copies
 from titan_pt.models.transformer.args import TransformerArgs
 from titan_pt.models.transformer.model import Transformer
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.files import read_text
 from titan_pt.run.paths import escape_path
 
@@ -114,6 +115,9 @@ def open_model_source(
     folder = find_initial(path, key)
     if weights == "ema":
         check_has_averages(folder, "--weights ema")
+    if is_adapter_folder(folder):
+        source: ModelSource = import_attribute("titan_pt.lora.folders:open_peft")(folder, tokenizer)
+        return source
     return _open_hf(folder, tokenizer) if is_hf_folder(folder) else _open_step(folder, tokenizer, weights)
 
 
@@ -128,6 +132,8 @@ def talks_at(path: str, tokenizer: Tokenizer) -> bool:
         folder = find_initial(path)
     except ConfigError:
         return False
+    if is_adapter_folder(folder):
+        return open_model_source(str(folder)).knows_chat
     if is_hf_folder(folder):
         return not continues_text(read_object(folder / "config.json")) and knows_chat(None, tokenizer, {})
     documents = load_documents(folder)
@@ -168,9 +174,14 @@ def _open_step(folder: Path, tokenizer_name: str | None, weights: str) -> ModelS
 
         own = own_family(folder, identity["model"], config)
     tokenizer = _saved_tokenizer(config, identity["tokenizer"], tokenizer_name, folder)
-    tensors = CheckpointTensors(folder, "ema" if weights == "ema" else "model")
+    shapes = own.shapes() if own else _shapes(_saved_args(identity["model"], folder), folder)
+    tensors: TensorReader = CheckpointTensors(folder, "ema" if weights == "ema" else "model")
+    if "adapters" in documents.train:
+        initial = config.get("checkpoint", {}).get("initial_load_path")
+        merged_step = import_attribute("titan_pt.lora.folders:merged_step")
+        tensors = merged_step(folder, initial, tokenizer_name, weights, shapes)
     args = own.read_args(tokenizer.vocab_size, tensors) if own else _saved_args(identity["model"], folder)
-    check_fit(tensors, own.shapes() if own else _shapes(args, folder))
+    check_fit(tensors, shapes)
     facts = run_facts(config, num_parameters=args.num_parameters, step=state["step"], tokens=state["tokens_seen"])
     return ModelSource(
         folder=folder,

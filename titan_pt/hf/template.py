@@ -5,7 +5,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, Undefined, nodes
@@ -29,19 +29,19 @@ LONGEST = 200_000
 """Characters of the longest template; compiling them takes as long as SECONDS."""
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, *, tools: Sequence[Any] = (), **values: Any) -> str:
     """Render a chat template.
 
-    `tools` is none, as in transformers, and for a template that cannot take it an empty list.
+    Without `tools` it gets none, as in transformers, and one that cannot take that an empty list.
 
     Raises:
         ConfigError: the template cannot be read, refuses the values, fails, or takes too long.
     """
     first: Exception | None = None
-    choices: tuple[list[Any] | None, ...] = (None, [])
-    for tools in choices:
+    choices: tuple[list[Any] | None, ...] = ([*tools],) if tools else (None, [])
+    for choice in choices:
         try:
-            return _rendered(template, {**values, "tools": tools})
+            return _rendered(template, {**values, "tools": choice})
         except Exception as error:  # of a foreign program, any
             first = first or error
             if isinstance(error, bounds.TooMuchError | Preempted):
@@ -61,7 +61,6 @@ def tags(template: str) -> set[str]:
 
 
 def _rendered(template: str, values: Mapping[str, Any]) -> str:
-    _CLOCK._start()
     compiled = _compiled(template)
     _CLOCK._start()
     return compiled.render(values)
@@ -71,6 +70,7 @@ def _rendered(template: str, values: Mapping[str, Any]) -> str:
 def _compiled(text: str) -> Template:
     if len(text) > LONGEST:
         raise bounds.TooMuchError(f"has {len(text):,} characters; {LONGEST:,} are read")
+    _CLOCK._start()
     return _environment().from_string(text)
 
 

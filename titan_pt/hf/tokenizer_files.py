@@ -12,7 +12,8 @@ from titan_pt.components.tiktoken_tokenizer import TiktokenTokenizer
 from titan_pt.components.tokenizer import ByteTokenizer, Tokenizer
 from titan_pt.hf.tokenizer import HuggingFaceTokenizer
 
-# Turns between <|im_start|> and <|im_end|>, for a tokenizer that has these tokens (the form is named ChatML).
+# Turns between <|im_start|> and <|im_end|>, for a tokenizer that has these tokens (the form is named ChatML). It and
+# _PLAIN are in the fingerprints of fine-tuning data: with another letter no older run could go on.
 _CHAT_ML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -23,13 +24,49 @@ _PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+# Where tools are told of, each is a line, without the types of its parameters, for models that need one of these
+# templates are small. Calls have the form of Hermes and Qwen. Without tools a template stays what it was.
+_TOOLS = (
+    "{% if tools is defined and tools %}"
+    "{% macro tell(tools) %}{{ 'Tools:' }}{% for tool in tools %}{% set it = tool.function or tool %}"
+    "{{ '\n' + it.name + '(' + ((it.parameters or {}).properties or {}) | join(', ') + ')' }}"
+    "{{ ': ' + it.description if it.description else '' }}{% endfor %}{% endmacro %}"
+    "{% macro said(message) %}{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}{% set it = call.function or call %}"
+    "{{ '\n' if message.content or not loop.first else '' }}{{ '<tool_call>\n' + "
+    "{'name': it.name, 'arguments': it.arguments} | tojson + '\n</tool_call>' }}{% endfor %}{% endmacro %}"
+)
+_CHAT_ML_TOOLS = (
+    "{% set told = messages[0].role == 'system' %}"
+    "{{ '<|im_start|>system\n' + (messages[0].content + '\n' if told else '') + tell(tools) + '<|im_end|>\n' }}"
+    "{% for message in messages[1 if told else 0:] %}"
+    "{{ '<|im_start|>' + message.role + '\n' + said(message) + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_PLAIN_TOOLS = (
+    "{{ tell(tools) + '\n' }}"
+    "{% for message in messages %}{{ message.role | capitalize + ': ' + said(message) }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
     """Return the tokenizer's chat template, or a simple one if it has none."""
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
-    return _CHAT_ML if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys() else _PLAIN
+    with_tools, plain = (_CHAT_ML_TOOLS, _CHAT_ML) if _has_turns(tokenizer) else (_PLAIN_TOOLS, _PLAIN)
+    return f"{_TOOLS}{with_tools}{{% else %}}{plain}{{% endif %}}"
+
+
+def template_key(tokenizer: Tokenizer) -> str:
+    """What identifies the tokenizer's chat template: of a simple one its part without tools, as in older runs."""
+    own = tokenizer.chat_template
+    return own if own is not None else _CHAT_ML if _has_turns(tokenizer) else _PLAIN
+
+
+def _has_turns(tokenizer: Tokenizer) -> bool:
+    return {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys()
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int) -> None:

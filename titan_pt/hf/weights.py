@@ -44,7 +44,7 @@ def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
     if layout is None:
         raise ConfigError(f"{folder}: model.name = {context.model_spec.name!r} has no Hugging Face layout")
     theirs = layout.read_config(folder)
-    _check_args(context.args.model_dump(), theirs.model_dump(), config, folder)
+    check_args(context.args.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
     parameters = model_tensors(context.model)
     reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
@@ -76,7 +76,8 @@ def fill(model: nn.Module, reader: TensorReader) -> None:
             progress.add(info.num_bytes)
 
 
-def _check_args(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: JobConfig, folder: Path) -> None:
+def check_args(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: JobConfig, folder: Path) -> None:
+    """Raise a ConfigError unless a folder's arguments make the run's model."""
     differences = [
         f"model.{name} is {theirs.get(name)!r} there and {ours[name]!r} here"
         for name in ours
@@ -93,6 +94,11 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
     if not (folder / "tokenizer.json").is_file():
         return
     theirs = build_tokenizer(TokenizerSection(name=escape_path(str(folder)), eos_token=config.tokenizer.eos_token))
+    check_ids(tokenizer, theirs, config, folder)
+
+
+def check_ids(tokenizer: Tokenizer, theirs: Tokenizer, config: JobConfig, folder: Path) -> None:
+    """Raise a ConfigError unless a folder's tokenizer gives the run's ids."""
     text = other_ids(tokenizer, theirs)
     if text is not None:
         raise ConfigError(

@@ -160,7 +160,7 @@ def build_muon(model: nn.Module, options: MuonOptimizer) -> Muon:
     groups: dict[str, list[torch.Tensor]] = {"matrices": [], "embeddings": [], "output": [], "others": []}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     output = id(getattr(model, "output_weight", None))
-    for parameter in model.parameters():
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         kind = "matrices" if parameter.ndim == 2 else "others"
         kind = "output" if id(parameter) == output else kind
         groups["embeddings" if id(parameter) in embeddings else kind].append(parameter)

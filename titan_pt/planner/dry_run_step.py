@@ -25,6 +25,7 @@ from titan_pt.config.errors import ConfigError
 from titan_pt.config.resolve.checks import padded_size
 from titan_pt.config.run_size import RunSize
 from titan_pt.config.schema.job_config import JobConfig
+from titan_pt.config.schema.lora import Lora
 from titan_pt.config.schema.sft import Sft
 from titan_pt.data.sources.registry import check_sources
 from titan_pt.distributed.dry_run_world import DryRunWorld, allocate_without_numbers, dry_run_world
@@ -55,6 +56,8 @@ class DryRunResult:
     """One step of the real run, in words."""
     num_parameters: int
     """Parameters of the whole model."""
+    num_trained: int
+    """Those of them that are trained: of a run with [lora] the adapters alone."""
     memory: Mapping[str, int]
     """Bytes at the peak of the step, by kind; includes what stays in memory beside model and optimizer."""
     state_bytes: int
@@ -122,6 +125,7 @@ def dry_run_step(
             mesh=_describe_mesh(world),
             batch=dry_run.batch,
             num_parameters=sum(parameter.numel() for parameter in context.model.parameters()),
+            num_trained=sum(parameter.numel() for parameter in context.model.parameters() if parameter.requires_grad),
             memory={**memory, **held},
             state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in states),
             sampling_bytes=dry_run.sampling_bytes,
@@ -158,6 +162,10 @@ def for_dry_run(config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
         updates["training"] = {"enable_cpu_offload": False}
         notes.append("training.enable_cpu_offload is off here: parameters, gradients and optimizer are counted too")
     for _, section in config:
+        if isinstance(section, Lora) and section.enable:
+            notes.append(
+                "[lora]: FLOPs a token and MFU are those of training all weights; adapters need about two thirds"
+            )
         if isinstance(section, Sft) and section.epochs is not None:
             notes.append(
                 f"sft.epochs = {section.epochs:g}: its steps follow from the data; training.steps stands for them"

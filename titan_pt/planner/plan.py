@@ -154,7 +154,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
     rollouts = rollouts_of(config, args, target, flops_per_token)
     tokens = dry_run.run_size.tokens
     if rollouts and isinstance(config, GrpoConfig):
-        options, length = config.grpo, rollouts.prompt_tokens + config.rollout.max_new_tokens
+        options, length = config.grpo, rollouts.prompt_tokens + config.rollout.completion_tokens
         tokens = dry_run.run_size.steps * options.prompts_per_step * config.rollout.num_samples * length
     limit = config.training.max_hours
     paces = {mfu: pace(mfu, tokens, flops_per_token, peak, limit) for mfu in {*SHOWN_MFUS, mfu}}
@@ -173,7 +173,7 @@ def make_plan(config: JobConfig, target: Target) -> Plan:
         paces=tuple(paces[mfu] for mfu in SHOWN_MFUS),
         pace=paces[mfu],
         step_time=update,
-        storage=storage(config, dry_run.num_parameters, dry_run.run_size.steps, _own_state_bytes(config, dry_run)),
+        storage=storage(config, dry_run.num_trained, dry_run.run_size.steps, _own_state_bytes(config, dry_run)),
         sources=() if rollouts else tuple(plan_sources(config, tokens)),
         rollouts=rollouts,
     )
@@ -234,13 +234,14 @@ def _own_state_bytes(config: JobConfig, dry_run: DryRunResult) -> int | None:
 
 
 def storage(config: JobConfig, num_parameters: int, steps: int, state_bytes: int | None = None) -> Storage:
-    """The disk that `[checkpoint]` needs for a model of that size.
+    """The disk that `[checkpoint]` needs.
 
     Args:
+        num_parameters: those that are trained, which a checkpoint holds.
         state_bytes: of an optimizer that is not a built-in one.
     """
     options = config.checkpoint
-    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0
+    has_reference = isinstance(config, GrpoConfig) and config.grpo.kl_coef > 0 and not config.lora.enable
     states = num_parameters * moment_bytes(config) if state_bytes is None else state_bytes
     copies = 1 + has_reference + (config.training.ema_decay is not None)
     whole = states + 4 * num_parameters * copies

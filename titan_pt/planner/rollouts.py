@@ -14,7 +14,7 @@ from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.planner.roofline import known_rates
 from titan_pt.protocols.registry import import_attribute
-from titan_pt.trainers.grpo.dry_run import prompt_tokens, row_slots, sampled_rows, step_rows
+from titan_pt.trainers.grpo.dry_run import row_slots
 
 # Time to launch one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host. An
 # estimate: docs/LOG.md has no time from a GPU.
@@ -65,22 +65,29 @@ def plan_rollouts(
     grpo, rollout = config.grpo, config.rollout
     element = ELEMENT_BYTES[config.training.mixed_precision_param]
     per_token = 2 * args.num_layers * args.num_kv_heads * args.head_dim * element
-    rows, slots = row_count(sampled_rows(config, num_gpus)), row_slots(config)
+    rows, slots = row_count(config.sampled_rows(num_gpus)), row_slots(config)
+    if rollout.engine == "vllm":
+        from titan_pt.generation.vllm_engine import cache_positions
+
+        rows, slots = config.sampled_rows(num_gpus), cache_positions(config)
     peak = gpu.flops[config.training.mixed_precision_param]
-    completions = step_rows(config)
+    completions = config.step_rows()
     own = -(-completions // num_gpus)
     turns = -(-own // rollout.max_rows)
     together = -(-own // turns)
     weights = float(element * args.num_parameters)
     # Of float32 the output layer has a transposed copy; bfloat16's products are summed in float32 without one.
     copied = 4 * args.num_embedding_parameters if element == 4 else 0
-    read = weights + together * per_token * (prompt_tokens(config) + rollout.max_new_tokens / 2)
+    kept = copied + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim
+    if rollout.engine == "vllm":  # whose output layer is not tied
+        kept = element * args.num_embedding_parameters if args.tie_embeddings else 0
+    read = weights + together * per_token * (config.prompt_tokens() + rollout.completion_tokens / 2)
     floor = read / gpu.bandwidth
     rates = known_rates(gpu)
     reading = read / (1e9 * rates.copy) if rates else floor
     launches = 0.0 if switched_on(rollout.compile, "cuda") else _LAUNCH_SECONDS * args.num_layers
     decode = max(reading, launches, 2.0 * args.num_parameters * together / peak)
-    a_prompt = prompt_tokens(config) + rollout.num_samples * rollout.max_new_tokens  # read once for its completions
+    a_prompt = config.prompt_tokens() + rollout.num_samples * rollout.completion_tokens  # read once for its completions
     trained = grpo.prompts_per_step * a_prompt * grpo.num_iterations
     # The first update gives the old log-probabilities of its own minibatch.
     old = (grpo.num_minibatches - 1) / grpo.num_minibatches
@@ -91,10 +98,10 @@ def plan_rollouts(
         rows=rows,
         slots=slots,
         kv_cache_bytes=float(rows * slots * per_token),
-        engine_bytes=weights + copied + 4 * LOGIT_ELEMENTS + 4 * args.max_seq_len * args.head_dim,
-        floor_seconds=turns * rollout.max_new_tokens * floor,
-        rollout_seconds=turns * rollout.max_new_tokens * decode,
+        engine_bytes=weights + kept,
+        floor_seconds=turns * rollout.completion_tokens * floor,
+        rollout_seconds=turns * rollout.completion_tokens * decode,
         train_seconds=trained * flops_per_token * (1 + forwards) / (peak * num_gpus * mfu),
         completions=completions,
-        prompt_tokens=prompt_tokens(config),
+        prompt_tokens=config.prompt_tokens(),
     )

@@ -378,7 +378,7 @@
         unreadable(detail)(error);
         return;
       }
-      const [prompt, completion, gold, rewards, sample] = text;
+      const [prompt, completion, gold, rewards, sample, turns] = text;
       const pairs = element("div", "pairs");
       const add = (name, value) => {
         const pair = element("span", "", name + " ");
@@ -394,9 +394,10 @@
       add("advantage", index.advantage[i] === null ? "not trained on" : number(index.advantage[i]));
       if (rewards && typeof rewards === "object")
         for (const [name, value] of Object.entries(rewards)) add("reward " + name, typeof value === "number" ? number(value) : value);
-      for (const [name, value] of [["Prompt", prompt], ["Completion", completion], ["Right answer", gold]]) {
+      const said = turns ? turns.map(([role, content]) => [role === "assistant" ? "Model" : "Environment, as " + role, content]) : [["Completion", completion]];
+      for (const [name, value] of [["Prompt", prompt], ...said, ["Right answer", gold]]) {
         if (value === null) continue;
-        const block = element("div");
+        const block = element("div", name.startsWith("Environment") ? "told" : "");
         const pre = element("pre", "", String(value));
         pre.tabIndex = 0;
         block.append(element("h4", "", name), pre);

@@ -17,7 +17,7 @@ PART_ROWS = 200
 """PackedRollouts whose texts are in one part."""
 _LONGEST_TEXT = 40_000
 _INDEX = ("run", "step", "task", "id", "reward", "tokens", "strict", "lenient", "finish", "advantage")
-_TEXTS = ("prompt", "completion", "gold", "rewards", "sample")
+_TEXTS = ("prompt", "completion", "gold", "rewards", "sample", "turns")
 
 
 @dataclass
@@ -102,7 +102,15 @@ def _add(index: dict[str, list[Any]], row: Mapping[str, Any], run: int, step: in
 
 
 def _texts(row: Mapping[str, Any]) -> list[Any]:
-    return [_short(row.get(name)) for name in _TEXTS]
+    return [_turns(row.get(name)) if name == "turns" else _short(row.get(name)) for name in _TEXTS]
+
+
+def _turns(value: Any) -> list[list[str]] | None:
+    """[role, text] of each turn of an episode; None where the rollout has one turn, as all of older runs."""
+    if not isinstance(value, list):
+        return None
+    told = [turn for turn in value if isinstance(turn, dict)]
+    return [[str(_short(str(turn.get(name, "")))) for name in ("role", "content")] for turn in told]
 
 
 def _short(value: Any) -> Any:

@@ -46,9 +46,11 @@ class PromptRules:
         self._note_names(task, problem)
         asked, written = as_asked(self.tokenizer, task, problem)
         if task.chat:
-            ids = chat_tokens(self.tokenizer, asked.messages(written), named=True)
+            named = task.environment is None or task.special_tokens  # what an environment says names none
+            ids = chat_tokens(self.tokenizer, asked.messages(written), named=named, tools=task.tools)
         else:
-            ids = prompt_tokens(self.tokenizer, asked.prompt(written), named=True)
+            text = asked.prompt(written, lambda said: said if task.special_tokens else as_text(self.tokenizer, said))
+            ids = prompt_tokens(self.tokenizer, text, named=True)
         if not ids:
             raise ConfigError(f"grpo.tasks ({task.name!r}): the prompt of {problem.id} is empty")
         if len(ids) <= self.longest:
@@ -56,7 +58,7 @@ class PromptRules:
         if self.overlong == "error":
             raise ConfigError(
                 f"grpo.tasks ({task.name!r}): the prompt of {problem.id} has {len(ids)} tokens, and training.seq_len "
-                f"leaves {self.longest} beside rollout.max_new_tokens; raise training.seq_len, lower "
+                f"leaves {self.longest} beside the completion; raise training.seq_len, lower "
                 'rollout.max_new_tokens, or set rollout.overlong_prompts = "skip" or "truncate"'
             )
         return (tuple(ids[-self.longest :]) if self.overlong == "truncate" else None), True
@@ -84,7 +86,7 @@ def as_asked(tokenizer: Tokenizer, task: Task, problem: Problem) -> tuple[Task, 
 
 def prompt_text(tokenizer: Tokenizer, task: Task, problem: Problem) -> str:
     """The text of a problem's prompt, by the chat template where the task is asked through it."""
-    return chat_text(tokenizer, task.messages(problem)) if task.chat else task.prompt(problem)
+    return chat_text(tokenizer, task.messages(problem), tools=task.tools) if task.chat else task.prompt(problem)
 
 
 def held_out_prompts(task: Task, t: int, rules: PromptRules, limit: int) -> tuple[list[Prompt], int]:

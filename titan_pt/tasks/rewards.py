@@ -5,7 +5,7 @@ import math
 import reprlib
 import signal
 import traceback
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -72,7 +72,13 @@ def register_reward(name: str, function: RewardFunction) -> None:
     REWARDS.register(name, function)
 
 
-def score(sample: Sample, task: Task, timeout_seconds: float, given_up: Container[str] = ()) -> Score:
+def score(
+    sample: Sample,
+    task: Task,
+    timeout_seconds: float,
+    given_up: Container[str] = (),
+    given: Mapping[str, float] | None = None,
+) -> Score:
     """Grade a completion by each rule, and compute every reward of its task.
 
     The grading is asked once for each rule; a reward that calls `task.grade` gets the same verdict.
@@ -80,12 +86,19 @@ def score(sample: Sample, task: Task, timeout_seconds: float, given_up: Containe
     Args:
         timeout_seconds: limit of each function.
         given_up: rewards that are not called again, since they took too long too often.
+        given: rewards that an environment decided; of "correct" 1 or more is right by every rule.
     """
+    given = given or {}
+    if "correct" in given:
+        is_right = given["correct"] >= 1.0
+        task = replace(task, grade=lambda *_: is_right)
     task = _with_kept_verdicts(task)
     guard = _Guard(sample.problem.id)
     with TimeLimit(timeout_seconds) as limit:
-        parts = {}
+        parts = dict(given)
         for name in task.rewards:
+            if name in given:
+                continue
             if name in given_up:
                 guard.note(name, "timeout", "took too long before, and is not asked again in this step")
                 parts[name] = 0.0

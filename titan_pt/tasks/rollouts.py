@@ -7,16 +7,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.distributed.world import World
-from titan_pt.generation.engine import Completion, GenerationStopped, NonFiniteLogits, RolloutEngine
+from titan_pt.generation.engine import (
+    Completion,
+    ConversationEngine,
+    GenerationStopped,
+    NonFiniteLogits,
+    RolloutEngine,
+)
 from titan_pt.generation.sampling import Sampling
 from titan_pt.run.exit_codes import GaveUpTogether
 from titan_pt.tasks import rewards
 from titan_pt.tasks.prompts import Prompt
 from titan_pt.tasks.task import Task
+
+if TYPE_CHECKING:
+    from titan_pt.environments.episodes import Episode, Episodes, PlayedTurn
 
 logger = logging.getLogger("titan_pt")
 
@@ -63,6 +72,15 @@ class GradedCompletion:
     """Multiple choice: the letter that the completion answers, or None."""
     trains: bool
     """Whether the tokens count in the loss; with grpo.overlong = "mask" those of a truncated completion do not."""
+    sampled: tuple[bool, ...] = ()
+    """Whether the model drew each token, in an episode; empty: all of them."""
+    turns: "tuple[PlayedTurn, ...]" = ()
+    """The turns of an episode; empty for a task of one turn."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the model drew."""
+        return sum(self.sampled) if self.sampled else len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,7 @@ class RolloutSampler:
         tasks: the tasks that a prompt's `task` numbers.
         stop_requested: whether this process was asked to stop; read between the prompts that are graded.
         raise_if_preempted: a collective that raises Preempted on all ranks where one was asked to stop.
+        episodes: player of the tasks that have environments.
     """
 
     def __init__(
@@ -154,7 +173,9 @@ class RolloutSampler:
         *,
         stop_requested: Callable[[], bool],
         raise_if_preempted: Callable[[], None],
+        episodes: "Episodes | None" = None,
     ) -> None:
+        self._episodes = episodes
         self._engine, self._tokenizer, self._tasks, self._world = engine, tokenizer, tasks, world
         self._options = options
         self._stop_requested, self._raise_if_preempted = stop_requested, raise_if_preempted
@@ -187,52 +208,96 @@ class RolloutSampler:
         rounds = itertools.zip_longest(*(share.groups for share in shares))
         groups = [group for by_rank in rounds for group in by_rank if group is not None]
         self.timing.completions += n * len(groups)
-        self.timing.tokens += sum(len(each.token_ids) for group in groups for each in group.completions)
+        self.timing.tokens += sum(each.num_sampled for group in groups for each in group.completions)
         return groups
+
+    def close(self) -> None:
+        """End the processes of environments."""
+        if self._episodes:
+            self._episodes.pool.close()
 
     def _share(self, prompts: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, n: int) -> _Share:
         start = time.perf_counter()
         groups: list[Group] = []
         faults: list[rewards.RewardProblem] = []
+        played: dict[int, Episode] = {}
         try:
-            completions = self._engine.generate([p.token_ids for p in prompts], sampling, n, numbers) if prompts else []
+            completions, played = self._completions(prompts, numbers, sampling, n)
             _check_engine(completions, len(prompts), n)
         except GenerationStopped:
             return _Share(True, [], [])
         except NonFiniteLogits as error:
             return _Share(False, [], [], error)
         sampled = time.perf_counter()
+        self._prepare_grading(prompts, completions)
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
-            graded = (self._grade(prompt, each, sampling, faults) for each in completions[i * n : (i + 1) * n])
+            graded = (
+                self._grade(prompt, completions[k], sampling, faults, played.get(k)) for k in range(i * n, (i + 1) * n)
+            )
             groups.append(Group(prompt, tuple(graded)))
         return _Share(False, groups, faults, None, sampled - start, time.perf_counter() - sampled)
 
+    def _prepare_grading(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+        for number, task in enumerate(self._tasks):
+            if task.prepare:
+                mine = [(p.problem, each) for each in completions if (p := prompts[each.prompt]).task == number]
+                task.prepare([(problem, self._text(each)) for problem, each in mine], self._stop_requested)
+
+    def _text(self, completion: Completion) -> str:
+        ids = completion.token_ids
+        return self._tokenizer.decode(ids if completion.finish_reason == "length" else ids[:-1])
+
+    def _completions(
+        self, prompts: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, n: int
+    ) -> "tuple[list[Completion], dict[int, Episode]]":
+        """`n` completions of each prompt, and the episodes of those that were played, by number."""
+        asked = [prompt.token_ids for prompt in prompts]
+        talk = self._episodes.begin(prompts, n) if self._episodes else None
+        if talk:
+            assert isinstance(self._engine, ConversationEngine)
+            return self._engine.converse(asked, sampling, n, numbers, talk), talk.episodes
+        return (self._engine.generate(asked, sampling, n, numbers) if prompts else []), {}
+
     def _grade(
-        self, prompt: Prompt, completion: Completion, sampling: Sampling, faults: list[rewards.RewardProblem]
+        self,
+        prompt: Prompt,
+        completion: Completion,
+        sampling: Sampling,
+        faults: list[rewards.RewardProblem],
+        episode: "Episode | None",
     ) -> GradedCompletion:
         """A completion with its rewards and verdicts; failures are appended to the faults."""
-        options, truncated = self._options, completion.finish_reason == "length"
-        ids = completion.token_ids
-        text = self._tokenizer.decode(ids if truncated else ids[:-1])
-        sample = rewards.Sample(prompt.problem, text, len(ids), sampling.max_new_tokens, truncated)
+        options, task, cut = self._options, self._tasks[prompt.task], completion.finish_reason == "length"
+        ids, most = completion.token_ids, sampling.max_new_tokens
+        whole = text = self._text(completion)
+        truncated, given = cut, None
+        if episode and self._episodes:
+            most, truncated, given = self._episodes.max_tokens, episode.truncated, episode.given(task)
+            text = episode.turns[-1].text
+            if episode.failure:
+                kind, message = episode.failure.kind, episode.failure.message
+                faults.append(rewards.RewardProblem("environment", prompt.problem.id, kind, message))
+        sample = rewards.Sample(prompt.problem, text, len(ids), most, truncated)
         hung = Counter(fault.reward for fault in faults if fault.kind == "timeout")
         given_up = {name for name, count in hung.items() if count >= MOST_TIMEOUTS}
-        score = rewards.score(sample, self._tasks[prompt.task], options.reward_timeout_seconds, given_up)
+        score = rewards.score(sample, task, options.reward_timeout_seconds, given_up, given)
         faults += score.problems
         return GradedCompletion(
             token_ids=tuple(ids),
             logprobs=tuple(completion.logprobs),
             truncated=truncated,
-            text=text,
+            text=whole,
             parts=score.parts,
-            reward=overlong_reward(score.total, len(ids), truncated, sampling.max_new_tokens, options),
+            reward=overlong_reward(score.total, len(ids), truncated, most, options),
             strict=score.strict,
             official=score.official,
             lenient=score.lenient,
             letter=score.letter,
             trains=not (truncated and options.overlong == "mask"),
+            sampled=completion.sampled if episode else (),
+            turns=tuple(episode.turns) if episode else (),
         )
 
     def _note_faults(self, faults: Sequence[rewards.RewardProblem]) -> None:

@@ -1,18 +1,25 @@
 """Tasks: problems to train and to evaluate on, their prompts and their grading; and the registry of tasks."""
 
+import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from titan_pt.config.errors import ConfigError, nearest, one_of, shown
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import QUESTION_ANSWER
 from titan_pt.protocols.registry import Registry
 from titan_pt.tasks.self_check import accepted_nonsense, prove
+from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
+
+if TYPE_CHECKING:
+    from titan_pt.environments.protocol import Environment
 
 logger = logging.getLogger("titan_pt")
+
+_RESET_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,9 @@ class Task:
     grade: Callable[[str, Problem, str], bool]
     """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
     function may raise or hang: `rewards.score` guards against both."""
+    prepare: Callable[[Sequence[tuple[Problem, str]], Callable[[], bool]], None] | None = None
+    """(completions of a step with their problems, whether to stop) -> nothing: called before `grade` is, where many
+    verdicts together are had faster than one by one."""
     template: str = QUESTION_ANSWER
     """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
@@ -80,16 +90,28 @@ class Task:
     its grading takes such a reply for right."""
     special_tokens: bool = False
     """Whether names of special tokens in its problems stand for these tokens, as they do in its template."""
+    environment: "Environment | None" = None
+    """What answers the model's turns, see `environments.protocol`; None: the model has one turn."""
 
-    def prompt(self, problem: Problem) -> str:
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """JSON schemas of the functions that the model may call, for its chat template."""
+        return self.environment.tools if self.environment else ()
+
+    def prompt(self, problem: Problem, said: Callable[[str], str] = str) -> str:
         """The prompt of a problem as plain text, which the model continues.
 
         Each example is its prompt and its worked answer, then a blank line, as in lm-evaluation-harness.
+
+        Args:
+            said: changes what an environment says.
         """
         examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
+        if self.environment is not None:
+            return self.system_prompt + examples + self.plain(self.opening(problem), said)
         return self.system_prompt + examples + worked_example(self.template, problem)[0]
 
-    def messages(self, problem: Problem, end: str = "") -> list[dict[str, str]]:
+    def messages(self, problem: Problem, end: str = "") -> list[dict[str, Any]]:
         """The prompt of a problem as a conversation, whose next turn is the model's.
 
         The turns are those of lm-evaluation-harness with `--apply_chat_template` (and its `--fewshot_as_multiturn`).
@@ -100,12 +122,53 @@ class Task:
         turns = [("system", self.system_prompt)] if self.system_prompt else []
         for example in self.examples:
             turns += [("user", worked_example(self.template, example)[0]), ("assistant", example.solution)]
-        turns.append(("user", worked_example(self.template, problem)[0] + end))
-        return [{"role": role, "content": content} for role, content in turns]
+        if self.environment is None:
+            turns.append(("user", worked_example(self.template, problem)[0] + end))
+        messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
+        return messages if self.environment is None else [*messages, *self.opening(problem)]
+
+    def plain(self, messages: Iterable[Mapping[str, Any]], said: Callable[[str], str] = str) -> str:
+        """Messages as plain text, which the model continues: what it is asked or told by the template of the prompt.
+
+        Args:
+            said: changes each content.
+        """
+        own = ("system", "assistant")
+        return "\n\n".join(
+            said(each["content"]) if each["role"] in own else self.template.replace("{question}", said(each["content"]))
+            for each in messages
+        )
+
+    def opening(self, problem: Problem) -> list[dict[str, Any]]:
+        """What the environment's `reset` gives, checked.
+
+        Raises:
+            ConfigError: it fails, takes too long, or gives no messages.
+        """
+        assert self.environment is not None
+        failed = f"grpo.tasks ({self.name!r}): reset of its environment, on {problem.id}:"
+        try:
+            with TimeLimit(_RESET_SECONDS) as limit:
+                messages: Any = limit.run(functools.partial(self.environment.reset, problem))
+        except TimeLimitExpired:
+            raise ConfigError(f"{failed} took longer than {_RESET_SECONDS:g} s") from None
+        except Exception as error:
+            raise ConfigError(f"{failed} {type(error).__name__}: {error}") from error
+        if not isinstance(messages, list | tuple) or not messages or not all(map(is_message, messages)):
+            raise ConfigError(
+                f'{failed} gave {shown(messages)}; want a list of messages such as {{"role": "user", "content": "..."}}'
+            )
+        return list(messages)
 
     def worked(self, problem: Problem) -> str:
         """The prompt of a problem with its worked answer, as an example or a document to train on."""
         return "".join(worked_example(self.template, problem))
+
+
+def is_message(message: Any) -> bool:
+    """Whether a value is a message of a conversation, with a role and a text."""
+    has_role = isinstance(message, dict) and isinstance(message.get("role"), str)
+    return has_role and isinstance(message.get("content"), str)
 
 
 def how_asked(chat: bool) -> str:
@@ -122,8 +185,14 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
+_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+_OF_TURNS = ("calculator", "guess_number", "wordle", "verifiers")
 _TASKS: Registry[TaskFactory] = Registry(
-    "task {}", {name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")}
+    "task {}",
+    {
+        **{name: f"titan_pt.tasks.{name}:build" for name in _OF_ONE_TURN},
+        **{name: f"titan_pt.environments.{name}:build" for name in _OF_TURNS},
+    },
 )
 
 REWARDS: Registry[Callable[[Any, Task], float]] = Registry(
@@ -212,7 +281,7 @@ def _mistakes(row: GrpoTask) -> Iterator[str]:
 
 
 def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
-    known = set(REWARDS)
+    known = {*REWARDS, *(task.environment.rewards if task.environment else ())}
     for name in sorted(set(task.rewards) - known):
         yield (
             f"rewards: {shown(name)} is unknown{nearest(name, known)}; known are {one_of(known)}; "
@@ -223,6 +292,11 @@ def _shortcomings(task: Task, *, trains: bool) -> Iterator[str]:
     for problems, purpose in ((task.train, "train"), (task.evaluation, "evaluate")):
         if len(problems) == 0 and (trains or purpose == "evaluate"):
             yield f"there are no problems to {purpose} on"
+    if task.tools and not task.chat:
+        yield (
+            "its tools are told by the chat template, and the model is asked in plain text; set chat = true, or start "
+            'from a model of conversations, such as one that job.trainer = "sft" trained on messages'
+        )
 
 
 class _Chosen:

@@ -64,6 +64,12 @@ def _average(arguments: argparse.Namespace) -> None:
             check_has_averages(step, "--weights ema")
     documents = [load_documents(step) for step in steps]
     _check_one_model(steps, documents)
+    for step, document in zip(steps, documents, strict=True):
+        if "adapters" in document.train:
+            raise ConfigError(
+                f"{step}: holds adapters, whose mean is not that of their products; train with "
+                "training.ema_decay instead"
+            )
     readers = [CheckpointTensors(step, "ema" if arguments.weights == "ema" else "model") for step in steps]
     number = documents[0].train["state"]["step"]
     with lone_world() as world:

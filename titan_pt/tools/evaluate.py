@@ -79,6 +79,14 @@ def _parser() -> ToolParser:
         help=f"most tokens of an answer (default: {_DEFAULT_NEW_TOKENS}, or half of what the model reads)",
     )
     parser.add_argument(
+        "--max_turns", type=whole(1), default=8, help="most turns of a task that is played in turns (default: 8)"
+    )
+    parser.add_argument(
+        "--max_episode_tokens",
+        type=whole(1),
+        help="most tokens of such a task (default: --max_turns x --max_new_tokens, in 3/4 of what the model reads)",
+    )
+    parser.add_argument(
         "--samples",
         type=INTEGER,
         default=0,
@@ -234,7 +242,16 @@ def _measure_tasks(
     if tokenizer.chat_template is None and any(task.chat for task in tasks):
         logger.warning("The checkpoint has no chat template of its own; titan_pt's is used")
     engine = opened.engine(max_rows=arguments.max_rows)
-    evaluate = build_task_evaluator(tasks, opened.model, engine, tokenizer, world, new_tokens)
+    evaluate = build_task_evaluator(
+        tasks,
+        opened.model,
+        engine,
+        tokenizer,
+        world,
+        new_tokens,
+        episode_tokens=arguments.max_episode_tokens,
+        max_turns=arguments.max_turns,
+    )
     pass_at_k = PassAtK(sampling(arguments, new_tokens), arguments.samples, ks) if arguments.samples else None
     limit = arguments.limit or max((len(task.evaluation) for task in tasks), default=0)
     results = {}

@@ -1,10 +1,13 @@
-"""`python -m titan_pt.tools.export MODEL --output DIR`: any model as a Hugging Face folder."""
+"""`python -m titan_pt.tools.export MODEL --output DIR`: any model as a Hugging Face folder.
+
+Of a run with [lora] the adapters alone are written, as a PEFT folder; --merge writes the whole model."""
 
 import argparse
 import re
 import sys
 
 from titan_pt.config.errors import ConfigError, shown
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.run.tool_files import flag_path
 from titan_pt.tools.command import ToolParser, run_tool
 from titan_pt.tools.model import add_source_flags, open_source
@@ -41,6 +44,7 @@ def _parser() -> ToolParser:
         metavar="SIZE",
         help="most bytes of one file, and about the memory that is used (default: %(default)s)",
     )
+    parser.add_argument("--merge", action="store_true", help="with adapters: the whole model, they merged into it")
     parser.add_argument("--overwrite", action="store_true", help="replace an older export in DIR")
     return parser
 
@@ -60,6 +64,13 @@ def _export(arguments: argparse.Namespace) -> None:
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"--output = {arguments.output!r}: is the checkpoint itself; give another folder")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    adapted = hasattr(source.tensors, "stored")
+    if arguments.merge and not adapted:
+        raise ConfigError(f"--merge: {source.folder} holds no adapters; leave it out")
+    if adapted and not arguments.merge:
+        import_attribute("titan_pt.lora.folders:write_peft")(source, output, dtype)
+        print(output)
+        return
     export(source.to_export(), output, dtype, max_shard)
     print(output)
 

@@ -19,7 +19,7 @@ from titan_pt.components.checkpoint.finite import first_not_finite
 from titan_pt.components.checkpoint.mismatch import changed_keys
 from titan_pt.components.checkpoint.reader import load_documents, load_tensors
 from titan_pt.components.checkpoint.run_state import of_optimizer, run_tensors
-from titan_pt.components.checkpoint.steps import check_has_averages, honoured, is_hf_folder
+from titan_pt.components.checkpoint.steps import check_has_averages, honoured, is_adapter_folder, is_hf_folder
 from titan_pt.config.errors import ConfigError
 from titan_pt.protocols.context import StatefulStep, Step, TrainContext, TrainState
 from titan_pt.protocols.registry import import_attribute
@@ -111,6 +111,8 @@ def load_run(context: TrainContext, step: Step, folder: Path, identity: Mapping[
     excluded = _excluded(context, documents, identity)
     saved, current = _without(documents.train["identity"], excluded), _without(identity, excluded)
     check_compatible(saved, current, folder, context.config, documents.config)
+    if "adapters" in documents.train or hasattr(context.model, "adapters"):
+        import_attribute("titan_pt.lora.base:resume")(context, documents, folder, identity)
     if "data" not in excluded:
         _check_data(context, documents, folder)
     if isinstance(step, StatefulStep) and hasattr(step, "check_state"):
@@ -195,14 +197,19 @@ def load_weights(context: TrainContext, folder: Path, identity: Mapping[str, Any
     Raises:
         ConfigError: the model or the tokenizer differs, or the folder is damaged; on all ranks.
     """
+    adapters: Any = getattr(context.model, "adapters", None)
+    if adapters and not adapters.holds_base:
+        import_attribute("titan_pt.lora.base:start")(context, folder, identity)
+        return
     averaged = context.config.checkpoint.initial_load_weights == "ema"
     if averaged:
         check_has_averages(folder, 'checkpoint.initial_load_weights = "ema"')
-    if is_hf_folder(folder):
-        load_hf_weights = import_attribute("titan_pt.hf.weights:load_hf_weights")
-        context.world.together(lambda: load_hf_weights(context, folder))
+    documents = None if is_adapter_folder(folder) or is_hf_folder(folder) else load_documents(folder)
+    if documents is None or "adapters" in documents.train:
+        plain = documents is None and not is_adapter_folder(folder)
+        load = import_attribute("titan_pt.hf.weights:load_hf_weights" if plain else "titan_pt.lora.base:load_merged")
+        context.world.together(lambda: load(context, folder))
         return
-    documents = load_documents(folder)
     check_model_compatible(documents.train["identity"], identity, folder, context.config, documents.config)
     tensors = run_tensors(context, optimizer=False)
     if averaged:

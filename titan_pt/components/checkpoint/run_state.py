@@ -44,7 +44,7 @@ def expected_bytes(context: TrainContext, step: Step) -> int:
     optimizer = context.optimizer
     size = step_bytes(run_tensors(context, step, optimizer=bool(optimizer.state)))
     fresh = isinstance(optimizer, torch.optim.AdamW) and not optimizer.state
-    return size + 2 * step_bytes(dict(context.model.named_parameters())) if fresh else size
+    return size + 2 * step_bytes(model_tensors(context.model)) if fresh else size
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -85,6 +85,7 @@ def run_documents(
         "step": step.state_dict() if isinstance(step, StatefulStep) else {},
         **({} if (optimizer := context.optimizer_state.document()) is None else {"optimizer": optimizer}),
         **({"ema": context.ema.state_dict()} if context.ema else {}),
+        **({"adapters": adapters.document()} if (adapters := getattr(context.model, "adapters", None)) else {}),
         "honoured": context.config.checkpoint.model_dump(include={"load_step", "exclude_from_loading"}),
     }
     data = {"identity": loader.identity(), "token_hash": loader.digest(streams), "streams": streams}

@@ -106,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
-    """Find the weights at a path: a run folder, its checkpoint folder, one step-N, or a Hugging Face folder.
+    """Find the weights at a path: a run folder, its checkpoint folder, one step-N, a Hugging Face or PEFT folder.
 
     Args:
         key: what gave the path, for messages.
@@ -118,7 +118,7 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
     root = Path(path)
     if not root.is_dir():
         raise ConfigError(f"{where}: {no_run(path)}")
-    if is_hf_folder(root):  # first: an export may be named after its step too
+    if is_hf_folder(root) or is_adapter_folder(root):  # first: an export may be named after its step too
         return root
     if (root / MANIFEST).is_file() or re.fullmatch(r"step-\d+", root.name):
         damage = find_damage(root, REQUIRED)
@@ -138,6 +138,11 @@ def find_initial(path: str, key: str = "checkpoint.initial_load_path") -> Path:
 def is_hf_folder(folder: Path) -> bool:
     """Whether a folder is a Hugging Face one, by its config.json; it need not be whole."""
     return (folder / "config.json").is_file()
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder is one of PEFT, which holds adapters alone."""
+    return (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors*"))
 
 
 def check_has_averages(folder: Path, asked: str) -> None:

@@ -1,12 +1,14 @@
 """The config of reinforcement learning: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`, `[teacher]`. No torch here."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from titan_pt.config.errors import one_of
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.lora import Lora, lora_rules
 from titan_pt.config.schema.sampling import EvalSamples, GroupSize, MaxRows, NewTokens, TopK, TopP, TrainedTemperature
 from titan_pt.config.schema.section import (
     Count,
@@ -29,7 +31,8 @@ class Rollout(Section):
     """[rollout] completions that the policy is trained on."""
 
     engine: Name = "native"
-    """Rollout engine: "native" (the training model's own modules) or one registered by experimental.custom_import."""
+    """Rollout engine: "native" (the training model's own modules), "vllm" (the extra of that name, docs/vllm.md) or one
+    registered by experimental.custom_import."""
     num_samples: GroupSize = 16
     """Completions of each prompt, a group."""
     temperature: TrainedTemperature = 1.0
@@ -39,7 +42,18 @@ class Rollout(Section):
     top_k: TopK = 0
     """Sample from the k likeliest tokens; 0 is all. Above 0 the trainer scores another distribution."""
     max_new_tokens: NewTokens = 384
-    """Most tokens of a completion, the end-of-text token included."""
+    """Most tokens of a completion, the end-of-text token included; of one turn, in a task that is played in turns."""
+    max_turns: PositiveInt = 8
+    """Most turns of the model in an episode, of a task that is played in turns."""
+    max_episode_tokens: TokenCount | None = None
+    """Most tokens of an episode, the environment's included: all behind the prompt. Tasks that are played in turns need
+    it; it then is the length of every completion in plans and in the constant of dr_grpo."""
+    environment_workers: PositiveInt = 2
+    """Processes of each rank that run environments."""
+    environment_timeout_seconds: Timeout = 10.0
+    """Limit of one answer of an environment. Its process is ended then, and the episode counts as 0."""
+    environment_memory_gib: Positive = 1.0
+    """Memory that the answers may add to what such a process has at its start."""
     overlong_prompts: Literal["error", "skip", "truncate"] = "error"
     """A prompt that leaves no room for max_new_tokens in training.seq_len: stop at start, leave it out, or cut its
     beginning off. Both are counted in the log."""
@@ -54,12 +68,18 @@ class Rollout(Section):
     print_samples: Count = 1
     """Completions shown in the console and TensorBoard each time; 0 shows none."""
 
+    @property
+    def completion_tokens(self) -> int:
+        """Most tokens that follow a prompt."""
+        return self.max_episode_tokens or self.max_new_tokens
+
 
 class GrpoTask(Section):
     """[[grpo.tasks]] prompts and the reward of answers to them."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, or one registered by experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, reasoning_gym:<name>; played in turns: calculator, guess_number, wordle; or one
+    registered by experimental.custom_import."""
     weight: Positive = 1.0
     """Share of the prompts, relative to the other tasks' weights."""
     path: PathName | None = None
@@ -82,7 +102,7 @@ class GrpoTask(Section):
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
     """Weight of each reward in the sum: correct, format, length, or a registered one."""
     level: PositiveInt | None = None
-    """Difficulty of arithmetic: 1 is the easiest."""
+    """Difficulty of arithmetic and calculator: 1 is the easiest."""
     shuffle_options: bool = True
     """medqa: another order of the options at each visit of a question."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -122,7 +142,8 @@ class Grpo(Section):
     cispo_cap: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 5.0
     """Largest weight of a token in the cispo loss."""
     importance_sampling: Literal["none", "token"] = "none"
-    """"token": weigh each token by min(trainer's / engine's probability, importance_cap), for foreign engines."""
+    """"token": weigh each token by min(trainer's / engine's probability, importance_cap), for foreign engines; the
+    default with rollout.engine = "vllm"."""
     importance_cap: Positive = 2.0
     """Largest of these weights."""
     kl_coef: NonNegative = 0.0
@@ -217,6 +238,10 @@ class RolloutConfig(JobConfig):
 
     rollout: Rollout = Rollout()
 
+    def prompt_tokens(self) -> int:
+        """Assumed length of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer."""
+        return min(256, self.training.seq_len - self.rollout.completion_tokens)
+
 
 class GrpoConfig(RolloutConfig):
     """A run of reinforcement learning with verifiable rewards."""
@@ -232,7 +257,39 @@ class GrpoConfig(RolloutConfig):
     }
 
     grpo: Grpo = Grpo()
+    lora: Lora = Lora()
     teacher: Teacher = Teacher()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corrects_vllm(cls, tables: Any) -> Any:
+        """With vLLM the default of grpo.importance_sampling is "token": its kernels round in another way."""
+        rollout, grpo = (tables.get(name, {}) if isinstance(tables, dict) else None for name in ("rollout", "grpo"))
+        if isinstance(rollout, dict) and isinstance(grpo, dict) and rollout.get("engine") == "vllm":
+            return {**tables, "grpo": {"importance_sampling": "token", **grpo}}
+        return tables
+
+    def check_packages(self) -> None:
+        """Raise a ConfigError where vLLM is to sample and is not here."""
+        if self.rollout.engine == "vllm":
+            from titan_pt.config.vllm_package import check_vllm
+
+            check_vllm()
+
+    def step_rows(self) -> int:
+        """Completions that a step samples in its first round, over all ranks."""
+        oversample = self.grpo.oversample if self.grpo.refills else 1.0
+        return math.ceil(self.grpo.prompts_per_step * oversample) * self.rollout.num_samples
+
+    def sampled_rows(self, num_ranks: int) -> int:
+        """Most completions that one rank decodes together in a step, the probe or an evaluation."""
+        grpo, rollout = self.grpo, self.rollout
+        wanted = [self.step_rows()]
+        if grpo.probes:
+            wanted.append(grpo.probe_prompts * rollout.num_samples)
+        if self.validation.enable:
+            wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
+        return min(rollout.max_rows, -(-max(wanted) // num_ranks))
 
     def written_folders(self) -> Iterator[tuple[str, str]]:
         """Yield those of every run, and that of the completions."""
@@ -246,15 +303,29 @@ class GrpoConfig(RolloutConfig):
         training = self.training
         if not grpo.tasks:
             yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
+        if rollout.engine == "vllm" and rollout.temperature < 0.01:
+            yield (
+                ["rollout.temperature", "rollout.engine"],
+                f'rollout.temperature = {rollout.temperature:g}: rollout.engine = "vllm" takes 0.01 for all below it; '
+                "raise it to 0.01",
+            )
         names = [task.name for task in grpo.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
         yield from self._rules_of_the_model()
-        if rollout.max_new_tokens >= training.seq_len:
+        yield from lora_rules(self, self.lora)
+        for name in ("max_new_tokens", "max_episode_tokens"):
+            if (getattr(rollout, name) or 0) >= training.seq_len:
+                yield (
+                    [f"rollout.{name}", "training.seq_len"],
+                    f"rollout.{name} = {getattr(rollout, name)}: must be below training.seq_len = "
+                    f"{training.seq_len}, which holds the prompt too",
+                )
+        if rollout.completion_tokens < rollout.max_new_tokens:
             yield (
-                ["rollout.max_new_tokens", "training.seq_len"],
-                f"rollout.max_new_tokens = {rollout.max_new_tokens}: must be below training.seq_len = "
-                f"{training.seq_len}, which holds the prompt too",
+                ["rollout.max_episode_tokens", "rollout.max_new_tokens"],
+                f"rollout.max_episode_tokens = {rollout.max_episode_tokens}: must be at least rollout.max_new_tokens = "
+                f"{rollout.max_new_tokens}, the tokens of one turn",
             )
         if grpo.prompts_per_step % grpo.num_minibatches:
             yield (

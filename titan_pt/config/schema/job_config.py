@@ -69,25 +69,25 @@ class JobConfig(Section):
         """Yield the broken rules between fields that this kind of training adds to the common ones."""
         yield from ()
 
+    def check_packages(self) -> None:
+        """Raise a ConfigError that says how to install what this run needs and this machine lacks; plans need none."""
+
     def written_folders(self) -> Iterator[tuple[str, str]]:
         """Yield (key, folder, inside the run folder unless it is absolute) of all that this run will write to."""
-        checkpoint, metrics, profiling = self.checkpoint, self.metrics, self.profiling
-        if checkpoint.enable and not checkpoint.load_only:
-            yield "checkpoint.folder", checkpoint.folder
-        if "tensorboard" in metrics.used_sinks:
-            yield "metrics.save_tb_folder", metrics.save_tb_folder
-        if profiling.enable_profiling:
-            yield "profiling.save_traces_folder", profiling.save_traces_folder
-        if profiling.enable_memory_snapshot:
-            yield "profiling.save_memory_snapshot_folder", profiling.save_memory_snapshot_folder
-        if checkpoint.export_hf_interval:
-            yield "checkpoint.export_hf_interval", "hf"
+        saves, metrics, prof = self.checkpoint, self.metrics, self.profiling
+        folders = (
+            (saves.enable and not saves.load_only, "checkpoint.folder", saves.folder),
+            ("tensorboard" in metrics.used_sinks, "metrics.save_tb_folder", metrics.save_tb_folder),
+            (prof.enable_profiling, "profiling.save_traces_folder", prof.save_traces_folder),
+            (prof.enable_memory_snapshot, "profiling.save_memory_snapshot_folder", prof.save_memory_snapshot_folder),
+            (saves.export_hf_interval, "checkpoint.export_hf_interval", "hf"),
+        )
+        yield from ((key, folder) for is_written, key, folder in folders if is_written)
 
     def dump(self) -> dict[str, dict[str, Any]]:
         """The config as TOML tables: no unset values, secrets or config_file, and of each pair the one that holds."""
-        tables: dict[str, dict[str, Any]] = redacted(
-            self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
-        )
+        values = self.model_dump(exclude_none=True, exclude={"job": {"config_file"}})
+        tables: dict[str, dict[str, Any]] = redacted(values)
         if self.quantize.linear.float8 is None:
             del tables["quantize"]
         for used, other in self.PAIRS:

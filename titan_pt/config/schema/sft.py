@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
+from titan_pt.config.schema.lora import Lora, lora_rules
 from titan_pt.config.schema.section import Positive, Section
 
 
@@ -35,9 +36,11 @@ class SftConfig(JobConfig):
     PAIRS = (*JobConfig.PAIRS, ("sft.epochs", "training.steps"), ("sft.epochs", "training.tokens"))
 
     sft: Sft = Sft()
+    lora: Lora = Lora()
 
     def broken_rules(self) -> Iterator[BrokenRule]:
         """Yield the broken rules between the fields of an sft run."""
+        yield from lora_rules(self, self.lora)
         if not self.data.sources:
             yield ["data.sources"], 'data.sources: empty; add a [[data.sources]] table, such as name = "gsm8k"'
         for table, sources in (("data.sources", self.data.sources), ("validation.sources", self.validation.sources)):

@@ -10,6 +10,8 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.builtin.conversations import HeldOutSums, MadeConversations
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
+from titan_pt.data.builtin.tool_sums import LEVELS as TOOL_LEVELS
+from titan_pt.data.builtin.tool_sums import ToolSums
 from titan_pt.data.builtin.worked_problems import WorkedProblems
 from titan_pt.data.permutation import digest
 from titan_pt.data.sources.identity import content_hash
@@ -55,11 +57,36 @@ def open_conversations(source: Source, seed: int) -> SourceItems:
             f'data source {source.name!r}: subset = {shown(source.subset)}: unknown; allowed is "held-out" ('
             "sums that no other conversation asks for); leave it out for conversations to train on"
         )
+    _check_is_for_records(source)
+    return MadeConversations(seed) if source.subset is None else HeldOutSums()
+
+
+def open_follow_ups(source: Source, seed: int) -> SourceItems:
+    """The conversations of the name follow_ups: sums, and turns that add to their answers."""
+    if source.subset is not None:
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
+    _check_is_for_records(source)
+    return MadeConversations(seed, follow_ups=True)
+
+
+def _check_is_for_records(source: Source) -> None:
     if source.formatter is None:
         raise ConfigError(
             f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
         )
-    return MadeConversations(seed) if source.subset is None else HeldOutSums()
+
+
+def open_tool_sums(source: Source, _seed: int) -> SourceItems:
+    """The conversations of the name tool_sums, about the sums of the level in `subset`."""
+    levels = {f"level-{level}": level for level in TOOL_LEVELS}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({TOOL_LEVELS[level]})' for name, level in levels.items())
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {allowed}")
+    if source.formatter is None:
+        raise ConfigError(
+            f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
+        )
+    return ToolSums(levels[source.subset])
 
 
 def open_worked_problems(source: Source, seed: int) -> SourceItems:

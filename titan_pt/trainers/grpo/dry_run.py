@@ -1,7 +1,6 @@
 """A dry run of GRPO: one decoding step with the engine's memory, and one update on full-length completions."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from titan_pt.generation.native import build_native_engine
 from titan_pt.generation.sampling import rollout_sampling
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.tasks.task import check_task
 from titan_pt.trainers import pretrain
@@ -23,8 +23,7 @@ from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
 from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
 from titan_pt.trainers.grpo.reference import Reference
 
-# Assumed length of a prompt, where none is read: GSM8K's are shorter, MedQA's a little longer.
-PROMPT_TOKENS = 256
+BASE_REFERENCE = "titan_pt.lora.reference:BaseReference"
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
@@ -42,6 +41,8 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
     held: dict[str, Sequence[torch.Tensor]] = {"reference": list(reference.model.parameters())} if reference else {}
     if rollout.engine == "native":
         held["rollout_engine"], sampling_bytes, tried = _sample(context)
+    elif rollout.engine == "vllm":
+        held["rollout_engine"], sampling_bytes, tried = _vllm(context)
     else:
         sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
     teacher = None
@@ -66,9 +67,9 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
             data_seconds=0.0,
         )
 
-    notes = (tried, f"an update on {len(samples):,} completions of {rollout.max_new_tokens:,} tokens")
+    notes = (tried, f"an update on {len(samples):,} completions of {rollout.completion_tokens:,} tokens")
     batch = (
-        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.max_new_tokens} "
+        f"{grpo.prompts_per_step} prompts x {rollout.num_samples} completions of at most {rollout.completion_tokens} "
         f"tokens, {grpo.num_minibatches * grpo.num_iterations} updates, micro-batches of at most "
         f"{config.training.local_batch_size} rows of {config.training.seq_len:,} tokens a rank"
     )
@@ -81,13 +82,28 @@ def _sample(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int,
     config = _uncompiled(context.config)
     engine = build_native_engine(config, context.tokenizer, context.world, [context.tokenizer.eos_id])
     engine.sync_weights(context.model)
-    count, slots = sampled_rows(config, context.world.size), row_slots(config)
+    count, slots = config.sampled_rows(context.world.size), row_slots(config)
     rows = engine.decode_once(count, slots, rollout_sampling(config, 1))
     tried = f"one decoding step of {rows.token_R.shape[0]:,} rows of {rows.cache.slots:,} positions"
     if keeps_rows:
         tried += ", which CUDA graphs keep between steps; rollout.compile is off here: there is nothing to compile"
         return [*engine.tensors(), *rows.tensors], 0, tried
     return engine.tensors(), sum(tensor.untyped_storage().nbytes() for tensor in rows.tensors), tried
+
+
+def _vllm(context: TrainContext[GrpoConfig]) -> tuple[list[torch.Tensor], int, str]:
+    """What vLLM holds by its sizes, as `_sample`: nothing is sampled."""
+    from titan_pt.generation.vllm_engine import cache_positions, served_model
+
+    config = context.config
+    served, rows = served_model(config, context.tokenizer.vocab_size), config.sampled_rows(context.world.size)
+    size = served.weight_bytes(sum(parameter.numel() for parameter in context.model.parameters()))
+    weights = torch.empty(size, dtype=torch.uint8, device=context.world.device)
+    tried = (
+        'rollout.engine = "vllm" is not tried: its weights and its cache are counted, and not its activations and '
+        "CUDA graphs; between generations its weights too leave a GPU, which is not counted"
+    )
+    return [weights], rows * cache_positions(config) * served.bytes_per_position, tried
 
 
 def _uncompiled(config: GrpoConfig) -> GrpoConfig:
@@ -102,35 +118,12 @@ def _one_iteration(config: GrpoConfig) -> GrpoConfig:
     return config.model_copy(update=updates)
 
 
-def sampled_rows(config: GrpoConfig, num_ranks: int) -> int:
-    """Most completions that one rank decodes together in a step, the probe or an evaluation."""
-    grpo, rollout = config.grpo, config.rollout
-    wanted = [step_rows(config)]
-    if grpo.probes:
-        wanted.append(grpo.probe_prompts * rollout.num_samples)
-    if config.validation.enable:
-        wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
-    return min(rollout.max_rows, -(-max(wanted) // num_ranks))
-
-
-def step_rows(config: GrpoConfig) -> int:
-    """Completions that a step samples in its first round, over all ranks."""
-    grpo = config.grpo
-    oversample = grpo.oversample if grpo.refills else 1.0
-    return math.ceil(grpo.prompts_per_step * oversample) * config.rollout.num_samples
-
-
 def row_slots(config: GrpoConfig) -> int:
     """Positions that the cache has for one row: a prompt and its completion; CUDA graphs round up and spare some."""
-    slots = prompt_tokens(config) + config.rollout.max_new_tokens
+    slots = config.prompt_tokens() + config.rollout.completion_tokens
     if switched_on(config.rollout.compile, "cuda"):
         slots = (-(-slots // GraphDecoder.span) + 1) * GraphDecoder.span
     return slots
-
-
-def prompt_tokens(config: GrpoConfig) -> int:
-    """Assumed number of tokens of a prompt."""
-    return min(PROMPT_TOKENS, config.training.seq_len - config.rollout.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,7 @@ def update_size(config: GrpoConfig, num_ranks: int, *, shares_prompts: bool = Tr
         samples=samples * num_ranks,
         rows=len(batches[0]),
         row_tokens=row_length(max(document.length for document in documents), training.seq_len),
-        scored_tokens=samples * config.rollout.max_new_tokens,
+        scored_tokens=samples * config.rollout.completion_tokens,
         accumulates=len(batches) > 1,
     )
 
@@ -183,8 +176,8 @@ def synthetic_samples(config: GrpoConfig, size: UpdateSize, num_ranks: int) -> l
 
 def _full_length(config: GrpoConfig, groups: Sequence[int]) -> list[TrainSample]:
     """Completions of prompts that differ, a number of each."""
-    length = config.rollout.max_new_tokens
-    answer, logprobs, rest = (0,) * length, (0.0,) * length, (0,) * (prompt_tokens(config) - 1)
+    length = config.rollout.completion_tokens
+    answer, logprobs, rest = (0,) * length, (0.0,) * length, (0,) * (config.prompt_tokens() - 1)
     return [TrainSample((p, *rest), answer, logprobs) for p, count in enumerate(groups) for _ in range(count)]
 
 
@@ -198,6 +191,9 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     options = context.config.grpo
     if options.kl_coef == 0.0:
         return None
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
     allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)

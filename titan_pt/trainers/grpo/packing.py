@@ -5,7 +5,9 @@ own, which sees the prompt and itself; its positions go on from the prompt's. So
 alone behind its prompt, and the prompt is computed once. All first tokens are predicted at the prompt's last position.
 A model that knows no segments gets a document for each completion.
 
-Legend: B rows, L tokens of a row, N completion tokens of all rows, S samples, C tokens of the longest completion.
+Of a conversation the completion holds all that follows the prompt, and only the tokens that the policy drew are scored.
+
+Legend: B rows, L tokens of a row, N scored tokens of all rows, S samples, C scored tokens of the longest completion.
 """
 
 import itertools
@@ -29,6 +31,14 @@ class TrainSample:
     advantage: float = 0.0
     trains: bool = True
     """Whether the completion's tokens count in the loss."""
+    sampled: tuple[bool, ...] = ()
+    """Whether the policy drew each token, where an environment wrote some: these are read, and never scored. Empty: it
+    drew all."""
+
+    @property
+    def scored(self) -> list[int]:
+        """Numbers of the completion's tokens that the policy drew."""
+        return [i for i, drawn in enumerate(self.sampled or [True] * len(self.completion_ids)) if drawn]
 
     @property
     def num_inputs(self) -> int:
@@ -201,7 +211,8 @@ def _tensors(
     samples: Sequence[TrainSample], rows: Sequence[Row], seq_len: int, eos_id: int, shares_prompts: bool
 ) -> PackedBatch:
     numbers = [i for row in rows for document in row for i in document.numbers]
-    counts = [len(samples[i].completion_ids) for i in numbers]
+    scored = {i: samples[i].scored for i in numbers}
+    counts = [len(scored[i]) for i in numbers]
     longest = max(counts, default=1)
     length = row_length(max(1, *(sum(document.length for document in row) for row in rows)), seq_len)
     tokens: list[int] = []
@@ -218,8 +229,8 @@ def _tensors(
             last = len(tokens) - 1
             for segment, i in enumerate(document.numbers, 1):
                 sample = samples[i]
-                where += [last, *range(len(tokens), len(tokens) + len(sample.completion_ids) - 1)]
-                targets += sample.completion_ids
+                where += [last if j == 0 else len(tokens) + j - 1 for j in scored[i]]
+                targets += [sample.completion_ids[j] for j in scored[i]]
                 tokens += sample.completion_ids[:-1]
                 positions += range(len(prompt), sample.num_inputs)
                 segments += [segment] * (len(sample.completion_ids) - 1)
@@ -231,7 +242,10 @@ def _tensors(
     index = [
         [*range(first, first + count), *[0] * (longest - count)] for first, count in zip(firsts, counts, strict=False)
     ]
-    logprobs = [[*samples[i].logprobs, *[0.0] * (longest - count)] for i, count in zip(numbers, counts, strict=True)]
+    logprobs = [
+        [*(samples[i].logprobs[j] for j in scored[i]), *[0.0] * (longest - count)]
+        for i, count in zip(numbers, counts, strict=True)
+    ]
     sampled = torch.arange(longest) < torch.tensor(counts, dtype=torch.long)[:, None]
     trains = torch.tensor([samples[i].trains for i in numbers], dtype=torch.bool)
     shape_BL, shape_SC = (len(rows), length), (len(numbers), longest)

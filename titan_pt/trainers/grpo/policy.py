@@ -103,7 +103,7 @@ class PolicyUpdate:
             clip_low=self._grpo.clip_low,
             clip_high=self._grpo.clip_high,
             cispo_cap=self._grpo.cispo_cap,
-            max_new_tokens=rollout.max_new_tokens,
+            max_new_tokens=rollout.completion_tokens,
         )
 
     def __call__(self, minibatches: Sequence[Sequence[TrainSample]], lr: float) -> UpdateMetrics:
@@ -219,7 +219,7 @@ class PolicyUpdate:
 
 def global_counts(samples: Sequence[TrainSample]) -> dict[str, int]:
     """Numbers of tokens and sequences that count, over all ranks and micro-batches of one update."""
-    kept = [len(sample.completion_ids) for sample in samples if sample.trains]
+    kept = [len(sample.scored) for sample in samples if sample.trains]
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
 
 

@@ -43,7 +43,7 @@ class PromptLoader:
     identity_keys: Mapping[str, Sequence[str]] = {
         "seed": ("data.seed", "debug.seed"),
         "tokenizer": ("tokenizer",),
-        "longest_prompt": ("training.seq_len", "rollout.max_new_tokens"),
+        "longest_prompt": ("training.seq_len", "rollout.max_new_tokens", "rollout.max_episode_tokens"),
         "overlong_prompts": ("rollout.overlong_prompts",),
         "order": ("grpo.tasks",),
         "tasks": ("grpo.tasks", "data.seed", "debug.seed"),
@@ -254,7 +254,7 @@ def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> 
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    rules = PromptRules(tokenizer, config.training.seq_len - rollout.max_new_tokens, rollout.overlong_prompts)
+    rules = PromptRules(tokenizer, config.training.seq_len - rollout.completion_tokens, rollout.overlong_prompts)
     loader = PromptLoader(tasks, [row.weight for row in grpo.tasks], rules, seed, speaks=speaks)
     loader.check()
     return loader

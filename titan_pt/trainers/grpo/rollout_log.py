@@ -1,14 +1,14 @@
 """The record of every completion, in rollouts/step-N.jsonl, for people to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from titan_pt.run.files import write_atomic
 from titan_pt.run.records import Record
-from titan_pt.tasks.rollouts import Group
+from titan_pt.tasks.rollouts import GradedCompletion, Group
 
 FOLDER = "rollouts"
 
@@ -52,6 +52,7 @@ def rows(group: Group, advantages: Sequence[float] | None) -> list[dict[str, Any
             "gold": problem.gold,
             "sample": number,
             "completion": completion.text,
+            **({"turns": list(turns(completion))} if completion.turns else {}),
             "num_tokens": len(completion.token_ids),
             "finish_reason": "length" if completion.truncated else "stop",
             "rewards": completion.parts,
@@ -64,15 +65,29 @@ def rows(group: Group, advantages: Sequence[float] | None) -> list[dict[str, Any
     ]
 
 
+def turns(completion: GradedCompletion) -> Iterator[dict[str, Any]]:
+    """The conversation of an episode: what the model wrote, with its reward parts, and what was said to it."""
+    for turn in completion.turns:
+        yield {
+            "role": "assistant",
+            "content": turn.text,
+            "num_tokens": turn.num_tokens,
+            **({"rewards": dict(turn.rewards)} if turn.rewards else {}),
+        }
+        yield from ({"role": each["role"], "content": each["content"]} for each in turn.messages)
+
+
 def shown(groups: Sequence[Group], count: int) -> str:
-    """Text for the console: the first completion of the first `count` groups, with its prompt and reward."""
+    """Text for the console: the first completion of the first `count` groups, with its prompt and reward.
+
+    What the model wrote stands behind "-->", what its environment said behind "<--" and its role.
+    """
     texts = []
     for group in groups[:count]:
         completion = group.completions[0]
-        texts.append(
-            f"[{group.prompt.problem.id}] {group.prompt.text}\n"
-            f"--> {completion.text}\n"
-            f"gold {group.prompt.problem.gold}, reward {completion.reward:g}, {len(completion.token_ids)} tokens"
-            + (", cut off" if completion.truncated else "")
-        )
+        said = turns(completion) if completion.turns else [{"role": "assistant", "content": completion.text}]
+        lines = [f"[{group.prompt.problem.id}] {group.prompt.text}"]
+        lines += [f"{'-->' if it['role'] == 'assistant' else '<-- ' + it['role'] + ':'} {it['content']}" for it in said]
+        verdict = f"gold {group.prompt.problem.gold}, reward {completion.reward:g}, {len(completion.token_ids)} tokens"
+        texts.append("\n".join([*lines, verdict + (", cut off" if completion.truncated else "")]))
     return "\n\n".join(texts)

@@ -18,13 +18,14 @@ from titan_pt.distributed.world import World
 from titan_pt.generation.engine import build_engine
 from titan_pt.hf.chat import stop_ids
 from titan_pt.protocols.context import Step, TrainContext, Validator
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.log import say
 from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task, how_asked
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.dry_run import build_dry_run
+from titan_pt.trainers.grpo.dry_run import BASE_REFERENCE, build_dry_run
 from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
@@ -62,8 +63,11 @@ def plan(config: GrpoConfig, world_size: int) -> RunSize:
 
 
 def build_model(config: GrpoConfig, tokenizer: Tokenizer) -> nn.Module:
-    """The policy on the meta device."""
-    return pretrain.build_model(for_rollouts(config), tokenizer)
+    """The policy on the meta device, with the adapters of [lora] where they are on."""
+    model = pretrain.build_model(for_rollouts(config), tokenizer)
+    if config.lora.enable:
+        import_attribute("titan_pt.lora.adapters:add_adapters")(model, config, config.lora)
+    return model
 
 
 def build_dataloader(config: GrpoConfig, tokenizer: Tokenizer, world: World, _run_size: RunSize) -> PromptLoader:
@@ -88,6 +92,15 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
     prompts: PromptLoader = context.dataloader
     stops = stop_tokens(context.tokenizer, prompts.tasks)
     engine = build_engine(context.config, context.tokenizer, context.world, stops)
+    episodes = None
+    if any(task.environment for task in prompts.tasks):
+        from titan_pt.environments.episodes import build_episodes
+
+        episodes = build_episodes(prompts.tasks, context.tokenizer, engine, context.config.rollout, stop_requested)
+    elif context.config.rollout.max_episode_tokens:
+        logger.warning(
+            "rollout.max_episode_tokens only takes room from the prompts: no task is played in turns; leave it out"
+        )
     sampler = RolloutSampler(
         engine,
         context.tokenizer,
@@ -96,6 +109,7 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         grading_options(context.config.grpo),
         stop_requested=stop_requested,
         raise_if_preempted=context.raise_if_preempted,
+        episodes=episodes,
     )
     return GrpoStep(context, engine, sampler, build_reference(context), _teacher(context))
 
@@ -119,6 +133,9 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
             f"grpo.reset_optimizer = true: {type(context.optimizer).__name__} makes state when it is built, or "
             "saves it by functions of its own, so that it cannot be set anew; set it to false"
         )
+    if context.config.lora.enable:
+        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
+        return base
     config = for_rollouts(context.config)
     model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
     materialize(model, context.config, context.world)
@@ -170,7 +187,7 @@ def describe(context: TrainContext[GrpoConfig], flops_per_token: float, peak: fl
     say(
         "Step",
         f"{options.prompts_per_step} prompts x {rollout.num_samples} samples = "
-        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.max_new_tokens} tokens",
+        f"{options.prompts_per_step * rollout.num_samples:,} completions of at most {rollout.completion_tokens} tokens",
     )
     say(
         "Budget",

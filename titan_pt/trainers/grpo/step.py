@@ -141,8 +141,9 @@ class GrpoStep:
         self.watch.end(state)
 
     def close(self) -> None:
-        """Write the rollouts that a failing disk kept back."""
+        """Write the rollouts that a failing disk kept back, and end the processes of environments."""
         self._rollout_log.record.close()
+        self.sampler.close()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Tensors of the reference for a checkpoint, by name."""
@@ -212,7 +213,7 @@ class GrpoStep:
         """The samples of the groups in grpo.num_minibatches equal parts, or one part a group where there are fewer."""
         samples = [
             [
-                TrainSample(group.prompt.token_ids, each.token_ids, each.logprobs, advantage, trains=each.trains)
+                TrainSample(group.prompt.token_ids, each.token_ids, each.logprobs, advantage, each.trains, each.sampled)
                 for each, advantage in zip(group.completions, of_group, strict=True)
             ]
             for group, of_group in zip(groups, advantages, strict=True)
@@ -255,6 +256,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     completions = [completion for group in groups for completion in group.completions]
     count = len(completions)
     rewards = torch.tensor([completion.reward for completion in completions], dtype=torch.float64)
+    played = [completion for completion in completions if completion.turns]
     parts = sorted({name for completion in completions for name in completion.parts})
     return {
         "reward_mean": float(rewards.mean()),
@@ -262,7 +264,8 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "accuracy_strict": sum(completion.strict for completion in completions) / count,
         "accuracy_lenient": sum(completion.lenient for completion in completions) / count,
         "zero_std_fraction": sum(not group.has_signal for group in groups) / len(groups),
-        "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
+        "completion_tokens_mean": sum(completion.num_sampled for completion in completions) / count,
+        **({"turns_mean": _mean([len(each.turns) for each in played])} if played else {}),
         "truncated_fraction": sum(completion.truncated for completion in completions) / count,
         **{f"reward/{name}": _mean([each.parts[name] for each in completions if name in each.parts]) for name in parts},
     }

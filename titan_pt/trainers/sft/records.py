@@ -6,6 +6,7 @@ learning then goes on where fine-tuning ends.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
@@ -22,12 +23,13 @@ from titan_pt.data.sources.formatters import Record as Row  # sources of the fun
 from titan_pt.data.sources.records import register_records
 from titan_pt.data.stream.encoding import Encoded
 from titan_pt.hf.chat import Message, encode_behind, joined_parts, learnt_tokens, prompt_tokens
-from titan_pt.hf.tokenizer_files import chat_template
+from titan_pt.hf.tokenizer_files import template_key
 from titan_pt.tasks import gsm8k, medqa
 
 Config = TypeVar("Config", bound=JobConfig)
 
-_FORMATTERS = {"arithmetic": "gsm8k", "worked_problems": "gsm8k"}  # of sources whose rows are another's
+# Of sources whose rows are another's.
+_FORMATTERS = {"arithmetic": "gsm8k", "worked_problems": "gsm8k", "tool_sums": "tools"}
 
 
 def with_records(config: Config, epochs: float | None = None) -> Config:
@@ -103,7 +105,7 @@ class Conversations:
 
     def fingerprint(self, tokenizer: Tokenizer) -> str:
         """Identify the encoding of records, for checkpoints."""
-        template = hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:12]
+        template = hashlib.sha256(template_key(tokenizer).encode()).hexdigest()[:12]
         return f"conversations/{self.on_bad_record}/{self.overlong}/{template}"
 
 
@@ -121,20 +123,24 @@ def record_tokens(
     if "bad" in record:
         raise ValueError(record["bad"])
     if "messages" in record:
-        messages = check_messages(record["messages"])
-        ids, learnt = learnt_tokens(tokenizer, messages, named=named)
-        return ids, learnt, "".join(message["content"] for message in messages if _is_learnt(message))
+        tools = record.get("tools", ())
+        messages = check_messages(record["messages"], calls=bool(tools))
+        ids, learnt = learnt_tokens(tokenizer, messages, named=named, tools=tools)
+        return ids, learnt, "".join(_said(message) for message in messages if _is_learnt(message))
     prompt, completion = (_text(record, name, f"{name!r}") for name in ("prompt", "completion"))
     asked = prompt_tokens(tokenizer, prompt, named=named)
     answered = [*encode_behind(tokenizer, completion, named=named), tokenizer.eos_id]
     return asked + answered, [False] * len(asked) + [True] * len(answered), completion
 
 
-def check_messages(messages: Any) -> list[Message]:
+def check_messages(messages: Any, *, calls: bool = False) -> list[Message]:
     """The messages, if they are a conversation: a system's or none, then a user's and an assistant's in turns.
 
     Contents are texts, or lists of parts of text, which are joined. What the assistant says with a `weight` of 0 is
     not learnt.
+
+    Args:
+        calls: the assistant's turn may be several, of which each but the last calls tools, and their results follow.
 
     Raises:
         ValueError: they are not, or nothing is learnt of them.
@@ -144,13 +150,17 @@ def check_messages(messages: Any) -> list[Message]:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise ValueError(f"message {number} is {shown(message)}; want an object with role and content")
-        if message.get("tool_calls"):
-            raise ValueError(f"message {number} calls tools, which are not supported")
-    roles = [message.get("role") for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        if message.get("tool_calls") and not calls:
+            raise ValueError(
+                f"message {number} calls tools, and the record tells of none; records with 'messages' and 'tools' are "
+                'read with formatter = "tools"'
+            )
+    roles = [str(message.get("role")) for message in messages]
+    letters = "".join(_letter(message) for message in messages)
+    if not re.fullmatch(f"s?(u{'(ct+)*' if calls else ''}a)+", letters):
+        called = " whose calls each have their results, of the role tool, behind them," if calls else ""
         raise ValueError(
-            f"the roles are {', '.join(map(str, roles))}; want a user's and an assistant's in turns, after a "
+            f"the roles are {', '.join(roles)}; want a user's and an assistant's in turns,{called} after a "
             "system's or none, an assistant's last"
         )
     found = [_checked(message, number) for number, message in enumerate(messages)]
@@ -159,13 +169,42 @@ def check_messages(messages: Any) -> list[Message]:
     return found
 
 
+def _letter(message: Mapping[str, Any]) -> str:
+    """A letter for the role of a message, "c" for an assistant's that calls tools."""
+    known = {"system": "s", "user": "u", "assistant": "c" if message.get("tool_calls") else "a", "tool": "t"}
+    return known.get(str(message.get("role")), "?")
+
+
 def _checked(message: Mapping[str, Any], number: int) -> Message:
     where = f"the content of message {number}"
     message = {**message, "content": joined_parts(message.get("content"), where)}
-    _text(message, "content", where)
+    calls = message.pop("tool_calls", None)  # an empty list would be calls to some templates
+    if calls:
+        message |= {"content": message["content"] or "", "tool_calls": _calls(calls, number)}
+    if message["content"] or not calls:
+        _text(message, "content", where)
     if message.get("weight") not in (None, 0, 1):
         raise ValueError(f"the weight of message {number} is {shown(message['weight'])}; want 0 or 1")
     return message
+
+
+def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
+    """The calls of a message with their arguments as objects, which some sets write as JSON texts."""
+    found = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        function = function if isinstance(function, Mapping) else {}
+        name, arguments = function.get("name"), function.get("arguments")
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            raise ValueError(f"message {number} has the call {shown(call)}; want a function with name and arguments")
+        found.append({"type": "function", "function": {"name": name, "arguments": dict(arguments)}})
+    return found
+
+
+def _said(message: Message) -> str:
+    """What a message says: its content and its calls."""
+    return message["content"] + "".join(json.dumps(call["function"]) for call in message.get("tool_calls", ()))
 
 
 def _is_learnt(message: Message) -> bool:
@@ -206,6 +245,15 @@ def _example(prompt_and_completion: tuple[str, str]) -> Row:
     return {"prompt": prompt, "completion": completion}
 
 
+def _tools(row: Row) -> Row:
+    """A row of `messages` and `tools`, the JSON schemas of functions: a list, or its text."""
+    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    if not isinstance(tools, list) or not tools or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"'tools' is {shown(tools)}; want a list of JSON schemas of functions")
+    return {"messages": row.get("messages"), "tools": tools}
+
+
 register_records("chat", _chat)
+register_records("tools", _tools)
 register_records("gsm8k", lambda row: _example(gsm8k.example(row)))
 register_records("medqa", lambda row: _example(medqa.example(row)))

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from dataclasses import replace
 
+from torch import nn
+
 from titan_pt.components.lr_scheduler import build_lr_schedulers
 from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
@@ -20,6 +22,7 @@ from titan_pt.data.stream.mixture import TokenizedMixture
 from titan_pt.distributed.world import World
 from titan_pt.hf.chat import PROMPTS, TALKS
 from titan_pt.protocols.context import Step, TrainContext, Validator
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
 from titan_pt.run.signals import until_stopped
 from titan_pt.trainers import pretrain
@@ -32,6 +35,14 @@ logger = logging.getLogger("titan_pt")
 
 # MetricRows of a source that are read at the start; of a larger one the others are read when their turn comes.
 _CHECKED = 20_000
+
+
+def build_model(config: SftConfig, tokenizer: Tokenizer) -> nn.Module:
+    """The model of pretraining on the meta device, with the adapters of [lora] where they are on."""
+    model = pretrain.build_model(config, tokenizer)
+    if config.lora.enable:
+        import_attribute("titan_pt.lora.adapters:add_adapters")(model, config, config.lora)
+    return model
 
 
 def build_dataloader(config: SftConfig, tokenizer: Tokenizer, world: World, run_size: RunSize) -> DataLoader:
@@ -108,7 +119,7 @@ SPEC = TrainerSpec[SftConfig](
     name="sft",
     config_type=SftConfig,
     build_tokenizer=pretrain.SPEC.build_tokenizer,
-    build_model=pretrain.build_model,
+    build_model=build_model,
     parallelize=pretrain.parallelize,
     build_optimizers=build_optimizers,
     build_lr_schedulers=build_lr_schedulers,

@@ -1,0 +1,1 @@
+"""Environments: tasks of several turns, in which what the model writes is answered."""

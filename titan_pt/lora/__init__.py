@@ -1,0 +1,1 @@
+"""LoRA: adapters of low rank beside frozen weights, for fine-tuning and reinforcement learning."""
