@@ -1,5 +1,6 @@
 """Shared by all tests: quiet threads, no network, and the folder of real data."""
 
+import gc
 import logging
 import os
 import sys
@@ -22,9 +23,18 @@ for _variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "CONFIG_FILE", "LO
     os.environ.pop(_variable, None)
 
 
+LONGEST = ("test_from_raw_text_to_an_answer", "test_commands_run", "test_twenty_kills")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test comes first: at the end it would leave the other workers idle for minutes."""
-    items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+    """The longest tests come first: at the end one would leave the other workers idle for minutes."""
+    items.sort(key=lambda item: LONGEST.index(item.name) if item.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Each run collects garbage when it starts: what was imported and collected so far is none, and much to look at."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -177,11 +177,9 @@ sys.exit(answer[0] if answer else 1)
 
 def serve(address: str) -> None:
     """Fork for each connection, run its command, and answer with the exit code."""
-    from forked import PRELOADED
+    import forked
 
-    for module in PRELOADED:
-        if module != "titan_pt.train":  # runpy warns of a module that was imported before
-            __import__(module)
+    forked.preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -196,6 +194,8 @@ def serve(address: str) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
+    import forked
+
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
     request = b""
@@ -203,47 +203,15 @@ def _answer(connection: socket.socket) -> None:
         request += connection.recv(1 << 16)
     child = os.fork()
     if child == 0:
-        connection.close()
-        _become(descriptors, *json.loads(request))
+        name, arguments, folder, env = json.loads(request)
+        if name == "titan-pt" and arguments[:1] == ["train"] and env.get("NGPU", "1") == "1":  # without the launcher
+            arguments = ["-m", "titan_pt.train", *arguments[1:]]
+        elif name == "titan-pt":
+            arguments = ["-m", "titan_pt.cli", *arguments]
+        forked.become(descriptors, arguments, folder=folder, env=env)
     _, status = os.waitpid(child, 0)
     connection.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
     os._exit(0)
-
-
-def _become(descriptors: Sequence[int], name: str, arguments: list[str], folder: str, env: dict[str, str]) -> None:
-    """Run the command in this process, which then ends."""
-    import runpy
-
-    for target, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, target)
-    for target, standard, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        stream = open(target, mode, buffering=1, encoding="utf-8")  # noqa: SIM115
-        stream.buffer.raw.name = f"<{standard}>"  # type: ignore[attr-defined]
-        setattr(sys, standard, stream)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.path[:] = [folder, *(path for path in sys.path if path != str(ROOT / "tests"))]
-    if name != "titan-pt":
-        _, module, *arguments = arguments
-    elif arguments[:1] == ["train"] and env.get("NGPU", "1") == "1":  # the launcher's one worker would import all again
-        module, arguments = "titan_pt.train", arguments[1:]
-    else:
-        module = "titan_pt.cli"
-    sys.argv = [module, *arguments]
-    code = 0
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 @functools.cache

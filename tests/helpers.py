@@ -1,9 +1,11 @@
 """A tiny experiment, run as a user does (a process, or the launcher's) or in this process, which is seconds faster."""
 
+import functools
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,9 +21,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from titan_pt.components import flops
 from titan_pt.components.checkpoint.reader import SafeReader, TensorOnlyPlanner
 from titan_pt.run import signals as preemption
 
+flops.measure_matmul = functools.cache(flops.measure_matmul)  # a third of a tiny run's time
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -107,11 +111,47 @@ def command(config: Path, *flags: str, ranks: int = 0) -> list[str]:
     return [sys.executable, "-m", *launcher, "titan_pt.train", "--job.config_file", str(config), *flags]
 
 
-def run(arguments: list[str], timeout: float = 120, **options: Any) -> Result:
+def environment(**variables: str) -> dict[str, str]:
+    """Of a process that can import titan_pt and what is in tests/, with these on top of this process's own."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **variables}
+
+
+def run(arguments: list[str], timeout: float = 120, input: str | None = None, **options: Any) -> Result:
     """Run a command to its end; `env` is added to this process's environment. `faults` can be imported."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **options.pop("env", {})}
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, env=env, check=False, **options)
-    return Result(done.returncode, done.stdout, done.stderr)
+    env = environment(**options.pop("env", {}))
+    pipe = subprocess.PIPE
+    stdin = None if input is None else pipe
+    with forked.Popen(arguments, stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=env, **options) as process:
+        try:
+            stdout, stderr = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return Result(process.returncode, stdout, stderr)
+
+
+def start(arguments: list[str], log: Path, cwd: Path | None = None, **variables: str) -> forked.Popen:
+    """A process that trains, its output appended to `log`."""
+    with log.open("a") as file:
+        command = [sys.executable, "-m", "titan_pt.train", *arguments]
+        return forked.Popen(command, stdout=file, stderr=file, cwd=cwd, env=environment(**variables))
+
+
+def start_ranks(
+    arguments: list[str], ranks: int, folder: Path, cwd: Path | None = None, **variables: str
+) -> list[forked.Popen]:
+    """All ranks of a run on this machine, as a launcher starts them; rank R writes `folder/rank-R.log`."""
+    if ranks == 1:
+        return [start(arguments, folder / "rank-0.log", cwd, **variables)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start(arguments, folder / f"rank-{rank}.log", cwd, RANK=str(rank), LOCAL_RANK=str(rank), **variables)
+        for rank in range(ranks)
+    ]
 
 
 def launch(config: Path, *flags: str, ranks: int = 0, **options: Any) -> Result:
@@ -130,13 +170,13 @@ def train(
     """Train in processes of its own, without a launcher; the first code that is not 0, the output of rank 0 last."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--job.config_file", str(config), *flags]
-        processes = forked.start_ranks(arguments, ranks, Path(folder), cwd, **(env or {}))
+        processes = start_ranks(arguments, ranks, Path(folder), cwd, **(env or {}))
         end = time.monotonic() + timeout
-        for process in processes:
-            process.join(max(0.0, end - time.monotonic()))
-        codes = [process.exitcode for process in processes]
+        while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
+            time.sleep(0.01)
         for process in processes:
             process.kill()
+            process.wait()
         logs = [(Path(folder) / f"rank-{rank}.log").read_text() for rank in reversed(range(ranks))]
         assert None not in codes, f"no end after {timeout} s: {codes}\n{logs}"
     return Result(next((code for code in codes if code), 0), "", "".join(logs))

@@ -39,7 +39,7 @@ WINGS = (
 
 OPTIONAL_WINGS = (
     *("environments", "lora", "sandbox", "generation.vllm_engine", "config.vllm_package", "trainers.grpo.distillation"),
-    "config.schema.teacher",
+    *("config.schema.teacher", "hf.tool_calls", "hf.tool_form"),
 )
 """What a run of reinforcement learning that asks for none of it does not load either."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 from helpers import ROOT, losses, run, write_toml
 from torch.distributed.elastic.rendezvous import RendezvousError
@@ -145,7 +146,7 @@ def test_a_signal_between_two_starts_ends_the_run(tmp_path: Path) -> None:
         "worker.py",
         *["1:"] * 9,
     ]
-    launcher = subprocess.Popen(
+    launcher = forked.Popen(
         arguments, cwd=tmp_path, env={**os.environ, "MAX_RESTARTS": "9"}, stderr=subprocess.PIPE, text=True
     )
     assert launcher.stderr
@@ -268,7 +269,7 @@ def test_signals_to_the_launcher_leave_the_workers_their_time(
     (tmp_path / "worker.py").write_text(WORKER)
     arguments = [sys.executable, "-m", "titan_pt.launch", "--standalone", "--nproc_per_node", "2", "worker.py"]
     with (tmp_path / "log").open("w") as log:
-        launcher = subprocess.Popen(["nohup", *arguments] if nohup else arguments, cwd=tmp_path, stderr=log)
+        launcher = forked.Popen(["nohup", *arguments] if nohup else arguments, cwd=tmp_path, stderr=log)
     wait_for(tmp_path / "up-0", tmp_path / "up-1")
     for number in numbers:
         launcher.send_signal(number)
@@ -284,7 +285,7 @@ def test_a_signal_before_there_are_workers(tmp_path: Path, number: signal.Signal
     (tmp_path / "slow_module.py").write_text("import time, pathlib; pathlib.Path('up').touch(); time.sleep(60)")
     config = write_toml(tmp_path, experimental={"custom_import": "slow_module"})
     arguments = [sys.executable, "-m", "titan_pt.launch", "--standalone", "-m", "titan_pt.train"]
-    process = subprocess.Popen([*arguments, "--job.config_file", str(config)], cwd=tmp_path, env=dict(os.environ))
+    process = forked.Popen([*arguments, "--job.config_file", str(config)], cwd=tmp_path, env=dict(os.environ))
     wait_for(tmp_path / "up")
     process.send_signal(number)
     assert process.wait(30) == 143

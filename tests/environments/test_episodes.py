@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import env_plugin
 import pytest
 from helpers import TINY, assert_same_step, read_rows, train, train_here, write_toml
+from talker import GARBAGE
 
 from titan_pt.environments.worker import checked
 
@@ -96,10 +96,10 @@ def test_a_failing_environment_costs_its_own_episodes(
     assert any(sample["rewards"]["said"] > 1 for sample in samples if sample not in failed), "others went on"
 
 
-@pytest.mark.parametrize("name", sorted(env_plugin.GARBAGE.keys() - {"a lambda"}))
+@pytest.mark.parametrize("name", sorted(GARBAGE.keys() - {"a lambda"}))
 def test_what_is_no_reply_is_named(name: str) -> None:
     with pytest.raises(TypeError, match=r"want|neither"):
-        checked(env_plugin.GARBAGE[name])
+        checked(GARBAGE[name])
 
 
 def test_mistakes_end_a_run_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from helpers import command, launch, losses, read_rows, run, train, train_here, write_faulty, write_toml
 
@@ -273,7 +274,7 @@ def test_a_signal_while_files_are_converted(tmp_path: Path, module: str, numbers
     (tmp_path / "few.jsonl").write_text(SPENT)
     data = {"sources": [{"name": "few", "path": "few.jsonl"}], "cache_dir": "cache"}
     config = write_toml(tmp_path, data=data, experimental={"custom_import": "slow_start"})
-    process = subprocess.Popen(command(config, ranks=ranks), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = forked.Popen(command(config, ranks=ranks), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "converting").exists():
         assert time.monotonic() < deadline and process.poll() is None

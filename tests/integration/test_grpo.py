@@ -141,6 +141,27 @@ def test_resume_is_bitwise(whole: Path, tmp_path: Path) -> None:
     assert any(name.startswith("step.reference.") for name in tensors)
 
 
+def test_a_teacher_teaches_where_all_rewards_are_equal(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed bitwise, without a refill or a probe; another teacher is refused."""
+    teacher = whole / "run" / "checkpoint" / "step-6"
+    grpo = {**GRPO["grpo"], "loss": "distill", "tasks": [{"name": "hopeless"}], "num_minibatches": 2}
+    config = write(tmp_path / "one", grpo=grpo, teacher={"path": str(teacher)}, validation={"enable": False})
+    assert train_here(config) == 0
+    rows = read_rows(tmp_path / "one" / "run")
+    assert [row["groups_trained"] for row in rows] == [row["groups_sampled"] for row in rows] == [4.0] * STEPS
+    assert rows[-1]["teacher_kl"] < 0.9 * rows[0]["teacher_kl"] and not undocumented(rows, "grpo")
+    (tmp_path / "two").mkdir()
+    resumed = cut_after(tmp_path / "one", tmp_path / "two", 3)
+    assert train_here(resumed, f"--teacher.path={teacher.with_name('step-3')}") == 2
+    assert "was taught by other weights" in capsys.readouterr().err
+    assert train_here(resumed) == 0
+    assert values(tmp_path / "two") == values(tmp_path / "one")
+    assert_same_step(*(tmp_path / name / "run" / "checkpoint" / "step-6" for name in ("one", "two")))
+    assert not any("teacher" in name for name in read_tensors(tmp_path / "one" / "run" / "checkpoint" / "step-6"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", "stopping"], ids=["in a reward", "while sampling"])
 def test_a_signal_drops_the_unfinished_step(whole: Path, tmp_path: Path, engine: str) -> None:
@@ -362,6 +383,9 @@ def test_a_missing_start_names_the_command_that_makes_it(
         ({"grpo": {"num_minibatches": 3}}, "must divide grpo.prompts_per_step"),
         ({"grpo": {"tasks": [{"name": "coin"}, {"name": "coin"}]}}, "two tasks are named 'coin'"),
         ({"grpo": {"loss": "gspo"}}, "never acts"),
+        ({"grpo": {"loss": "distill"}}, "needs a teacher; set teacher.path"),
+        ({"teacher": {"path": "outputs/large"}}, 'set grpo.loss = "distill"'),
+        ({"grpo": {"loss": "distill"}, "teacher": {"path": "outputs/nowhere"}}, "teacher.path = 'outputs/nowhere'"),
         ({"grpo": {"reference_reset": "interval"}}, "there is no reference without grpo.kl_coef"),
         ({"rollout": {"num_samples": 1}}, "rollout.num_samples"),
         ({"rollout": {"max_new_tokens": 128}}, "must be below training.seq_len"),

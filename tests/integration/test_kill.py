@@ -4,9 +4,8 @@ import random
 import time
 from pathlib import Path
 
-import forked
 import pytest
-from helpers import read_json, train, write_toml
+from helpers import read_json, start, train, write_toml
 from hub_server import write_shards
 from row_group_helpers import TEXTS
 
@@ -48,16 +47,16 @@ def kill_at_random(config: Path, rng: random.Random, *, further: bool) -> None:
     """Start the run, and kill it within 0.3 s of its first step; `further`: of its first new checkpoint."""
     log, before = config.parent / "log", newest(config.parent / "run")
     log.unlink(missing_ok=True)
-    process = forked.start(["--job.config_file", str(config)], log)
+    process = start(["--job.config_file", str(config)], log)
     while not log.exists() or "Training starts" not in log.read_text():
-        assert process.is_alive(), log.read_text()
+        assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     while further and newest(config.parent / "run") == before:
-        assert process.is_alive(), log.read_text()
+        assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.3))
     process.kill()
-    process.join()
+    process.wait()
 
 
 def newest(run_folder: Path) -> int:

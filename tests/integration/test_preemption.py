@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from helpers import (
     assert_same_step,
@@ -155,11 +156,11 @@ def test_a_save_that_fails_on_leaving_is_a_failure(
     assert "step 2 could not be saved" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def start(config: Path, ranks: int) -> subprocess.Popen[bytes]:
+def start(config: Path, ranks: int) -> forked.Popen:
     """A run that has begun to train."""
     log = config.parent / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(command(config, ranks=ranks), stderr=file)
+        process = forked.Popen(command(config, ranks=ranks), stderr=file)
     wait_until(lambda: (config.parent / "run" / "metrics.jsonl").exists() and bool(read_rows(config.parent / "run")))
     assert process.poll() is None, log.read_text()
     return process

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
-from helpers import ROOT, losses, train, write_faulty, write_toml
+from helpers import environment, losses, train, write_faulty, write_toml
 from pod_helpers import Pod, containers, job_spec, pod_spec
 
 from titan_pt.run.exit_codes import ExitCode
@@ -35,14 +36,18 @@ class Host:
     address: str
 
     def start(self, arguments: list[str], log: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
-        everything = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", **env}
         with log.open("ab") as file:
-            return subprocess.Popen(["ip", "netns", "exec", self.name, *arguments], stderr=file, env=everything)
+            return forked.Popen([*self.enter, *arguments], stderr=file, env=environment(**env))
 
-    def lose_power(self) -> None:
+    @property
+    def enter(self) -> list[str]:
+        """The command that begins a command that runs there."""
+        return ["ip", "netns", "exec", self.name]
+
+    def lose_power(self, *spared: int) -> None:
         """Kill all that runs there, the launcher and its workers, at once."""
         pids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True).stdout
-        for pid in map(int, pids.split()):
+        for pid in {*map(int, pids.split())} - {*spared}:
             os.kill(pid, signal.SIGKILL)
 
 
@@ -112,7 +117,7 @@ def replace_pods(
     hosts: list[Host], folder: Path, manifest: str, processes: "list[subprocess.Popen[bytes]]"
 ) -> list[int]:
     """As an Indexed Job does: another pod for each that failed, until all are done. Returns the codes that count."""
-    counted, deadline = [], time.monotonic() + 180
+    counted, deadline = [], time.monotonic() + 480
     while any(process.poll() != 0 for process in processes):
         assert time.monotonic() < deadline, logs(folder)
         for i, process in enumerate(processes):
@@ -139,7 +144,7 @@ def test_a_lost_node_of_an_indexed_job(tmp_path: Path, hosts: list[Host], alone:
     """Each pod is replaced when it has failed: the lost one at once, the other one when it has noticed."""
     processes = start(hosts, tmp_path, "pretrain-multinode")
     wait_for_steps(tmp_path, 7, processes)
-    hosts[1].lose_power()
+    hosts[1].lose_power(forked.server(*hosts[1].enter).pid)
     counted = replace_pods(hosts, tmp_path, "pretrain-multinode", processes)
     assert counted[0] == -signal.SIGKILL and set(counted[1:]) == {ExitCode.FAILED}
     assert len(counted) <= job_spec("pretrain-multinode")["backoffLimit"] / 6, "six such losses are allowed"
@@ -151,7 +156,7 @@ def test_a_lost_node_of_a_jobset(tmp_path: Path, hosts: list[Host], alone: dict[
     """Both are started again together. This time it is the node that holds the rendezvous."""
     processes = start(hosts, tmp_path, "pretrain-jobset")
     wait_for_steps(tmp_path, 7, processes)
-    hosts[0].lose_power()
+    hosts[0].lose_power(forked.server(*hosts[0].enter).pid)
     assert processes[0].wait(10) == -signal.SIGKILL
     assert processes[1].wait(60) == ExitCode.FAILED, "the survivor leaves"
     assert max(losses(tmp_path / "run")) < STEPS
@@ -204,7 +209,7 @@ def test_an_elastic_job_shrinks_grows_and_stops(tmp_path: Path, hosts: list[Host
     nodes = [start_node(hosts[0], tmp_path, "host"), start_node(hosts[1], tmp_path, "other")]
     wait_for(tmp_path, "2 of 1:3 nodes: 2 ranks", nodes)
     wait_for_steps(tmp_path, 7, nodes)
-    hosts[1].lose_power()
+    hosts[1].lose_power(forked.server(*hosts[1].enter).pid)
     wait_for(tmp_path, "1 of 1:3 nodes: 1 ranks", nodes)
     wait_for_steps(tmp_path, 11, nodes[:1])
     nodes[1:] = [start_node(hosts[1], tmp_path, "other"), start_node(hosts[0], tmp_path, "spare")]

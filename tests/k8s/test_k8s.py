@@ -480,7 +480,7 @@ def test_the_start_is_awaited(tmp_path: Path, name: str) -> None:
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     pod = Pod(workspace, mount_config(named(name), tmp_path / "config"))
-    waiting = [*pod.command_line(container), "--minutes", "0.01"]
+    waiting = [*pod.command_line(container), "--minutes", "0.05"]
     env = {**pod.environment(container), "HOME": str(workspace)}
     done = run(waiting, cwd=workspace, env=env)
     start = load_config(["--job.config_file", str(pod.config / Path(container["args"][1]).name)])

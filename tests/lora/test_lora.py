@@ -180,6 +180,31 @@ def test_the_base_is_found_again_or_missed(
     assert_same_tensors(last_step(tuned), last_step(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--lora.rank=8", "lora.rank is 4 there and 8 here"),
+        ("--lora.target_modules=q_proj", "lora.target_modules is"),
+        ("--lora.enable=false", "lora.enable = false here"),
+        ("--optimizer.name=Muon", "optimizer.name is"),
+    ],
+)
+def test_another_run_does_not_go_on(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, said: str
+) -> None:
+    assert train_here(cut(tuned, tmp_path), flag) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("optimizer", ["Muon", "AdamW8bit"])
+def test_optimizers_take_the_adapters_alone(base: Path, tmp_path: Path, optimizer: str) -> None:
+    config = write(tmp_path, base, "sft", {}, optimizer={"name": optimizer, "lr": 1e-3})
+    assert train_here(config, "--training.steps=2", "--compile.backend=aot_eager") == 0
+    names = read_tensors(tmp_path / "run" / "checkpoint" / "step-2")
+    assert all(".lora_" in name for name in names)
+
+
 def assert_same_tensors(one: Path, other: Path) -> None:
     a, b = read_tensors(one), read_tensors(other)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -303,6 +328,8 @@ def test_what_a_folder_of_peft_may_not_hold(tuned: Path, tmp_path: Path) -> None
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"a_key_of_2030": 1}, "a_key_of_2030"),
         ({"peft_type": "IA3"}, "supported is LORA"),
+        ({"lora_alpha": "much"}, "lora_alpha"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
         ({"base_model_name_or_path": "nobody/nothing"}, "no such folder"),
     ):
         file.write_text(json.dumps(written | change))

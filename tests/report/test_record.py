@@ -193,7 +193,7 @@ def test_rollouts_are_packed(tmp_path: Path) -> None:
     lone = texts[found.index["step"].index(7)]
     assert lone["completion"] == r"?\u202ex\u2028" and lone["rewards"] == {"x": "inf"}
     place = next(n for n, name in enumerate(found.index["id"]) if name == "problem-3")
-    assert texts[place]["completion"].startswith("Let me think about number 15.")
+    assert texts[place]["completion"].startswith("Let me think about number 15.") and texts[place]["turns"] is None
     few = read_rollouts([run], 150)
     assert (
         50 <= len(few) <= 201 and max(few.index["step"]) == max(found.index["step"]) and "spread evenly" in few.notes[0]
@@ -206,13 +206,15 @@ def test_secrets_do_not_leave(tmp_path: Path) -> None:
     token = "hf_" + "A1b2C3d4E5f6G7h8I9j0"
     with (folder / "config.toml").open("a") as file:
         file.write(f'[mirror]\nurl = "{token}"\n')
-    write_lines(folder / "rollouts" / "step-1.jsonl", [{"completion": f"my key is {token}"}])
+    told = [{"role": "tool", "content": f"is it {token}?"}, "no turn", {"role": 5}]
+    write_lines(folder / "rollouts" / "step-1.jsonl", [{"completion": f"my key is {token}", "turns": told}])
     run = read_run(folder)
     (text,) = unpacked(read_rollouts([run], 10).parts[0])
     assert (
         token not in run.config_text + json.dumps(run.config) + text["completion"]
         and "my key is ***" in text["completion"]
     )
+    assert text["turns"] == [["tool", "is it ***?"], ["5", ""]]
 
 
 def test_numbers_for_people() -> None:

@@ -159,9 +159,7 @@ class Talk:
         return sorted(ready)
 
     def _state(self, t: int, problem: Problem) -> EpisodeState:
-        task = self._all.tasks[t]
-        assert task.environment is not None
-        return EpisodeState(problem, tuple(task.environment.reset(problem)))
+        return EpisodeState(problem, tuple(self._all.tasks[t].opening(problem)))
 
     def _answer(self, episode: Episode, call: Call) -> list[int] | None:
         """The tokens of a reply; None where the episode is over."""

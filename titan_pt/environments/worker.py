@@ -15,6 +15,7 @@ from typing import Any
 
 from titan_pt.config.errors import shown
 from titan_pt.environments.protocol import Environment, EpisodeState, ModelTurn, Reply
+from titan_pt.protocols.plugins import reason
 from titan_pt.run.parents import die_with_parent
 from titan_pt.tasks.task import is_message
 
@@ -69,8 +70,6 @@ def checked(reply: Any) -> Reply:
 
 def described(error: BaseException) -> str:
     """An error with the line of the environment's code that raised it, in one line."""
-    from titan_pt.protocols.plugins import reason
-
     text = reason(error)
     return text if len(text) <= 300 else f"{text[:297]}..."
 
@@ -83,7 +82,9 @@ def _answer(environment: Environment, state: EpisodeState, turn: ModelTurn) -> R
 
 
 def _limit_memory(added: int) -> None:
-    """Let this process have so many bytes beside what it has now."""
+    """Let this process have so many bytes beside what it has now. On Linux alone."""
+    if sys.platform != "linux":
+        return
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + added, now + added))

@@ -130,9 +130,8 @@ def knows_chat(trainer: str | None, tokenizer: Tokenizer, data: Mapping[str, Any
 
 def _end_of_turns(tokenizer: Tokenizer) -> list[int]:
     """Id of the token that the template writes after an assistant's content; empty if there is none."""
-    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
     try:
-        text = _render(tokenizer, _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
+        text = _example(chat_template(tokenizer), tuple(_named_tokens(tokenizer).items()))
     except ConfigError:  # reported when the template is used
         return []
     before, _, behind = text.rpartition(_EXAMPLE_ANSWER)
@@ -224,7 +223,8 @@ def _prefix_spans(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, whole = render(messages[:i], prompt=True), render(messages[: i + 1], prompt=False)
+        prompt = render(messages[:i], prompt=True)
+        whole = text if i + 1 == len(messages) else render(messages[: i + 1], prompt=False)
         is_kept = text.startswith(whole) and len(whole) > len(prompt)
         end = len(whole) if is_kept else _first_end(text, len(prompt), len(text), ends)
         if end is None or not text.startswith(prompt):
@@ -272,17 +272,37 @@ def _first_end(text: str, start: int, end: int, ends: Sequence[str]) -> int | No
     return min(found)[1] if found else None
 
 
+@functools.lru_cache(maxsize=16)
+def _example(template: str, names: tuple[tuple[str, str], ...]) -> str:
+    """A short conversation by a template, rendered once and not for each record."""
+    talk = [{"role": "user", "content": "What is said."}, {"role": "assistant", "content": _EXAMPLE_ANSWER}]
+    return _rendered(template, dict(names), _DAY_OF_RECORDS, talk, prompt=False).translate(_MARKS)
+
+
 def _render(
     tokenizer: Tokenizer, day: date, messages: Sequence[Message], *, prompt: bool, tools: Sequence[Message] = ()
 ) -> str:
+    template, names = chat_template(tokenizer), _named_tokens(tokenizer)
+    return _rendered(template, names, day, messages, prompt=prompt, tools=tools)
+
+
+def _rendered(
+    template: str,
+    names: Mapping[str, str],
+    day: date,
+    messages: Sequence[Message],
+    *,
+    prompt: bool,
+    tools: Sequence[Message] = (),
+) -> str:
     return render(
-        chat_template(tokenizer),
+        template,
         tools=tools,
         messages=messages,
         documents=None,
         add_generation_prompt=prompt,
         strftime_now=lambda form: day.strftime(form),
-        **_named_tokens(tokenizer),
+        **names,
     )
 
 

@@ -61,7 +61,6 @@ def tags(template: str) -> set[str]:
 
 
 def _rendered(template: str, values: Mapping[str, Any]) -> str:
-    _CLOCK._start()
     compiled = _compiled(template)
     _CLOCK._start()
     return compiled.render(values)
@@ -71,6 +70,7 @@ def _rendered(template: str, values: Mapping[str, Any]) -> str:
 def _compiled(text: str) -> Template:
     if len(text) > LONGEST:
         raise bounds.TooMuchError(f"has {len(text):,} characters; {LONGEST:,} are read")
+    _CLOCK._start()
     return _environment().from_string(text)
 
 

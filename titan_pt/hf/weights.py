@@ -99,7 +99,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: JobConfig, folder: Path) -> N
 
 def check_ids(tokenizer: Tokenizer, theirs: Tokenizer, config: JobConfig, folder: Path) -> None:
     """Raise a ConfigError unless a folder's tokenizer gives the run's ids."""
-    text = _other_ids(tokenizer, theirs)
+    text = other_ids(tokenizer, theirs)
     if text is not None:
         raise ConfigError(
             f"{folder / 'tokenizer.json'}: gives other ids than tokenizer.name = {config.tokenizer.name!r}, such as to "
@@ -107,7 +107,7 @@ def check_ids(tokenizer: Tokenizer, theirs: Tokenizer, config: JobConfig, folder
         )
 
 
-def _other_ids(one: Tokenizer, other: Tokenizer) -> str | None:
+def other_ids(one: Tokenizer, other: Tokenizer) -> str | None:
     """A text to which two tokenizers give different ids, or None: they have the same rules, or agree on every token."""
     if one.fingerprint == other.fingerprint or ((rules := _rules(one)) is not None and rules == _rules(other)):
         return None

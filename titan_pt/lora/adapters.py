@@ -62,11 +62,8 @@ class Adapters:
 
     def document(self) -> dict[str, Any]:
         """What a checkpoint says of them, as JSON."""
-        return {**self.shape(), "alpha": self._options.alpha, "base": self.base}
-
-    def shape(self) -> dict[str, Any]:
-        """What has to be the same where they are loaded."""
-        return {"rank": self._options.rank, "target_modules": sorted(self.modules)}
+        shape = {"rank": self._options.rank, "alpha": self._options.alpha, "target_modules": sorted(self.modules)}
+        return {**shape, "base": self.base}
 
     @contextlib.contextmanager
     def base_as_state(self) -> Iterator[None]:
@@ -80,27 +77,25 @@ class Adapters:
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
         """In this context the model computes with the frozen weights alone."""
-        for on in (False, True):
+        for module in self.modules.values():
+            module.adapter_is_on = False
+        try:
+            yield
+        finally:
             for module in self.modules.values():
-                module.adapter_is_on = on
-            if not on:
-                yield
+                module.adapter_is_on = True
 
     @torch.no_grad()
     def merged(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole weight with its adapter in it) of each frozen weight. A collective."""
         for raw_name, parameter in self._model.named_parameters():
             name = parameter_name(raw_name)
-            if _PART not in name:
-                module = self.modules.get(name.removesuffix(".weight"))
-                yield (
-                    name,
-                    whole(parameter)
-                    if module is None
-                    else with_product(
-                        whole(parameter), whole(module.lora_A.weight), whole(module.lora_B.weight), module.scaling
-                    ),
-                )
+            if _PART in name:
+                continue
+            full, module = whole(parameter), self.modules.get(name.removesuffix(".weight"))
+            if module:
+                full = with_product(full, whole(module.lora_A.weight), whole(module.lora_B.weight), module.scaling)
+            yield name, full
 
     @torch.no_grad()
     def init(self, init_base: Callable[[int], None], seed: int) -> None:

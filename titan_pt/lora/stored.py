@@ -79,10 +79,14 @@ def _read_peft(folder: Path, layout: HuggingFaceLayout[Any]) -> StoredAdapters:
         raise ConfigError(f"{folder / WEIGHTS}: cannot be read: {error}; save the adapter as safetensors") from None
     pairs = _paired(folder, {layout.from_name(unwrapped(name)) or name: tensor for name, tensor in held.items()})
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
-    scaling = {}
-    for name, (a, _) in pairs.items():
-        own = _matching(config.get("alpha_pattern") or {}, layout.to_name(name), alpha)
-        scaling[name] = own / (math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0])
+    try:
+        scaling = {
+            name: float(_matching(config.get("alpha_pattern") or {}, layout.to_name(name), alpha))
+            / (math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0])
+            for name, (a, _) in pairs.items()
+        }
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise ConfigError(f"{file}: lora_alpha, alpha_pattern: cannot be read: {error}") from None
     return StoredAdapters(folder, pairs, scaling, {"path": config.get("base_model_name_or_path")}, rank, alpha)
 
 

@@ -15,7 +15,7 @@ from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.dry_run_step import DryRunResult, dry_run_step
 from titan_pt.planner.memory import moment_bytes, needed_bytes, on_device, peak_of
 from titan_pt.planner.mixture import SourcePlan, plan_sources
-from titan_pt.planner.rollouts import Rollouts, plan_rollouts
+from titan_pt.planner.rollouts import Rollouts, plan_rollouts, teacher_share
 from titan_pt.planner.roofline import StepTime, known_rates, step_time
 from titan_pt.planner.sized_tokenizer import tokenizer_size
 from titan_pt.protocols.model_spec import get_model_spec
@@ -194,11 +194,13 @@ def update_mfu(
 ) -> float:
     """The MFU of such an update on devices of that peak together.
 
-    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third.
+    Of GRPO's rows padding counts for nothing, and the reference's forward, which is part of the update, for a third,
+    the teacher's by its own size.
     """
     tokens: float = dry_run.run_size.tokens_per_step
     if isinstance(config, GrpoConfig):
-        tokens = update_samples(config) * row_slots(config) * (4 / 3 if config.grpo.kl_coef > 0 else 1)
+        forwards = (1 / 3 if config.grpo.kl_coef > 0 else 0) + teacher_share(config, flops_per_token)
+        tokens = update_samples(config) * row_slots(config) * (1 + forwards)
     return tokens * flops_per_token / flops_per_second / update.total
 
 

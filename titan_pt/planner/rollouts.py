@@ -13,6 +13,7 @@ from titan_pt.generation.native import row_count
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.planner.roofline import known_rates
+from titan_pt.protocols.registry import import_attribute
 from titan_pt.trainers.grpo.dry_run import row_slots
 
 # Time to launch one layer's kernels from Python, where no graph replays them: 12 ms for 24 layers on an A100 host. An
@@ -49,6 +50,14 @@ class Rollouts:
         return self.rollout_seconds + self.train_seconds
 
 
+def teacher_share(config: GrpoConfig, flops_per_token: float) -> float:
+    """Operations of the teacher's forward, which each update has, as a share of a training step's; 0 without one."""
+    if not config.grpo.has_teacher:
+        return 0.0
+    teacher_flops = import_attribute("titan_pt.trainers.grpo.distill:teacher_flops")
+    return float(teacher_flops(str(config.teacher.path), config.training.seq_len)) / flops_per_token
+
+
 def plan_rollouts(
     config: GrpoConfig, args: TransformerArgs, gpu: Accelerator, num_gpus: int, flops_per_token: float, mfu: float
 ) -> Rollouts:
@@ -83,7 +92,7 @@ def plan_rollouts(
     # The first update gives the old log-probabilities of its own minibatch.
     old = (grpo.num_minibatches - 1) / grpo.num_minibatches
     # A forward is a third of a step's operations: the old log-probabilities, and the reference's.
-    forwards = (old + (1 if grpo.kl_coef > 0 else 0)) / 3 / grpo.num_iterations
+    forwards = (old + (1 if grpo.kl_coef > 0 else 0)) / 3 / grpo.num_iterations + teacher_share(config, flops_per_token)
     return Rollouts(
         kv_bytes_per_token=per_token,
         rows=rows,

@@ -151,7 +151,7 @@ class Search:
             ways.append(self.try_settings({_REPLICATE: 1}))
         if without_activations < memory.available_bytes:
             ways += [self.largest_batch({}), self._least_recomputation()]
-        sharded = ("parameters", "gradients", "optimizer", "reference", "averaged_weights")
+        sharded = ("parameters", "gradients", "optimizer", "reference", "teacher", "averaged_weights")
         states = sum(kinds.get(kind, 0.0) for kind in sharded)
         for times in (2, 4, 8):
             if memory.peak_bytes - states * (1 - 1 / times) < memory.available_bytes:

@@ -229,6 +229,7 @@ class RolloutSampler:
         except NonFiniteLogits as error:
             return _Share(False, [], [], error)
         sampled = time.perf_counter()
+        self._prepare_grading(prompts, completions)
         for i, prompt in enumerate(prompts):
             if self._stop_requested():
                 return _Share(True, [], [])
@@ -237,6 +238,16 @@ class RolloutSampler:
             )
             groups.append(Group(prompt, tuple(graded)))
         return _Share(False, groups, faults, None, sampled - start, time.perf_counter() - sampled)
+
+    def _prepare_grading(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+        for number, task in enumerate(self._tasks):
+            if task.prepare:
+                mine = [(p.problem, each) for each in completions if (p := prompts[each.prompt]).task == number]
+                task.prepare([(problem, self._text(each)) for problem, each in mine], self._stop_requested)
+
+    def _text(self, completion: Completion) -> str:
+        ids = completion.token_ids
+        return self._tokenizer.decode(ids if completion.finish_reason == "length" else ids[:-1])
 
     def _completions(
         self, prompts: Sequence[Prompt], numbers: Sequence[int], sampling: Sampling, n: int
@@ -260,7 +271,7 @@ class RolloutSampler:
         """A completion with its rewards and verdicts; failures are appended to the faults."""
         options, task, cut = self._options, self._tasks[prompt.task], completion.finish_reason == "length"
         ids, most = completion.token_ids, sampling.max_new_tokens
-        whole = text = self._tokenizer.decode(ids if cut else ids[:-1])
+        whole = text = self._text(completion)
         truncated, given = cut, None
         if episode and self._episodes:
             most, truncated, given = self._episodes.max_tokens, episode.truncated, episode.given(task)

@@ -62,6 +62,9 @@ class Task:
     grade: Callable[[str, Problem, str], bool]
     """(completion without its stop token, problem, "official" | "strict" | "lenient") -> whether it is right. A user's
     function may raise or hang: `rewards.score` guards against both."""
+    prepare: Callable[[Sequence[tuple[Problem, str]], Callable[[], bool]], None] | None = None
+    """(completions of a step with their problems, whether to stop) -> nothing: called before `grade` is, where many
+    verdicts together are had faster than one by one."""
     template: str = QUESTION_ANSWER
     """Template of the prompt, with {question} in it."""
     stop: tuple[str, ...] = ()
@@ -105,7 +108,7 @@ class Task:
         """
         examples = "".join(f"{self.worked(example)}\n\n" for example in self.examples)
         if self.environment is not None:
-            return self.system_prompt + examples + self.plain(self._opening(problem), said)
+            return self.system_prompt + examples + self.plain(self.opening(problem), said)
         return self.system_prompt + examples + worked_example(self.template, problem)[0]
 
     def messages(self, problem: Problem, end: str = "") -> list[dict[str, Any]]:
@@ -122,7 +125,7 @@ class Task:
         if self.environment is None:
             turns.append(("user", worked_example(self.template, problem)[0] + end))
         messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
-        return messages if self.environment is None else [*messages, *self._opening(problem)]
+        return messages if self.environment is None else [*messages, *self.opening(problem)]
 
     def plain(self, messages: Iterable[Mapping[str, Any]], said: Callable[[str], str] = str) -> str:
         """Messages as plain text, which the model continues: what it is asked or told by the template of the prompt.
@@ -136,8 +139,8 @@ class Task:
             for each in messages
         )
 
-    def _opening(self, problem: Problem) -> list[dict[str, Any]]:
-        """What the environment's `reset` gives.
+    def opening(self, problem: Problem) -> list[dict[str, Any]]:
+        """What the environment's `reset` gives, checked.
 
         Raises:
             ConfigError: it fails, takes too long, or gives no messages.
@@ -182,11 +185,13 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
+_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+_OF_TURNS = ("calculator", "guess_number", "wordle", "verifiers")
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",
     {
-        **{name: f"titan_pt.tasks.{name}:build" for name in ("gsm8k", "medqa", "arithmetic", "reasoning_gym")},
-        **{name: f"titan_pt.environments.{name}:build" for name in ("calculator", "guess_number", "wordle")},
+        **{name: f"titan_pt.tasks.{name}:build" for name in _OF_ONE_TURN},
+        **{name: f"titan_pt.environments.{name}:build" for name in _OF_TURNS},
     },
 )
 

@@ -37,8 +37,8 @@ class OneRank:
         return value
 
 
-def make_model(seed: int = 0) -> Transformer:
-    model = Transformer(ARGS, document_mask=True)
+def make_model(seed: int = 0, args: TransformerArgs = ARGS) -> Transformer:
+    model = Transformer(args, document_mask=True)
     model.init_weights(seed)
     return model
 
@@ -85,11 +85,12 @@ def update(
     parts: int = 1,
     lr: float = 1.0,
     reference: Any = None,
+    teacher: Any = None,
     **grpo: Any,
 ) -> UpdateMetrics:
     size = len(samples) // parts
     minibatches = [samples[i * size : (i + 1) * size] for i in range(parts)]
-    return PolicyUpdate(make_parts(model, **grpo), reference)(minibatches, lr)
+    return PolicyUpdate(make_parts(model, **grpo), reference, teacher)(minibatches, lr)
 
 
 def test_one_update_is_plain_policy_gradient_over_global_tokens() -> None:

@@ -1,4 +1,4 @@
-"""The config of reinforcement learning: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`. No torch here."""
+"""The config of reinforcement learning: `[rollout]`, `[grpo]`, `[[grpo.tasks]]`, `[teacher]`. No torch here."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -127,10 +127,11 @@ class Grpo(Section):
     """Optimizer updates of one pass over a step's groups, each on an equal part of them."""
     num_iterations: PositiveInt = 1
     """Passes over a step's groups."""
-    loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce"] = "dapo"
-    """Policy loss, see trainers/grpo/losses.py. The metric clip_fraction is the share of tokens whose term the clip
-    changed: with cispo those above cispo_cap, whatever the sign of their advantage; with gspo all tokens of a clipped
-    sequence. TRL reports cispo's for positive advantages alone, and gspo's as a share of sequences."""
+    loss: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "reinforce", "distill"] = "dapo"
+    """Policy loss, see trainers/grpo/losses.py; "distill" learns from [teacher]. The metric clip_fraction is the share
+    of tokens whose term the clip changed: with cispo those above cispo_cap, whatever the sign of their advantage; with
+    gspo all tokens of a clipped sequence. TRL reports cispo's for positive advantages alone, and gspo's as a share of
+    sequences."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the deviation of their group, of all rewards, or not at all: by Bessel's deviation
     + 1e-6, where TRL adds 1e-4."""
@@ -202,6 +203,35 @@ class Grpo(Section):
     probe_min_signal: Fraction = 0.05
     """Least share of groups with different rewards."""
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher, not different rewards, gives the signal: each group then has one."""
+        return self.loss == "distill"
+
+    @property
+    def refills(self) -> bool:
+        """Whether a step samples other prompts in the place of groups without signal."""
+        return self.dynamic_sampling == "refill" and not self.has_teacher
+
+    @property
+    def probes(self) -> bool:
+        """Whether the readiness probe samples before step 1."""
+        return self.probe != "off" and not self.has_teacher
+
+
+class Teacher(Section):
+    """[teacher] the larger model that grpo.loss = "distill" learns from, on the student's own completions."""
+
+    path: PathName | None = None
+    """A run folder, its checkpoint folder, one step-N, or a Hugging Face folder; of the student's tokenizer."""
+    kl_estimator: Literal["full", "sampled"] = "full"
+    """Reverse KL of student to teacher at each sampled position: the "full" sum over the vocabulary, or an estimate by
+    the "sampled" token alone, which needs the teacher's log-probabilities only and has more variance."""
+    kl_coef: Positive = 1.0
+    """Weight of this divergence in the loss."""
+    reward_coef: NonNegative = 0.0
+    """Weight of the rewards' advantages beside it, in the loss of "dapo"; 0: rewards are only recorded."""
+
 
 class RolloutConfig(JobConfig):
     """A run that samples completions from its own model."""
@@ -228,6 +258,7 @@ class GrpoConfig(RolloutConfig):
 
     grpo: Grpo = Grpo()
     lora: Lora = Lora()
+    teacher: Teacher = Teacher()
 
     @model_validator(mode="before")
     @classmethod
@@ -247,14 +278,14 @@ class GrpoConfig(RolloutConfig):
 
     def step_rows(self) -> int:
         """Completions that a step samples in its first round, over all ranks."""
-        oversample = self.grpo.oversample if self.grpo.dynamic_sampling == "refill" else 1.0
+        oversample = self.grpo.oversample if self.grpo.refills else 1.0
         return math.ceil(self.grpo.prompts_per_step * oversample) * self.rollout.num_samples
 
     def sampled_rows(self, num_ranks: int) -> int:
         """Most completions that one rank decodes together in a step, the probe or an evaluation."""
         grpo, rollout = self.grpo, self.rollout
         wanted = [self.step_rows()]
-        if grpo.probe != "off":
+        if grpo.probes:
             wanted.append(grpo.probe_prompts * rollout.num_samples)
         if self.validation.enable:
             wanted.append(grpo.eval_prompts * max(1, grpo.eval_samples))
@@ -358,6 +389,13 @@ class GrpoConfig(RolloutConfig):
             )
 
     def _rules_of_the_model(self) -> Iterator[BrokenRule]:
+        if self.grpo.has_teacher != (self.teacher.path is not None):
+            yield (
+                ["grpo.loss", "teacher.path"],
+                'grpo.loss = "distill": needs a teacher; set teacher.path to a run or a Hugging Face folder'
+                if self.grpo.has_teacher
+                else f'teacher.path: has no effect on grpo.loss = "{self.grpo.loss}"; set grpo.loss = "distill"',
+            )
         if dropout := getattr(self.model, "dropout", None):
             yield (
                 ["model.dropout"],
@@ -373,7 +411,7 @@ class GrpoConfig(RolloutConfig):
 
     def settings_without_effect(self) -> Iterator[str]:
         """Yield a warning for each changed setting that does nothing here, and for truncated sampling distributions."""
-        grpo, rollout = self.grpo, self.rollout
+        grpo, rollout, refills = self.grpo, self.rollout, self.grpo.refills
         needs = {
             "kl_estimator": (grpo.kl_coef > 0, "kl_coef above 0"),
             "kl_max_log_ratio": (grpo.kl_coef > 0, "kl_coef above 0"),
@@ -382,15 +420,24 @@ class GrpoConfig(RolloutConfig):
             "plateau_evals": (grpo.reference_reset == "plateau", 'reference_reset = "plateau"'),
             "cispo_cap": (grpo.loss == "cispo", 'loss = "cispo"'),
             "importance_cap": (grpo.importance_sampling == "token", 'importance_sampling = "token"'),
-            "oversample": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
-            "max_gen_batches": (grpo.dynamic_sampling == "refill", 'dynamic_sampling = "refill"'),
-            "max_idle_steps": (grpo.dynamic_sampling != "refill", 'dynamic_sampling = "filter" or "none"'),
+            "dynamic_sampling": (not grpo.has_teacher, "a loss by rewards: every group learns from the teacher"),
+            "probe": (not grpo.has_teacher, "a loss by rewards: every group learns from the teacher"),
+            "oversample": (refills, 'dynamic_sampling = "refill"'),
+            "max_gen_batches": (refills, 'dynamic_sampling = "refill"'),
+            "advantage_scale": (not grpo.has_teacher or self.teacher.reward_coef > 0, "teacher.reward_coef above 0"),
+            "max_idle_steps": (
+                grpo.dynamic_sampling != "refill" and not grpo.has_teacher,
+                'dynamic_sampling = "filter" or "none"',
+            ),
             "overlong_buffer": (grpo.overlong == "penalty", 'overlong = "penalty"'),
             "overlong_penalty": (grpo.overlong == "penalty", 'overlong = "penalty"'),
         }
         for key, (holds, need) in needs.items():
             if not holds and getattr(grpo, key) != Grpo.model_fields[key].default:
                 yield f"grpo.{key} has no effect: it needs {need}"
+        for key in ("kl_estimator", "kl_coef", "reward_coef"):
+            if not grpo.has_teacher and getattr(self.teacher, key) != Teacher.model_fields[key].default:
+                yield f'teacher.{key} has no effect: it needs grpo.loss = "distill"'
         if rollout.top_k or rollout.top_p < 1:
             yield (
                 "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"

@@ -53,9 +53,11 @@ class _Level:
     draw: Callable[[random.Random], ToolSum]
 
 
-def _two(low: int, high: int, *, in_words: bool) -> Callable[[random.Random], ToolSum]:
+def _two(most_digits: int, *, in_words: bool) -> Callable[[random.Random], ToolSum]:
     def draw(rng: random.Random) -> ToolSum:
-        a, b = sorted((rng.randint(low, high), rng.randint(low, high)), reverse=True)
+        # Of each length as many: of long ones a model learns to copy any number, not those that it has seen.
+        sizes = (10 ** rng.randint(1, most_digits - 1) for _ in range(2))
+        a, b = sorted((rng.randrange(size, 10 * size) for size in sizes), reverse=True)
         form = rng.choice(tuple(_WORDS))
         wording = rng.choice((*_PLAIN, *_WORDS[form]) if in_words else _PLAIN)
         expression = form.format(a=a, b=b)
@@ -74,8 +76,8 @@ def _three(rng: random.Random) -> ToolSum:
 
 
 _LEVELS = {
-    1: _Level("two numbers from 11 to 99", _two(11, 99, in_words=False)),
-    2: _Level("two numbers from 11 to 999, also in words", _two(11, 999, in_words=True)),
+    1: _Level("two numbers of 2 to 5 digits", _two(5, in_words=False)),
+    2: _Level("two numbers of 2 or 3 digits, also in words", _two(3, in_words=True)),
     3: _Level("three numbers from 11 to 99, with parentheses", _three),
 }
 LEVELS: dict[int, str] = {level: row.description for level, row in _LEVELS.items()}

@@ -39,12 +39,12 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
     choice does not depend on the number of ranks. Prompts of groups beyond prompts_per_step come first in the next
     step. A step may end with fewer groups than that, after max_gen_batches rounds. With "filter" there is one round,
     of which those groups alone are chosen (zero-variance filtering, ScaleRL, arXiv 2510.13786), or all where there are
-    none: their advantages are zeros.
+    none: their advantages are zeros. With a teacher all of the one round are chosen: it teaches by each completion.
 
     Raises:
         Preempted: on all ranks.
     """
-    refill = options.dynamic_sampling == "refill"
+    refill, takes_all = options.refills, options.dynamic_sampling == "none" or options.has_teacher
     groups: list[Group] = []
     chosen: list[int] = []
     last_line = time.monotonic()
@@ -53,7 +53,6 @@ def collect(prompts: PromptLoader, sampler: RolloutSampler, sampling: Sampling, 
         count = math.ceil(missing * options.oversample) if refill else missing
         first = len(groups)
         groups += sampler.sample(prompts.take(count), sampling, n, first)
-        takes_all = options.dynamic_sampling == "none"
         chosen += [i for i in range(first, len(groups)) if groups[i].has_signal or takes_all]
         if len(chosen) >= options.prompts_per_step:
             break

@@ -45,8 +45,15 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
         held["rollout_engine"], sampling_bytes, tried = _vllm(context)
     else:
         sampling_bytes, tried = 0, f'rollout.engine = "{rollout.engine}" is not tried; its memory is not counted'
-    update = PolicyUpdate(context, reference.model if reference else None)
-    size = update_size(config, context.world.size, shares_prompts=takes_segments(context.model))
+    teacher = None
+    if grpo.has_teacher:
+        from titan_pt.trainers.grpo.distill import dry_teacher
+
+        teacher = dry_teacher(context)
+        held["teacher"] = list(teacher.model.parameters())
+    update = PolicyUpdate(context, reference.model if reference else None, teacher)
+    models = [context.model, *([teacher.model] if teacher else [])]
+    size = update_size(config, context.world.size, shares_prompts=all(map(takes_segments, models)))
     samples = synthetic_samples(config, size, context.world.size)
 
     def step(state: TrainState) -> StepMetrics:

@@ -87,17 +87,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
         rows = chunk_size(hidden_TD.shape[0], most // num_tokens)
         kept_TV = None
         if with_gradient and hidden_TD.shape[0] * num_tokens <= 2 * elements:
-            kept_TV = hidden_TD.new_empty(hidden_TD.shape[0], num_tokens, dtype=_product_type(hidden_TD))
+            kept_TV = hidden_TD.new_empty(hidden_TD.shape[0], num_tokens, dtype=product_type(hidden_TD))
         chosen, entropies = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
-            log_p_TV, slope_TV = _log_softmax(hidden_TD[part], weight, scale, softcap)
-            kept_T, safe_T = _split(targets_T[part])
+            log_p_TV, slope_TV = log_softmax(hidden_TD[part], weight, scale, softcap)
+            kept_T, safe_T = split(targets_T[part])
             chosen.append(torch.where(kept_T, log_p_TV.gather(-1, safe_T)[:, 0], 0.0))
             p_TV = log_p_TV.exp()
             entropies.append(torch.where(kept_T, -torch.linalg.vecdot(p_TV, log_p_TV), 0.0))
             if kept_TV is not None:
-                kept_TV[part] = _less_one(p_TV, safe_T) if slope_TV is None else _less_one(p_TV, safe_T) * slope_TV
+                kept_TV[part] = less_one(p_TV, safe_T) if slope_TV is None else less_one(p_TV, safe_T) * slope_TV
         ctx.save_for_backward(hidden_TD, weight_VD, targets_T, kept_TV)
         ctx.options = scale, num_tokens, softcap, rows if kept_TV is None else hidden_TD.shape[0]
         entropy_T = torch.cat(entropies)
@@ -114,11 +114,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
             hidden = hidden_TD[part]
-            kept_T, safe_T = _split(targets_T[part])
+            kept_T, safe_T = split(targets_T[part])
             if kept_TV is None:
-                log_p_TV, slope_TV = _log_softmax(hidden, weight, scale, softcap)
-                gradient_TV = _less_one(log_p_TV.exp_(), safe_T)
-                gradient_TV = (gradient_TV if slope_TV is None else gradient_TV * slope_TV).to(_product_type(hidden))
+                log_p_TV, slope_TV = log_softmax(hidden, weight, scale, softcap)
+                gradient_TV = less_one(log_p_TV.exp_(), safe_T)
+                gradient_TV = (gradient_TV if slope_TV is None else gradient_TV * slope_TV).to(product_type(hidden))
             else:
                 gradient_TV = kept_TV[part]
             # d log p(y) / d logits = onehot(y) - softmax
@@ -135,12 +135,12 @@ def product(a_TD: torch.Tensor, b_DV: torch.Tensor) -> torch.Tensor:
     return a_TD.float() @ b_DV.float()
 
 
-def _product_type(hidden_TD: torch.Tensor) -> torch.dtype:
+def product_type(hidden_TD: torch.Tensor) -> torch.dtype:
     """Type in which the gradient of the logits enters the products."""
     return hidden_TD.dtype if has_mixed_product(hidden_TD) else torch.float32
 
 
-def _log_softmax(
+def log_softmax(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, scale: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(log p_TV, d capped logits / d logits_TV, None without a cap)."""
@@ -152,12 +152,12 @@ def _log_softmax(
     return torch.log_softmax(logits_TV if scale == 1.0 else logits_TV.mul_(scale), dim=-1), slope_TV
 
 
-def _less_one(p_TV: torch.Tensor, tokens_T1: torch.Tensor) -> torch.Tensor:
+def less_one(p_TV: torch.Tensor, tokens_T1: torch.Tensor) -> torch.Tensor:
     """softmax - onehot, in place."""
     return p_TV.scatter_add_(-1, tokens_T1, torch.full_like(tokens_T1, -1, dtype=p_TV.dtype))
 
 
-def _split(targets_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split(targets_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(kept_T, targets_T1 with a harmless id where ignored)."""
     kept_T = targets_T != IGNORED
     return kept_T, torch.where(kept_T, targets_T, 0)[:, None]

@@ -229,6 +229,7 @@ _LOSSES = {
     "gspo": PolicyLoss(sequence_ratio, sequence_mean),
     "cispo": PolicyLoss(capped_weight, token_mean),
     "reinforce": PolicyLoss(log_probability, token_mean),
+    "distill": PolicyLoss(token_ratio, token_mean),  # of the rewards; the teacher's part: distill.py
 }
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of samples by the policy, and the updates on them.
+"""The updates of the policy on the samples of a step.
 
 Legend: S sequences, C tokens of the longest completion.
 """
@@ -6,6 +6,7 @@ Legend: S sequences, C tokens of the longest completion.
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,9 +16,12 @@ from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.distributed.world import World, sum_over_ranks
 from titan_pt.protocols.context import TrainContext
 from titan_pt.trainers.grpo.kl import get_kl, importance_weights, log_ratio, masked
-from titan_pt.trainers.grpo.logprobs import TokenLogprobs, logprob_head
 from titan_pt.trainers.grpo.losses import PolicyLossConfig, get_policy_loss
 from titan_pt.trainers.grpo.packing import PackedBatch, TrainSample, pack
+from titan_pt.trainers.grpo.scoring import Scorer
+
+if TYPE_CHECKING:
+    from titan_pt.trainers.grpo.distill import TeacherModel
 
 
 @dataclass
@@ -29,36 +33,6 @@ class PolicyBatch:
     """Log-probabilities by the weights that sampled; None until the step's first update, whose forward gives them."""
     ref_logprobs_SC: torch.Tensor | None
     """Log-probabilities by the reference; None without a KL penalty."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Log-probability and entropy of each completion token."""
-
-    logprobs_SC: torch.Tensor
-    """Log-probabilities, with gradient."""
-    entropy_SC: torch.Tensor
-    """Entropies in nats, without gradient."""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Scores completions with a sharded model. A collective: every rank makes as many forwards."""
-
-    model: nn.Module
-    temperature: float
-    num_tokens: int
-
-    def __call__(self, batch: PackedBatch) -> Scored:
-        softcap = getattr(getattr(self.model, "args", None), "logit_softcap", None)
-        score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens, softcap=softcap)
-
-        def head(hidden_BLD: torch.Tensor, weight_VD: torch.Tensor) -> TokenLogprobs:
-            return score(hidden_BLD.flatten(0, 1).index_select(0, batch.where_N), weight_VD)
-
-        segments = {} if batch.segments_BL is None else {"segments_BL": batch.segments_BL}
-        out: TokenLogprobs = self.model(batch.tokens_BL, batch.positions_BL, head, **segments)
-        return Scored(batch.by_sample(out.logprobs_BL), batch.by_sample(out.entropy_BL))
 
 
 @dataclass(frozen=True)
@@ -101,12 +75,16 @@ class UpdateMetrics:
     """Largest difference of the engine's and the trainer's log-probabilities, by the same weights."""
     logprob_diff_mean: torch.Tensor
     ratio_max: torch.Tensor
+    teacher_kl: torch.Tensor | None
+    """Reverse KL divergence to the teacher, per token, in nats; None without one."""
 
 
 class PolicyUpdate:
     """Updates the policy on the samples of one step."""
 
-    def __init__(self, context: TrainContext[GrpoConfig], reference: nn.Module | None) -> None:
+    def __init__(
+        self, context: TrainContext[GrpoConfig], reference: nn.Module | None, teacher: "TeacherModel | None" = None
+    ) -> None:
         config = context.config
         self._context = context
         self._grpo, rollout = config.grpo, config.rollout
@@ -115,7 +93,12 @@ class PolicyUpdate:
         size = context.tokenizer.vocab_size
         self._scorer = Scorer(context.model, rollout.temperature, size)
         self._reference = None if reference is None else Scorer(reference, rollout.temperature, size)
-        self._packing = build_packing(context)
+        self._distill = None
+        if teacher:
+            from titan_pt.trainers.grpo.distill import Distillation
+
+            self._distill = Distillation(self._scorer, teacher)
+        self._packing = build_packing(context, *([teacher.model] if teacher else []))
         self._loss_config = PolicyLossConfig(
             clip_low=self._grpo.clip_low,
             clip_high=self._grpo.clip_high,
@@ -183,7 +166,7 @@ class PolicyUpdate:
         if first:
             self._context.raise_if_preempted()
         packed = batch.packed
-        scored = self._scorer(packed)
+        scored = (self._distill or self._scorer)(packed)
         logprobs = scored.logprobs_SC
         if batch.old_logprobs_SC is None:
             batch.old_logprobs_SC = logprobs.detach()
@@ -199,11 +182,15 @@ class PolicyUpdate:
             kl = self._kl(logprobs, batch.ref_logprobs_SC, mask, self._grpo.kl_max_log_ratio)
             loss = loss + self._grpo.kl_coef * self._loss.mean(kl, mask, config)
             kl_sum = masked(kl.detach(), mask).sum()
+        teacher_kl_sum = torch.zeros_like(kl_sum)
+        if self._distill and scored.teacher_kl_SC is not None:
+            loss = loss + self._loss.mean(self._distill.penalty(scored, old), mask, config)
+            teacher_kl_sum = masked(scored.teacher_kl_SC.detach(), mask).sum()
         loss.backward()
         difference = log_ratio(old, packed.sampler_logprobs_SC, packed.sampled_SC).abs()
         entropy_sum = masked(scored.entropy_SC, mask).sum()
         values = (loss, count, entropy_sum, statistics.num_clipped, kl_sum, difference.sum(), packed.sampled_SC.sum())
-        sums = torch.stack([value.detach().float() for value in values])
+        sums = torch.stack([value.detach().float() for value in (*values, teacher_kl_sum)])
         longest = torch.cat([difference.flatten(), difference.new_zeros(1)]).amax()
         return sums, torch.stack([longest.float(), statistics.ratio_max.float()])
 
@@ -226,6 +213,7 @@ class PolicyUpdate:
             logprob_diff_max=world_max[0],
             logprob_diff_mean=sums[:, 5].sum() / sums[:, 6].sum().clamp(min=1),
             ratio_max=world_max[1],
+            teacher_kl=sums[:, 7].sum() / tokens if self._distill else None,
         )
 
 
@@ -235,10 +223,10 @@ def global_counts(samples: Sequence[TrainSample]) -> dict[str, int]:
     return {"num_tokens": sum(kept), "num_sequences": len(kept)}
 
 
-def build_packing(context: TrainContext[GrpoConfig]) -> Packing:
-    """The packing of [training]; prompts are shared where the model keeps segments of a document apart."""
+def build_packing(context: TrainContext[GrpoConfig], *others: nn.Module) -> Packing:
+    """The packing of [training]; prompts are shared where the models keep segments of a document apart."""
     training, eos_id = context.config.training, context.tokenizer.eos_id
-    shares_prompts = takes_segments(context.model)
+    shares_prompts = all(map(takes_segments, (context.model, *others)))
     return Packing(context.world, training.seq_len, training.local_batch_size, eos_id, shares_prompts)
 
 

@@ -78,7 +78,7 @@ def probe(
     """
     options, rollout = context.config.grpo, context.config.rollout
     prompts: PromptLoader = context.dataloader
-    if options.probe == "off":
+    if not options.probes:
         return
     evaluator.sampler.timing = Timing()
     groups = evaluator.sampler.sample(prompts.take(options.probe_prompts), sampling, rollout.num_samples)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -30,6 +31,9 @@ from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.step import GrpoStep
 
+if TYPE_CHECKING:
+    from titan_pt.trainers.grpo.distill import TeacherModel
+
 logger = logging.getLogger("titan_pt")
 
 
@@ -40,13 +44,21 @@ def for_rollouts(config: GrpoConfig) -> GrpoConfig:
 
 
 def plan(config: GrpoConfig, world_size: int) -> RunSize:
-    """The size of the run; rows and tokens are those of one micro-batch on every rank."""
+    """The size of the run; rows and tokens are those of one micro-batch on every rank.
+
+    Raises:
+        ConfigError: there is no model at teacher.path.
+    """
     training = config.training
     if training.global_batch_size > 0 or training.global_batch_tokens:
         logger.warning(
             "training.global_batch_size and global_batch_tokens have no effect on grpo; its batch is "
             "grpo.prompts_per_step x rollout.num_samples"
         )
+    if config.grpo.has_teacher:
+        from titan_pt.components.checkpoint.steps import find_initial
+
+        find_initial(str(config.teacher.path), "teacher.path")  # before the tasks are read
     return plan_run_size(for_rollouts(config), world_size)
 
 
@@ -85,6 +97,10 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         from titan_pt.environments.episodes import build_episodes
 
         episodes = build_episodes(prompts.tasks, context.tokenizer, engine, context.config.rollout, stop_requested)
+    elif context.config.rollout.max_episode_tokens:
+        logger.warning(
+            "rollout.max_episode_tokens only takes room from the prompts: no task is played in turns; leave it out"
+        )
     sampler = RolloutSampler(
         engine,
         context.tokenizer,
@@ -95,7 +111,7 @@ def build_step(context: TrainContext[GrpoConfig]) -> GrpoStep:
         raise_if_preempted=context.raise_if_preempted,
         episodes=episodes,
     )
-    return GrpoStep(context, engine, sampler, build_reference(context))
+    return GrpoStep(context, engine, sampler, build_reference(context), _teacher(context))
 
 
 def grading_options(grpo: Grpo) -> GradingOptions:
@@ -124,6 +140,14 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
     materialize(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)
+
+
+def _teacher(context: TrainContext[GrpoConfig]) -> "TeacherModel | None":
+    if not context.config.grpo.has_teacher:
+        return None
+    from titan_pt.trainers.grpo.distill import build_teacher
+
+    return build_teacher(context, for_rollouts(context.config))
 
 
 def build_validator(context: TrainContext[GrpoConfig], step: Step) -> Validator | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from titan_pt.trainers.grpo.prompts import PromptLoader
 from titan_pt.trainers.grpo.reference import Reference
 from titan_pt.trainers.grpo.rollout_log import RolloutLog, shown
 
+if TYPE_CHECKING:
+    from titan_pt.trainers.grpo.distill import TeacherModel
+
 
 class GrpoStep:
     """A `StatefulStep` of GRPO; its own state is the reference, the watch and a count of idle steps."""
@@ -40,14 +43,15 @@ class GrpoStep:
         engine: RolloutEngine,
         sampler: RolloutSampler,
         reference: Reference | None,
+        teacher: "TeacherModel | None" = None,
     ) -> None:
-        self.engine, self.sampler, self.reference = engine, sampler, reference
+        self.engine, self.sampler, self.reference, self._teacher = engine, sampler, reference, teacher
         self.evaluator = build_evaluator(context, sampler)
         self.watch = HeldOutWatch(context.config, context.run_size.steps)
         self._context = context
         self._grpo, self._rollout = context.config.grpo, context.config.rollout
         self._prompts: PromptLoader = context.dataloader
-        self._update = PolicyUpdate(context, reference.model if reference else None)
+        self._update = PolicyUpdate(context, reference.model if reference else None, teacher)
         frequency = self._rollout.record_freq if context.world.is_main else 0
         self._rollout_log = RolloutLog(run_folder(context.config), frequency)
         self._idle_steps = 0
@@ -73,10 +77,9 @@ class GrpoStep:
         if rate := self._grpo.retire_pass_rate:
             self._prompts.retire(group.prompt for group in collected.groups if group.pass_rate >= rate)
         idle_steps = self._give_up_if_idle(state.step + 1, collected)
-        advantages = group_advantages(
-            torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64),
-            self._grpo.advantage_scale,
-        ).tolist()
+        rewards = torch.tensor([group.rewards for group in collected.trained], dtype=torch.float64)
+        weight = self._teacher.options.reward_coef if self._teacher else 1.0
+        advantages = (weight * group_advantages(rewards, self._grpo.advantage_scale)).tolist()
         lr = self._context.schedule(state.step + 1) * state.guard.get("rate_factor", 1.0)
         start = time.perf_counter()
         minibatches = self._minibatches(collected.trained, advantages)
@@ -149,12 +152,13 @@ class GrpoStep:
         return {f"reference.{name}": tensor for name, tensor in self.reference.tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of idle steps and the states of the reference and the watch, as JSON."""
+        """The count of idle steps, the states of the reference and the watch, and whose student it is, as JSON."""
         reference = self.reference.state_dict() if self.reference else None
-        return {"idle_steps": self._idle_steps, "reference": reference, "watch": self.watch.state_dict()}
+        state = {"idle_steps": self._idle_steps, "reference": reference, "watch": self.watch.state_dict()}
+        return {**state, "teacher": self._teacher.fingerprint} if self._teacher else state
 
     def check_state(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Check that a checkpoint holds a reference where this run needs one.
+        """Check that a checkpoint holds a reference where this run needs one, and is of this run's teacher.
 
         Raises:
             ConfigError: it does not.
@@ -164,6 +168,12 @@ class GrpoStep:
                 f"{folder}: grpo.kl_coef is 0 there and {self._grpo.kl_coef:g} here, so that it holds no reference "
                 "model; set grpo.kl_coef = 0, or start another run, with another job.dump_folder, from these weights: "
                 f'checkpoint.initial_load_path = "{folder}"'
+            )
+        if self._teacher and state.get("teacher", self._teacher.fingerprint) != self._teacher.fingerprint:
+            raise ConfigError(
+                f"{folder}: was taught by other weights, of fingerprint {state['teacher']}, than teacher.path "
+                f"= {self._teacher.options.path!r}, {self._teacher.fingerprint}; set it back, or start another run, "
+                f'with another job.dump_folder, from these weights: checkpoint.initial_load_path = "{folder}"'
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,7 +195,7 @@ class GrpoStep:
         Raises:
             GaveUpTogether: there are too many such steps; the last samples are recorded.
         """
-        if any(group.has_signal for group in collected.trained):
+        if self._grpo.has_teacher or any(group.has_signal for group in collected.trained):
             return 0
         idle_steps = self._idle_steps + 1
         limit = 1 if self._grpo.dynamic_sampling == "refill" else self._grpo.max_idle_steps
@@ -268,6 +278,7 @@ def update_metrics(updated: UpdateMetrics) -> Mapping[str, torch.Tensor]:
         "clip_fraction": updated.clip_fraction,
         "kl": updated.kl,
         "ratio_max": updated.ratio_max,
+        **({} if updated.teacher_kl is None else {"teacher_kl": updated.teacher_kl}),
         "logprob_diff_max": updated.logprob_diff_max,
         "logprob_diff_mean": updated.logprob_diff_mean,
     }

@@ -1,0 +1,75 @@
+"""What runs in the sandbox: reads a job from its standard input, sets limits on itself, runs the program.
+
+Standard library alone, and of it as little as can be: it is the text of this file that runs, once for each program.
+
+The job is the length of a Python literal in bytes, a line end, the literal, and then what the program reads.
+"""
+
+import os
+import resource
+
+
+def main() -> None:
+    """Run the job: a program by itself, or a program and then tests beside it."""
+    size = b""
+    while not size.endswith(b"\n"):
+        size += os.read(0, 1)
+    job = b""
+    while len(job) < int(size):
+        job += os.read(0, int(size) - len(job))
+    limits, program, tests, mark = eval(job.decode())
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    if "random" in program:
+        import random
+
+        random.seed(0)  # the same program has the same verdict
+    if tests is None:
+        exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
+    else:
+        _beside(program, tests, mark)
+
+
+def _beside(program: str, tests: "list[tuple[bool, str]]", mark: str) -> None:
+    """Write one line for each test: the mark, and the value of its expression or true, as JSON."""
+    import json
+
+    out = open(os.dup(1), "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    os.dup2(2, 1)  # what the program prints goes to nobody
+    os.dup2(2, 0)
+    names = {"__name__": "program"}
+
+    def say(what: object) -> None:
+        out.write(f"{mark} {json.dumps(what)}\n")
+
+    try:
+        exec(compile(program, "program.py", "exec"), names)
+    except BaseException as error:
+        say({"error": f"{type(error).__name__}: {error}"[:200]})
+        os._exit(1)
+    say("ready")
+    for is_value, code in tests:
+        try:
+            if is_value:
+                say(_plain(eval(code, names)))
+            else:
+                exec(code, names)
+                say(True)
+        except BaseException as error:
+            say({"error": f"{type(error).__name__}: {error}"[:200]})
+
+
+def _plain(value: object) -> object:
+    """A value of built-in types as JSON that keeps lists, tuples, sets and dicts apart (see `programs.decoded`)."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    for kind in (tuple, list, set, frozenset):
+        if isinstance(value, kind):
+            return [kind.__name__, *map(_plain, value)]
+    if isinstance(value, dict):
+        return ["dict", *([_plain(key), _plain(item)] for key, item in value.items())]
+    raise TypeError(f"the value is of {type(value)}, not of a built-in type")
+
+
+if __name__ == "__main__":
+    main()
