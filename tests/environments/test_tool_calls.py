@@ -18,7 +18,7 @@ from titan_pt.data.builtin.tool_sums import LEVELS, ToolSums, tool_sum
 from titan_pt.environments.arithmetic_parser import DEEPEST, LONGEST, SumError, number_text, value_of
 from titan_pt.environments.episodes import PlayedTurn
 from titan_pt.environments.protocol import EpisodeState, ModelTurn
-from titan_pt.environments.tools import LONGEST_RESULT, Tool, ToolEnvironment
+from titan_pt.environments.tools import LONGEST_RESULT, CallableTool, ToolEnvironment
 from titan_pt.hf.chat import chat_text, chat_tokens
 from titan_pt.hf.template import render
 from titan_pt.hf.tokenizer_files import template_key
@@ -183,7 +183,9 @@ SHOUT_SCHEMA = {"name": "shout", "parameters": {"type": "object", "properties": 
 
 
 def test_calls_are_answered_in_order_and_mistakes_told() -> None:
-    environment = pickle.loads(pickle.dumps(ToolEnvironment([Tool({"function": SHOUT_SCHEMA}, shout)], turns=3)))
+    environment = pickle.loads(
+        pickle.dumps(ToolEnvironment([CallableTool({"function": SHOUT_SCHEMA}, shout)], turns=3))
+    )
     calls = [
         (ToolCall("shout", {"word": "a", "times": 2}), "AA"),
         (ToolCall("shout", {"word": "a" * 3000}), "A" * LONGEST_RESULT + " [1000 more characters]"),

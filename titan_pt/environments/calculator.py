@@ -4,7 +4,7 @@ from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.tool_sums import CALCULATOR, LEVELS, NUM_SUMS, tool_sum
 from titan_pt.environments.arithmetic_parser import number_text, value_of
-from titan_pt.environments.tools import Tool, ToolEnvironment
+from titan_pt.environments.tools import CallableTool, ToolEnvironment
 from titan_pt.tasks.numbers import number_task
 from titan_pt.tasks.problems import Entry, hold_out
 from titan_pt.tasks.task import Task, refuse_unused
@@ -30,7 +30,7 @@ def build(row: GrpoTask, _seed: int) -> Task:
         for number, made in enumerate(found.values())
     ]
     train, evaluation = hold_out(entries, row.holdout_fraction)
-    environment = ToolEnvironment([Tool(CALCULATOR, calculate)], turns)
+    environment = ToolEnvironment([CallableTool(CALCULATOR, calculate)], turns)
     return number_task(row.name, train, evaluation, template="{question}", environment=environment)
 
 

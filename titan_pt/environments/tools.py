@@ -28,7 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Tool:
+class CallableTool:
     """A function that a model may call; it is sent to other processes, so that `function` is one of a module."""
 
     schema: Mapping[str, Any]
@@ -73,7 +73,7 @@ class ToolEnvironment(Environment):
 
     rewards = (CALLS, ERRORS)
 
-    def __init__(self, tools: Sequence[Tool], turns: int = 4) -> None:
+    def __init__(self, tools: Sequence[CallableTool], turns: int = 4) -> None:
         self._tools, self._turns = {tool.name: tool for tool in tools}, turns
         self.tools = [tool.schema for tool in tools]
 

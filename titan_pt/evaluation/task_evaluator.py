@@ -134,24 +134,18 @@ def build_task_evaluator(
         ConfigError: max_new_tokens leaves no room for a prompt.
     """
     longest = model.args.max_seq_len
-    if max(max_new_tokens, episode_tokens or 0) >= longest:
-        name = "max_new_tokens" if max_new_tokens >= longest else "max_episode_tokens"
-        most = max(max_new_tokens, episode_tokens or 0)
-        raise ConfigError(f"{name} = {most}: must be below what the model reads, {longest}")
+    for name, tokens in (("max_new_tokens", max_new_tokens), ("max_episode_tokens", episode_tokens or 0)):
+        if tokens >= longest:
+            raise ConfigError(f"{name} = {tokens}: must be below what the model reads, {longest}")
     completion_tokens, episodes = max_new_tokens, None
     if any(task.environment for task in tasks):
         from titan_pt.environments.episodes import build_episodes
 
-        wished = episode_tokens or min(max_turns * max_new_tokens, 3 * longest // 4)
-        completion_tokens = max(max_new_tokens, wished)
+        completion_tokens = max(max_new_tokens, episode_tokens or min(max_turns * max_new_tokens, 3 * longest // 4))
         rollout = Rollout(max_new_tokens=max_new_tokens, max_episode_tokens=completion_tokens, max_turns=max_turns)
         episodes = build_episodes(tasks, tokenizer, engine, rollout, stop_requested)
     sampler = RolloutSampler(
-        engine,
-        tokenizer,
-        tasks,
-        world,
-        GradingOptions(),
+        *(engine, tokenizer, tasks, world, GradingOptions()),
         stop_requested=stop_requested,
         raise_if_preempted=raise_if_preempted,
         episodes=episodes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from titan_pt.generation.decode import PREFILL_TOKENS, round_up, row_count
 from titan_pt.generation.engine import Completion, FinishReason, NonFiniteLogits, Partner
 from titan_pt.generation.sampling import Sampling
 from titan_pt.models.transformer.cache import forward_cached
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from titan_pt.generation.native import NativeEngine, Request
 
 
-class Conversations:
+class Rounds:
     """Conversations with a partner that are decoded together.
 
     Args:
@@ -30,10 +31,8 @@ class Conversations:
     def __init__(
         self, engine: "NativeEngine", requests: Sequence["Request"], sampling: Sampling, partner: Partner, before: int
     ) -> None:
-        from titan_pt.generation.native import round_up, row_count
-
         self._engine, self._requests, self._sampling, self._partner = engine, requests, sampling, partner
-        self._before, self._round_up, self._row_count = before, round_up, row_count
+        self._before = before
         self._size = row_count(len(requests))
         longest = max(len(request.tokens) for request in requests)
         self._slots = round_up(longest + partner.max_tokens, engine.decoder.span)
@@ -68,11 +67,11 @@ class Conversations:
             reached(self._before + len(self._requests) - going)
             if not going:
                 return
-            if self._row_count(going) < self._size:
-                self._size = self._row_count(going)
+            if row_count(going) < self._size:
+                self._size = row_count(going)
                 view.bring_forward(self._size)
             newest = max(start + drawn for _, _, drawn, start, _ in state)
-            slots = self._round_up(newest + 1 + engine.stride, engine.decoder.span)
+            slots = round_up(newest + 1 + engine.stride, engine.decoder.span)
             view = rows.first(self._size, min(self._slots, slots))
             for _ in range(engine.stride):
                 engine.decoder.step(view, self._sampling)
@@ -107,7 +106,7 @@ class Conversations:
             rows.alive_R[row] = True
             rows.limit_R[row] = min(begin + self._sampling.max_new_tokens, most)
         self._engine.stats.prefill_tokens += sum(map(len, new.values()))
-        self._size = self._row_count(len(new))
+        self._size = row_count(len(new))
         rows.bring_forward(self._size)
         view = rows.first(self._size, self._slots)
         # A row without an answer reads at the place of its newest token, which is not in the cache: nothing is lost.
@@ -121,8 +120,6 @@ class Conversations:
 
         The padding repeats a row's last token at its place, so that no other slot is written.
         """
-        from titan_pt.generation.native import PREFILL_TOKENS
-
         engine, device = self._engine, self._all.token_R.device
         together = max(1, PREFILL_TOKENS // max(map(len, tokens)))
         hidden = []
@@ -131,7 +128,7 @@ class Conversations:
             part, begins = tokens[first : first + together], starts[first : first + together]
             longest = max(map(len, part))
             end = max(begin + len(row) for begin, row in zip(begins, part, strict=True))
-            slots = min(self._slots, self._round_up(end, engine.decoder.span))
+            slots = min(self._slots, round_up(end, engine.decoder.span))
             last_R = torch.tensor([len(row) - 1 for row in part], device=device)
             tokens_RL = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in part], device=device)
             steps_RL = torch.minimum(torch.arange(longest, device=device)[None], last_R[:, None])

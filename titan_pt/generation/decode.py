@@ -19,6 +19,9 @@ logger = logging.getLogger("titan_pt")
 # Most logits held at a time, 32 MiB in float32: a larger product of matrices is no faster.
 LOGIT_ELEMENTS = 2**23
 
+# Most tokens of prompts, padding included, that are read in one forward; a longer prompt is read alone.
+PREFILL_TOKENS = 2**14
+
 _OF_EACH_ROW = ("token_R", "position_R", "start_R", "drawn_R", "limit_R", "keys_R", "place_R", "alive_R")
 
 
@@ -332,3 +335,13 @@ def _mark_rows(*tensors: torch.Tensor) -> None:
     for tensor in tensors:
         if tensor.shape[0] > 1:
             torch._dynamo.mark_dynamic(tensor, 0)
+
+
+def row_count(rows: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least `rows`: few shapes to compile or capture."""
+    power = 1 << (rows - 1).bit_length()
+    return power * 3 // 4 if rows <= power * 3 // 4 else power
+
+
+def round_up(slots: int, multiple: int) -> int:
+    return -(-slots // multiple) * multiple

@@ -17,7 +17,7 @@ from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.section import switched_on
 from titan_pt.distributed.compile import check_compiler
 from titan_pt.distributed.world import World
-from titan_pt.generation.decode import DecodeRows, build_decoder
+from titan_pt.generation.decode import PREFILL_TOKENS, DecodeRows, build_decoder, round_up, row_count
 from titan_pt.generation.engine import (
     Completion,
     FinishReason,
@@ -40,9 +40,6 @@ STRIDE = 16
 
 Watch = Callable[[list[list[int]]], None]
 """Callback that gets the tokens so far of all rows that are decoded together, finished ones included."""
-
-# Most tokens of prompts, padding included, that are read in one forward; a longer prompt is read alone.
-PREFILL_TOKENS = 2**14
 
 
 @dataclass
@@ -141,12 +138,12 @@ class NativeEngine:
         partner: Partner,
     ) -> list[Completion]:
         """Sample `n` conversations with a partner from each prompt, see `ConversationEngine`."""
-        from titan_pt.generation.conversation import Conversations
+        from titan_pt.generation.conversation import Rounds
 
         check_prompts(prompts, replace(sampling, max_new_tokens=partner.max_tokens), self.model.args.max_seq_len)
         completions: list[Completion] = []
         for start, requests in self._together(prompts, sampling, n, prompt_ids):
-            conversations = Conversations(self, requests, sampling, partner, start)
+            conversations = Rounds(self, requests, sampling, partner, start)
             completions += conversations.completions()
         return completions
 
@@ -319,13 +316,3 @@ def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
         count = max(1, PREFILL_TOKENS // len(prompts[start]))
         yield prompts[start : start + count]
         start += count
-
-
-def row_count(rows: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least `rows`: few shapes to compile or capture."""
-    power = 1 << (rows - 1).bit_length()
-    return power * 3 // 4 if rows <= power * 3 // 4 else power
-
-
-def round_up(slots: int, multiple: int) -> int:
-    return -(-slots // multiple) * multiple

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from titan_pt.components.accelerators import Accelerator
 from titan_pt.config.schema.grpo import GrpoConfig
 from titan_pt.config.schema.section import switched_on
-from titan_pt.generation.decode import LOGIT_ELEMENTS
-from titan_pt.generation.native import row_count
+from titan_pt.generation.decode import LOGIT_ELEMENTS, row_count
 from titan_pt.models.transformer import TransformerArgs
 from titan_pt.planner.memory import ELEMENT_BYTES
 from titan_pt.planner.roofline import known_rates

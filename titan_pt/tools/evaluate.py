@@ -78,14 +78,7 @@ def _parser() -> ToolParser:
         type=INTEGER,
         help=f"most tokens of an answer (default: {_DEFAULT_NEW_TOKENS}, or half of what the model reads)",
     )
-    parser.add_argument(
-        "--max_turns", type=whole(1), default=8, help="most turns of a task that is played in turns (default: 8)"
-    )
-    parser.add_argument(
-        "--max_episode_tokens",
-        type=whole(1),
-        help="most tokens of such a task (default: --max_turns x --max_new_tokens, in 3/4 of what the model reads)",
-    )
+    _add_turn_flags(parser)
     parser.add_argument(
         "--samples",
         type=INTEGER,
@@ -100,6 +93,17 @@ def _parser() -> ToolParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_turn_flags(parser: ToolParser) -> None:
+    parser.add_argument(
+        "--max_turns", type=whole(1), default=8, help="most turns of a task that is played in turns (default: 8)"
+    )
+    parser.add_argument(
+        "--max_episode_tokens",
+        type=whole(1),
+        help="most tokens of such a task (default: --max_turns x --max_new_tokens, in 3/4 of what the model reads)",
+    )
 
 
 def _add_text_flags(parser: ToolParser) -> None:

@@ -303,30 +303,12 @@ class GrpoConfig(RolloutConfig):
         training = self.training
         if not grpo.tasks:
             yield ["grpo.tasks"], 'grpo.tasks: empty; add a [[grpo.tasks]] table, such as name = "gsm8k"'
-        if rollout.engine == "vllm" and rollout.temperature < 0.01:
-            yield (
-                ["rollout.temperature", "rollout.engine"],
-                f'rollout.temperature = {rollout.temperature:g}: rollout.engine = "vllm" takes 0.01 for all below it; '
-                "raise it to 0.01",
-            )
         names = [task.name for task in grpo.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield ["grpo.tasks"], f"grpo.tasks: two tasks are named {name!r}; names must differ"
         yield from self._rules_of_the_model()
         yield from lora_rules(self, self.lora)
-        for name in ("max_new_tokens", "max_episode_tokens"):
-            if (getattr(rollout, name) or 0) >= training.seq_len:
-                yield (
-                    [f"rollout.{name}", "training.seq_len"],
-                    f"rollout.{name} = {getattr(rollout, name)}: must be below training.seq_len = "
-                    f"{training.seq_len}, which holds the prompt too",
-                )
-        if rollout.completion_tokens < rollout.max_new_tokens:
-            yield (
-                ["rollout.max_episode_tokens", "rollout.max_new_tokens"],
-                f"rollout.max_episode_tokens = {rollout.max_episode_tokens}: must be at least rollout.max_new_tokens = "
-                f"{rollout.max_new_tokens}, the tokens of one turn",
-            )
+        yield from self._rules_of_lengths()
         if grpo.prompts_per_step % grpo.num_minibatches:
             yield (
                 ["grpo.num_minibatches", "grpo.prompts_per_step"],
@@ -388,7 +370,29 @@ class GrpoConfig(RolloutConfig):
                 f"checkpoint.interval = {checkpoint.interval} to a multiple of validation.freq = {freq}",
             )
 
+    def _rules_of_lengths(self) -> Iterator[BrokenRule]:
+        rollout, training = self.rollout, self.training
+        for name in ("max_new_tokens", "max_episode_tokens"):
+            if (getattr(rollout, name) or 0) >= training.seq_len:
+                yield (
+                    [f"rollout.{name}", "training.seq_len"],
+                    f"rollout.{name} = {getattr(rollout, name)}: must be below training.seq_len = "
+                    f"{training.seq_len}, which holds the prompt too",
+                )
+        if rollout.completion_tokens < rollout.max_new_tokens:
+            yield (
+                ["rollout.max_episode_tokens", "rollout.max_new_tokens"],
+                f"rollout.max_episode_tokens = {rollout.max_episode_tokens}: must be at least rollout.max_new_tokens = "
+                f"{rollout.max_new_tokens}, the tokens of one turn",
+            )
+
     def _rules_of_the_model(self) -> Iterator[BrokenRule]:
+        if self.rollout.engine == "vllm" and self.rollout.temperature < 0.01:
+            yield (
+                ["rollout.temperature", "rollout.engine"],
+                f'rollout.temperature = {self.rollout.temperature:g}: rollout.engine = "vllm" takes 0.01 for all below '
+                "it; raise it to 0.01",
+            )
         if self.grpo.has_teacher != (self.teacher.path is not None):
             yield (
                 ["grpo.loss", "teacher.path"],

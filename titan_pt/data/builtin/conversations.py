@@ -174,18 +174,13 @@ _WORDS = {
 
 
 class MadeConversations:
-    """Conversations of some turns each, none of which asks a held-out question.
+    """Conversations of some turns each, none of which asks a held-out question."""
 
-    Args:
-        follow_ups: of the two hardest kinds of turn alone: those that go on from the last answer, and those that ask
-            what it cannot know; and of the sums that it goes on from.
-    """
+    size = 6_000
 
-    def __init__(self, seed: int, *, follow_ups: bool = False) -> None:
-        self.size = 3_000 if follow_ups else 6_000
-        self._seed = f"follow-ups-{seed}" if follow_ups else f"{seed}"
-        self._follow_ups = follow_ups
-        self.fingerprint = f"conversations-1-{self._seed}"
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.fingerprint = f"conversations-1-{seed}"
 
     def __len__(self) -> int:
         return self.size
@@ -195,9 +190,9 @@ class MadeConversations:
             raise IndexError(index)
         rng = random.Random(f"{self._seed}/{index}")
         turns: list[Turn] = []
-        length, total, wanted = 0, None, rng.choice((2, 2, 3) if self._follow_ups else (1, 2, 2, 3))
+        length, total, wanted = 0, None, rng.choice((1, 2, 2, 3))
         while len(turns) < wanted:
-            turn, total = _draw_hard(rng, total) if self._follow_ups else _draw(rng, total)
+            turn, total = _draw(rng, total)
             length += _MARKS + len("".join(turn))
             if turns and length > _LONGEST:
                 break
@@ -245,7 +240,9 @@ def _draw(rng: random.Random, total: int | None) -> tuple[Turn, int | None]:
     """A turn, and the number that it ends in; `total` is that of the turn before."""
     kind = rng.random()
     if total is not None and kind < 0.46:
-        return _draw_sum_or_more(rng, total)
+        n = rng.randint(0, 9)
+        if total + n < len(NUMBERS):
+            return (_varied(rng, _filled(rng, rng.choice(_MORE), rng.random() < 0.6, n=n)), answer(total, n)), total + n
     if kind < 0.82:
         return _draw_sum(rng)
     if kind < 0.88:
@@ -254,26 +251,7 @@ def _draw(rng: random.Random, total: int | None) -> tuple[Turn, int | None]:
     if kind < 0.91:
         beyond = _filled(rng, rng.choice(_BEYOND), rng.random() < 0.5, a=rng.randint(0, 9), b=rng.randint(0, 9))
         return (_varied(rng, beyond), UNKNOWN), None
-    return _draw_unknown(rng), None
-
-
-def _draw_hard(rng: random.Random, total: int | None) -> tuple[Turn, int | None]:
-    if total is None and rng.random() < 0.3:
-        return _draw_unknown(rng), None
-    return _draw_sum_or_more(rng, total)
-
-
-def _draw_unknown(rng: random.Random) -> Turn:
-    return _varied(rng, _filled(rng, rng.choice(_ABOUT), False)), UNKNOWN
-
-
-def _draw_sum_or_more(rng: random.Random, total: int | None) -> tuple[Turn, int]:
-    """A turn that adds to `total`; a sum of its own where there is none, or where no name is left for the result."""
-    if total is not None:
-        n = rng.randint(0, 9)
-        if total + n < len(NUMBERS):
-            return (_varied(rng, _filled(rng, rng.choice(_MORE), rng.random() < 0.6, n=n)), answer(total, n)), total + n
-    return _draw_sum(rng)
+    return (_varied(rng, _filled(rng, rng.choice(_ABOUT), False)), UNKNOWN), None
 
 
 def _draw_sum(rng: random.Random) -> tuple[Turn, int]:

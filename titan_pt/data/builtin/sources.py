@@ -61,14 +61,6 @@ def open_conversations(source: Source, seed: int) -> SourceItems:
     return MadeConversations(seed) if source.subset is None else HeldOutSums()
 
 
-def open_follow_ups(source: Source, seed: int) -> SourceItems:
-    """The conversations of the name follow_ups: sums, and turns that add to their answers."""
-    if source.subset is not None:
-        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: it has none; leave it out")
-    _check_is_for_records(source)
-    return MadeConversations(seed, follow_ups=True)
-
-
 def _check_is_for_records(source: Source) -> None:
     if source.formatter is None:
         raise ConfigError(
@@ -82,10 +74,7 @@ def open_tool_sums(source: Source, _seed: int) -> SourceItems:
     if source.subset not in levels:
         allowed = "; ".join(f'"{name}" ({TOOL_LEVELS[level]})' for name, level in levels.items())
         raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {allowed}")
-    if source.formatter is None:
-        raise ConfigError(
-            f'data source {source.name!r}: holds conversations, not texts; train on them with job.trainer = "sft"'
-        )
+    _check_is_for_records(source)
     return ToolSums(levels[source.subset])
 
 

@@ -48,7 +48,7 @@ class ToolSum:
 
 
 @dataclass(frozen=True)
-class _Level:
+class _SumLevel:
     description: str
     draw: Callable[[random.Random], ToolSum]
 
@@ -76,9 +76,9 @@ def _three(rng: random.Random) -> ToolSum:
 
 
 _LEVELS = {
-    1: _Level("two numbers of 2 to 5 digits", _two(5, in_words=False)),
-    2: _Level("two numbers of 2 or 3 digits, also in words", _two(3, in_words=True)),
-    3: _Level("three numbers from 11 to 99, with parentheses", _three),
+    1: _SumLevel("two numbers of 2 to 5 digits", _two(5, in_words=False)),
+    2: _SumLevel("two numbers of 2 or 3 digits, also in words", _two(3, in_words=True)),
+    3: _SumLevel("three numbers from 11 to 99, with parentheses", _three),
 }
 LEVELS: dict[int, str] = {level: row.description for level, row in _LEVELS.items()}
 """Description of each level's sums, by its number; 1 is the easiest."""
