@@ -61,6 +61,8 @@ def tables(trainer: str, name: str, key: str | None, value: str) -> dict[str, An
     tree.setdefault(section, {})[field] = [row] if key else value
     if name.startswith("validation."):
         tree["validation"]["enable"] = True
+    if name == "teacher.path":
+        tree.setdefault("grpo", {})["loss"] = "distill"
     return tree
 
 

@@ -402,7 +402,7 @@ def test_a_broken_model_ends_the_run_with_70(
 
     def poisoned(self: NativeEngine, model: torch.nn.Module) -> None:
         sync(self, model)
-        self._model.norm.weight.data[0] = float("nan")
+        self.model.norm.weight.data[0] = float("nan")
 
     monkeypatch.setattr(NativeEngine, "sync_weights", poisoned)
     validation = {key: value for key, value in TASKS.items() if key not in {"tasks", "sample_prompts"} - {kept}}
