@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import marshal
 import os
 import secrets
 import selectors
@@ -121,7 +122,7 @@ class Sandbox:
         missing = [{"error": f"no verdict: the program ended ({outcome.ended} {outcome.code})"}] * len(tests)
         return [test.wrong(value) for test, value in zip(tests, [*values[1:], *missing], strict=False)]
 
-    def _run(self, program: str, tests: Sequence[tuple[bool, str]] | None, mark: str, stdin: str) -> Outcome:
+    def _run(self, program: str, tests: list[tuple[bool, str]] | None, mark: str, stdin: str) -> Outcome:
         limits, ended = self._limits, "exit"
         until = time.monotonic() + limits.wall_seconds
         output = bytearray()
@@ -142,9 +143,9 @@ class Sandbox:
         return Outcome(text, ended, process.returncode)  # type: ignore[arg-type]
 
     def _started(
-        self, program: str, tests: Sequence[tuple[bool, str]] | None, mark: str, stdin: str, stderr: int
+        self, program: str, tests: list[tuple[bool, str]] | None, mark: str, stdin: str, stderr: int
     ) -> "subprocess.Popen[bytes]":
-        job = repr((self._limits.of_process(), program, tests, mark)).encode(errors="surrogatepass")
+        job = marshal.dumps((self._limits.of_process(), program, tests, mark))
         files = [
             _in_memory(self._filter or b""),
             _in_memory(b"%d\n%s%s" % (len(job), job, stdin.encode(errors="replace"))),
