@@ -7,6 +7,8 @@ from typing import Any
 
 from titan_pt.environments.protocol import Environment, EpisodeState, ModelTurn, Reply
 
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
 GARBAGE: dict[str, Any] = {
     "text": "too low",
     "nothing": None,
@@ -15,6 +17,10 @@ GARBAGE: dict[str, Any] = {
     "no number": Reply(done=True, rewards={"correct": "yes"}),  # type: ignore[dict-item]
     "infinity": Reply(done=True, rewards={"correct": float("inf")}),
     "no end": Reply(),
+    "half a character": Reply([{"role": "user", "content": "\ud800"}]),
+    "half a name": Reply(done=True, rewards={"\ud800": 1.0}),
+    "a circle": Reply([{"role": "user", "content": "a", "more": CIRCLE}]),
+    "no JSON": Reply([{"role": "user", "content": "a", "more": {1, 2}}]),
     "a lambda": Reply(done=True, memory=lambda: None),
 }
 

@@ -13,6 +13,8 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.arithmetic import LEVELS, num_problems
+from titan_pt.environments.guess_number import GuessNumber
+from titan_pt.environments.protocol import Environment
 from titan_pt.tasks import arithmetic, rewards, task
 from titan_pt.tasks.problems import Entry, plain_problems
 from titan_pt.tasks.task import Problem, Task, open_task, register_task
@@ -217,3 +219,48 @@ def test_stop_tokens_of_tokenizer_and_tasks() -> None:
         stop_tokens(ByteTokenizer(), [plain, lines])
     with pytest.raises(ConfigError, match="stop = 'ab': 2 tokens"):
         stop_tokens(ByteTokenizer(), [open_row("arithmetic", level=1, stop=["ab"])])
+
+
+# Environments
+
+
+class Opens(Environment):
+    """Opens with what is given, or as an error is raised."""
+
+    def __init__(self, opening: Any) -> None:
+        self.opening = opening
+
+    def reset(self, problem: Problem) -> Any:
+        if isinstance(self.opening, type):
+            raise self.opening
+        return self.opening
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"),
+    [
+        (SystemExit, "SystemExit"),
+        (GeneratorExit, "GeneratorExit"),
+        ([{"role": "user", "content": "\ud800"}], "surrogates not allowed"),
+        ([{"role": "user", "content": "a", "more": {1}}], "not JSON serializable"),
+    ],
+)
+def test_a_reset_that_fails_is_a_mistake_and_not_the_end(opening: Any, said: str) -> None:
+    game = dataclasses.replace(open_task(GrpoTask(name="guess_number", chat=True), 0), environment=Opens(opening))
+    with pytest.raises(ConfigError, match=f"reset of its environment, on guess_number/.*{said}"):
+        game.messages(game.evaluation.get(0, 0))
+
+
+def test_a_template_is_written_around_the_question_of_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_in(row: GrpoTask) -> str:
+        game = open_task(row, 0)
+        return game.messages(game.train.get(0, 0))[0]["content"]
+
+    question = "Guess the number from 1 to 20 that I think of."
+    row = GrpoTask(name="guess_number", chat=True, prompt_template="Play. {question} Think!")
+    assert asked_in(row) == f"Play. {question} Think!"
+    assert asked_in(row.model_copy(update={"prompt_template": None})) == question
+    assert "Play." in open_task(row.model_copy(update={"chat": False}), 0).prompt(Problem("g", "g/5", question, "5"))
+    monkeypatch.setattr(GuessNumber, "reset", Opens.reset)
+    with pytest.raises(ConfigError, match="prompt_template has no effect: `reset` of its environment"):
+        open_task(row, 0)

@@ -177,7 +177,7 @@ class Talk:
             return None
         try:
             tokens = self._all.encode[episode.task](messages)
-        except (ConfigError, TypeError) as error:
+        except Exception as error:  # a template may fail on them in any way
             episode.failure = Failure("error", f"its messages cannot be encoded: {error}")
             return None
         if episode.tokens + len(tokens) >= self.max_tokens:

@@ -87,6 +87,11 @@ class Environment(Protocol):
     tools: Sequence[Mapping[str, Any]] = ()
     """JSON schemas of functions that the model may call, for `tools` of the chat template."""
 
+    @property
+    def has_own_reset(self) -> bool:
+        """Whether a subclass decides what the model is asked."""
+        return type(self).reset is not Environment.reset
+
     def reset(self, problem: Problem) -> Sequence[Message]:
         """The conversation before the model's first turn; by default the problem's question, from the user."""
         return [{"role": "user", "content": problem.question}]

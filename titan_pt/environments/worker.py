@@ -17,7 +17,7 @@ from titan_pt.config.errors import shown
 from titan_pt.environments.protocol import Environment, EpisodeState, ModelTurn, Reply
 from titan_pt.protocols.plugins import reason
 from titan_pt.run.parents import die_with_parent
-from titan_pt.tasks.task import is_message
+from titan_pt.tasks.task import is_message, unwritable
 
 
 def main(descriptor: int, memory: int) -> None:
@@ -63,6 +63,9 @@ def checked(reply: Any) -> Reply:
     for name, value in rewards.items():
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or not abs(float(value)) <= 1e30:
             raise TypeError(f"Reply.rewards[{name!r}] = {shown(value)}; want a finite number")
+    for what, value in (("messages", messages), ("rewards", list(rewards))):
+        if fault := unwritable(value):
+            raise TypeError(f"Reply.{what} cannot be written: {fault}; want plain text and numbers")
     if not reply.done and not messages:
         raise TypeError("Reply has neither messages nor done = True; the model would have nothing to read")
     return Reply(list(messages), bool(reply.done), {name: float(rewards[name]) for name in rewards}, reply.memory)
@@ -70,7 +73,7 @@ def checked(reply: Any) -> Reply:
 
 def described(error: BaseException) -> str:
     """An error with the line of the environment's code that raised it, in one line."""
-    text = reason(error)
+    text = reason(error).encode(errors="backslashreplace").decode()
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 

@@ -85,7 +85,15 @@ def _read(text: str, key: str) -> ToolCall:
     arguments = call.get(key, {})
     if not isinstance(arguments, dict):
         return _broken(f"{key!r} of the call is no object; {want}")
-    return ToolCall(call["name"], arguments)
+    return _call(call["name"], arguments)
+
+
+def _call(name: str, arguments: dict[str, Any]) -> ToolCall:
+    try:
+        json.dumps([name, arguments], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return _broken(r"the call holds half of a surrogate pair; write both \ud... escapes, or the character itself")
+    return ToolCall(name, arguments)
 
 
 def _read_dotted(name: str, text: str) -> ToolCall:
@@ -99,7 +107,7 @@ def _read_dotted(name: str, text: str) -> ToolCall:
         except (AssertionError, ValueError, RecursionError):
             return _broken(f'the arguments cannot be read; write {name}.call(name="value")')
         at = found.end()
-    return ToolCall(name, arguments)
+    return _call(name, arguments)
 
 
 def _broken(why: str) -> ToolCall:

@@ -46,7 +46,7 @@ class PromptRules:
         self._note_names(task, problem)
         asked, written = as_asked(self.tokenizer, task, problem)
         if task.chat:
-            named = task.environment is None or task.special_tokens  # what an environment says names none
+            named = task.special_tokens or not task.has_own_opening  # what an environment says names none
             ids = chat_tokens(self.tokenizer, asked.messages(written), named=named, tools=task.tools)
         else:
             text = asked.prompt(written, lambda said: said if task.special_tokens else as_text(self.tokenizer, said))

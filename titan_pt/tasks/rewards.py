@@ -3,14 +3,13 @@
 import functools
 import math
 import reprlib
-import signal
 import traceback
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from titan_pt.tasks.task import REWARDS, Problem, Task
+from titan_pt.tasks.task import REWARDS, Problem, Task, is_users_interrupt
 from titan_pt.tasks.time_limit import TimeLimit, TimeLimitExpired
 
 T = TypeVar("T")
@@ -142,8 +141,8 @@ class _Guard:
         except _NotFinite as error:
             self.note(name, "nan", str(error))
         except BaseException as error:  # exit() or GeneratorExit in a reward must not end the run either
-            if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                raise  # the user's; where signals only set a flag it is the reward's own
+            if is_users_interrupt(error):
+                raise
             self.note(name, "error", _described(error))
         return None
 

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import json
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,7 +68,9 @@ class Task:
     """(completions of a step with their problems, whether to stop) -> nothing: called before `grade` is, where many
     verdicts together are had faster than one by one."""
     template: str = QUESTION_ANSWER
-    """Template of the prompt, with {question} in it."""
+    """Template of the prompt, with {question} in it. A conversation with an environment, whose turns tell who speaks,
+    leaves out the default one; of another the environment's first message is made, unless it has a `reset` of its own.
+    """
     stop: tuple[str, ...] = ()
     """Texts of one token each that end a completion beside the end-of-text token."""
     rewards: Mapping[str, float] = field(default_factory=lambda: {"correct": 1.0})
@@ -97,6 +101,11 @@ class Task:
     def tools(self) -> Sequence[Mapping[str, Any]]:
         """JSON schemas of the functions that the model may call, for its chat template."""
         return self.environment.tools if self.environment else ()
+
+    @property
+    def has_own_opening(self) -> bool:
+        """Whether an environment decides what the model is asked."""
+        return self.environment is not None and getattr(self.environment, "has_own_reset", True)
 
     def prompt(self, problem: Problem, said: Callable[[str], str] = str) -> str:
         """The prompt of a problem as plain text, which the model continues.
@@ -146,18 +155,24 @@ class Task:
             ConfigError: it fails, takes too long, or gives no messages.
         """
         assert self.environment is not None
+        if self.chat and self.template != QUESTION_ANSWER and not self.has_own_opening:
+            problem = replace(problem, question=self.template.replace("{question}", problem.question))
         failed = f"grpo.tasks ({self.name!r}): reset of its environment, on {problem.id}:"
         try:
             with TimeLimit(_RESET_SECONDS) as limit:
                 messages: Any = limit.run(functools.partial(self.environment.reset, problem))
         except TimeLimitExpired:
             raise ConfigError(f"{failed} took longer than {_RESET_SECONDS:g} s") from None
-        except Exception as error:
+        except BaseException as error:  # exit() or GeneratorExit in it must not end the run without a word
+            if is_users_interrupt(error):
+                raise
             raise ConfigError(f"{failed} {type(error).__name__}: {error}") from error
         if not isinstance(messages, list | tuple) or not messages or not all(map(is_message, messages)):
             raise ConfigError(
                 f'{failed} gave {shown(messages)}; want a list of messages such as {{"role": "user", "content": "..."}}'
             )
+        if fault := unwritable(messages):
+            raise ConfigError(f"{failed} gave messages that cannot be written: {fault}")
         return list(messages)
 
     def worked(self, problem: Problem) -> str:
@@ -169,6 +184,20 @@ def is_message(message: Any) -> bool:
     """Whether a value is a message of a conversation, with a role and a text."""
     has_role = isinstance(message, dict) and isinstance(message.get("role"), str)
     return has_role and isinstance(message.get("content"), str)
+
+
+def unwritable(value: Any) -> str:
+    """Why a value cannot be written as JSON in UTF-8, as half of a surrogate pair cannot; empty where it can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+def is_users_interrupt(error: BaseException) -> bool:
+    """Whether the user ended the run. Where signals only set a flag, a KeyboardInterrupt is of the code that ran."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def how_asked(chat: bool) -> str:
@@ -238,6 +267,11 @@ def open_task(row: GrpoTask, seed: int, *, knows_chat: bool = False) -> Task:
         task = _with_overrides(factory(row, seed), row, knows_chat)
         task = _proved(task, skips=row.on_bad_row == "skip")
         problems += _shortcomings(task, trains=not isinstance(row, EvaluationTask))
+        if row.prompt_template and task.chat and task.has_own_opening:
+            problems.append(
+                "prompt_template has no effect: `reset` of its environment makes the conversation; leave it out, or "
+                "set system_prompt"
+            )
     except ConfigError as error:
         problems += error.problems
     except Exception as error:
