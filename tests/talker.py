@@ -1,6 +1,7 @@
 """An environment for a random model, and ways to fail. No torch here: the processes of the pool import it."""
 
 import os
+import subprocess
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,10 @@ class Talker(Environment):
     rewards = ("correct", "said")
 
     def step(self, state: EpisodeState, turn: ModelTurn) -> Reply:
+        if self.fault == "prints":
+            print("what an environment prints", flush=True)
         total = (state.memory or 0) + sum(map(ord, turn.text))
-        if self.fault and int(state.problem.gold) % 4 == 1:
+        if self.fault not in ("", "prints") and int(state.problem.gold) % 4 == 1:
             return fail(self.fault)
         done = state.turn == 2
         rewards = {"said": 1.0, **({"correct": float(total % 2 == 0)} if done else {})}
@@ -46,6 +49,15 @@ def fail(fault: str) -> Any:
         time.sleep(600)
     if fault == "dies":
         os._exit(3)
+    if fault == "starts":  # a program that outlives it
+        subprocess.Popen(["sleep", "300"], close_fds=False)
+        os._exit(3)
+    if fault == "forks":
+        if os.fork():
+            os._exit(3)
+        time.sleep(300)
+    if fault == "fills":
+        raise MemoryError
     if fault == "raises":
         raise KeyError("no such word")
     if fault == "eats":

@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import TINY, assert_same_step, read_rows, train, train_here, write_toml
-from talker import GARBAGE
+from talker import GARBAGE, Talker
 
+from titan_pt.components.tokenizer import ByteTokenizer
+from titan_pt.config.schema.grpo import GrpoTask
+from titan_pt.environments.episodes import Episodes
+from titan_pt.environments.pool import PoolLimits
 from titan_pt.environments.worker import checked
+from titan_pt.tasks.prompts import Prompt
+from titan_pt.tasks.task import Problem, open_task
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "experimental": {"custom_import": "env_plugin"},
@@ -95,6 +102,21 @@ def test_a_failing_environment_costs_its_own_episodes(
     assert said in output and "talk/" in output and "'environment'" in output
     assert {sample["reward"] for sample in failed} == {0.0}
     assert any(sample["rewards"]["said"] > 1 for sample in samples if sample not in failed), "others went on"
+
+
+def test_calls_that_wait_for_what_always_hangs_are_dropped() -> None:
+    game = replace(open_task(GrpoTask(name="guess_number"), 0), environment=Talker("hangs"))
+    limits = PoolLimits(workers=1, timeout_seconds=0.1)
+    episodes = Episodes([game], ByteTokenizer(), limits, max_turns=3, max_tokens=90, stop_requested=lambda: False)
+    talk = episodes.begin([Prompt(0, 0, Problem("talk", "talk/1", "?", "1"), "?", (63,))], 40)
+    assert talk
+    for number in range(40):
+        talk.hear(number, [65, 256], ended=True)
+    assert talk.answers() == []
+    episodes.pool.close()
+    failures = [episode.failure for episode in talk.episodes.values()]
+    assert all(failure and failure.kind == "timeout" for failure in failures)
+    assert sum("not asked again" in failure.message for failure in failures if failure) > 30
 
 
 @pytest.mark.parametrize("name", sorted(GARBAGE.keys() - {"a lambda"}))

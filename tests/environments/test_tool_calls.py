@@ -19,7 +19,7 @@ from titan_pt.environments.arithmetic_parser import DEEPEST, LONGEST, SumError, 
 from titan_pt.environments.episodes import PlayedTurn
 from titan_pt.environments.protocol import EpisodeState, ModelTurn
 from titan_pt.environments.tools import LONGEST_RESULT, CallableTool, ToolEnvironment
-from titan_pt.hf.chat import chat_text, chat_tokens
+from titan_pt.hf.chat import chat_text, chat_tokens, learnt_tokens
 from titan_pt.hf.template import render
 from titan_pt.hf.tokenizer_files import template_key
 from titan_pt.hf.tool_calls import MOST_CALLS, ToolCall, read_hermes, read_llama3
@@ -357,6 +357,15 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properti
 def test_records_with_wrong_calls_are_named(messages: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         record_tokens({"messages": messages, "tools": TOOLS}, ByteTokenizer())
+
+
+def test_calls_that_would_not_be_learnt_are_refused() -> None:
+    """A template whose prompts open thoughts: the text of a turn could be found by itself, its calls could not."""
+    tokenizer = Templated(QWEN3.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%"))
+    talk = [USER, {**CALLS, "content": "I ask."}, TOOL, SAID]
+    assert "<think>" in chat_text(tokenizer, talk)
+    with pytest.raises(ConfigError, match="does not show where the assistant speaks"):
+        learnt_tokens(tokenizer, talk, tools=TOOLS)
 
 
 def test_a_record_may_have_several_calls_and_arguments_as_text() -> None:

@@ -19,6 +19,7 @@ from titan_pt.tasks.task import Problem, Task
 # An environment that hung so often is not asked again in the step.
 MOST_TIMEOUTS = 5
 _LOOK_SECONDS = 0.1
+_NOT_ASKED = Failure("timeout", "took too long before, and is not asked again in this step")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Talk:
         if not ended:
             episode.truncated = True
         elif self._timeouts[episode.task] >= MOST_TIMEOUTS:
-            episode.failure = Failure("timeout", "took too long before, and is not asked again in this step")
+            episode.failure = _NOT_ASKED
         else:
             call = Call(self._all.numbers[episode.task], episode.state, turn, self._done, number)
             self._open[number] = call
@@ -151,7 +152,8 @@ class Talk:
                 if ready and len(ready) + over >= len(self._open) and all(c.is_late for c in self._open.values()):
                     break
                 continue
-            del self._open[call.key]
+            if self._open.pop(call.key, None) is not call:  # dropped when a process had just taken it
+                continue
             tokens = self._answer(self.episodes[call.key], call)
             over += tokens is None
             if tokens is not None:
@@ -167,6 +169,8 @@ class Talk:
         if isinstance(reply, Failure) or reply is None:
             episode.failure = reply
             self._timeouts[episode.task] += isinstance(reply, Failure) and reply.kind == "timeout"
+            if self._timeouts[episode.task] >= MOST_TIMEOUTS:
+                self._drop_queued(episode.task)
             return None
         messages = () if reply.done else tuple(reply.messages)
         episode.turns[-1] = replace(episode.turns[-1], messages=messages, rewards=reply.rewards)
@@ -185,6 +189,14 @@ class Talk:
             return None
         episode.tokens += len(tokens)
         return tokens
+
+    def _drop_queued(self, task: int) -> None:
+        """Fail the episodes of a task whose calls no process has taken yet."""
+        for key, call in list(self._open.items()):
+            if self.episodes[key].task == task and call.started is None:
+                call.dropped.set()
+                del self._open[key]
+                self.episodes[key].failure = _NOT_ASKED
 
 
 def build_episodes(

@@ -176,9 +176,10 @@ class _Process:
         command = [sys.executable, "-m", "titan_pt.environments.worker", str(number), str(_bytes(limits))]
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)
         # A session of its own: the signals of a terminal or a launcher are the run's, which then ends this process.
+        # What an environment prints goes to stderr: the run's stdout may be JSON.
         self._process = subprocess.Popen(
             command, pass_fds=[number], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            stdout=2, start_new_session=True,
         )  # fmt: skip
         theirs.close()
         self.problem = self._start(environments)
@@ -200,15 +201,20 @@ class _Process:
         try:
             if call is not None:
                 self._pipe.send(call)
-            if not self._pipe.poll(seconds):
-                return None
+            if not self._pipe.poll(seconds):  # one that died may have left the pipe to a process that it forked
+                return None if self._process.poll() is None else Failure("error", self._death())
             answer = self._pipe.recv()
         except (EOFError, OSError):
             return Failure("error", self._death())
         except Exception as error:  # the call, or what came back, cannot be pickled
             self.kill()
             return Failure("error", f"{type(error).__name__}: {error}")
-        return Failure("error", answer) if isinstance(answer, str) else answer
+        if isinstance(answer, Reply):
+            return answer
+        text, is_full = answer
+        if is_full:
+            self.kill()
+        return Failure("error", text)
 
     def kill(self) -> None:
         """End the process and those that it started, and close the pipe: for the thread that asks it."""

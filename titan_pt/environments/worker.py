@@ -3,9 +3,10 @@
     python -m titan_pt.environments.worker FD BYTES
 
 It first reads the environments, then says None once it can be asked, or what went wrong. Each call is (number of an
-environment, state, turn), each answer a `Reply`, or the text of a failure.
+environment, state, turn), each answer a `Reply`, or (text of a failure, whether the process can answer no other call).
 """
 
+import os
 import pickle
 import resource
 import signal
@@ -24,6 +25,7 @@ def main(descriptor: int, memory: int) -> None:
     """Answer calls until the pipe is closed."""
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(descriptor, False)  # a program that an environment starts would keep the pipe open
     pipe = Connection(descriptor)
     try:
         environments: list[Environment] = pickle.loads(pipe.recv_bytes())
@@ -41,7 +43,8 @@ def main(descriptor: int, memory: int) -> None:
         try:
             pipe.send(answer)
         except Exception as error:  # a memory that cannot be pickled
-            pipe.send(f"its Reply cannot be sent: {described(error)}; hold plain data in it")
+            text = f"its Reply cannot be sent: {described(error)}; hold plain data in it"
+            pipe.send((text, isinstance(error, MemoryError)))
 
 
 def checked(reply: Any) -> Reply:
@@ -77,11 +80,11 @@ def described(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _answer(environment: Environment, state: EpisodeState, turn: ModelTurn) -> Reply | str:
+def _answer(environment: Environment, state: EpisodeState, turn: ModelTurn) -> Reply | tuple[str, bool]:
     try:
         return checked(environment.step(state, turn))
     except BaseException as error:  # exit() in an environment ends its episode, not the process
-        return described(error)
+        return described(error), isinstance(error, MemoryError)  # what it holds may be kept for good
 
 
 def _limit_memory(added: int) -> None:

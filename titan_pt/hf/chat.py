@@ -234,7 +234,9 @@ def _prefix_spans(
 
 
 def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-    """Find the assistant's content by marks around it; None if the marks change what the template renders."""
+    """Find the assistant's content by marks around it; None if they change what the template renders, or miss calls of tools."""
+    if any(message.get("tool_calls") for message in messages if message["role"] == "assistant"):
+        return None
     tagged = [
         {**message, "content": f"{BEGIN}{message.get('content')}{END}"} if message["role"] == "assistant" else message
         for message in messages
