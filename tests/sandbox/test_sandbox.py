@@ -164,6 +164,14 @@ def test_an_object_that_equals_everything_passes_no_test_of_a_value(sandbox: San
     assert wrong(sandbox, "class All:\n    __eq__ = lambda a, b: True\ndef f(x): return All()", TESTS[0])[0]
 
 
+def test_what_a_program_replaces_decides_nothing(sandbox: Sandbox) -> None:
+    program = (
+        "import builtins, json, __main__\nbuiltins.exec = builtins.eval = lambda *_: None\n"
+        "json.dumps = __main__._plain = lambda *_: 'true'\ndef f(x): return [2]"
+    )
+    assert all(wrong(sandbox, program, *TESTS))
+
+
 def test_a_nested_value_is_no_fault_of_the_grader(sandbox: Sandbox) -> None:
     assert "RecursionError" in wrong(sandbox, "def f(x):\n    x = []\n    x.append(x)\n    return x", TESTS[0])[0]
 
@@ -185,6 +193,17 @@ def test_a_bubblewrap_that_may_make_no_sandbox_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ConfigError, match=r"cannot make a sandbox: bwrap: No permissions .*; allow user namespaces"):
         Sandbox(Limits())
+
+
+def test_a_sandbox_that_fails_in_a_run_is_no_wrong_program(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: Resource temporarily unavailable' >&2\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setattr(sandbox, "_command", [str(tmp_path / "bwrap")])
+    for call in (lambda: sandbox.run("print(1)", ""), lambda: wrong(sandbox, "def f(x): return 1", *TESTS)):
+        with pytest.raises(RuntimeError, match=r"sandbox was not made.*Resource temporarily unavailable"):
+            call()
 
 
 def test_a_time_limit_of_the_grading_ends_a_program(sandbox: Sandbox) -> None:

@@ -38,6 +38,7 @@ HUMAN_EVAL = {
     "canonical_solution": "    return -x\n",
     "test": "def check(candidate):\n    assert candidate(2) == -2\n",
 }
+EQUALS_ALL = "class All:\n    __eq__ = lambda a, b: True\ndef negate(x): return All()"
 ROWS: list[dict[str, Any]] = [ADD, DOUBLE, MBPP, HUMAN_EVAL]
 
 
@@ -72,6 +73,7 @@ def test_rows_of_every_form_are_proved_and_graded(opened: Callable[..., Task]) -
         assert not task.grade(other.solution, problem, "lenient")
     assert task.grade("    return 0 - x", problems[3], "strict")  # the continuation of the function's head
     assert not task.grade("    return x", problems[3], "strict")
+    assert not task.grade(EQUALS_ALL, problems[3], "lenient")
     assert not task.grade("print(8)", problems[1], "strict")  # right for the first input alone
 
 

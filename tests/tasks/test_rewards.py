@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from titan_pt.config.schema.grpo import Grpo
+from titan_pt.config.schema.grpo import Grpo, GrpoConfig
 from titan_pt.run import signals as preemption
 from titan_pt.tasks import rewards, time_limit
 from titan_pt.tasks.grading import find_number, grade_gsm8k
 from titan_pt.tasks.rewards import RewardProblem, Sample, Score, register_reward, score
-from titan_pt.tasks.rollouts import GradingOptions
+from titan_pt.tasks.rollouts import GradingOptions, overlong_reward
 from titan_pt.tasks.task import Problem, Task
 from titan_pt.trainers.grpo.spec import grading_options
 
@@ -388,3 +388,21 @@ def test_scoring_is_cheap() -> None:
 def test_grading_options_have_the_config_defaults() -> None:
     assert grading_options(Grpo()) == GradingOptions()
     assert grading_options(Grpo(overlong="mask", reward_timeout_seconds=3.0)).overlong == "mask"
+
+
+def test_an_episode_that_is_cut_off_pays_the_whole_penalty() -> None:
+    options = GradingOptions(overlong="penalty", overlong_buffer=50, overlong_penalty=2.0)
+    asked = {(40, False): 1.0, (175, False): 0.0, (200, True): -1.0, (40, True): -1.0}
+    for (length, cut), wanted in asked.items():
+        assert overlong_reward(1.0, length, cut, 200, options) == wanted
+
+
+def test_the_buffer_of_the_penalty_is_within_an_episode() -> None:
+    def wrong(buffer: int, **rollout: int) -> str:
+        grpo = {"overlong": "penalty", "overlong_buffer": buffer, "tasks": [{"name": "guess_number"}]}
+        config = GrpoConfig.model_validate({"grpo": grpo, "rollout": {"max_new_tokens": 16, **rollout}})
+        return " ".join(said for _, said in config.broken_rules())
+
+    assert "must be below rollout.max_new_tokens = 16" in wrong(64)
+    assert not wrong(64, max_episode_tokens=300)
+    assert "overlong_buffer = 300: must be below rollout.max_episode_tokens = 300" in wrong(300, max_episode_tokens=300)

@@ -234,7 +234,7 @@ def _prefix_spans(
 
 
 def _content_spans(render: _Render, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-    """Find the assistant's content by marks around it; None if they change what the template renders, or miss calls of tools."""
+    """Find the assistant's content by marks around it; None if they change the text, or miss calls of tools."""
     if any(message.get("tool_calls") for message in messages if message["role"] == "assistant"):
         return None
     tagged = [

@@ -102,16 +102,23 @@ class Sandbox:
             finally:
                 process.kill()
         lines = error.decode(errors="replace").strip().splitlines()
-        return "" if output == b"42\n" else lines[-1] if lines else f"it ended with exit code {process.returncode}"
+        return "" if output == b"\n42\n" else lines[-1] if lines else f"it ended with exit code {process.returncode}"
 
     def run(self, program: str, stdin: str) -> Outcome:
-        """Run a program that reads its standard input and writes to its standard output."""
-        return self._run(program, None, "", stdin)
+        """Run a program that reads its standard input and writes to its standard output.
+
+        Raises:
+            RuntimeError: no sandbox could be made for it.
+        """
+        return self._run(program, None, secrets.token_hex(8), stdin)
 
     def test(self, program: str, tests: Sequence["ProgramTest"]) -> list[str]:
         """Run a program and then tests beside it: what is wrong with each, empty where it is right.
 
         The program does not see the value that is expected: what is written is compared out here.
+
+        Raises:
+            RuntimeError: no sandbox could be made for it.
         """
         mark = secrets.token_hex(8)
         outcome = self._run(program, [(test.is_value, test.code) for test in tests], mark, "")
@@ -139,7 +146,11 @@ class Sandbox:
                 ended = "time"
             finally:
                 process.kill()  # and with it, by --die-with-parent, all in the sandbox
-        text = bytes(output[: limits.output_bytes]).decode(errors="replace")
+        first = f"{mark}\n".encode()
+        if ended == "exit" and not output.startswith(first):
+            reason = self._reason_against() or f"it ended with exit code {process.returncode}, and can be made now"
+            raise RuntimeError(f"the sandbox was not made, so that the program was not run: {reason}")
+        text = bytes(output[len(first) : limits.output_bytes]).decode(errors="replace")
         return Outcome(text, ended, process.returncode)  # type: ignore[arg-type]
 
     def _started(

@@ -42,9 +42,9 @@ class GradingOptions:
     on_reward_error: Literal["zero", "stop"] = "zero"
     """A failed reward: counts as 0, or ends the run."""
     overlong: Literal["zero", "mask", "penalty"] = "zero"
-    """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or a penalty beside its reward."""
+    """A completion or episode that was cut off: reward 0 at most; out of the loss; or a penalty beside its reward."""
     overlong_buffer: int = 64
-    """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
+    """Tokens before the most there may be over which the penalty grows to overlong_penalty."""
     overlong_penalty: float = 1.0
     """Largest penalty of overlong = "penalty"."""
 
@@ -323,13 +323,14 @@ def overlong_reward(reward: float, length: int, truncated: bool, max_new_tokens:
     """The reward after grpo.overlong.
 
     `penalty` is DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): nothing up to max_new_tokens -
-    overlong_buffer tokens, then linearly more, up to overlong_penalty at max_new_tokens.
+    overlong_buffer tokens, then linearly more, up to overlong_penalty at max_new_tokens. An episode may be cut off in a
+    turn, far before it has so many, and pays all of it.
     """
     if options.overlong == "zero":
         return min(0.0, reward) if truncated else reward
     if options.overlong == "mask":
         return reward
-    over = length - (max_new_tokens - options.overlong_buffer)
+    over = options.overlong_buffer if truncated else length - (max_new_tokens - options.overlong_buffer)
     return reward - options.overlong_penalty * min(1.0, max(0.0, over / options.overlong_buffer))
 
 

@@ -171,11 +171,13 @@ class Grpo(Section):
     max_gen_batches: PositiveInt = 10
     """Rounds of sampling in one step. A step without any group of different rewards after them ends the run."""
     overlong: Literal["zero", "mask", "penalty"] = "zero"
-    """A completion cut off at max_new_tokens: reward 0 at most; out of the loss; or, beside its reward, DAPO's penalty
-    that grows over the last overlong_buffer tokens. With "mask" the losses that are means over sequences divide by the
-    sequences that train; TRL's mask_truncated_completions divides by all."""
+    """A completion cut off at max_new_tokens, or an episode at max_episode_tokens or in a turn: reward 0 at most; out
+    of the loss; or, beside its reward, DAPO's penalty that grows over the last overlong_buffer tokens. With "mask" the
+    losses that are means over sequences divide by the sequences that train; TRL's mask_truncated_completions divides by
+    all."""
     overlong_buffer: TokenCount = 64
-    """Tokens before max_new_tokens over which the penalty grows to overlong_penalty."""
+    """Tokens before max_new_tokens, or an episode's max_episode_tokens, over which the penalty grows to
+    overlong_penalty; what is cut off before pays all of it."""
     overlong_penalty: NonNegative = 1.0
     """Largest penalty."""
     reward_timeout_seconds: Timeout = 10.0
@@ -315,11 +317,12 @@ class GrpoConfig(RolloutConfig):
                 f"grpo.num_minibatches = {grpo.num_minibatches}: must divide grpo.prompts_per_step = "
                 f"{grpo.prompts_per_step}",
             )
-        if grpo.overlong == "penalty" and grpo.overlong_buffer >= rollout.max_new_tokens:
+        if grpo.overlong == "penalty" and grpo.overlong_buffer >= rollout.completion_tokens:
+            name = "max_episode_tokens" if rollout.max_episode_tokens else "max_new_tokens"
             yield (
-                ["grpo.overlong_buffer", "rollout.max_new_tokens"],
-                f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.max_new_tokens = "
-                f"{rollout.max_new_tokens}",
+                ["grpo.overlong_buffer", f"rollout.{name}"],
+                f"grpo.overlong_buffer = {grpo.overlong_buffer}: must be below rollout.{name} = "
+                f"{rollout.completion_tokens}",
             )
         for name in ("tasks", "sample_prompts"):
             if getattr(self.validation, name):
