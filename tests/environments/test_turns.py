@@ -48,6 +48,16 @@ def test_a_template_without_turns_is_refused() -> None:
         AnswerTokens(tokenizer_of(DEAF), game(chat=True))
 
 
+def test_a_message_that_the_template_leaves_out_is_refused() -> None:
+    tokenizer = tokenizer_of(
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'narrator' %}")
+    )
+    encode = AnswerTokens(tokenizer, game(chat=True))
+    assert encode([REPLY, {"role": "narrator", "content": " "}]) == encode([REPLY])
+    with pytest.raises(ConfigError, match="does not write a message of the role 'narrator'"):
+        encode([REPLY, {"role": "narrator", "content": "It rains."}])
+
+
 def test_plain_answers_are_asked_as_the_prompt_is() -> None:
     tokenizer, task = ByteTokenizer(), game(chat=False)
     tokens = AnswerTokens(tokenizer, task)([REPLY])

@@ -41,7 +41,14 @@ class AnswerTokens:
             text = self._task.plain(said, str if self._task.special_tokens else self._as_text)
             return tuple(encode_behind(self._tokenizer, f"\n\n{text}", named=True))
         talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-        text = chat_text(self._tokenizer, [*talk, *said], tools=self._task.tools)
+        text = self._text([*talk, *said])
+        for i, message in enumerate(said):
+            other = [*said[:i], {**message, "content": f"{message['content']}."}, *said[i + 1 :]]
+            if message["content"].strip() and self._text([*talk, *other]) == text:
+                raise ConfigError(
+                    f"grpo.tasks ({self._task.name!r}): the chat template does not write a message of the role "
+                    f"{message['role']!r}, which the model would never read; let the environment give another role"
+                )
         before, found, tail = text.partition(_ANSWER)
         start = chat_text(self._tokenizer, talk, prompt=False, tools=self._task.tools).partition(_ANSWER)[2].lstrip()
         end = max((name for name in self._ends if start.startswith(name)), key=len, default="")
@@ -52,6 +59,9 @@ class AnswerTokens:
                 "template, or ask in plain text with chat = false"
             )
         return tuple(encode_named(self._tokenizer, tail.lstrip().removeprefix(end) if end else tail, behind=True))
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        return chat_text(self._tokenizer, messages, tools=self._task.tools)
 
     def _as_text(self, content: str) -> str:
         return as_text(self._tokenizer, content)
