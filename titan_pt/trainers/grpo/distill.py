@@ -278,7 +278,7 @@ def _frozen(source: ModelSource, config: GrpoConfig, world: World) -> nn.Module:
     if not source.own:  # a table of positions for the run's rows
         args = args.model_copy(update={"max_seq_len": max(args.max_seq_len, config.training.seq_len), "dropout": 0.0})
     with torch.device("meta"):
-        model = spec.build(args, config.model_copy(update=sections))
+        model = spec.build(args, config.model_copy(update=sections)).eval()  # dropout of a family of its own is off
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
     return spec.parallelize(model, config.model_copy(update=sections), world)
