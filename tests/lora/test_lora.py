@@ -45,7 +45,10 @@ def test_adapters_are_the_merged_weights() -> None:
     model, adapters = tiny(Lora(enable=True, rank=3, alpha=6.0))
     tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))
     plain = Transformer(model.args).double()
+    read: list[Any] = []  # by such a hook FSDP2 gives the sharded float32 parameters in the place of gathered ones
+    model.layers[0].register_state_dict_pre_hook(lambda *inputs: read.append(inputs))
     plain.load_state_dict(dict(adapters.merged()))
+    assert read
     logits, expected = model(tokens), plain(tokens)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
     logits.square().sum().backward()
@@ -330,6 +333,8 @@ def test_reinforcement_learning(base: Path, tuned: Path, tmp_path: Path) -> None
         ("sft", ["--lora.target_modules=q_prj"], "did you mean q_proj?"),
         ("sft", ["--lora.target_modules=layers.7.mlp.up_proj"], "is no linear layer"),
         ("sft", ["--lora.target_modules=all-linear,q_proj"], "stands alone"),
+        ("sft", ["--lora.target_modules=[]"], "lora.target_modules"),
+        ("sft", ["--lora.enable=false", "--lora.path=somewhere"], "no effect without lora.enable = true"),
         ("sft", ["--checkpoint.initial_load_path="], "need trained weights"),
         ("sft", ["--checkpoint.export_hf_interval=2"], "tools.export"),
         ("sft", ["--quantize.linear.float8.recipe_name=tensorwise"], "leave one of the two out"),
@@ -346,6 +351,18 @@ def test_what_is_refused(
     assert train_here(write(tmp_path, base, trainer, {}, **tables), *flags) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_settings_of_adapters_that_are_off_are_warned_of(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [f"lora.{key} has no effect: it needs lora.enable = true" for key in ("rank", "alpha")]
+    assert train_here(write(tmp_path, base, "sft", {"enable": False}, training={"steps": 1})) == 0
+    error = capsys.readouterr().err
+    assert [line[line.index("lora.") :] for line in error.splitlines() if "has no effect" in line] == said
+    flags = "--job.trainer=grpo", "--grpo.tasks", '[{name = "arithmetic"}]', "--lora.rank=4", "--lora.alpha=8"
+    config: Any = load_config([*flags])
+    assert set(said) <= set(config.settings_without_effect())
 
 
 def test_what_a_folder_of_peft_may_not_hold(tuned: Path, tmp_path: Path) -> None:
