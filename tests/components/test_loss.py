@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titan_pt.components.loss import ChunkedCrossEntropy, chunk_size, compiled_chunk, cross_entropy_chunk
 from titan_pt.data.stream.batch import IGNORED
+from titan_pt.trainers.grpo.distill import _ChunkedKL
+from titan_pt.trainers.grpo.logprobs import logprob_head
 
 
 def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_coef: float) -> torch.Tensor:
@@ -82,6 +85,45 @@ def test_no_gradients_are_computed_without_need() -> None:
     assert found[0][2] is None and not losses.total.requires_grad
     with_gradient = ChunkedCrossEntropy(chunk=chunk).head(targets)(hidden, weight)
     assert found[1][2] is not None and torch.equal(losses.total, with_gradient.total)
+
+
+def kl_head(targets: torch.Tensor) -> Any:
+    """The divergence to a teacher that is all zeros."""
+    teacher = torch.zeros(targets.numel(), 4), torch.zeros(16, 4), 16, 1.0, None, None
+    return lambda hidden, weight: _ChunkedKL.apply(hidden[0], weight, targets[0], *teacher)[2].sum()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda targets: lambda *states: ChunkedCrossEntropy(chunk_tokens=3).head(targets)(*states).total,
+        lambda targets: lambda *states: logprob_head(targets)(*states).logprobs_BL.sum(),
+        kl_head,
+    ],
+)
+def test_a_frozen_output_layer_costs_no_gradient(head: Any) -> None:
+    """No buffer and no product of its size; the other gradient is the same to the bit."""
+    hidden, weight = torch.randn(2, 1, 7, 8), torch.randn(16, 8)
+    targets = torch.arange(7)[None]
+    shapes: list[list[torch.Size]] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            if function.overloadpacket in (torch.ops.aten.zeros_like, torch.ops.aten.mm, torch.ops.aten.addmm_):
+                shapes[-1].append(found.shape)
+            return found
+
+    gradients = []
+    for trained in (True, False):
+        shapes.append([])
+        states = hidden[0].clone().requires_grad_(), weight.clone().requires_grad_(trained)
+        with Record():
+            head(targets)(*states).backward()
+        gradients.append(states[0].grad)
+        assert (states[1].grad is not None) == trained
+    assert torch.equal(*gradients)
+    assert weight.shape in shapes[0] and weight.shape not in shapes[1]
 
 
 def test_a_second_backward_of_one_loss_is_refused() -> None:

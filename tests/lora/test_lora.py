@@ -18,6 +18,7 @@ from titan_pt.config.manager import load_config
 from titan_pt.config.schema.lora import LINEARS, Lora
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.lora.adapters import add_adapters
+from titan_pt.lora.folders import fingerprint_of
 from titan_pt.models.transformer import Transformer, TransformerArgs
 
 
@@ -44,7 +45,10 @@ def test_adapters_are_the_merged_weights() -> None:
     model, adapters = tiny(Lora(enable=True, rank=3, alpha=6.0))
     tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))
     plain = Transformer(model.args).double()
+    read: list[Any] = []  # by such a hook FSDP2 gives the sharded float32 parameters in the place of gathered ones
+    model.layers[0].register_state_dict_pre_hook(lambda *inputs: read.append(inputs))
     plain.load_state_dict(dict(adapters.merged()))
+    assert read
     logits, expected = model(tokens), plain(tokens)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
     logits.square().sum().backward()
@@ -218,7 +222,9 @@ def logits_of(path: Path, **options: Any) -> torch.Tensor:
 TOKENS = torch.arange(40, 60)[None]
 
 
-def test_exports_are_the_same_model(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exports_are_the_same_model(
+    base: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = str(tuned / "run")
     assert export_here([run, "--output", str(tmp_path / "merged"), "--merge"]) == 0
     assert export_here([run, "--output", str(tmp_path / "peft")]) == 0
@@ -230,12 +236,41 @@ def test_exports_are_the_same_model(tuned: Path, tmp_path: Path, capsys: pytest.
     torch.testing.assert_close(logits_of(tmp_path / "ema"), averaged, rtol=1e-5, atol=1e-5)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(LINEARS) and (config["r"], config["lora_alpha"]) == (4, 8.0)
+    peft = tmp_path / "peft"
+    assert open_model_source(str(peft)).knows_chat == open_model_source(run).knows_chat
+    (peft / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert open_model_source(str(peft)).chat_template == "{{ messages[0].content }}"
+    rules = read_json(peft, "tokenizer")
+    vocab = rules["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (peft / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(ConfigError, match="gives other ids than its base's, as to"):
+        open_model_source(str(peft))
     for arguments, said in (
         ([str(tmp_path / "merged"), "--merge"], "holds no adapters"),
-        ([str(tmp_path / "peft")], "is a PEFT folder already"),
+        ([str(peft), "--tokenizer", str(base)], "is a PEFT folder already"),
     ):
         assert export_here([*arguments, "--output", str(tmp_path / "no")]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_adapters_on_an_average_and_on_adapters(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """A folder of PEFT knows which weights it stands on; what stands on adapters is known by no product."""
+    config = write(tmp_path, base, "sft", {}, training={"steps": 1}, optimizer={"lr": 1e-9})
+    flags = f"--checkpoint.initial_load_path={tuned / 'run'}", "--checkpoint.initial_load_weights=ema"
+    assert train_here(config, *flags) == 0
+    run, averaged = tmp_path / "run", logits_of(tuned / "run", weights="ema")
+    known = read_json(run / "checkpoint" / "step-1", "train")["adapters"]["base"]["fingerprint"]
+    source = open_model_source(str(tuned / "run"), weights="ema")
+    assert fingerprint_of(source.tensors, source.tokenizer.vocab_size) == known
+    assert export_here([str(run), "--output", str(tmp_path / "peft")]) == 0
+    assert export_here([str(tuned / "run"), "--weights=ema", "--merge", "--output", str(tmp_path / "ema")]) == 0
+    torch.testing.assert_close(logits_of(run), averaged, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(tmp_path / "peft"), averaged, rtol=1e-5, atol=1e-5)
+    file = tmp_path / "peft" / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(last_step(tuned)), str(base)))
+    with pytest.raises(ConfigError, match="holds other weights than the adapters were trained on"):
+        open_model_source(str(tmp_path / "peft"))
 
 
 def test_peft_reads_and_writes_the_same_model(base: Path, tuned: Path, tmp_path: Path) -> None:
@@ -298,6 +333,8 @@ def test_reinforcement_learning(base: Path, tuned: Path, tmp_path: Path) -> None
         ("sft", ["--lora.target_modules=q_prj"], "did you mean q_proj?"),
         ("sft", ["--lora.target_modules=layers.7.mlp.up_proj"], "is no linear layer"),
         ("sft", ["--lora.target_modules=all-linear,q_proj"], "stands alone"),
+        ("sft", ["--lora.target_modules=[]"], "lora.target_modules"),
+        ("sft", ["--lora.enable=false", "--lora.path=somewhere"], "no effect without lora.enable = true"),
         ("sft", ["--checkpoint.initial_load_path="], "need trained weights"),
         ("sft", ["--checkpoint.export_hf_interval=2"], "tools.export"),
         ("sft", ["--quantize.linear.float8.recipe_name=tensorwise"], "leave one of the two out"),
@@ -314,6 +351,18 @@ def test_what_is_refused(
     assert train_here(write(tmp_path, base, trainer, {}, **tables), *flags) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_settings_of_adapters_that_are_off_are_warned_of(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [f"lora.{key} has no effect: it needs lora.enable = true" for key in ("rank", "alpha")]
+    assert train_here(write(tmp_path, base, "sft", {"enable": False}, training={"steps": 1})) == 0
+    error = capsys.readouterr().err
+    assert [line[line.index("lora.") :] for line in error.splitlines() if "has no effect" in line] == said
+    flags = "--job.trainer=grpo", "--grpo.tasks", '[{name = "arithmetic"}]', "--lora.rank=4", "--lora.alpha=8"
+    config: Any = load_config([*flags])
+    assert set(said) <= set(config.settings_without_effect())
 
 
 def test_what_a_folder_of_peft_may_not_hold(tuned: Path, tmp_path: Path) -> None:
@@ -335,3 +384,29 @@ def test_what_a_folder_of_peft_may_not_hold(tuned: Path, tmp_path: Path) -> None
         file.write_text(json.dumps(written | change))
         with pytest.raises(ConfigError, match=said):
             open_model_source(str(folder))
+    file.write_text(json.dumps(written))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    shapes = {name: (0, t.shape[1]) if ".lora_A." in name else (t.shape[0], 0) for name, t in tensors.items()}
+    save_file({n: torch.zeros(shape) for n, shape in shapes.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="one rank above 0"):
+        open_model_source(str(folder))
+
+
+def test_adapters_go_on_upon_the_weights_that_they_were_trained_on(
+    base: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other, peft = str(tuned / "run"), tmp_path / "other", tmp_path / "peft"
+    shutil.copytree(base, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] += 1e-3
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert export_here([run, "--output", str(peft)]) == 0
+    config = write(tmp_path, base, "sft", {"path": run}, training={"steps": 1})
+    for path, initial in ((run, other), (run, run), (peft, other)):
+        assert train_here(config, f"--lora.path={path}", f"--checkpoint.initial_load_path={initial}") == 2
+        error = capsys.readouterr().err
+        assert f"set it to {base.resolve()}" in error and "Traceback" not in error
+    (peft / "titan_pt.json").unlink()  # as of a stranger
+    flags = f"--lora.path={peft}", f"--checkpoint.initial_load_path={other}"
+    assert train_here(config, *flags) == 0
+    assert f"its adapters are of '{base.resolve()}'" in capsys.readouterr().err

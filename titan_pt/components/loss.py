@@ -142,8 +142,9 @@ class _CrossEntropyFunction(torch.autograd.Function):
         most = options.chunk_tokens or default_chunk_tokens(device_memory(hidden_TD.device), weight_VD.shape[0])
         rows = chunk_size(hidden_TD.shape[0], most)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
+        trains_weight = with_gradient and ctx.needs_input_grad[1]  # not under [lora]
         # Summed over chunks in float32: bfloat16 would lose the small ones.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trains_weight else None
         losses, z_terms = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
@@ -152,8 +153,9 @@ class _CrossEntropyFunction(torch.autograd.Function):
             )
             losses.append(losses_T)
             z_terms.append(log_z_T)
-            if gradient_TV is not None and grad_hidden_TD is not None and grad_weight_VD is not None:
+            if gradient_TV is not None and grad_hidden_TD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
+            if gradient_TV is not None and grad_weight_VD is not None:
                 _add_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
             del gradient_TV  # before the next one is computed
         ctx.gradients, ctx.weight_dtype = (grad_hidden_TD, grad_weight_VD), weight_VD.dtype
@@ -173,7 +175,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
         # The scale, one over the tokens of a batch, stays in float32: bfloat16 would round it by up to 0.4%.
         return (
             (grad_hidden_TD.float() * total).to(grad_hidden_TD.dtype),
-            grad_weight_VD.mul_(total).to(ctx.weight_dtype),
+            None if grad_weight_VD is None else grad_weight_VD.mul_(total).to(ctx.weight_dtype),
             None,
             None,
             None,

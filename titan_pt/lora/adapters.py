@@ -88,6 +88,8 @@ class Adapters:
     @torch.no_grad()
     def merged(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole weight with its adapter in it) of each frozen weight. A collective."""
+        # FSDP2 leaves modules gathered after a forward, in the compute type; reading the state shards them again.
+        self._model.state_dict(keep_vars=True)
         for raw_name, parameter in self._model.named_parameters():
             name = parameter_name(raw_name)
             if _PART in name:

@@ -1,6 +1,7 @@
 """The frozen weights under adapters: loaded, known again by a fingerprint, and found again on a resume."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from titan_pt.hf.tensor_readers import check_fit
 from titan_pt.hf.weights import check_args, check_ids, fill
 from titan_pt.lora.adapters import Adapters, whole
 from titan_pt.lora.fingerprint import VOCABULARY, agree, fingerprint
+from titan_pt.lora.folders import fingerprint_of
 from titan_pt.lora.stored import read_stored
 from titan_pt.protocols.context import TrainContext
+
+logger = logging.getLogger("titan_pt")
 
 
 def start(context: TrainContext[Any], folder: Path, identity: Mapping[str, Any]) -> None:
@@ -44,15 +48,19 @@ def load_merged(context: TrainContext[Any], folder: Path) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in model_tensors(context.model).items()}
     check_fit(source.tensors, expected, dict.fromkeys(VOCABULARY, tokenizer.vocab_size))
     fill(context.model, source.tensors)
+    if adapters := getattr(context.model, "adapters", None):
+        adapters.base = {"fingerprint": fingerprint_of(source.tensors, tokenizer.vocab_size)}
 
 
 def load_base(context: TrainContext[Any], folder: Path, identity: Mapping[str, Any]) -> None:
     """Load the frozen weights and take their fingerprint. A collective."""
     adapters = _adapters(context)
+    adapters.base = {}
     with adapters.base_as_state():
         load_weights(context, folder, identity)
         tensors = sorted(model_tensors(context.model).items())
-    found = fingerprint(((name, whole(tensor)) for name, tensor in tensors), context.tokenizer.vocab_size)
+    found = adapters.base.get("fingerprint")  # of merged weights
+    found = found or fingerprint(((name, whole(tensor)) for name, tensor in tensors), context.tokenizer.vocab_size)
     kind = context.config.checkpoint.initial_load_weights
     adapters.base = {"path": str(folder.resolve()), "weights": kind, "fingerprint": found}
 
@@ -104,6 +112,14 @@ def _go_on_from(context: TrainContext[Any], folder: Path) -> None:
     """Fill the adapters of a run from others of the same shape."""
     adapters, stored = _adapters(context), read_stored(folder, context.model_spec.layout())
     told = f"lora.path: {folder}: "
+    under, named = adapters.base["path"], str(stored.base["path"])
+    if (known := stored.base.get("fingerprint")) and not agree(known, adapters.base["fingerprint"]):
+        raise ConfigError(
+            f"{told}its adapters are of the weights of {named}, and checkpoint.initial_load_path is {under}, which "
+            f"holds others; set it to {named}, or leave lora.path out to train new adapters on {under}"
+        )
+    if not known and Path(named).name != Path(under).name:  # adapter_config.json says no more
+        logger.warning(f"{told}its adapters are of {named!r}, and go on here on the weights of {under}")
     fix = "or merge it into the weights to train new ones: checkpoint.initial_load_path = that folder"
     if odd := sorted(adapters.modules.keys() ^ stored.pairs.keys()):
         where = "here" if odd[0] in adapters.modules else "there"

@@ -1,5 +1,6 @@
 """Models with adapters on disk, as the tools open them: merged into the weights that they stand on; PEFT folders."""
 
+import hashlib
 import logging
 import shutil
 import uuid
@@ -11,16 +12,21 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from titan_pt.components.checkpoint.steps import is_hf_folder
+from titan_pt.components.checkpoint.steps import is_adapter_folder, is_hf_folder
+from titan_pt.components.tokenizer import build_tokenizer
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.names import hub_download
+from titan_pt.config.schema.job_config import TokenizerSection
+from titan_pt.hf.chat import knows_chat
 from titan_pt.hf.model_source import ModelSource, open_model_source
 from titan_pt.hf.tensor_readers import ADAPTER, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
+from titan_pt.hf.weights import other_ids
 from titan_pt.lora.adapters import with_product
 from titan_pt.lora.fingerprint import agree, fingerprint
-from titan_pt.lora.stored import WEIGHTS, StoredAdapters, read_stored
+from titan_pt.lora.stored import FACTS, WEIGHTS, StoredAdapters, read_stored
 from titan_pt.run.files import sync_folder, write_json
+from titan_pt.run.paths import escape_path
 
 logger = logging.getLogger("titan_pt")
 
@@ -34,19 +40,32 @@ class MergedTensors:
     infos: Mapping[str, TensorInfo]
 
     def read(self, name: str) -> torch.Tensor:
-        weight, layer = self.read_base(name), name.removesuffix(".weight")
+        weight, rows, layer = self.base.read(name), self.infos[name].shape[0], name.removesuffix(".weight")
+        weight = F.pad(weight, (0, 0, 0, rows - len(weight))) if rows > len(weight) else weight[:rows]
         if layer not in self.stored.pairs:
             return weight
         a, b = (part.float() for part in self.stored.pairs[layer])
         return with_product(weight, a, b, self.stored.scaling[layer])
 
-    def read_base(self, name: str) -> torch.Tensor:
-        """The weight under the adapter."""
-        weight, rows = self.base.read(name), self.infos[name].shape[0]
-        return F.pad(weight, (0, 0, 0, rows - len(weight))) if rows > len(weight) else weight[:rows]
-
     def place(self, name: str) -> str:
         return self.base.place(name)
+
+
+def fingerprint_of(tensors: TensorReader, num_tokens: int) -> dict[str, str]:
+    """The fingerprint of weights on disk; of merged ones by their parts, for no two machines round a product alike."""
+    if not isinstance(tensors, MergedTensors):
+        return fingerprint(((name, tensors.read(name)) for name in sorted(tensors.infos)), num_tokens)
+    stored, under = tensors.stored, fingerprint_of(tensors.base, num_tokens)
+    parts = {
+        f"{name}.{part}": tensor
+        for name, (a, b) in stored.pairs.items()
+        for part, tensor in (("A", a), ("B", b), ("scale", torch.tensor([stored.scaling[name]])))
+    }
+    over = fingerprint(sorted(parts.items()), num_tokens)
+    return {
+        kind: hashlib.blake2b(f"{under[kind]} {over[kind]}".encode(), digest_size=16).hexdigest()
+        for kind in under.keys() & over.keys()
+    }
 
 
 def merged_step(
@@ -72,19 +91,20 @@ def merged_step(
         infos = {
             name: TensorInfo(shapes.get(name, info.shape), info.dtype) for name, info in base.tensors.infos.items()
         }
-        merged = MergedTensors(base.tensors, stored, infos)
-        found = fingerprint(((name, merged.read_base(name)) for name in sorted(infos)), base.tokenizer.vocab_size)
-        if agree(found, stored.base["fingerprint"]):
-            return merged
+        if agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), stored.base["fingerprint"]):
+            return MergedTensors(base.tensors, stored, infos)
         reasons.append(f"{path}: its weights are others now")
     raise ConfigError(f"{folder}: holds adapters alone, and what they stand on is not found: {'; '.join(reasons)}")
 
 
 def open_peft(folder: Path, tokenizer: str | None) -> ModelSource:
-    """The model of a PEFT folder, merged.
+    """The model of a PEFT folder, merged, with the folder's own tokenizer where it has one.
+
+    Args:
+        tokenizer: a `tokenizer.name` to use instead.
 
     Raises:
-        ConfigError: its base is not on this machine, or is another model.
+        ConfigError: its base is not on this machine, or is another model, or the tokenizer gives other ids.
     """
     stored = read_stored(folder, None)
     named = stored.base["path"]
@@ -94,13 +114,38 @@ def open_peft(folder: Path, tokenizer: str | None) -> ModelSource:
     if place is None:
         how = hub_download(str(named)) or "; set it to the folder of the model that the adapters stand on"
         raise ConfigError(f"{where}: no such folder{how}")
-    base = open_model_source(str(place), tokenizer, where)
+    whole = is_hf_folder(place) or is_adapter_folder(place)  # such as the export of an average
+    base = open_model_source(
+        str(place), tokenizer, where, "trained" if whole else stored.base.get("weights", "trained")
+    )
+    known = stored.base.get("fingerprint")
+    if known and not agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), known):
+        raise ConfigError(f"{where}: holds other weights than the adapters were trained on; set it to where these are")
     for name, (a, b) in stored.pairs.items():
         info = base.tensors.infos.get(f"{name}.weight")
         if info is None or info.shape != (b.shape[0], a.shape[1]):
             raise ConfigError(f"{where}: has no {name} of {b.shape[0]} x {a.shape[1]}, which an adapter is for")
     facts = {"Weights": f"{place.resolve().name} with the adapters of {folder.resolve().name}"}
-    return replace(base, folder=folder, tensors=MergedTensors(base.tensors, stored, base.tensors.infos), facts=facts)
+    source = replace(base, folder=folder, tensors=MergedTensors(base.tensors, stored, base.tensors.infos), facts=facts)
+    return source if tokenizer or not (folder / "tokenizer.json").is_file() else _with_own_tokenizer(source, stored)
+
+
+def _with_own_tokenizer(source: ModelSource, stored: StoredAdapters) -> ModelSource:
+    """A PEFT folder's model with the tokenizer and the chat template that its adapters were trained with."""
+    folder, args = source.folder, source.args
+    tokenizer = build_tokenizer(TokenizerSection(name=escape_path(str(folder))))
+    text = other_ids(source.tokenizer, tokenizer)
+    if text is not None or tokenizer.vocab_size > args.vocab_size:
+        why = (
+            "has more tokens than the model"
+            if text is None
+            else f"gives other ids than its base's, as to {shown(text)}"
+        )
+        raise ConfigError(f"{folder / 'tokenizer.json'}: {why}; name the base's tokenizer with --tokenizer")
+    if not source.own:
+        args = args.model_copy(update={"num_tokens": tokenizer.vocab_size})
+    talks = stored.base.get("knows_chat", knows_chat(None, tokenizer, {}))
+    return replace(source, args=args, tokenizer=tokenizer, knows_chat=talks)
 
 
 def write_peft(source: ModelSource, target: Path, dtype: torch.dtype | None) -> None:
@@ -138,6 +183,8 @@ def write_peft(source: ModelSource, target: Path, dtype: torch.dtype | None) -> 
         save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)
         write_json(temporary / ADAPTER, config, indent=2)
+        base = {key: stored.base[key] for key in ("weights", "fingerprint")}
+        write_json(temporary / FACTS, {**base, "knows_chat": source.knows_chat}, indent=2)
         write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
         sync_folder(temporary)
         if target.exists():
@@ -146,8 +193,9 @@ def write_peft(source: ModelSource, target: Path, dtype: torch.dtype | None) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if not is_hf_folder(Path(stored.base["path"])):
+        how = " with --weights ema" if stored.base["weights"] == "ema" else ""
         logger.warning(
-            f"{stored.base['path']} is a step of titan_pt: for peft export it too, and write its place as "
+            f"{stored.base['path']} is a step of titan_pt: for peft export it too{how}, and write its place as "
             f"base_model_name_or_path in {target / ADAPTER}"
         )
 

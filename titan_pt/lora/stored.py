@@ -18,6 +18,8 @@ from titan_pt.hf.transformer import LAYOUT, read_object
 from titan_pt.protocols.model_spec import HuggingFaceLayout
 
 WEIGHTS = "adapter_model.safetensors"
+FACTS = "titan_pt.json"
+"""Beside an exported adapter, what PEFT's own file has no key for: "weights", "fingerprint", "knows_chat"."""
 # Keys of adapter_config.json that change nothing of adapters that are trained: what they say is in the tensors.
 _INERT = """auto_mapping base_model_name_or_path eva_config exclude_modules inference_mode layers_pattern lora_dropout
 layers_to_transform megatron_core peft_type peft_version qalora_group_size revision target_modules task_type""".split()  # noqa: SIM905
@@ -35,7 +37,7 @@ class StoredAdapters:
     """(A, B) by the layer's name in the model."""
     scaling: Mapping[str, float]
     base: Mapping[str, Any]
-    """Of the weights under them: "path", of a run's also "weights" and "fingerprint"."""
+    """Of the weights under them: "path", of a run's also "weights" and "fingerprint", in a PEFT folder too."""
     rank: int
     alpha: float
 
@@ -87,7 +89,9 @@ def _read_peft(folder: Path, layout: HuggingFaceLayout[Any]) -> StoredAdapters:
         }
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise ConfigError(f"{file}: lora_alpha, alpha_pattern: cannot be read: {error}") from None
-    return StoredAdapters(folder, pairs, scaling, {"path": config.get("base_model_name_or_path")}, rank, alpha)
+    facts = read_object(folder / FACTS) if (folder / FACTS).is_file() else {}
+    base = {**facts, "path": config.get("base_model_name_or_path")}
+    return StoredAdapters(folder, pairs, scaling, base, rank, alpha)
 
 
 def _matching(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -103,6 +107,8 @@ def _paired(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tupl
         raise ConfigError(f"{folder}: {odd[0]}: {there}; supported are pairs of lora_A.weight and lora_B.weight")
     pairs = {n: (tensors[f"{n}.lora_A.weight"], tensors[f"{n}.lora_B.weight"]) for n in sorted(names)}
     for name, (a, b) in pairs.items():
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not (a.isfinite().all() and b.isfinite().all()):
-            raise ConfigError(f"{folder}: {name}: its A and B are no matrices of one rank, or are not finite")
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] > 0:
+            raise ConfigError(f"{folder}: {name}: its A and B are no matrices of one rank above 0")
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise ConfigError(f"{folder}: {name}: its A and B are not finite")
     return pairs

@@ -1,6 +1,7 @@
 """Distillation against whole distributions, one sample at a time; whose teacher may teach whom."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from test_grpo_policy import ARGS, TEMPERATURE, make_model, make_samples, update
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
+from titan_pt.config.manager import load_config
 from titan_pt.config.schema.grpo import Teacher
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.models.transformer import Transformer
 from titan_pt.trainers.grpo import distill
 from titan_pt.trainers.grpo.distill import TeacherModel, open_teacher
 from titan_pt.trainers.grpo.packing import TrainSample
+from titan_pt.trainers.grpo.step import GrpoStep
 
 
 def make_teacher(**options: Any) -> TeacherModel:
@@ -87,3 +90,32 @@ def test_only_a_teacher_of_the_same_tokenizer_teaches(tmp_path: Path) -> None:
         ConfigError, match=r"tokens: 259 there, 257 here; .*special token '<\|im_end\|>': 258 there, none"
     ):
         open_teacher(str(tmp_path), shorter)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "state", "said"),
+    [
+        ("there", {"teacher": "there"}, ""),
+        ("", {}, ""),
+        ("there", {}, "was trained with no teacher, and goes on with one: grpo.loss = 'distill'"),
+        ("", {"teacher": "there"}, "was trained with a teacher, and goes on with none: grpo.loss = 'grpo'"),
+    ],
+)
+def test_a_resume_says_where_a_teacher_comes_or_goes(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, teacher: str, state: dict[str, Any], said: str
+) -> None:
+    step: Any = SimpleNamespace(
+        reference=None,
+        _teacher=SimpleNamespace(fingerprint=teacher) if teacher else None,
+        _grpo=SimpleNamespace(loss="distill" if teacher else "grpo"),
+    )
+    GrpoStep.check_state(step, state, tmp_path)
+    assert caplog.messages == ([f"{tmp_path}: {said}"] if said else [])
+
+
+def test_a_teacher_of_its_own_family_has_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SimpleNamespace(build=lambda *_: torch.nn.Dropout(0.5), parallelize=lambda model, *_: model)
+    monkeypatch.setattr(distill, "_spec", lambda _: spec)
+    source: Any = SimpleNamespace(own=SimpleNamespace(args=None))
+    config: Any = load_config(["--job.trainer=grpo", "--grpo.tasks", '[{name = "arithmetic"}]'])
+    assert not distill._frozen(source, config, None).training  # type: ignore[arg-type]

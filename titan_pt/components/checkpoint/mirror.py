@@ -102,7 +102,8 @@ class Mirror:
         self._stops = threading.Event()
         self._news, self._owning = threading.Condition(), threading.Lock()
         self._pending: tuple[int, Path] | None = None
-        self._ways_back, self._behind = 0, math.inf  # steps above the second are still to be removed
+        self._ways_back: list[int] = []
+        self._behind = math.inf  # steps above it are still to be removed
         self._lost = False
         self._owner: dict[str, Any] = {}
         try:
@@ -136,9 +137,11 @@ class Mirror:
         One that is being uploaded follows when it is there. What cannot be removed now is tried before each upload.
         """
         with self._news:
-            if self._pending:
+            if self._pending and self._pending[0] > best:
                 _drop(self._pending[1])
-            self._pending, self._ways_back, self._behind = None, self._ways_back + 1, best
+                self._pending = None
+            self._ways_back.append(best)
+            self._behind = best
         try:
             self._remove_behind()
         except Exception as error:
@@ -273,12 +276,12 @@ class Mirror:
                 _drop(held)
 
     def _upload(self, step: int, held: Path) -> None:
-        start, ways_back = time.monotonic(), self._ways_back
+        start, ways_back = time.monotonic(), len(self._ways_back)
         if self._behind < math.inf:
             self._remove_behind()
         self._store.put_rows(self._run_folder / METRICS_FILE)
         self._store.put_step(step, held)
-        if self._ways_back != ways_back:  # meanwhile the run went back
+        if step > min(self._ways_back[ways_back:], default=step):  # meanwhile the run went back to one below
             self._store.remove_step(step)
             return
         logger.info(f"uploaded step-{step} to {self._store.url} in {time.monotonic() - start:.1f} s")

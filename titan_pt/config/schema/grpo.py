@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from titan_pt.config.errors import one_of
 from titan_pt.config.schema.job_config import BrokenRule, JobConfig
-from titan_pt.config.schema.lora import Lora, lora_rules
+from titan_pt.config.schema.lora import Lora, lora_rules, lora_without_effect
 from titan_pt.config.schema.sampling import EvalSamples, GroupSize, MaxRows, NewTokens, TopK, TopP, TrainedTemperature
 from titan_pt.config.schema.section import (
     Count,
@@ -445,6 +445,7 @@ class GrpoConfig(RolloutConfig):
         for key in ("kl_estimator", "kl_coef", "reward_coef"):
             if not grpo.has_teacher and getattr(self.teacher, key) != Teacher.model_fields[key].default:
                 yield f'teacher.{key} has no effect: it needs grpo.loss = "distill"'
+        yield from lora_without_effect(self.lora)
         if rollout.top_k or rollout.top_p < 1:
             yield (
                 "rollout.top_k and top_p: the trainer scores the whole distribution, so samples are not quite on-policy"

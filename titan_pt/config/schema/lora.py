@@ -30,16 +30,28 @@ class Lora(Section):
     """An adapter adds alpha / rank times its product."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of an adapter's inputs that is zeroed in training; sft alone."""
-    target_modules: Annotated[list[Name], BeforeValidator(_as_list)] = [ALL_LINEAR]
+    target_modules: Annotated[list[Name], Field(min_length=1), BeforeValidator(_as_list)] = [ALL_LINEAR]
     """Linear layers that have an adapter, by the ends of their names, such as q_proj, self_attn.q_proj or
     layers.0.mlp.up_proj; "all-linear": all but the output layer."""
     path: PathName | None = None
     """Adapters to go on from: a run of [lora], its step-N, or a PEFT folder. Unset: new ones, which change nothing."""
 
 
+def lora_without_effect(lora: Lora) -> Iterator[str]:
+    """Yield a warning for each changed setting where adapters are off."""
+    for key, field in Lora.model_fields.items() if not lora.enable else ():
+        if getattr(lora, key) != field.default:
+            yield f"lora.{key} has no effect: it needs lora.enable = true"
+
+
 def lora_rules(config: JobConfig, lora: Lora) -> Iterator[BrokenRule]:
     """Yield the broken rules between [lora] and the rest of a run."""
     if not lora.enable:
+        if lora.path:
+            yield (
+                ["lora.path", "lora.enable"],
+                "lora.path: has no effect without lora.enable = true; set that, or leave lora.path out",
+            )
         return
     if not config.checkpoint.initial_load_path:
         yield (

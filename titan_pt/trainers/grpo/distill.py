@@ -130,7 +130,7 @@ class _ChunkedKL(torch.autograd.Function):
         teacher = (*states, *ctx.options)
         size, scale = ctx.options[:2]
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part in _parts(hidden_ND, size):
             log_p_TV, slope_TV, gap_TV = _log_p_and_gap(hidden_ND[part], weight_VD, part, teacher)
             kept_T, safe_T1 = split(targets_N[part])
@@ -140,8 +140,11 @@ class _ChunkedKL(torch.autograd.Function):
             gradient_TV = slant_TV.sub_(less_one(p_TV, safe_T1).mul_(of_logprob_T1)).mul_(scale)
             gradient_TV = (gradient_TV if slope_TV is None else gradient_TV * slope_TV).to(product_type(hidden_ND))
             grad_hidden_ND[part] = product(gradient_TV, weight_VD[:size])
-            grad_weight_VD[:size] += product(gradient_TV.T, hidden_ND[part])
-        return grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype), *[None] * 7  # targets and all of the teacher
+            if grad_weight_VD is not None:  # it is frozen under [lora]
+                grad_weight_VD[:size] += product(gradient_TV.T, hidden_ND[part])
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_ND, grad_weight_VD, *[None] * 7  # targets and all of the teacher
 
 
 def _parts(hidden_ND: torch.Tensor, size: int) -> list[slice]:
@@ -275,7 +278,7 @@ def _frozen(source: ModelSource, config: GrpoConfig, world: World) -> nn.Module:
     if not source.own:  # a table of positions for the run's rows
         args = args.model_copy(update={"max_seq_len": max(args.max_seq_len, config.training.seq_len), "dropout": 0.0})
     with torch.device("meta"):
-        model = spec.build(args, config.model_copy(update=sections))
+        model = spec.build(args, config.model_copy(update=sections)).eval()  # dropout of a family of its own is off
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
     return spec.parallelize(model, config.model_copy(update=sections), world)

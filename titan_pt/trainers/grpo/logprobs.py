@@ -110,7 +110,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         scale, num_tokens, softcap, rows = ctx.options
         weight = weight_VD[:num_tokens]
         grad_hidden_TD = torch.empty_like(hidden_TD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
             hidden = hidden_TD[part]
@@ -124,8 +124,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
             # d log p(y) / d logits = onehot(y) - softmax
             factor_T1 = torch.where(kept_T, grads[0][part], 0.0)[:, None] * -scale
             grad_hidden_TD[part] = product(gradient_TV, weight) * factor_T1
-            grad_weight_VD[:num_tokens] += product(gradient_TV.T, (hidden * factor_T1).to(hidden.dtype))
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), None, None, None, None, None, None
+            if grad_weight_VD is not None:  # it is frozen under [lora]
+                grad_weight_VD[:num_tokens] += product(gradient_TV.T, (hidden * factor_T1).to(hidden.dtype))
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_TD, grad_weight_VD, None, None, None, None, None, None
 
 
 def product(a_TD: torch.Tensor, b_DV: torch.Tensor) -> torch.Tensor:

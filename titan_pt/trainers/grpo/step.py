@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from titan_pt.trainers.grpo.rollout_log import RolloutLog, shown
 
 if TYPE_CHECKING:
     from titan_pt.trainers.grpo.distill import TeacherModel
+
+logger = logging.getLogger("titan_pt")
 
 
 class GrpoStep:
@@ -160,6 +163,8 @@ class GrpoStep:
     def check_state(self, state: Mapping[str, Any], folder: Path) -> None:
         """Check that a checkpoint holds a reference where this run needs one, and is of this run's teacher.
 
+        A run that takes a teacher or leaves it goes on, with a warning.
+
         Raises:
             ConfigError: it does not.
         """
@@ -168,6 +173,11 @@ class GrpoStep:
                 f"{folder}: grpo.kl_coef is 0 there and {self._grpo.kl_coef:g} here, so that it holds no reference "
                 "model; set grpo.kl_coef = 0, or start another run, with another job.dump_folder, from these weights: "
                 f'checkpoint.initial_load_path = "{folder}"'
+            )
+        if bool(self._teacher) != ("teacher" in state):
+            there, here = ("no", "one") if self._teacher else ("a", "none")
+            logger.warning(
+                f"{folder}: was trained with {there} teacher, and goes on with {here}: grpo.loss = {self._grpo.loss!r}"
             )
         if self._teacher and state.get("teacher", self._teacher.fingerprint) != self._teacher.fingerprint:
             raise ConfigError(

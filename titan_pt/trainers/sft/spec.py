@@ -13,6 +13,7 @@ from titan_pt.components.optimizer import build_optimizers
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.run_size import RunSize
+from titan_pt.config.schema.lora import lora_without_effect
 from titan_pt.config.schema.sft import SftConfig
 from titan_pt.data.sources.documents import sample_rows
 from titan_pt.data.sources.opening import MixtureSource
@@ -76,6 +77,8 @@ def adjust_run_size(config: SftConfig, world: World, run_size: RunSize, loader: 
 def describe(context: TrainContext[SftConfig], flops_per_token: float, peak: float | None) -> None:
     """Log what follows for the run, as in pretraining; with sft.epochs no warning that the sources end."""
     describe_run(context, flops_per_token, peak, warns=context.config.sft.epochs is None)
+    for text in lora_without_effect(context.config.lora):
+        logger.warning(text)
 
 
 def check_records(mixture: TokenizedMixture, source: MixtureSource) -> bool:
