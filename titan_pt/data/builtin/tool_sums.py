@@ -53,6 +53,13 @@ class _SumLevel:
     draw: Callable[[random.Random], ToolSum]
 
 
+def _same_places(rng: random.Random) -> ToolSum:
+    a, b = sorted((rng.randint(10, 99) for _ in range(2)), reverse=True)
+    sign = rng.choice("+-*")
+    expression = f"{a} {sign} {b}"
+    return ToolSum(f"{expression} = ?", expression, {"+": a + b, "-": a - b, "*": a * b}[sign])
+
+
 def _two(most_digits: int, *, in_words: bool) -> Callable[[random.Random], ToolSum]:
     def draw(rng: random.Random) -> ToolSum:
         # Of each length as many: of long ones a model learns to copy any number, not those that it has seen.
@@ -76,9 +83,10 @@ def _three(rng: random.Random) -> ToolSum:
 
 
 _LEVELS = {
-    1: _SumLevel("two numbers of 2 to 5 digits", _two(5, in_words=False)),
-    2: _SumLevel("two numbers of 2 or 3 digits, also in words", _two(3, in_words=True)),
-    3: _SumLevel("three numbers from 11 to 99, with parentheses", _three),
+    1: _SumLevel("two numbers of 2 digits, always asked in the same way", _same_places),
+    2: _SumLevel("two numbers of 2 to 5 digits", _two(5, in_words=False)),
+    3: _SumLevel("two numbers of 2 or 3 digits, also in words", _two(3, in_words=True)),
+    4: _SumLevel("three numbers from 11 to 99, with parentheses", _three),
 }
 LEVELS: dict[int, str] = {level: row.description for level, row in _LEVELS.items()}
 """Description of each level's sums, by its number; 1 is the easiest."""
@@ -96,7 +104,7 @@ class ToolSums:
         called: share of them that call the calculator; the others answer at once.
     """
 
-    def __init__(self, level: int, called: float = 0.4) -> None:
+    def __init__(self, level: int, called: float = 0.6) -> None:
         self._level, self._called = level, called
         self.fingerprint = f"tool_sums-1-level-{level}-{called:g}"
 
