@@ -61,6 +61,9 @@ def tables(trainer: str, name: str, key: str | None, value: str) -> dict[str, An
     tree.setdefault(section, {})[field] = [row] if key else value
     if name.startswith("validation."):
         tree["validation"]["enable"] = True
+    if name == "lora.path":
+        tree["lora"]["enable"] = True
+        tree.setdefault("checkpoint", {})["initial_load_path"] = "outputs/base"
     if name == "teacher.path":
         tree.setdefault("grpo", {})["loss"] = "distill"
     return tree

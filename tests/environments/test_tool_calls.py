@@ -309,9 +309,9 @@ def test_the_task_is_what_the_conversations_teach_and_never_ask() -> None:
     for level in LEVELS:
         assert all(value_of(each.expression) == each.answer for each in (tool_sum(level, i) for i in range(200)))
     called = [record for record in records if len(record["messages"]) == 4]
-    assert 0.35 < len(called) / len(records) < 0.45
+    assert 0.55 < len(called) / len(records) < 0.65
     digest = hashlib.sha256(json.dumps(records[:300]).encode()).hexdigest()
-    assert digest.startswith("ec5d5496ca60"), "a change of the conversations needs another fingerprint"
+    assert digest.startswith("925ce101ee40"), "a change of the conversations needs another fingerprint"
     tokenizer = ByteTokenizer()
     encoded = [record_tokens(record, tokenizer) for record in called[:40]]
     assert max(len(ids) for ids, *_ in encoded) <= 256

@@ -43,7 +43,7 @@ def known(path: Path) -> str:
     beside = [file.name for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
     names = experiments()
     runnable = [name for name in names if not name.startswith(("base_", "presets/"))]
-    meant = meant_path(str(path)) or nearest(path.name, [*names, *beside])
+    meant = meant_path(str(path)) or nearest(path.name, beside) or nearest(path.name.removesuffix(".toml"), names)
     return f"{meant}; shipped experiments are {', '.join(runnable)}"
 
 
