@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.config.errors import ConfigError
-from titan_pt.distributed.init import parameter_name
+from titan_pt.distributed.init import parameter_name, whole
 from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.run.black_boxes import FOLDER, boxes
 from titan_pt.run.exit_codes import Preempted
@@ -207,9 +206,9 @@ def norms(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     found = {}
     for name, tensor in tensors.items():
         beat()
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if whole.is_floating_point():
-            found[name] = numbers(moments(whole.detach()))
+        full = whole(tensor)
+        if full.is_floating_point():
+            found[name] = numbers(moments(full.detach()))
     return found
 
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.config.schema.job_config import JobConfig
-from titan_pt.distributed.init import parameter_name
+from titan_pt.distributed.init import parameter_name, whole
 from titan_pt.distributed.world import World
 from titan_pt.protocols.registry import import_attribute
 
@@ -196,8 +195,7 @@ def guarded_update(
     Args:
         spikes: the context's.
     """
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     # With CPU offload the gradients and the optimizer are on the CPU, and the loss is waited for.
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss.to(grad_norm.device))
     skipped = 1.0 - finite.to(torch.float32)

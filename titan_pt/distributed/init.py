@@ -24,6 +24,11 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded tensor, which is a collective; a plain tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def keyed_generator(seed: int, name: str) -> torch.Generator:
     """Create a CPU generator whose numbers depend on (seed, name) alone."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
@@ -59,10 +64,8 @@ def copy_full(parameter: torch.Tensor, full: torch.Tensor) -> None:
     """Fill a parameter with a whole tensor that every rank has; each keeps its shard."""
     if isinstance(parameter, DTensor):
         # src_data_rank=None: nothing is sent.
-        sharded = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.to_local().copy_(sharded.to_local())
-    else:
-        parameter.copy_(full)
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    local_part(parameter).copy_(local_part(full))
 
 
 def offloads(config: JobConfig, world: World) -> bool:

@@ -14,10 +14,9 @@ from titan_pt.environments.turns import AnswerTokens
 from titan_pt.generation.engine import ConversationEngine, GenerationStopped, RolloutEngine
 from titan_pt.hf.tool_form import tool_form
 from titan_pt.tasks.prompts import Prompt
+from titan_pt.tasks.rollouts import MOST_TIMEOUTS
 from titan_pt.tasks.task import Problem, Task
 
-# An environment that hung so often is not asked again in the step.
-MOST_TIMEOUTS = 5
 _LOOK_SECONDS = 0.1
 _NOT_ASKED = Failure("timeout", "took too long before, and is not asked again in this step")
 

@@ -6,11 +6,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.tokenizer import Tokenizer
 from titan_pt.config.schema.grpo import RolloutConfig
-from titan_pt.distributed.init import parameter_name
+from titan_pt.distributed.init import parameter_name, whole
 from titan_pt.distributed.world import World
 from titan_pt.generation.sampling import Sampling
 from titan_pt.protocols.registry import Registry
@@ -60,7 +59,7 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from adapters.merged()
         return
     for name, parameter in model.named_parameters():
-        yield parameter_name(name), parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        yield parameter_name(name), whole(parameter)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.components.checkpoint.run_state import model_tensors
+from titan_pt.distributed.init import whole
 from titan_pt.hf.chat import knows_chat
 from titan_pt.hf.export import Exported, export
 from titan_pt.hf.model_card import averaged_facts, run_facts
@@ -41,8 +41,7 @@ class GatheredTensors:
             self._gather(name)
 
     def _gather(self, name: str) -> torch.Tensor:
-        tensor = self._tensors.pop(name)
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole(self._tensors.pop(name))
 
 
 def export_if_due(

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from titan_pt.config.errors import ConfigError, nearest, one_of
 from titan_pt.config.schema.job_config import JobConfig
 from titan_pt.config.schema.lora import ALL_LINEAR, Lora
-from titan_pt.distributed.init import copy_full, keyed_generator, parameter_name
+from titan_pt.distributed.init import copy_full, keyed_generator, parameter_name, whole
 from titan_pt.models.transformer.dropout import Dropout, dropout_of
 from titan_pt.models.transformer.model import Linear
 
@@ -162,11 +161,6 @@ def _targets(model: nn.Module, names: list[str]) -> dict[str, nn.Linear]:
             )
     chosen = {n for found in ends.values() for n in found}
     return {name: module for name, module in linears.items() if name in chosen}
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor. A collective."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def with_product(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:

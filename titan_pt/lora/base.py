@@ -12,11 +12,11 @@ from titan_pt.components.checkpoint.resume import load_weights
 from titan_pt.components.checkpoint.run_state import model_tensors
 from titan_pt.components.checkpoint.steps import find_initial
 from titan_pt.config.errors import ConfigError
-from titan_pt.distributed.init import copy_full
+from titan_pt.distributed.init import copy_full, whole
 from titan_pt.hf.model_source import open_model_source
 from titan_pt.hf.tensor_readers import check_fit
 from titan_pt.hf.weights import check_args, check_ids, fill
-from titan_pt.lora.adapters import Adapters, whole
+from titan_pt.lora.adapters import Adapters
 from titan_pt.lora.fingerprint import VOCABULARY, agree, fingerprint
 from titan_pt.lora.folders import fingerprint_of
 from titan_pt.lora.stored import read_stored

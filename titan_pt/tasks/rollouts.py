@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("titan_pt")
 
-# A reward that took too long so often is not asked again in the step: 256 samples at 10 s each would be 43 minutes.
+# What took too long so often, a reward or an environment, is not asked again in the step: 256 samples at 10 s each
+# would be 43 minutes.
 MOST_TIMEOUTS = 5
 
 

@@ -115,13 +115,15 @@ def read_prompts(file: str) -> list["str | list[Message]"]:
 
 
 def _prompt_of(row: object, where: str) -> "str | list[Message]":
+    from titan_pt.tasks.task import is_message
+
     fields = row if isinstance(row, dict) else {}
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if isinstance(prompt, str) and prompt:
         return prompt
     if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
         messages = [{**message, "content": _content(message, where)} for message in messages]
-        if all(map(_is_message, messages)):
+        if all(map(is_message, messages)):
             return messages
     raise ConfigError(
         f'{where}: no prompt; want {{"prompt": "..."}} or {{"messages": [{{"role": "user", "content": "..."}}]}}'
@@ -135,10 +137,6 @@ def _content(message: dict[str, object], where: str) -> object:
         return joined_parts(message.get("content"), "a message")
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
 def _batch(opened: OpenModel, arguments: argparse.Namespace, prompts: Sequence["str | list[Message]"]) -> None:

@@ -43,7 +43,7 @@ from titan_pt.run.log import say
 from titan_pt.trainers.grpo.kl import MAX_LOG_RATIO
 from titan_pt.trainers.grpo.logprobs import CHUNK_ELEMENTS, less_one, log_softmax, product, product_type, split
 from titan_pt.trainers.grpo.packing import PackedBatch
-from titan_pt.trainers.grpo.scoring import Scored, Scorer, run_model
+from titan_pt.trainers.grpo.scoring import Scored, Scorer, run_model, softcap_of
 
 # Both models' logits of a chunk, their probabilities and the gradient: 64 MiB each in float32, on a CPU 8.
 _ELEMENTS, _CPU_ELEMENTS = CHUNK_ELEMENTS // 4, 2**21
@@ -83,7 +83,7 @@ class Distillation:
             return Scored(scored.logprobs_SC, scored.entropy_SC, scored.logprobs_SC.detach() - q_SC)
         hidden_NE, weight_VE = self.teacher.hidden(batch)
         size, scale = min(self.student.num_tokens, len(weight_VE)), 1.0 / (self.student.temperature or 1.0)
-        options = hidden_NE, weight_VE, size, scale, _softcap(self.student.model), _softcap(self.teacher.model)
+        options = hidden_NE, weight_VE, size, scale, softcap_of(self.student.model), softcap_of(self.teacher.model)
 
         def head(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> Any:
             return _ChunkedKL.apply(hidden_ND, weight_VD, batch.targets_N, *options)
@@ -164,10 +164,6 @@ def _log_p_and_gap(
 
 def _mean(p_TV: torch.Tensor, values_TV: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vecdot(p_TV, values_TV)
-
-
-def _softcap(model: nn.Module) -> float | None:
-    return getattr(getattr(model, "args", None), "logit_softcap", None)
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,15 @@ class Scorer:
     num_tokens: int
 
     def __call__(self, batch: PackedBatch) -> Scored:
-        softcap = getattr(getattr(self.model, "args", None), "logit_softcap", None)
+        softcap = softcap_of(self.model)
         score = logprob_head(batch.targets_N, temperature=self.temperature, num_tokens=self.num_tokens, softcap=softcap)
-
         out: TokenLogprobs = run_model(self.model, batch, score)
         return Scored(batch.by_sample(out.logprobs_BL), batch.by_sample(out.entropy_BL))
+
+
+def softcap_of(model: nn.Module) -> float | None:
+    """The soft cap of a model's logits; None where it has none."""
+    return getattr(getattr(model, "args", None), "logit_softcap", None)
 
 
 def run_model(model: nn.Module, batch: PackedBatch, head: Callable[[torch.Tensor, torch.Tensor], Any]) -> Any:
