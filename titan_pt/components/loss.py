@@ -93,8 +93,8 @@ def loss_of_logits(logits_TV: torch.Tensor, targets_T: torch.Tensor, z_loss_coef
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of a GPU; of a CPU as many as give chunks of 64 MiB, since larger ones are no faster there."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 50 * 2**26
+    """Bytes of a GPU; of a CPU as many as give chunks of 256 MiB: much larger ones are no faster there."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 50 * 2**28
 
 
 def default_chunk_tokens(memory_bytes: float, vocab_size: int) -> int:
@@ -143,8 +143,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
         rows = chunk_size(hidden_TD.shape[0], most)
         grad_hidden_TD = torch.empty_like(hidden_TD) if with_gradient else None
         trains_weight = with_gradient and ctx.needs_input_grad[1]  # not under [lora]
-        # Summed over chunks in float32: bfloat16 would lose the small ones.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trains_weight else None
+        grad_weight_VD = None
         losses, z_terms = [], []
         for start in range(0, hidden_TD.shape[0], rows):
             part = slice(start, start + rows)
@@ -155,8 +154,8 @@ class _CrossEntropyFunction(torch.autograd.Function):
             z_terms.append(log_z_T)
             if gradient_TV is not None and grad_hidden_TD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
-            if gradient_TV is not None and grad_weight_VD is not None:
-                _add_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
+            if gradient_TV is not None and trains_weight:
+                grad_weight_VD = _plus_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
             del gradient_TV  # before the next one is computed
         ctx.gradients, ctx.weight_dtype = (grad_hidden_TD, grad_weight_VD), weight_VD.dtype
         losses_T = torch.cat(losses)
@@ -175,16 +174,20 @@ class _CrossEntropyFunction(torch.autograd.Function):
         # The scale, one over the tokens of a batch, stays in float32: bfloat16 would round it by up to 0.4%.
         return (
             (grad_hidden_TD.float() * total).to(grad_hidden_TD.dtype),
-            None if grad_weight_VD is None else grad_weight_VD.mul_(total).to(ctx.weight_dtype),
+            None if grad_weight_VD is None else grad_weight_VD.float().mul_(total).to(ctx.weight_dtype),
             None,
             None,
             None,
         )
 
 
-def _add_product(sum_VD: torch.Tensor, a_VT: torch.Tensor, b_TD: torch.Tensor) -> None:
-    """Add the product of two matrices to a sum in float32, without a copy of the product where types allow."""
-    if a_VT.dtype == sum_VD.dtype:
-        sum_VD.addmm_(a_VT, b_TD)
-    else:
-        sum_VD += a_VT @ b_TD
+def _plus_product(sum_VD: torch.Tensor | None, a_VT: torch.Tensor, b_TD: torch.Tensor) -> torch.Tensor:
+    """Add the product of two matrices to the sum of earlier ones, in place.
+
+    More than one are summed in float32: bfloat16 would lose the small ones. The first is kept as it is.
+    """
+    if sum_VD is None:
+        return a_VT @ b_TD
+    if a_VT.dtype == torch.float32:
+        return sum_VD.addmm_(a_VT, b_TD)
+    return sum_VD.float().add_(a_VT @ b_TD)
