@@ -298,7 +298,7 @@ def test_wilson_intervals_equal_those_of_statsmodels() -> None:
         (["--text", "  "], "--text = '  ': must name a file or folder"),
         (["--tasks", "gsm8k", "--train_data", "gsm8k=x"], "--train_data: examples are taken from it; give --num_few"),
         (["--tasks", "arithmetic", "--level", 9], "level = 9: unknown; allowed are"),
-        (["--tasks", "gsm8k", "--level", 1], "--level: is of the task arithmetic"),
+        (["--tasks", "gsm8k", "--level", 1], "--level: is of arithmetic, sorting, none of which is in --tasks"),
         (["--tasks", "arithmetic", "--limit", 0], "--limit = 0: must be at least 1"),
         (["--tasks", "arithmetic", "--samples", 4, "--k", "1,8"], "want numbers from 1 to --samples = 4"),
         (["--tasks", "arithmetic", "--samples", 4, "--k", "a"], "--k = 'a': want numbers"),

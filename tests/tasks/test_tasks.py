@@ -13,9 +13,10 @@ from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.arithmetic import LEVELS, num_problems
+from titan_pt.data.builtin.sorting import LEVELS as SORTING_LEVELS
 from titan_pt.environments.guess_number import GuessNumber
 from titan_pt.environments.protocol import Environment
-from titan_pt.tasks import arithmetic, rewards, task
+from titan_pt.tasks import arithmetic, rewards, sorting, task
 from titan_pt.tasks.problems import Entry, plain_problems
 from titan_pt.tasks.task import Problem, Task, open_task, register_task
 from titan_pt.trainers.grpo.spec import stop_tokens
@@ -109,6 +110,26 @@ def test_arithmetic_levels_are_right_and_split(level: int, monkeypatch: pytest.M
         assert problem.gold == str(result)
         assert opened.grade(f" {a} {operation} {b} = {result}\n#### {result}\n", problem, "strict")
         assert not opened.grade(f"#### {result + 1}", problem, "strict")
+
+
+@pytest.mark.parametrize("level", sorted(SORTING_LEVELS))
+def test_sorting_levels_are_right_and_split(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorting, "_MOST_PROBLEMS", 3000)
+    opened, other_seed = open_row("sorting", level=level), open_row("sorting", seed=5, level=level)
+    train, evaluation = asked(opened.train), asked(opened.evaluation)
+    assert len(train) + len(evaluation) == 3000 == len({p.question for p in (*train, *evaluation)})
+    assert not questions(opened.train) & questions(opened.evaluation)
+    assert asked(other_seed.train) == train
+    for problem in (*train[:50], *evaluation[:50]):
+        digits = problem.question.removeprefix("Sort ").removesuffix(".").split()
+        assert f"lists of {len(digits)} digits" == SORTING_LEVELS[level]
+        assert problem.gold == " ".join(map(str, sorted(map(int, digits))))
+        assert opened.grade(f" {problem.gold}\n", problem, "strict")
+        for said in (problem.gold[2:], problem.gold + " 9", f"{problem.gold}\n{problem.gold}", ", ".join(problem.gold)):
+            assert not opened.grade(said, problem, "strict")
+        assert opened.grade(problem.gold.replace(" ", ", ") + "\nThat is all 6.", problem, "lenient")
+    message = problem_of("sorting", level=9)
+    assert message.startswith("level = 9: unknown; allowed are 1: lists of 4 digits; ")
 
 
 def test_the_default_level_is_1(caplog: pytest.LogCaptureFixture) -> None:

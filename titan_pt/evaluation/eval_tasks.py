@@ -20,7 +20,7 @@ class TaskRequest:
     train_path: str | None = None
     """File of the problems that examples are taken from; None: the hub's."""
     level: int | None = None
-    """Difficulty of arithmetic."""
+    """Difficulty of arithmetic or sorting."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Treatment of rows that cannot be read, or whose worked answers are graded wrong."""
     num_fewshot: int = 0

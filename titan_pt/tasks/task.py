@@ -214,7 +214,7 @@ def worked_example(template: str, problem: Problem) -> tuple[str, str]:
 TaskFactory = Callable[[GrpoTask, int], Task]
 """(row of [[grpo.tasks]], seed) -> the task; raises a ConfigError where its problems cannot be had."""
 
-_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "reasoning_gym", "python")
+_OF_ONE_TURN = ("gsm8k", "medqa", "arithmetic", "sorting", "reasoning_gym", "python")
 _OF_TURNS = ("calculator", "guess_number", "wordle", "verifiers")
 _TASKS: Registry[TaskFactory] = Registry(
     "task {}",

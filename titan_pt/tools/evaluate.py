@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("titan_pt")
 
 _DEFAULT_NEW_TOKENS = 384
+_LEVELLED = ("arithmetic", "sorting")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def _parser() -> ToolParser:
     parser = ToolParser(prog="python -m titan_pt.tools.evaluate", description=__doc__)
     add_model_flags(parser)
     parser.add_argument(
-        "--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, reasoning_gym:<name>, core"
+        "--tasks", metavar="A,B", default="", help="gsm8k, medqa, arithmetic, sorting, reasoning_gym:<name>, core"
     )
     parser.add_argument(
         "--data",
@@ -71,7 +72,7 @@ def _parser() -> ToolParser:
         help="ask through the chat template, examples as turns (default: where the model was trained on conversations)",
     )
     parser.add_argument("--system_prompt", metavar="TEXT", help="the first turn, or what a plain prompt begins with")
-    parser.add_argument("--level", type=whole(1), help="difficulty of arithmetic (default: 1)")
+    parser.add_argument("--level", type=whole(1), help="difficulty of arithmetic and sorting (default: 1)")
     parser.add_argument("--limit", type=whole(1), help="most problems of a task, always the same ones (default: all)")
     parser.add_argument(
         "--max_new_tokens",
@@ -191,14 +192,14 @@ def _tasks(arguments: argparse.Namespace) -> list["TaskRequest"]:
     data, train_data = _files("data", arguments, names), _files("train_data", arguments, names)
     if train_data and not arguments.num_fewshot:
         raise ConfigError("--train_data: examples are taken from it; give --num_fewshot, such as 5")
-    if arguments.level is not None and "arithmetic" not in names:
-        raise ConfigError("--level: is of the task arithmetic, which is not in --tasks")
+    if arguments.level is not None and set(names).isdisjoint(_LEVELLED):
+        raise ConfigError(f"--level: is of {one_of(_LEVELLED)}, none of which is in --tasks")
     return [
         TaskRequest(
             name,
             path=data.get(name),
             train_path=train_data.get(name),
-            level=arguments.level if name == "arithmetic" else None,
+            level=arguments.level if name in _LEVELLED else None,
             num_fewshot=arguments.num_fewshot,
             on_bad_row=arguments.on_bad_row,
             chat="auto" if arguments.chat == "auto" else arguments.chat == "true",

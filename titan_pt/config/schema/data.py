@@ -13,7 +13,7 @@ class Source(Section):
 
     name: Name
     """Name in logs. Without `path` or `dataset`: a built-in source (fineweb_edu, climbmix, dclm, finemath,
-    open_web_math, gsm8k, medqa, python_stdlib, arithmetic, worked_problems) or a registered one."""
+    open_web_math, gsm8k, medqa, python_stdlib, arithmetic, sorting, worked_problems) or a registered one."""
     path: PathName | None = None
     """Local files by glob: .jsonl, .jsonl.gz, .json, .parquet, .txt; a folder of titan_pt.tools.prepare; or the http(s)
     address of a .parquet file, in which {00..13} stands for each of these numbers."""

@@ -78,8 +78,8 @@ class GrpoTask(Section):
     """[[grpo.tasks]] prompts and the reward of answers to them."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>; played in turns: calculator, guess_number, wordle; or one
-    registered by experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, sorting, reasoning_gym:<name>; played in turns: calculator, guess_number, wordle; or
+    one registered by experimental.custom_import."""
     weight: Positive = 1.0
     """Share of the prompts, relative to the other tasks' weights."""
     path: PathName | None = None
@@ -102,7 +102,7 @@ class GrpoTask(Section):
     rewards: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = {"correct": 1.0}
     """Weight of each reward in the sum: correct, format, length, or a registered one."""
     level: PositiveInt | None = None
-    """Difficulty of arithmetic and calculator: 1 is the easiest."""
+    """Difficulty of arithmetic, sorting and calculator: 1 is the easiest."""
     shuffle_options: bool = True
     """medqa: another order of the options at each visit of a question."""
     on_bad_row: Literal["error", "skip"] = "error"

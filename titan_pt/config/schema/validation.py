@@ -22,11 +22,11 @@ class ValidationTask(Section):
     """[[validation.tasks]] problems that the model answers at each validation."""
 
     name: Name
-    """gsm8k, medqa, arithmetic, reasoning_gym:<name>, core, or one registered by experimental.custom_import."""
+    """gsm8k, medqa, arithmetic, sorting, reasoning_gym:<name>, core, or one of experimental.custom_import."""
     path: PathName | None = None
     """Local problems by glob (.jsonl, .jsonl.gz, .json, .parquet); of core a folder, eval_data. Unset: the hub's."""
     level: PositiveInt | None = None
-    """Difficulty of arithmetic: 1 is the easiest."""
+    """Difficulty of arithmetic or sorting: 1 is the easiest."""
     special_tokens: bool = False
     """Read the names of special tokens in its problems as these tokens. Off: they are text."""
     on_bad_row: Literal["error", "skip"] = "error"

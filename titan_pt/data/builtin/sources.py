@@ -10,6 +10,8 @@ from titan_pt.config.schema.job_config import Source
 from titan_pt.data.builtin.arithmetic import LEVELS, ArithmeticProblem, make_problem, num_problems, problem
 from titan_pt.data.builtin.conversations import HeldOutSums, MadeConversations
 from titan_pt.data.builtin.questions import HOLDOUT_FRACTION, is_held_out
+from titan_pt.data.builtin.sorting import LEVELS as SORTING_LEVELS
+from titan_pt.data.builtin.sorting import SortedLists
 from titan_pt.data.builtin.tool_sums import LEVELS as TOOL_LEVELS
 from titan_pt.data.builtin.tool_sums import ToolSums
 from titan_pt.data.builtin.worked_problems import WorkedProblems
@@ -70,12 +72,22 @@ def _check_is_for_records(source: Source) -> None:
 
 def open_tool_sums(source: Source, _seed: int) -> SourceItems:
     """The conversations of the name tool_sums, about the sums of the level in `subset`."""
-    levels = {f"level-{level}": level for level in TOOL_LEVELS}
-    if source.subset not in levels:
-        allowed = "; ".join(f'"{name}" ({TOOL_LEVELS[level]})' for name, level in levels.items())
-        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {allowed}")
+    level = _level(source, TOOL_LEVELS)
     _check_is_for_records(source)
-    return ToolSums(levels[source.subset])
+    return ToolSums(level)
+
+
+def open_sorting(source: Source, _seed: int) -> SourceItems:
+    """The lists of the name sorting, of the level in `subset`: texts, or with a formatter records."""
+    return SortedLists(_level(source, SORTING_LEVELS), rows=source.formatter is not None)
+
+
+def _level(source: Source, descriptions: dict[int, str]) -> int:
+    levels = {f"level-{level}": level for level in descriptions}
+    if source.subset not in levels:
+        allowed = "; ".join(f'"{name}" ({descriptions[level]})' for name, level in levels.items())
+        raise ConfigError(f"data source {source.name!r}: subset = {shown(source.subset)}: want one of {allowed}")
+    return levels[source.subset]
 
 
 def open_worked_problems(source: Source, seed: int) -> SourceItems:
