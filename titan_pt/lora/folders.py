@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.names import hub_download
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat
+from titan_pt.hf.export import replacement, settle
 from titan_pt.hf.model_source import ModelSource, open_model_source
 from titan_pt.hf.tensor_readers import ADAPTER, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
@@ -25,7 +24,7 @@ from titan_pt.hf.weights import other_ids
 from titan_pt.lora.adapters import with_product
 from titan_pt.lora.fingerprint import agree, fingerprint
 from titan_pt.lora.stored import FACTS, WEIGHTS, StoredAdapters, read_stored
-from titan_pt.run.files import sync_folder, write_json
+from titan_pt.run.files import write_json
 from titan_pt.run.paths import escape_path
 
 logger = logging.getLogger("titan_pt")
@@ -176,22 +175,13 @@ def write_peft(source: ModelSource, target: Path, dtype: torch.dtype | None) -> 
         for name, pair in stored.pairs.items()
         for part, tensor in zip("AB", pair, strict=True)
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir()
-        save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)
-        write_json(temporary / ADAPTER, config, indent=2)
+    with replacement(target) as folder:
+        save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+        settle(folder / WEIGHTS)
+        write_json(folder / ADAPTER, config, indent=2)
         base = {key: stored.base[key] for key in ("weights", "fingerprint")}
-        write_json(temporary / FACTS, {**base, "knows_chat": source.knows_chat}, indent=2)
-        write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
-        sync_folder(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / FACTS, {**base, "knows_chat": source.knows_chat}, indent=2)
+        write_tokenizer(source.tokenizer, folder, source.args.max_seq_len)
     if not is_hf_folder(Path(stored.base["path"])):
         how = " with --weights ema" if stored.base["weights"] == "ema" else ""
         logger.warning(
