@@ -28,8 +28,7 @@ logger = logging.getLogger("titan_pt")
 def start(context: TrainContext[Any], folder: Path, identity: Mapping[str, Any]) -> None:
     """Load the frozen weights, and the adapters of lora.path. A collective; raises as `load_weights` does."""
     load_base(context, folder, identity)
-    config: Any = context.config
-    if path := config.lora.path:
+    if path := context.config.lora.path:
         context.world.together(lambda: _go_on_from(context, find_initial(path, "lora.path")))
 
 

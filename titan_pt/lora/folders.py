@@ -87,9 +87,7 @@ def merged_step(
         except ConfigError as error:
             reasons.append(str(error))
             continue
-        infos = {
-            name: TensorInfo(shapes.get(name, info.shape), info.dtype) for name, info in base.tensors.infos.items()
-        }
+        infos = {n: replace(info, shape=shapes.get(n, info.shape)) for n, info in base.tensors.infos.items()}
         if agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), stored.base["fingerprint"]):
             return MergedTensors(base.tensors, stored, infos)
         reasons.append(f"{path}: its weights are others now")
@@ -113,10 +111,9 @@ def open_peft(folder: Path, tokenizer: str | None) -> ModelSource:
     if place is None:
         how = hub_download(str(named)) or "; set it to the folder of the model that the adapters stand on"
         raise ConfigError(f"{where}: no such folder{how}")
-    whole = is_hf_folder(place) or is_adapter_folder(place)  # such as the export of an average
-    base = open_model_source(
-        str(place), tokenizer, where, "trained" if whole else stored.base.get("weights", "trained")
-    )
+    is_one_set = is_hf_folder(place) or is_adapter_folder(place)  # such as the export of an average
+    weights = "trained" if is_one_set else stored.base.get("weights", "trained")
+    base = open_model_source(str(place), tokenizer, where, weights)
     known = stored.base.get("fingerprint")
     if known and not agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), known):
         raise ConfigError(f"{where}: holds other weights than the adapters were trained on; set it to where these are")
@@ -134,12 +131,10 @@ def _with_own_tokenizer(source: ModelSource, stored: StoredAdapters) -> ModelSou
     folder, args = source.folder, source.args
     tokenizer = build_tokenizer(TokenizerSection(name=escape_path(str(folder))))
     text = other_ids(source.tokenizer, tokenizer)
-    if text is not None or tokenizer.vocab_size > args.vocab_size:
-        why = (
-            "has more tokens than the model"
-            if text is None
-            else f"gives other ids than its base's, as to {shown(text)}"
-        )
+    why = "" if text is None else f"gives other ids than its base's, as to {shown(text)}"
+    if not why and tokenizer.vocab_size > args.vocab_size:
+        why = "has more tokens than the model"
+    if why:
         raise ConfigError(f"{folder / 'tokenizer.json'}: {why}; name the base's tokenizer with --tokenizer")
     if not source.own:
         args = args.model_copy(update={"num_tokens": tokenizer.vocab_size})
