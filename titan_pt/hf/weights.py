@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,19 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 
 
 @torch.no_grad()
-def fill(model: nn.Module, reader: TensorReader) -> None:
-    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
+def fill(
+    model: nn.Module, reader: TensorReader, note: Callable[[str, torch.Tensor], None] = lambda _name, _full: None
+) -> None:
+    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero.
+
+    Args:
+        note: is given each name and what was read.
+    """
     parameters = model_tensors(model)
     with Progress("Reading the weights", "bytes", sum(info.num_bytes for info in reader.infos.values())) as progress:
         for name, info in reader.infos.items():
             parameter, full = parameters[name], reader.read(name)
+            note(name, full)
             missing = parameter.shape[0] - full.shape[0]
             if missing > 0:
                 full = F.pad(full, (0, 0, 0, missing))
