@@ -20,6 +20,7 @@ V vocabulary.
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,9 +102,7 @@ class _ChunkedKL(torch.autograd.Function):
         ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, *teacher: Any
     ) -> tuple[torch.Tensor, ...]:
         found = []
-        for part in _parts(hidden_ND, teacher[2]):
-            log_p_TV, _, gap_TV = _log_p_and_gap(hidden_ND[part], weight_VD, part, teacher)
-            kept_T, safe_T1 = split(targets_N[part])
+        for _, kept_T, safe_T1, log_p_TV, _, gap_TV in _chunks(hidden_ND, weight_VD, targets_N, teacher):
             p_TV = log_p_TV.exp()
             values = log_p_TV.gather(-1, safe_T1)[:, 0], -vecdot(p_TV, log_p_TV), vecdot(p_TV, gap_TV)
             found.append(torch.where(kept_T, torch.stack(values), 0.0))
@@ -116,13 +115,11 @@ class _ChunkedKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, *states = ctx.saved_tensors
-        teacher = (*states, *ctx.options)
         size, scale = ctx.options[:2]
+        chunks = _chunks(hidden_ND, weight_VD, targets_N, (*states, *ctx.options))
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part in _parts(hidden_ND, size):
-            log_p_TV, slope_TV, gap_TV = _log_p_and_gap(hidden_ND[part], weight_VD, part, teacher)
-            kept_T, safe_T1 = split(targets_N[part])
+        for part, kept_T, safe_T1, log_p_TV, slope_TV, gap_TV in chunks:
             of_logprob_T1, of_kl_T1 = (torch.where(kept_T, grads[i][part], 0.0)[:, None] for i in (0, 2))
             p_TV = log_p_TV.exp_()
             slant_TV = p_TV * gap_TV.sub_(vecdot(p_TV, gap_TV)[:, None]) * of_kl_T1
@@ -136,19 +133,17 @@ class _ChunkedKL(torch.autograd.Function):
         return grad_hidden_ND, grad_weight_VD, *[None] * 7  # targets and all of the teacher
 
 
-def _parts(hidden_ND: torch.Tensor, size: int) -> list[slice]:
-    rows = chunk_size(len(hidden_ND), (_CPU_ELEMENTS if hidden_ND.is_cpu else _ELEMENTS) // size)
-    return [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
-
-
-def _log_p_and_gap(
-    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, part: slice, teacher: tuple[Any, ...]
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(log pi, slope of the student's soft cap, log pi - log q)."""
+def _chunks(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, teacher: tuple[Any, ...]
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    """Yield (place in N, `split` of its targets, log pi, slope of the student's soft cap, log pi - log q) by chunks."""
     hidden_NE, weight_VE, size, scale, softcap, theirs = teacher
-    log_p_TV, slope_TV = log_softmax(hidden_TD, weight_VD[:size], scale, softcap)
-    log_q_TV, _ = log_softmax(hidden_NE[part], weight_VE[:size], scale, theirs)
-    return log_p_TV, slope_TV, log_p_TV - log_q_TV
+    rows = chunk_size(len(hidden_ND), (_CPU_ELEMENTS if hidden_ND.is_cpu else _ELEMENTS) // size)
+    for start in range(0, len(hidden_ND), rows):
+        part = slice(start, start + rows)
+        log_p_TV, slope_TV = log_softmax(hidden_ND[part], weight_VD[:size], scale, softcap)
+        gap_TV = log_p_TV - log_softmax(hidden_NE[part], weight_VE[:size], scale, theirs)[0]
+        yield part, *split(targets_N[part]), log_p_TV, slope_TV, gap_TV
 
 
 def build_teacher(context: TrainContext[GrpoConfig], config: GrpoConfig) -> TeacherModel:
