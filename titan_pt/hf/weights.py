@@ -35,8 +35,6 @@ _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")
 def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
     """Fill the model of a run from a Hugging Face folder; each rank reads it and keeps its shards.
 
-    Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
-
     Raises:
         ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
     """
@@ -46,11 +44,20 @@ def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
     theirs = layout.read_config(folder)
     check_args(context.args.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
-    parameters = model_tensors(context.model)
-    reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
-    rows = dict.fromkeys(layout.vocabulary, tokenizer.vocab_size)
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_fit(reader, expected, rows)
+    copies = tied_copies(theirs, layout.vocabulary, model_tensors(context.model))
+    fill_run(context, SafetensorsFolder(folder, layout, copies), layout.vocabulary)
+
+
+def fill_run(context: TrainContext[Any], reader: TensorReader, vocabulary: Collection[str]) -> None:
+    """Fill the model of a run.
+
+    Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
+
+    Raises:
+        ConfigError: the weights do not fit the model.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model_tensors(context.model).items()}
+    check_fit(reader, expected, dict.fromkeys(vocabulary, context.tokenizer.vocab_size))
     fill(context.model, reader)
 
 

@@ -14,9 +14,8 @@ from titan_pt.components.checkpoint.steps import find_initial
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import copy_full, whole
 from titan_pt.hf.model_source import open_model_source
-from titan_pt.hf.tensor_readers import check_fit
 from titan_pt.hf.transformer import LAYOUT
-from titan_pt.hf.weights import check_args, check_ids, fill
+from titan_pt.hf.weights import check_args, check_ids, fill_run
 from titan_pt.lora.fingerprint import agree, fingerprint
 from titan_pt.lora.folders import fingerprint_of
 from titan_pt.lora.stored import read_stored
@@ -44,9 +43,7 @@ def load_merged(context: TrainContext[Any], folder: Path) -> None:
     )
     check_args(context.args.model_dump(), source.args.model_dump(), config, folder)
     check_ids(tokenizer, source.tokenizer, config, folder)
-    expected = {name: tuple(parameter.shape) for name, parameter in model_tensors(context.model).items()}
-    check_fit(source.tensors, expected, dict.fromkeys(LAYOUT.vocabulary, tokenizer.vocab_size))
-    fill(context.model, source.tensors)
+    fill_run(context, source.tensors, LAYOUT.vocabulary)
     if adapters := getattr(context.model, "adapters", None):
         adapters.base = {"fingerprint": fingerprint_of(source.tensors, tokenizer.vocab_size)}
 
