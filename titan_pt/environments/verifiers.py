@@ -10,9 +10,9 @@ time; an environment that would answer an earlier turn otherwise is an error.
 import asyncio
 import atexit
 import functools
-import os
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -28,9 +28,8 @@ def build(row: GrpoTask, _seed: int) -> Task:
     """The task of an installed taskset or environment; see docs/verifiers.md for its `options`."""
     refuse_unused(row, "holdout_fraction", "options")
     environment = VerifiersEnvironment(row.name.partition(":")[2], tuple(sorted(row.options.items())))
-    entries = [
-        Entry(f"{row.name}/{number}", f"{row.name}/{number}", "") for number in range(len(environment.player.tasks))
-    ]
+    names = [f"{row.name}/{number}" for number in range(len(environment.player.tasks))]
+    entries = [Entry(name, name, "") for name in names]
     held_out = [entry for entry in entries if is_held_out(entry.id, row.holdout_fraction)]
     train = [entry for entry in entries if entry not in held_out]
     if not (held_out and train):
@@ -38,7 +37,7 @@ def build(row: GrpoTask, _seed: int) -> Task:
             f"holdout_fraction = {row.holdout_fraction:g} splits {len(entries)} tasks so that a part is empty"
         )
     try:
-        environment.reset(Problem(row.name, entries[0].id, "", ""))
+        environment.reset(Problem(row.name, names[0], "", ""))
     except RuntimeError as error:
         raise ConfigError(f"verifiers cannot play {shown(environment.name)} here: {error}") from None
     return Task(
@@ -51,13 +50,13 @@ def build(row: GrpoTask, _seed: int) -> Task:
     )
 
 
+@dataclass(frozen=True)
 class VerifiersEnvironment(Environment):
     """Gives the reward parts of verifiers, their weighted sum as "reward", and whether that is 1 or more."""
 
+    name: str
+    options: tuple[tuple[str, Any], ...]
     rewards = ("reward", CORRECT)
-
-    def __init__(self, name: str, options: tuple[tuple[str, Any], ...]) -> None:
-        self.name, self._options = name, options
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -66,43 +65,36 @@ class VerifiersEnvironment(Environment):
     @property
     def player(self) -> "_Player":
         """What plays in this process."""
-        return _player(self.name, self._options, os.getpid())
+        return _player(self.name, self.options)
 
     def reset(self, problem: Problem) -> Sequence[Message]:
-        """The conversation that the environment opens with."""
-        opening: Sequence[Message] = self.player.play(problem.id, [])
-        return opening
+        return self.player.play(problem.id, []).messages
 
     def step(self, state: EpisodeState, turn: ModelTurn) -> Reply:
-        """The answer to a turn, from the episode played up to it."""
         said = [dict(message) for message in (*state.messages, turn.message())]
         turns = [message["content"] for message in said if message["role"] == "assistant"]
-        outcome = self.player.play(state.problem.id, turns[-state.turn - 1 :])
-        if isinstance(outcome, dict):
-            return Reply(done=True, rewards=outcome)
-        if outcome[: len(said)] != said:
+        reply = self.player.play(state.problem.id, turns[-state.turn - 1 :])
+        if reply.done:
+            return reply
+        if reply.messages[: len(said)] != said:
             raise RuntimeError(f"verifiers:{self.name} rewrites the conversation, or answers the same turns otherwise")
-        return Reply(outcome[len(said) :])
-
-
-@functools.cache
-def _player(name: str, options: tuple[tuple[str, Any], ...], _process: int) -> "_Player":
-    return _Player(name, dict(options))
+        return Reply(reply.messages[len(said) :])
 
 
 class _Player:
     """An environment of verifiers, and the endpoint that it asks, in an event loop of its own."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: tuple[tuple[str, Any], ...]) -> None:
         try:
             from titan_pt.environments import verifiers_chat as chat
         except ImportError as error:
             raise ConfigError(
                 f"needs the package verifiers ({error}): pip install 'titan-pt[verifiers]', with Python 3.11 or later"
             ) from None
-        limit = options.pop("limit", 1000)
+        settings = dict(options)
+        limit = settings.pop("limit", 1000)
         try:
-            self._environment = chat.load(name, options)
+            self._environment = chat.load(name, settings)
             self.tasks = list(islice(self._environment.taskset, limit))
         except Exception as error:  # each taskset checks its settings differently
             why = " ".join(f"{type(error).__name__}: {error}".split())
@@ -126,8 +118,8 @@ class _Player:
             await self._left.wait()
         return text
 
-    def play(self, problem_id: str, turns: Sequence[str]) -> Any:
-        """The conversation where a turn behind these is asked for, or the rewards where none is."""
+    def play(self, problem_id: str, turns: Sequence[str]) -> Reply:
+        """The whole conversation where a turn behind these is asked for, or the rewards where none is."""
         before = random.getstate()
         random.seed(problem_id)
         try:
@@ -135,7 +127,7 @@ class _Player:
         finally:
             random.setstate(before)
 
-    async def _played(self, number: int, turns: Sequence[str]) -> Any:
+    async def _played(self, number: int, turns: Sequence[str]) -> Reply:
         self._turns, self._asked, self._left = iter(turns), self._loop.create_future(), asyncio.Event()
         playing = asyncio.ensure_future(self._environment.run_episode(self.tasks[number], self._context))
         await asyncio.wait({playing, self._asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,10 +135,13 @@ class _Player:
             playing.cancel()
             await asyncio.wait({playing})
             self._left.set()
-            return self._asked.result()
+            return Reply(self._asked.result())
         episode = playing.result()
         for error in [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]:
             raise RuntimeError(f"{error.type}: {error.message}")
         rewards = {name: float(each.score) for trace in episode.traces for name, each in trace.rewards.items() if each}
         total = float(sum(trace.reward for trace in episode.traces))
-        return {**rewards, "reward": total, CORRECT: float(total >= 1.0)}
+        return Reply(done=True, rewards={**rewards, "reward": total, CORRECT: float(total >= 1.0)})
+
+
+_player = functools.cache(_Player)

@@ -30,10 +30,8 @@ class ChatHarness(vf.Harness[vf.HarnessConfig]):
         messages = [SystemMessage(content=system)] if system else []
         messages += [UserMessage(content=prompt)] if isinstance(prompt, str) else prompt or []
         body = {"model": ctx.model, "messages": list(map(message_to_wire, messages))}
-        async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {secret}"}) as http,
-            http.post(f"{endpoint}/chat/completions", json=body, timeout=aiohttp.ClientTimeout()) as answer,
-        ):
+        url, headers = f"{endpoint}/chat/completions", {"Authorization": f"Bearer {secret}"}
+        async with aiohttp.request("POST", url, json=body, headers=headers, timeout=aiohttp.ClientTimeout()) as answer:
             return ProgramResult(exit_code=int(answer.status != 200), stdout="", stderr=await answer.text())
 
 

@@ -4,6 +4,7 @@ Tensors are read one by one, so an export takes the memory of one shard. The fol
 renamed when it is whole.
 """
 
+import contextlib
 import fcntl
 import glob
 import os
@@ -90,6 +91,19 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
         OSError: it cannot be written; nothing is left.
     """
     source.layout.write_config(source.args)  # refuses a model that it cannot hold
+    with replacement(target) as folder:
+        stored = _write_tensors(source, folder, dtype, max_shard)
+        _write_config(source, folder, stored)
+        write_tokenizer(source.tokenizer, folder, source.args.max_seq_len)
+        card = model_card(
+            source.facts, target.name, source.num_rows, source.tokenizer.vocab_size, knows_chat=source.knows_chat
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacement(target: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of `target` when it is whole; at an error nothing is left."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{glob.escape(target.name)}.tmp-*"):
         if (held := _lock(leftover)) is not None:  # of a process that was killed
@@ -99,13 +113,7 @@ def export(source: Exported, target: Path, dtype: torch.dtype | None = None, max
     try:
         temporary.mkdir()
         lock = _lock(temporary)
-        stored = _write_tensors(source, temporary, dtype, max_shard)
-        _write_config(source, temporary, stored)
-        write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
-        card = model_card(
-            source.facts, target.name, source.num_rows, source.tokenizer.vocab_size, knows_chat=source.knows_chat
-        )
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        yield temporary
         sync_folder(temporary)
         if target.exists():
             remove_folder(target)
@@ -155,7 +163,7 @@ def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, ma
         for number, names in enumerate(shards, 1):
             file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             save_file(dict(_read_shard(source, names, infos)), folder / file, metadata={"format": "pt"})
-            _settle(folder / file)
+            settle(folder / file)
             weight_map |= {source.layout.to_name(name): file for name in names}
             progress.add(sum(infos[name].num_bytes for name in names))
     if len(shards) > 1:
@@ -165,7 +173,7 @@ def _write_tensors(source: Exported, folder: Path, dtype: torch.dtype | None, ma
     return max(set(dtypes), key=dtypes.count)
 
 
-def _settle(file: Path) -> None:
+def settle(file: Path) -> None:
     """Flush a file to the disk and let all read it who may read the folder: safetensors writes for its owner alone."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
@@ -206,3 +214,4 @@ def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
 
 
 __all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "continues_text", "export", "plan_shards"]
+__all__ += ["replacement", "settle"]

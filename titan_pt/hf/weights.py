@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")
 def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
     """Fill the model of a run from a Hugging Face folder; each rank reads it and keeps its shards.
 
-    Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
-
     Raises:
         ConfigError: the folder is damaged, or of another model or tokenizer; names file and tensor or key.
     """
@@ -46,11 +44,20 @@ def load_hf_weights(context: TrainContext[Any], folder: Path) -> None:
     theirs = layout.read_config(folder)
     check_args(context.args.model_dump(), theirs.model_dump(), config, folder)
     _check_tokenizer(tokenizer, config, folder)
-    parameters = model_tensors(context.model)
-    reader = SafetensorsFolder(folder, layout, tied_copies(theirs, layout.vocabulary, parameters))
-    rows = dict.fromkeys(layout.vocabulary, tokenizer.vocab_size)
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_fit(reader, expected, rows)
+    copies = tied_copies(theirs, layout.vocabulary, model_tensors(context.model))
+    fill_run(context, SafetensorsFolder(folder, layout, copies), layout.vocabulary)
+
+
+def fill_run(context: TrainContext[Any], reader: TensorReader, vocabulary: Collection[str]) -> None:
+    """Fill the model of a run.
+
+    Rows of the vocabulary above the tokenizer's may be more or fewer than here: nothing can choose them.
+
+    Raises:
+        ConfigError: the weights do not fit the model.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model_tensors(context.model).items()}
+    check_fit(reader, expected, dict.fromkeys(vocabulary, context.tokenizer.vocab_size))
     fill(context.model, reader)
 
 
@@ -63,12 +70,19 @@ def tied_copies(args: Any, vocabulary: Collection[str], parameters: Collection[s
 
 
 @torch.no_grad()
-def fill(model: nn.Module, reader: TensorReader) -> None:
-    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero."""
+def fill(
+    model: nn.Module, reader: TensorReader, note: Callable[[str, torch.Tensor], None] = lambda _name, _full: None
+) -> None:
+    """Copy every tensor into a model that it fits, one at a time; rows that are missing become zero.
+
+    Args:
+        note: is given each name and what was read.
+    """
     parameters = model_tensors(model)
     with Progress("Reading the weights", "bytes", sum(info.num_bytes for info in reader.infos.values())) as progress:
         for name, info in reader.infos.items():
             parameter, full = parameters[name], reader.read(name)
+            note(name, full)
             missing = parameter.shape[0] - full.shape[0]
             if missing > 0:
                 full = F.pad(full, (0, 0, 0, missing))

@@ -23,19 +23,17 @@ _OWN_NOISE = 0x10A4  # else the masks would be those of model.dropout
 _PART = ".lora_"
 
 
-class Adapted(nn.Module):
+class Adapted(nn.Linear):
     """What an adapter adds to the class of a linear layer."""
 
     lora_A: Linear
     lora_B: Linear
     scaling: float
-    in_features: int
-    out_features: int
     adapter_is_on = True
     drop: Dropout | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = super().forward(x)
+        out = super().forward(x)
         if not self.adapter_is_on:
             return out
         seen = self.drop(x) if self.drop and self.training else x
@@ -43,18 +41,14 @@ class Adapted(nn.Module):
 
 
 class Adapters:
-    """The adapters of a model, which is their only state: `model.state_dict()` holds nothing else.
-
-    Args:
-        modules: the adapted layers by name.
-    """
+    """The adapters of a model by their layers' names: `model.state_dict()` holds nothing else."""
 
     def __init__(self, model: nn.Module, modules: dict[str, Adapted], options: Lora) -> None:
         self._model, self.modules, self._options = model, modules, options
         self.base: dict[str, Any] = {}
         """Place and fingerprint of the frozen weights, as JSON; empty before they are loaded."""
         self.holds_base = False
-        """Whether the state of the model is that of the frozen weights now."""
+        """Whether the state of the model is that of the frozen weights, as while these are loaded."""
         model.register_state_dict_post_hook(functools.partial(Adapters._keep_state, self))
         if options.dropout:
             model.register_forward_pre_hook(self._key_dropout)
@@ -63,15 +57,6 @@ class Adapters:
         """What a checkpoint says of them, as JSON."""
         shape = {"rank": self._options.rank, "alpha": self._options.alpha, "target_modules": sorted(self.modules)}
         return {**shape, "base": self.base}
-
-    @contextlib.contextmanager
-    def base_as_state(self) -> Iterator[None]:
-        """In this context the state of the model is that of the frozen weights."""
-        self.holds_base = True
-        try:
-            yield
-        finally:
-            self.holds_base = False
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -119,34 +104,27 @@ class Adapters:
             module.drop = drop.layer(number)
 
 
-def add_adapters(model: nn.Module, config: JobConfig, options: Lora) -> nn.Module:
-    """Freeze a model on the meta device and give its layers adapters, in place; `model.adapters` are these.
+def add_adapters(model: nn.Module, config: JobConfig, options: Lora) -> None:
+    """Freeze a model on the meta device and give its layers adapters; `model.adapters` are these.
 
     Raises:
         ConfigError: a name of lora.target_modules is none of its linear layers.
     """
     modules = _targets(model, options.target_modules)
-    frozen: dict[int, nn.Parameter] = {}  # a tied weight stays one
-    dtype = getattr(torch, config.training.mixed_precision_param)
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            new = frozen.setdefault(id(parameter), nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-            module.register_parameter(name, new)
-    adapted: dict[str, Adapted] = {}
-    for name, linear in modules.items():
-        linear.__class__ = type(f"Adapted{type(linear).__name__}", (Adapted, type(linear)), {})
-        layer: Any = linear
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
+    for layer in modules.values():
+        layer.__class__ = type(f"Adapted{type(layer).__name__}", (Adapted, type(layer)), {})
+        layer.scaling = options.alpha / options.rank
         with torch.device("meta"):
-            layer.lora_A = Linear(linear.in_features, options.rank)
-            layer.lora_B = Linear(options.rank, linear.out_features)
-        layer.scaling, adapted[name] = options.alpha / options.rank, layer
+            layer.lora_A = Linear(layer.in_features, options.rank)
+            layer.lora_B = Linear(options.rank, layer.out_features)
     found: Any = model
-    found.adapters = Adapters(model, adapted, options)
+    found.adapters = Adapters(model, modules, options)
     found.init_weights = functools.partial(found.adapters.init, found.init_weights)
-    return model
 
 
-def _targets(model: nn.Module, names: list[str]) -> dict[str, nn.Linear]:
+def _targets(model: nn.Module, names: list[str]) -> dict[str, Any]:
     output = getattr(model, "lm_head", None)  # the loss takes its weight and no output of it
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
     if names == [ALL_LINEAR]:

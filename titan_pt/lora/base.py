@@ -14,10 +14,9 @@ from titan_pt.components.checkpoint.steps import find_initial
 from titan_pt.config.errors import ConfigError
 from titan_pt.distributed.init import copy_full, whole
 from titan_pt.hf.model_source import open_model_source
-from titan_pt.hf.tensor_readers import check_fit
-from titan_pt.hf.weights import check_args, check_ids, fill
-from titan_pt.lora.adapters import Adapters
-from titan_pt.lora.fingerprint import VOCABULARY, agree, fingerprint
+from titan_pt.hf.transformer import LAYOUT
+from titan_pt.hf.weights import check_args, check_ids, fill_run
+from titan_pt.lora.fingerprint import agree, fingerprint
 from titan_pt.lora.folders import fingerprint_of
 from titan_pt.lora.stored import read_stored
 from titan_pt.protocols.context import TrainContext
@@ -28,8 +27,7 @@ logger = logging.getLogger("titan_pt")
 def start(context: TrainContext[Any], folder: Path, identity: Mapping[str, Any]) -> None:
     """Load the frozen weights, and the adapters of lora.path. A collective; raises as `load_weights` does."""
     load_base(context, folder, identity)
-    config: Any = context.config
-    if path := config.lora.path:
+    if path := context.config.lora.path:
         context.world.together(lambda: _go_on_from(context, find_initial(path, "lora.path")))
 
 
@@ -45,20 +43,20 @@ def load_merged(context: TrainContext[Any], folder: Path) -> None:
     )
     check_args(context.args.model_dump(), source.args.model_dump(), config, folder)
     check_ids(tokenizer, source.tokenizer, config, folder)
-    expected = {name: tuple(parameter.shape) for name, parameter in model_tensors(context.model).items()}
-    check_fit(source.tensors, expected, dict.fromkeys(VOCABULARY, tokenizer.vocab_size))
-    fill(context.model, source.tensors)
+    fill_run(context, source.tensors, LAYOUT.vocabulary)
     if adapters := getattr(context.model, "adapters", None):
         adapters.base = {"fingerprint": fingerprint_of(source.tensors, tokenizer.vocab_size)}
 
 
 def load_base(context: TrainContext[Any], folder: Path, identity: Mapping[str, Any]) -> None:
     """Load the frozen weights and take their fingerprint. A collective."""
-    adapters = _adapters(context)
-    adapters.base = {}
-    with adapters.base_as_state():
+    adapters: Any = context.model.adapters
+    adapters.base, adapters.holds_base = {}, True
+    try:
         load_weights(context, folder, identity)
         tensors = sorted(model_tensors(context.model).items())
+    finally:
+        adapters.holds_base = False
     found = adapters.base.get("fingerprint")  # of merged weights
     found = found or fingerprint(((name, whole(tensor)) for name, tensor in tensors), context.tokenizer.vocab_size)
     kind = context.config.checkpoint.initial_load_weights
@@ -90,27 +88,21 @@ def resume(
         try:
             initial = context.world.on_main(functools.partial(find_initial, path))
             load_base(context, initial, identity)
+            if agree(here.base["fingerprint"], saved["base"]["fingerprint"]):
+                return
+            reasons.append(f"{initial}: its weights are others now")
         except ConfigError as error:
             reasons.append(str(error))
-            continue
-        if agree(here.base["fingerprint"], saved["base"]["fingerprint"]):
-            return
-        reasons.append(f"{initial}: its weights are others now")
     raise ConfigError(
         f"{folder}: holds adapters alone, and the weights that they stand on are not found: {'; '.join(reasons)}; set "
         "checkpoint.initial_load_path to where they are, in any layout"
     )
 
 
-def _adapters(context: TrainContext[Any]) -> Adapters:
-    found: Any = context.model
-    adapters: Adapters = found.adapters
-    return adapters
-
-
 def _go_on_from(context: TrainContext[Any], folder: Path) -> None:
     """Fill the adapters of a run from others of the same shape."""
-    adapters, stored = _adapters(context), read_stored(folder, context.model_spec.layout())
+    adapters: Any = context.model.adapters
+    stored = read_stored(folder, context.model_spec.layout())
     told = f"lora.path: {folder}: "
     under, named = adapters.base["path"], str(stored.base["path"])
     if (known := stored.base.get("fingerprint")) and not agree(known, adapters.base["fingerprint"]):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
+from titan_pt.hf.transformer import LAYOUT
 
 
 def fingerprint(weights: Iterable[tuple[str, torch.Tensor]], num_tokens: int) -> dict[str, str]:
@@ -15,14 +15,13 @@ def fingerprint(weights: Iterable[tuple[str, torch.Tensor]], num_tokens: int) ->
     """
     hashes = {"bfloat16": hashlib.blake2b(digest_size=16), "float32": hashlib.blake2b(digest_size=16)}
     for name, tensor in weights:
-        rows = tensor[:num_tokens] if name in VOCABULARY else tensor
-        for kind in list(hashes):
-            if kind == "float32" and rows.dtype.itemsize < 4:
-                del hashes[kind]
-                continue
-            hashes[kind].update(name.encode())
+        rows = tensor[:num_tokens] if name in LAYOUT.vocabulary else tensor
+        if rows.dtype.itemsize < 4:
+            hashes.pop("float32", None)
+        for kind, digest in hashes.items():
+            digest.update(name.encode())
             plain = rows.detach().to("cpu", getattr(torch, kind)).contiguous()
-            hashes[kind].update(plain.view(torch.uint8).numpy().tobytes())
+            digest.update(plain.view(torch.uint8).numpy().tobytes())
     return {kind: found.hexdigest() for kind, found in hashes.items()}
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.names import hub_download
 from titan_pt.config.schema.job_config import TokenizerSection
 from titan_pt.hf.chat import knows_chat
+from titan_pt.hf.export import replacement, settle
 from titan_pt.hf.model_source import ModelSource, open_model_source
 from titan_pt.hf.tensor_readers import ADAPTER, TensorInfo, TensorReader
 from titan_pt.hf.tokenizer_files import write_tokenizer
@@ -25,7 +24,7 @@ from titan_pt.hf.weights import other_ids
 from titan_pt.lora.adapters import with_product
 from titan_pt.lora.fingerprint import agree, fingerprint
 from titan_pt.lora.stored import FACTS, WEIGHTS, StoredAdapters, read_stored
-from titan_pt.run.files import sync_folder, write_json
+from titan_pt.run.files import write_json
 from titan_pt.run.paths import escape_path
 
 logger = logging.getLogger("titan_pt")
@@ -88,9 +87,7 @@ def merged_step(
         except ConfigError as error:
             reasons.append(str(error))
             continue
-        infos = {
-            name: TensorInfo(shapes.get(name, info.shape), info.dtype) for name, info in base.tensors.infos.items()
-        }
+        infos = {n: replace(info, shape=shapes.get(n, info.shape)) for n, info in base.tensors.infos.items()}
         if agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), stored.base["fingerprint"]):
             return MergedTensors(base.tensors, stored, infos)
         reasons.append(f"{path}: its weights are others now")
@@ -114,10 +111,9 @@ def open_peft(folder: Path, tokenizer: str | None) -> ModelSource:
     if place is None:
         how = hub_download(str(named)) or "; set it to the folder of the model that the adapters stand on"
         raise ConfigError(f"{where}: no such folder{how}")
-    whole = is_hf_folder(place) or is_adapter_folder(place)  # such as the export of an average
-    base = open_model_source(
-        str(place), tokenizer, where, "trained" if whole else stored.base.get("weights", "trained")
-    )
+    is_one_set = is_hf_folder(place) or is_adapter_folder(place)  # such as the export of an average
+    weights = "trained" if is_one_set else stored.base.get("weights", "trained")
+    base = open_model_source(str(place), tokenizer, where, weights)
     known = stored.base.get("fingerprint")
     if known and not agree(fingerprint_of(base.tensors, base.tokenizer.vocab_size), known):
         raise ConfigError(f"{where}: holds other weights than the adapters were trained on; set it to where these are")
@@ -135,12 +131,10 @@ def _with_own_tokenizer(source: ModelSource, stored: StoredAdapters) -> ModelSou
     folder, args = source.folder, source.args
     tokenizer = build_tokenizer(TokenizerSection(name=escape_path(str(folder))))
     text = other_ids(source.tokenizer, tokenizer)
-    if text is not None or tokenizer.vocab_size > args.vocab_size:
-        why = (
-            "has more tokens than the model"
-            if text is None
-            else f"gives other ids than its base's, as to {shown(text)}"
-        )
+    why = "" if text is None else f"gives other ids than its base's, as to {shown(text)}"
+    if not why and tokenizer.vocab_size > args.vocab_size:
+        why = "has more tokens than the model"
+    if why:
         raise ConfigError(f"{folder / 'tokenizer.json'}: {why}; name the base's tokenizer with --tokenizer")
     if not source.own:
         args = args.model_copy(update={"num_tokens": tokenizer.vocab_size})
@@ -176,22 +170,13 @@ def write_peft(source: ModelSource, target: Path, dtype: torch.dtype | None) -> 
         for name, pair in stored.pairs.items()
         for part, tensor in zip("AB", pair, strict=True)
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir()
-        save_file(named, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / WEIGHTS).chmod(temporary.stat().st_mode & 0o666)
-        write_json(temporary / ADAPTER, config, indent=2)
+    with replacement(target) as folder:
+        save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+        settle(folder / WEIGHTS)
+        write_json(folder / ADAPTER, config, indent=2)
         base = {key: stored.base[key] for key in ("weights", "fingerprint")}
-        write_json(temporary / FACTS, {**base, "knows_chat": source.knows_chat}, indent=2)
-        write_tokenizer(source.tokenizer, temporary, source.args.max_seq_len)
-        sync_folder(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / FACTS, {**base, "knows_chat": source.knows_chat}, indent=2)
+        write_tokenizer(source.tokenizer, folder, source.args.max_seq_len)
     if not is_hf_folder(Path(stored.base["path"])):
         how = " with --weights ema" if stored.base["weights"] == "ema" else ""
         logger.warning(

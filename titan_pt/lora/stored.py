@@ -32,7 +32,6 @@ _PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 class StoredAdapters:
     """A and B of each adapted layer, whole."""
 
-    folder: Path
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     """(A, B) by the layer's name in the model."""
     scaling: Mapping[str, float]
@@ -59,7 +58,7 @@ def read_stored(folder: Path, layout: HuggingFaceLayout[Any] | None, weights: st
     saved, reader = train["adapters"], CheckpointTensors(folder, "ema" if weights == "ema" else "model")
     pairs = _paired(folder, {name: reader.read(name) for name in reader.infos})
     scaling = dict.fromkeys(pairs, saved["alpha"] / saved["rank"])
-    return StoredAdapters(folder, pairs, scaling, saved["base"], saved["rank"], saved["alpha"])
+    return StoredAdapters(pairs, scaling, saved["base"], saved["rank"], saved["alpha"])
 
 
 def _read_peft(folder: Path, layout: HuggingFaceLayout[Any]) -> StoredAdapters:
@@ -91,7 +90,7 @@ def _read_peft(folder: Path, layout: HuggingFaceLayout[Any]) -> StoredAdapters:
         raise ConfigError(f"{file}: lora_alpha, alpha_pattern: cannot be read: {error}") from None
     facts = read_object(folder / FACTS) if (folder / FACTS).is_file() else {}
     base = {**facts, "path": config.get("base_model_name_or_path")}
-    return StoredAdapters(folder, pairs, scaling, base, rank, alpha)
+    return StoredAdapters(pairs, scaling, base, rank, alpha)
 
 
 def _matching(pattern: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -20,12 +20,13 @@ V vocabulary.
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.linalg import vecdot
 
 from titan_pt.components.loss import chunk_size
 from titan_pt.components.tokenizer import Tokenizer
@@ -35,7 +36,6 @@ from titan_pt.distributed.dry_run_world import allocate_without_numbers
 from titan_pt.distributed.init import allocate
 from titan_pt.distributed.world import World
 from titan_pt.hf.model_source import ModelSource, open_model_source
-from titan_pt.hf.tensor_readers import TensorInfo, TensorReader
 from titan_pt.hf.weights import fill, other_ids
 from titan_pt.protocols.context import TrainContext
 from titan_pt.protocols.model_spec import ModelSpec, get_model_spec
@@ -59,12 +59,6 @@ class TeacherModel:
     fingerprint: str
     """Digest of its architecture and weights, the same in each format that holds these; saved with every step."""
 
-    def hidden(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(hidden_NE of the completion tokens, weight_VE of the output layer). A collective of all ranks."""
-
-        with torch.no_grad():  # FSDP2 keeps the output layer gathered after the forward (`distributed.fsdp.shard`)
-            return run_model(self.model, batch, lambda hidden_NE, weight_VE: (hidden_NE, weight_VE))
-
 
 @dataclass(frozen=True)
 class Distillation:
@@ -80,8 +74,9 @@ class Distillation:
             with torch.no_grad():
                 q_SC = theirs(batch).logprobs_SC
             scored = self.student(batch)
-            return Scored(scored.logprobs_SC, scored.entropy_SC, scored.logprobs_SC.detach() - q_SC)
-        hidden_NE, weight_VE = self.teacher.hidden(batch)
+            return replace(scored, teacher_kl_SC=scored.logprobs_SC.detach() - q_SC)
+        with torch.no_grad():  # FSDP2 keeps the output layer gathered after the forward (`distributed.fsdp.shard`)
+            hidden_NE, weight_VE = run_model(self.teacher.model, batch, lambda *states: states)
         size, scale = min(self.student.num_tokens, len(weight_VE)), 1.0 / (self.student.temperature or 1.0)
         options = hidden_NE, weight_VE, size, scale, softcap_of(self.student.model), softcap_of(self.teacher.model)
 
@@ -104,39 +99,30 @@ class _ChunkedKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: torch.Tensor,
-        weight_VD: torch.Tensor,
-        targets_N: torch.Tensor,
-        *teacher: Any,
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, *teacher: Any
     ) -> tuple[torch.Tensor, ...]:
-        found: tuple[list[torch.Tensor], ...] = ([], [], [])
-        for part in _parts(hidden_ND, teacher[2]):
-            log_p_TV, _, gap_TV = _log_p_and_gap(hidden_ND[part], weight_VD, part, teacher)
-            kept_T, safe_T1 = split(targets_N[part])
+        found = []
+        for _, kept_T, safe_T1, log_p_TV, _, gap_TV in _chunks(hidden_ND, weight_VD, targets_N, teacher):
             p_TV = log_p_TV.exp()
-            values = log_p_TV.gather(-1, safe_T1)[:, 0], -torch.linalg.vecdot(p_TV, log_p_TV), _mean(p_TV, gap_TV)
-            for column, value_T in zip(found, values, strict=True):
-                column.append(torch.where(kept_T, value_T, 0.0))
+            values = log_p_TV.gather(-1, safe_T1)[:, 0], -vecdot(p_TV, log_p_TV), vecdot(p_TV, gap_TV)
+            found.append(torch.where(kept_T, torch.stack(values), 0.0))
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, *teacher[:2])
         ctx.options = teacher[2:]
-        logprobs_N, entropy_N, kl_N = map(torch.cat, found)
+        logprobs_N, entropy_N, kl_N = torch.cat(found, dim=1)
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N, kl_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, *states = ctx.saved_tensors
-        teacher = (*states, *ctx.options)
         size, scale = ctx.options[:2]
+        chunks = _chunks(hidden_ND, weight_VD, targets_N, (*states, *ctx.options))
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part in _parts(hidden_ND, size):
-            log_p_TV, slope_TV, gap_TV = _log_p_and_gap(hidden_ND[part], weight_VD, part, teacher)
-            kept_T, safe_T1 = split(targets_N[part])
+        for part, kept_T, safe_T1, log_p_TV, slope_TV, gap_TV in chunks:
             of_logprob_T1, of_kl_T1 = (torch.where(kept_T, grads[i][part], 0.0)[:, None] for i in (0, 2))
             p_TV = log_p_TV.exp_()
-            slant_TV = p_TV * gap_TV.sub_(_mean(p_TV, gap_TV)[:, None]) * of_kl_T1
+            slant_TV = p_TV * gap_TV.sub_(vecdot(p_TV, gap_TV)[:, None]) * of_kl_T1
             gradient_TV = slant_TV.sub_(less_one(p_TV, safe_T1).mul_(of_logprob_T1)).mul_(scale)
             gradient_TV = (gradient_TV if slope_TV is None else gradient_TV * slope_TV).to(product_type(hidden_ND))
             grad_hidden_ND[part] = product(gradient_TV, weight_VD[:size])
@@ -147,44 +133,17 @@ class _ChunkedKL(torch.autograd.Function):
         return grad_hidden_ND, grad_weight_VD, *[None] * 7  # targets and all of the teacher
 
 
-def _parts(hidden_ND: torch.Tensor, size: int) -> list[slice]:
-    rows = chunk_size(len(hidden_ND), (_CPU_ELEMENTS if hidden_ND.is_cpu else _ELEMENTS) // size)
-    return [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
-
-
-def _log_p_and_gap(
-    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, part: slice, teacher: tuple[Any, ...]
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(log pi, slope of the student's soft cap, log pi - log q)."""
+def _chunks(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, teacher: tuple[Any, ...]
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    """Yield (place in N, `split` of its targets, log pi, slope of the student's soft cap, log pi - log q) by chunks."""
     hidden_NE, weight_VE, size, scale, softcap, theirs = teacher
-    log_p_TV, slope_TV = log_softmax(hidden_TD, weight_VD[:size], scale, softcap)
-    log_q_TV, _ = log_softmax(hidden_NE[part], weight_VE[:size], scale, theirs)
-    return log_p_TV, slope_TV, log_p_TV - log_q_TV
-
-
-def _mean(p_TV: torch.Tensor, values_TV: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(p_TV, values_TV)
-
-
-@dataclass(frozen=True)
-class _Hashed:
-    """A reader that notes what it read."""
-
-    reader: TensorReader
-    digest: Any
-
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return self.reader.infos
-
-    def place(self, name: str) -> str:
-        return self.reader.place(name)
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self.reader.read(name)
-        self.digest.update(name.encode())
-        self.digest.update(tensor.float().contiguous().view(-1).numpy().data)
-        return tensor
+    rows = chunk_size(len(hidden_ND), (_CPU_ELEMENTS if hidden_ND.is_cpu else _ELEMENTS) // size)
+    for start in range(0, len(hidden_ND), rows):
+        part = slice(start, start + rows)
+        log_p_TV, slope_TV = log_softmax(hidden_ND[part], weight_VD[:size], scale, softcap)
+        gap_TV = log_p_TV - log_softmax(hidden_NE[part], weight_VE[:size], scale, theirs)[0]
+        yield part, *split(targets_N[part]), log_p_TV, slope_TV, gap_TV
 
 
 def build_teacher(context: TrainContext[GrpoConfig], config: GrpoConfig) -> TeacherModel:
@@ -201,9 +160,14 @@ def build_teacher(context: TrainContext[GrpoConfig], config: GrpoConfig) -> Teac
     allocate(model, config, context.world)
     own: Any = model
     own.init_buffers() if hasattr(own, "init_buffers") else own.init_weights(config.debug.seed)
-    weights = _Hashed(source.tensors, hashlib.blake2b(_arguments(source).model_dump_json().encode(), digest_size=16))
-    context.world.together(lambda: fill(model, weights))
-    fingerprint = weights.digest.hexdigest()
+    digest = hashlib.blake2b(_arguments(source).model_dump_json().encode(), digest_size=16)
+
+    def note(name: str, tensor: torch.Tensor) -> None:
+        digest.update(name.encode())
+        digest.update(tensor.float().contiguous().view(-1).numpy().data)
+
+    context.world.together(lambda: fill(model, source.tensors, note))
+    fingerprint = digest.hexdigest()
     say("Teacher", f"{source.folder}: {source.args.num_parameters:,} parameters, fingerprint {fingerprint}")
     return TeacherModel(model, config.teacher, fingerprint)
 
@@ -213,7 +177,7 @@ def dry_teacher(context: TrainContext[GrpoConfig]) -> TeacherModel:
     config, world = context.config, context.world
     model = _frozen(open_teacher(str(config.teacher.path)), config, world)
     allocate_without_numbers(model, config, world)
-    return TeacherModel(model.requires_grad_(False), config.teacher, "")
+    return TeacherModel(model, config.teacher, "")
 
 
 @functools.cache
@@ -271,10 +235,11 @@ def _frozen(source: ModelSource, config: GrpoConfig, world: World) -> nn.Module:
         "model": config.model.model_copy(update={"converters": None}),
         "activation_checkpoint": config.activation_checkpoint.model_copy(update={"mode": "none"}),
     }
+    config = config.model_copy(update=sections)
     if not source.own:  # a table of positions for the run's rows
         args = args.model_copy(update={"max_seq_len": max(args.max_seq_len, config.training.seq_len), "dropout": 0.0})
     with torch.device("meta"):
-        model = spec.build(args, config.model_copy(update=sections)).eval()  # dropout of a family of its own is off
+        model = spec.build(args, config).eval()  # dropout of a family of its own is off
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.to(getattr(torch, config.training.mixed_precision_param))
-    return spec.parallelize(model, config.model_copy(update=sections), world)
+    return spec.parallelize(model, config, world)

@@ -23,7 +23,8 @@ from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
 from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
 from titan_pt.trainers.grpo.reference import Reference
 
-BASE_REFERENCE = "titan_pt.lora.reference:BaseReference"
+WITHOUT_ADAPTERS = "titan_pt.lora.adapters:WithoutAdapters"
+"""The reference of a policy with adapters: it takes no memory, and is never renewed."""
 
 
 def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryRunStep:
@@ -192,8 +193,9 @@ def _reference(context: TrainContext[GrpoConfig]) -> Reference | None:
     if options.kl_coef == 0.0:
         return None
     if context.config.lora.enable:
-        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
-        return base
-    model = pretrain.parallelize(pretrain.build_model(context.config, context.tokenizer), context.config, context.world)
-    allocate_without_numbers(model, context.config, context.world)
+        model = import_attribute(WITHOUT_ADAPTERS)(context.model)
+    else:
+        built = pretrain.build_model(context.config, context.tokenizer)
+        model = pretrain.parallelize(built, context.config, context.world)
+        allocate_without_numbers(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)

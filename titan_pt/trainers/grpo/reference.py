@@ -20,7 +20,7 @@ class Reference:
     every 200-500 steps and keeps the optimizer. Both are options of [grpo].
 
     Args:
-        model: sharded like the policy; frozen here.
+        model: sharded like the policy; frozen here. The one of a policy with adapters has no tensors of its own.
     """
 
     def __init__(self, model: nn.Module, policy: nn.Module, optimizer: OptimizerState, options: Grpo) -> None:
@@ -43,9 +43,9 @@ class Reference:
     @torch.no_grad()
     def copy_policy(self) -> None:
         """Copy the policy's present weights."""
-        tensors = model_tensors(self.model)
-        for name, tensor in model_tensors(self._policy).items():
-            tensors[name].copy_(tensor)
+        weights = model_tensors(self._policy)
+        for name, tensor in model_tensors(self.model).items():
+            tensor.copy_(weights[name])
 
     def note_evaluation(self, accuracy: float) -> None:
         """Note the mean accuracy of an evaluation, by which a plateau is recognised."""

@@ -25,7 +25,7 @@ from titan_pt.run.signals import stop_requested
 from titan_pt.tasks.rollouts import GradingOptions, RolloutSampler
 from titan_pt.tasks.task import Task, how_asked
 from titan_pt.trainers import pretrain
-from titan_pt.trainers.grpo.dry_run import BASE_REFERENCE, build_dry_run
+from titan_pt.trainers.grpo.dry_run import WITHOUT_ADAPTERS, build_dry_run
 from titan_pt.trainers.grpo.evaluate import GrpoValidator
 from titan_pt.trainers.grpo.prompts import PromptLoader, build_prompts
 from titan_pt.trainers.grpo.reference import Reference
@@ -134,11 +134,11 @@ def build_reference(context: TrainContext[GrpoConfig]) -> Reference | None:
             "saves it by functions of its own, so that it cannot be set anew; set it to false"
         )
     if context.config.lora.enable:
-        base: Reference = import_attribute(BASE_REFERENCE)(context.model, context.optimizer_state, options)
-        return base
-    config = for_rollouts(context.config)
-    model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
-    materialize(model, context.config, context.world)
+        model = import_attribute(WITHOUT_ADAPTERS)(context.model)
+    else:
+        config = for_rollouts(context.config)
+        model = pretrain.parallelize(pretrain.build_model(config, context.tokenizer), config, context.world)
+        materialize(model, context.config, context.world)
     return Reference(model, context.model, context.optimizer_state, options)
 
 
