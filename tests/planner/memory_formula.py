@@ -157,11 +157,12 @@ def saved_operations_bytes(shape: Shape) -> float:
 def loss_bytes(shape: Shape) -> float:
     """Of the chunked cross-entropy in its last chunk: its logits and two copies in float32, and both gradients."""
     args, e = shape.args, shape.element
-    memory = USUAL_GIB * 2**30 if shape.device == "cuda" else 50 * 2**26
+    memory = USUAL_GIB * 2**30 if shape.device == "cuda" else 50 * 2**28
     rows = chunk_size(shape.tokens, default_chunk_tokens(memory, args.vocab_size))
     copies = e + 8 if e == 2 else 8  # the logits in float32 are their own first copy
+    summed = 4 if shape.tokens > rows else 0  # in float32; of one chunk the product comes behind the copies
     embedding = args.vocab_size * args.hidden_size
-    return rows * args.vocab_size * copies + 4 * embedding + e * shape.tokens * args.hidden_size
+    return rows * args.vocab_size * copies + summed * embedding + e * shape.tokens * args.hidden_size
 
 
 def logprob_bytes(shape: Shape) -> float:

@@ -182,10 +182,7 @@ class _CrossEntropyFunction(torch.autograd.Function):
 
 
 def _plus_product(sum_VD: torch.Tensor | None, a_VT: torch.Tensor, b_TD: torch.Tensor) -> torch.Tensor:
-    """Add the product of two matrices to the sum of earlier ones, in place.
-
-    More than one are summed in float32: bfloat16 would lose the small ones. The first is kept as it is.
-    """
+    """The sum of the earlier products and this one, in place and in float32: bfloat16 would lose the small ones."""
     if sum_VD is None:
         return a_VT @ b_TD
     if a_VT.dtype == torch.float32:

@@ -89,17 +89,9 @@ class SourceItems(Protocol):
 
 
 SourceFactory = Callable[[Source, int], SourceItems]
-_BUILTIN = (
-    "python_stdlib",
-    "arithmetic",
-    "arithmetic_plain",
-    "conversations",
-    "worked_problems",
-    "tool_sums",
-    "sorting",
-)
+_NAMES = ("python_stdlib", "arithmetic", "arithmetic_plain", "conversations", "worked_problems", "tool_sums", "sorting")
 _SOURCES: Registry[SourceFactory] = Registry(
-    "source {}", {name: f"titan_pt.data.builtin.sources:open_{name}" for name in _BUILTIN}, reserved=BUILTIN_DATASETS
+    "source {}", {name: f"titan_pt.data.builtin.sources:open_{name}" for name in _NAMES}, reserved=BUILTIN_DATASETS
 )
 
 
