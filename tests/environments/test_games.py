@@ -44,7 +44,7 @@ def test_a_word_is_guessed(tmp_path: Path) -> None:
     [
         ("guess_number", {"options": {"hihg": 3}}, "options.hihg: unknown; did you mean high?; known are"),
         ("guess_number", {"options": {"low": "one"}}, "options.low = 'one': want a whole number, such as 1"),
-        ("guess_number", {"options": {"turns": 0}}, "options.turns = 0: must be at least 1"),
+        ("guess_number", {"options": {"turns": 0}}, "options.turns = 0: want a whole number from 1 on, such as 5"),
         ("guess_number", {"options": {"low": 5, "high": 5}}, "options.low = 5, high = 5: want low < high"),
         ("guess_number", {"rewards": {"closenes": 1.0}}, "rewards: 'closenes' is unknown; did you mean closeness?"),
         ("wordle", {}, "path is not set: want a file of words"),

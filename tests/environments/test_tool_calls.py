@@ -329,8 +329,8 @@ def test_the_task_is_what_the_conversations_teach_and_never_ask() -> None:
     ("fields", "message"),
     [
         ({"level": 9}, "level = 9: unknown; allowed are 1: two numbers of"),
-        ({"options": {"turns": 1}}, r"options.turns = 1: want a whole number from 2"),
-        ({"options": {"tuns": 3}}, "options.tuns: unknown; calculator has turns"),
+        ({"options": {"turns": 1}}, "options.turns = 1: want a whole number from 2 on, such as 4"),
+        ({"options": {"tuns": 3}}, r"options.tuns: unknown; did you mean turns\?; known are turns"),
         ({"chat": False}, "its tools are told by the chat template.*set chat = true"),
     ],
 )

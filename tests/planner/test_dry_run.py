@@ -131,6 +131,15 @@ def test_names_that_are_not_known_are_told(file: str, flag: str, reason: str) ->
         dry_run_step(load_config(["--job.config_file", str(CONFIGS / f"{file}.toml"), flag]), 2)
 
 
+@pytest.mark.parametrize("task", ["guess_number", "verifiers:any"])
+def test_tasks_in_turns_need_a_length_of_their_episodes(task: str) -> None:
+    """As the run does, which would tell it only when it starts."""
+    argv = ["--job.config_file", str(CONFIGS / "grpo_debug.toml"), f'--grpo.tasks=[{{name="{task}"}}]']
+    with pytest.raises(ConfigError, match=rf"rollout\.max_episode_tokens is not set: '{task}' is played in turns"):
+        dry_run_step(load_config(argv), 2)
+    assert dry_run_step(load_config([*argv, "--rollout.max_episode_tokens=200"]), 2).num_parameters > 0
+
+
 def test_torchtitans_other_mode_is_named() -> None:
     with pytest.raises(ConfigError, match='no "local_tensor"; "fake_backend" is its dry run'):
         load_config(["--comm.mode=local_tensor", '--data.sources=[{name="arithmetic"}]'])

@@ -96,9 +96,9 @@ def test_a_bad_row_is_refused_or_left_out(change: dict[str, Any], said: str, ope
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"memory": 64}, "options.memory: unknown; did you mean memory_mb?"),
-        ({"memory_mb": 1}, "options.memory_mb = 1: want a whole number from 64 on"),
-        ({"cpu_seconds": True}, "options.cpu_seconds = true: want a whole number from 1 on"),
+        ({"memory": 64}, "options.memory: unknown; did you mean memory_mb?; known are cpu_seconds, memory_mb"),
+        ({"memory_mb": 1}, "options.memory_mb = 1: want a whole number from 64 on, such as 256"),
+        ({"cpu_seconds": True}, "options.cpu_seconds = true: want a whole number from 1 on, such as 4"),
     ],
 )
 def test_options_are_limits_of_the_sandbox(options: dict[str, Any], said: str, opened: Callable[..., Task]) -> None:

@@ -1,15 +1,14 @@
 """The task "calculator": sums that are too hard to do in the head, and a calculator to call."""
 
-from titan_pt.config.errors import ConfigError, shown
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.tool_sums import CALCULATOR, LEVELS, NUM_SUMS, tool_sum
 from titan_pt.environments.arithmetic_parser import number_text, value_of
 from titan_pt.environments.tools import CallableTool, ToolEnvironment
 from titan_pt.tasks.numbers import number_task
+from titan_pt.tasks.options import whole_numbers
 from titan_pt.tasks.problems import Entry, hold_out
 from titan_pt.tasks.task import Task, refuse_unused
-
-_TURNS = 4
 
 
 def build(row: GrpoTask, _seed: int) -> Task:
@@ -19,18 +18,14 @@ def build(row: GrpoTask, _seed: int) -> Task:
     if level not in LEVELS:
         allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
         raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
-    turns = row.options.get("turns", _TURNS)
-    if unknown := set(row.options) - {"turns"}:
-        raise ConfigError(f"options.{min(unknown)}: unknown; calculator has turns")
-    if isinstance(turns, bool) or not isinstance(turns, int) or turns < 2:
-        raise ConfigError(f"options.turns = {shown(turns)}: want a whole number from 2 on, a call and an answer")
+    options = whole_numbers(row.options, {"turns": 4}, {"turns": 2})  # a call and an answer
     found = {made.question: made for made in (tool_sum(level, index) for index in range(NUM_SUMS))}
     entries = [
         Entry(f"{row.name}/level-{level}:{number}", made.question, str(made.answer), solution=f"#### {made.answer}")
         for number, made in enumerate(found.values())
     ]
     train, evaluation = hold_out(entries, row.holdout_fraction)
-    environment = ToolEnvironment([CallableTool(CALCULATOR, calculate)], turns)
+    environment = ToolEnvironment([CallableTool(CALCULATOR, calculate)], options["turns"])
     return number_task(row.name, train, evaluation, template="{question}", environment=environment)
 
 

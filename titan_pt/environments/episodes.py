@@ -2,7 +2,7 @@
 
 import queue
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from titan_pt.components.tokenizer import Tokenizer
@@ -198,6 +198,24 @@ class Talk:
                 self.episodes[key].failure = _NOT_ASKED
 
 
+def episode_tokens(rollout: Rollout, names: Iterable[str]) -> int:
+    """The most tokens of an episode of the tasks that are played in turns.
+
+    Raises:
+        ConfigError: rollout.max_episode_tokens is not set.
+    """
+    if rollout.max_episode_tokens is None:
+        raise ConfigError(
+            f"rollout.max_episode_tokens is not set: {_told(names)} is played in turns; set it to the most tokens of "
+            f"an episode, such as {4 * rollout.max_new_tokens} for 4 turns of rollout.max_new_tokens"
+        )
+    return rollout.max_episode_tokens
+
+
+def _told(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
 def build_episodes(
     tasks: Sequence[Task],
     tokenizer: Tokenizer,
@@ -210,16 +228,12 @@ def build_episodes(
     Raises:
         ConfigError: rollout.max_episode_tokens is not set, or the engine has no conversations.
     """
-    names = ", ".join(repr(task.name) for task in tasks if task.environment)
-    if rollout.max_episode_tokens is None:
-        raise ConfigError(
-            f"rollout.max_episode_tokens is not set: {names} is played in turns; set it to the most tokens of an "
-            f"episode, such as {4 * rollout.max_new_tokens} for 4 turns of rollout.max_new_tokens"
-        )
+    names = [task.name for task in tasks if task.environment]
+    max_tokens = episode_tokens(rollout, names)
     if not isinstance(engine, ConversationEngine):
         raise ConfigError(
-            f'rollout.engine = "{rollout.engine}": has no conversations (`converse`), and {names} is played in turns; '
-            'take rollout.engine = "native", or tasks of one turn'
+            f'rollout.engine = "{rollout.engine}": has no conversations (`converse`), and {_told(names)} is played in '
+            'turns; take rollout.engine = "native", or tasks of one turn'
         )
     limits = PoolLimits(
         rollout.environment_workers, rollout.environment_timeout_seconds, rollout.environment_memory_gib
@@ -229,6 +243,6 @@ def build_episodes(
         tokenizer,
         limits,
         max_turns=rollout.max_turns,
-        max_tokens=rollout.max_episode_tokens,
+        max_tokens=max_tokens,
         stop_requested=stop_requested,
     )

@@ -1,32 +1,13 @@
-"""What the built-in games share: their options, and a split of their secrets."""
+"""What the built-in games share: their tasks, and a split of their secrets."""
 
 from collections.abc import Callable, Sequence
 
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import EvaluationTask, GrpoTask
 from titan_pt.data.builtin.questions import is_held_out
 from titan_pt.environments.protocol import CORRECT, Environment, Reply
 from titan_pt.tasks.problems import Entry, plain_problems
 from titan_pt.tasks.task import Problem, Task
-
-
-def whole_numbers(row: GrpoTask, defaults: dict[str, int], least: dict[str, int]) -> dict[str, int]:
-    """The options of a row, which are whole numbers.
-
-    Raises:
-        ConfigError: names every mistake.
-    """
-    problems = []
-    for name, value in row.options.items():
-        if name not in defaults:
-            problems.append(f"options.{name}: unknown{nearest(name, defaults)}; known are {one_of(defaults)}")
-        elif isinstance(value, bool) or not isinstance(value, int):
-            problems.append(f"options.{name} = {shown(value)}: want a whole number, such as {defaults[name]}")
-        elif value < least.get(name, value):
-            problems.append(f"options.{name} = {value}: must be at least {least[name]}")
-    if problems:
-        raise ConfigError(*problems)
-    return {name: int(row.options.get(name, default)) for name, default in defaults.items()}
 
 
 def game(

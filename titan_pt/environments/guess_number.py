@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
-from titan_pt.environments.games import answer, game, split_by_secret, whole_numbers
+from titan_pt.environments.games import answer, game, split_by_secret
 from titan_pt.environments.protocol import CORRECT, Environment, EpisodeState, ModelTurn, Reply
+from titan_pt.tasks.options import whole_numbers
 from titan_pt.tasks.problems import Entry
 from titan_pt.tasks.task import Task, refuse_unused
 
@@ -42,7 +43,7 @@ def last_number(text: str) -> str | None:
 def build(row: GrpoTask, _seed: int) -> Task:
     """The task of all numbers from options.low to options.high, with options.turns guesses."""
     refuse_unused(row, "options", "holdout_fraction")
-    options = whole_numbers(row, {"low": 1, "high": 20, "turns": 5}, {"turns": 1})
+    options = whole_numbers(row.options, {"low": 1, "high": 20, "turns": 5}, {"turns": 1})
     low, high = options["low"], options["high"]
     if not low < high < low + _MOST_NUMBERS:
         raise ConfigError(f"options.low = {low}, high = {high}: want low < high, and at most {_MOST_NUMBERS:,} numbers")

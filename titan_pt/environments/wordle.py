@@ -9,8 +9,9 @@ from pathlib import Path
 from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.sources.local import matching_files
-from titan_pt.environments.games import answer, game, split_by_secret, whole_numbers
+from titan_pt.environments.games import answer, game, split_by_secret
 from titan_pt.environments.protocol import CORRECT, Environment, EpisodeState, ModelTurn, Reply
+from titan_pt.tasks.options import whole_numbers
 from titan_pt.tasks.problems import Entry
 from titan_pt.tasks.task import Task, refuse_unused
 
@@ -53,7 +54,7 @@ def last_word(text: str) -> str | None:
 def build(row: GrpoTask, _seed: int) -> Task:
     """The task of the words in the files of `path`, one a line, of options.letters letters in options.turns guesses."""
     refuse_unused(row, "options", "holdout_fraction", "path", "eval_path")
-    options = whole_numbers(row, {"letters": 5, "turns": 6}, {"letters": 1, "turns": 1})
+    options = whole_numbers(row.options, {"letters": 5, "turns": 6}, {"letters": 1, "turns": 1})
     letters, turns = options["letters"], options["turns"]
     if row.path is None and row.eval_path is None:
         raise ConfigError('path is not set: want a file of words, one a line, such as path = "words.txt"')

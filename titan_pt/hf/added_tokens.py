@@ -6,7 +6,7 @@ added_tokens.json. What releases of transformers read in two ways is refused by 
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,20 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
         named |= dict(_named(folder / ROLES, roles))
         extra += _extra(folder / ROLES, roles)
         stated |= roles.keys()
-    defaults = DEFAULT_TOKENS.get(name or "", {})
+    special = {token.content for token in [*(named[role] for role in _ROLES if role in named), *extra]}
+    padding = {"pad_token": tokenizer.padding["pad_token"]} if tokenizer.padding else {}
+    defaults = {**padding, **DEFAULT_TOKENS.get(name or "", {})}
     named |= {role: AddedToken(token, special=True) for role, token in defaults.items() if role not in stated}
     named = {role: named[role] for role in sorted(named, key=lambda role: (*_ROLES, role).index(role))}
-    names = {token.content for token in [*named.values(), *extra]}
     file = folder / (ADDED if is_legacy else CONFIG)
-    declared = dict(_listed(file, names) if is_legacy else _decoded(file, config[DECODER]))
+    declared = dict(_listed(file, special) if is_legacy else _decoded(file, config[DECODER]))
 
     own = tokenizer.get_added_tokens_decoder()
     every = {**declared, **own} if is_legacy else declared  # tokenizer.json's own flags precede in older folders
     new = [token for _, token in sorted(every.items(), key=lambda item: item[0])]
     held = {token.content for token in [*own.values(), *new]}
-    for token in [*named.values(), *extra]:
-        if token.content not in held:
-            held.add(token.content)
-            new.append(token)
+    keyed = [*named.items(), *((_EXTRA[1], token) for token in extra)]
+    new += _added(folder, [(key, token) for key, token in keyed if token.content not in held])
     for token in new:
         token.special = token.special or token.content in {one.content for one in named.values()}
     tokenizer.add_tokens(new)
@@ -91,6 +90,19 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
         if found != token_id:
             raise _problem(file, f"{shown(token.content)} has id {token_id}, and tokenizer.json gives it {found}")
     return {role: token.content for role, token in named.items()}
+
+
+def _added(folder: Path, tokens: Sequence[tuple[str, AddedToken]]) -> list[AddedToken]:
+    """One token for each name among (key, token) of those that no list has."""
+    found: dict[str, tuple[str, AddedToken]] = {}
+    for key, token in tokens:
+        before, first = found.setdefault(token.content, (key, token))
+        if token != first:
+            raise ConfigError(
+                f"tokenizer.name = '{folder}': {shown(token.content)} has other flags as {key} than as {before}: "
+                "releases of transformers differ in which they take; make them equal"
+            )
+    return [token for _, token in found.values()]
 
 
 def _check_rules(
@@ -147,7 +159,7 @@ def _extra(file: Path, content: Mapping[str, Any]) -> Iterator[AddedToken]:
 
 
 def _listed(file: Path, names: set[str]) -> Iterator[tuple[int, AddedToken]]:
-    """Yield (id, token) of an added_tokens.json, in which only names that stand elsewhere too are special."""
+    """Yield (id, token) of an added_tokens.json, in which only `names` are special."""
     for name, token_id in read_object(file).items():
         if not isinstance(token_id, int) or isinstance(token_id, bool):
             raise _problem(file, f"{shown(name)} has id {shown(token_id)}; want a number")

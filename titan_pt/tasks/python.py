@@ -10,9 +10,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+from titan_pt.config.errors import ConfigError, shown
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.sandbox.programs import Limits, ProgramTest, Sandbox
+from titan_pt.tasks.options import whole_numbers
 from titan_pt.tasks.problems import Entry, HubSet, field_of, plain_problems, read_problems, text_field
 from titan_pt.tasks.task import Task, refuse_unused
 
@@ -20,8 +21,9 @@ _HUB = HubSet("google-research-datasets/mbpp", "full", train="train", evaluation
 _TEMPLATE = "Question: {question}\nAnswer with one block of Python.\n"
 _BLOCK = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _FENCE = re.compile(r"^```(?:python|py)?[ \t]*$", re.MULTILINE | re.IGNORECASE)
-_OPTIONS = {"cpu_seconds": 1, "wall_seconds": 1, "memory_mb": 64}
+_LEAST = {"cpu_seconds": 1, "wall_seconds": 1, "memory_mb": 64}
 """Settings of the sandbox that a row may change, and the least value of each."""
+_OPTIONS = {name: int(getattr(Limits, name)) for name in _LEAST}
 
 
 def build(row: GrpoTask, _seed: int) -> Task:
@@ -35,7 +37,7 @@ def build(row: GrpoTask, _seed: int) -> Task:
         ConfigError: no sandbox can be made here; a bad file; a worked solution that fails its tests.
     """
     refuse_unused(row, "path", "eval_path", "holdout_fraction", "options")
-    grader = _Grader(Sandbox(_limits(row.options)))
+    grader = _Grader(Sandbox(Limits(**whole_numbers(row.options, _OPTIONS, _LEAST))))
     train, evaluation = read_problems(row, _HUB, _parse)
     worked = [entry for entry in [*train, *evaluation] if entry.solution]
     grader.run_together([(entry.gold, entry.solution) for entry in worked], lambda: False)
@@ -135,15 +137,6 @@ class _Grader:
                         future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _limits(options: Mapping[str, Any]) -> Limits:
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise ConfigError(f"options.{name}: unknown{nearest(name, _OPTIONS)}; python has {one_of(_OPTIONS)}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < _OPTIONS[name]:
-            raise ConfigError(f"options.{name} = {shown(value)}: want a whole number from {_OPTIONS[name]} on")
-    return Limits(**options)
 
 
 def _parse(row: Mapping[str, Any], entry_id: str) -> Entry:

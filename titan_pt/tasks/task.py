@@ -250,6 +250,11 @@ def check_task(row: GrpoTask) -> None:
         raise ConfigError(*(f"grpo.tasks ({row.name!r}): {problem}" for problem in problems))
 
 
+def plays_in_turns(row: GrpoTask) -> bool:
+    """Whether a row's task is known to have an environment before it is opened: one of the user's own is not."""
+    return _family(row.name) in _OF_TURNS
+
+
 def open_task(row: GrpoTask, seed: int, *, knows_chat: bool = False) -> Task:
     """The task of one row of [[grpo.tasks]], with the row's template, stops and rewards.
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from data_helpers import ThreadWorld, data_config, loader, mixture_of, on_ranks, texts
 from hub_server import HubServer
-from row_group_helpers import config_of, hub, quick
+from row_group_helpers import QUICK, config_of, hub, quick
 
 from titan_pt.components.tokenizer import ByteTokenizer
 from titan_pt.config.run_size import plan_run_size
@@ -28,6 +28,12 @@ from titan_pt.distributed.world import World
 from titan_pt.run.exit_codes import Preempted, Stalled
 
 __all__ = ["hub", "quick"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def impatient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second for an answer: these tests wait for what never comes."""
+    monkeypatch.setattr("titan_pt.data.remote.sources.Patience", lambda **_: replace(QUICK, attempt_seconds=0.5))
 
 
 def build(config: JobConfig, world: World | None = None) -> DataLoader:

@@ -17,7 +17,7 @@ from titan_pt.protocols.context import StepMetrics, TrainContext, TrainState
 from titan_pt.protocols.dry_run_step import DryRunStep
 from titan_pt.protocols.registry import import_attribute
 from titan_pt.protocols.trainer_spec import TrainerSpec
-from titan_pt.tasks.task import check_task
+from titan_pt.tasks.task import check_task, plays_in_turns
 from titan_pt.trainers import pretrain
 from titan_pt.trainers.grpo.packing import TrainSample, lay_out, row_length
 from titan_pt.trainers.grpo.policy import PolicyUpdate, takes_segments
@@ -31,12 +31,17 @@ def build_dry_run(_spec: TrainerSpec, context: TrainContext[GrpoConfig]) -> DryR
     """The step of a dry run: one micro-batch of full-length completions, and the memory of sampling.
 
     Raises:
-        ConfigError: an unknown task, or an engine that cannot run this model.
+        ConfigError: an unknown task, one in turns without a length of its episodes, or an engine that cannot run this
+            model.
     """
     config = context.config
     grpo, rollout = config.grpo, config.rollout
     for row in grpo.tasks:
         check_task(row)
+    if played := [row.name for row in grpo.tasks if plays_in_turns(row)]:
+        from titan_pt.environments.episodes import episode_tokens
+
+        episode_tokens(rollout, played)
     context = dataclasses.replace(context, config=_one_iteration(config))
     reference = _reference(context)
     held: dict[str, Sequence[torch.Tensor]] = {"reference": list(reference.model.parameters())} if reference else {}

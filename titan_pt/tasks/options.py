@@ -1,0 +1,24 @@
+"""The `options` of a row of [[grpo.tasks]]."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from titan_pt.config.errors import ConfigError, nearest, one_of, shown
+
+
+def whole_numbers(options: Mapping[str, Any], defaults: Mapping[str, int], least: Mapping[str, int]) -> dict[str, int]:
+    """The options of a task whose options are all whole numbers: those given, and else the defaults.
+
+    Raises:
+        ConfigError: names every mistake.
+    """
+    problems = []
+    for name, value in options.items():
+        if name not in defaults:
+            problems.append(f"options.{name}: unknown{nearest(name, defaults)}; known are {one_of(defaults)}")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, value):
+            bound = f" from {least[name]} on" if name in least else ""
+            problems.append(f"options.{name} = {shown(value)}: want a whole number{bound}, such as {defaults[name]}")
+    if problems:
+        raise ConfigError(*problems)
+    return {**defaults, **options}
