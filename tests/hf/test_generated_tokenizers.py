@@ -206,7 +206,11 @@ def test_ids_equal_those_of_transformers(files: dict[str, Any], texts: list[str]
 
 
 def check_unforged(ours: HuggingFaceTokenizer, text: str) -> None:
-    """A message that names special tokens adds none of them; which of the template's are found may depend on it."""
+    """A message that names special tokens adds none of them.
+
+    Which of the template's are found depends on what is beside them where one is of a single word or is normalized:
+    no more than the template has written are found then.
+    """
     alone, found = (chat_tokens(ours, [{"role": "user", "content": content}]) for content in ("X", text))
     written = chat_text(ours, [{"role": "user", "content": "X"}])
     added = ours.rules.get_added_tokens_decoder()

@@ -227,7 +227,10 @@ def test_exports_are_the_same_model(
 ) -> None:
     run = str(tuned / "run")
     assert export_here([run, "--output", str(tmp_path / "merged"), "--merge"]) == 0
+    killed = tmp_path / "peft.tmp-0123abcd"
+    killed.mkdir()
     assert export_here([run, "--output", str(tmp_path / "peft")]) == 0
+    assert not killed.exists()
     assert export_here([run, "--output", str(tmp_path / "ema"), "--weights=ema"]) == 0
     expected, averaged = logits_of(tuned / "run"), logits_of(tuned / "run", weights="ema")
     assert not torch.allclose(expected, averaged, atol=1e-4)

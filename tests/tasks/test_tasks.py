@@ -125,9 +125,12 @@ def test_sorting_levels_are_right_and_split(level: int, monkeypatch: pytest.Monk
         assert f"lists of {len(digits)} digits" == SORTING_LEVELS[level]
         assert problem.gold == " ".join(map(str, sorted(map(int, digits))))
         assert opened.grade(f" {problem.gold}\n", problem, "strict")
-        for said in (problem.gold[2:], problem.gold + " 9", f"{problem.gold}\n{problem.gold}", ", ".join(problem.gold)):
+        listed = problem.gold.replace(" ", ", ")
+        for said in (problem.gold[2:], problem.gold + " 9", f"{problem.gold}\n{problem.gold}", listed):
             assert not opened.grade(said, problem, "strict")
-        assert opened.grade(problem.gold.replace(" ", ", ") + "\nThat is all 6.", problem, "lenient")
+        assert opened.grade(f"{listed}\nThat is all 6.", problem, "lenient")
+        for other in {problem.gold[::-1], " ".join(digits)} - {problem.gold}:
+            assert not any(opened.grade(other, problem, rule) for rule in ("strict", "official", "lenient"))
     message = problem_of("sorting", level=9)
     assert message.startswith("level = 9: unknown; allowed are 1: lists of 4 digits; ")
 

@@ -166,6 +166,15 @@ def test_arithmetic_is_what_its_task_trains_on() -> None:
         documents[len(documents)]
 
 
+def test_sorting_is_what_its_task_trains_on() -> None:
+    task, documents = open_row("sorting", level=1), opened("sorting", subset="level-1")
+    found = {
+        (record["prompt"], record["completion"]) for record in map(json.loads, map(documents.__getitem__, range(99)))
+    }
+    worked = {(task.prompt(p), " " + p.solution) for p in asked(task.train)}
+    assert len(found) > 80 and found <= worked
+
+
 @pytest.mark.realdata
 def test_real_questions(realdata: Path) -> None:
     for name, file, count in (("medqa", "medqa/dev.jsonl", 1272), ("gsm8k", "gsm8k/train.jsonl", 7473)):

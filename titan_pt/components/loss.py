@@ -93,7 +93,7 @@ def loss_of_logits(logits_TV: torch.Tensor, targets_T: torch.Tensor, z_loss_coef
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of a GPU; of a CPU as many as give chunks of 256 MiB: much larger ones are no faster there."""
+    """Bytes of a GPU; of a CPU as many as give chunks of 256 MiB: larger ones are hardly faster there."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 50 * 2**28
 
 
@@ -155,7 +155,8 @@ class _CrossEntropyFunction(torch.autograd.Function):
             if gradient_TV is not None and grad_hidden_TD is not None:
                 torch.mm(gradient_TV, weight_VD, out=grad_hidden_TD[part])
             if gradient_TV is not None and trains_weight:
-                grad_weight_VD = _plus_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
+                product_VD = _plus_product(grad_weight_VD, gradient_TV.T, hidden_TD[part])
+                grad_weight_VD = product_VD.float() if rows < hidden_TD.shape[0] else product_VD
             del gradient_TV  # before the next one is computed
         ctx.gradients, ctx.weight_dtype = (grad_hidden_TD, grad_weight_VD), weight_VD.dtype
         losses_T = torch.cat(losses)
@@ -185,6 +186,4 @@ def _plus_product(sum_VD: torch.Tensor | None, a_VT: torch.Tensor, b_TD: torch.T
     """The sum of the earlier products and this one, in place and in float32: bfloat16 would lose the small ones."""
     if sum_VD is None:
         return a_VT @ b_TD
-    if a_VT.dtype == torch.float32:
-        return sum_VD.addmm_(a_VT, b_TD)
-    return sum_VD.float().add_(a_VT @ b_TD)
+    return sum_VD.addmm_(a_VT, b_TD) if a_VT.dtype == sum_VD.dtype else sum_VD.add_(a_VT @ b_TD)

@@ -1,12 +1,11 @@
 """The task "calculator": sums that are too hard to do in the head, and a calculator to call."""
 
-from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.tool_sums import CALCULATOR, LEVELS, NUM_SUMS, tool_sum
 from titan_pt.environments.arithmetic_parser import number_text, value_of
 from titan_pt.environments.tools import CallableTool, ToolEnvironment
 from titan_pt.tasks.numbers import number_task
-from titan_pt.tasks.options import whole_numbers
+from titan_pt.tasks.options import level_of, whole_numbers
 from titan_pt.tasks.problems import Entry, hold_out
 from titan_pt.tasks.task import Task, refuse_unused
 
@@ -14,10 +13,7 @@ from titan_pt.tasks.task import Task, refuse_unused
 def build(row: GrpoTask, _seed: int) -> Task:
     """The task of the sums of `level`, the same for every seed; the option `turns` bounds the model's turns."""
     refuse_unused(row, "level", "holdout_fraction", "options")
-    level = 1 if row.level is None else row.level
-    if level not in LEVELS:
-        allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
-        raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
+    level = level_of(row, LEVELS)
     options = whole_numbers(row.options, {"turns": 4}, {"turns": 2})  # a call and an answer
     found = {made.question: made for made in (tool_sum(level, index) for index in range(NUM_SUMS))}
     entries = [

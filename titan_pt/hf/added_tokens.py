@@ -68,7 +68,9 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
         named |= dict(_named(folder / ROLES, roles))
         extra += _extra(folder / ROLES, roles)
         stated |= roles.keys()
-    special = {token.content for token in [*(named[role] for role in _ROLES if role in named), *extra]}
+    special = {
+        token.content for token in [*(named[role] for role in _ROLES if role in named), *(token for _, token in extra)]
+    }
     padding = {"pad_token": tokenizer.padding["pad_token"]} if tokenizer.padding else {}
     defaults = {**padding, **DEFAULT_TOKENS.get(name or "", {})}
     named |= {role: AddedToken(token, special=True) for role, token in defaults.items() if role not in stated}
@@ -80,8 +82,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, str]:
     every = {**declared, **own} if is_legacy else declared  # tokenizer.json's own flags precede in older folders
     new = [token for _, token in sorted(every.items(), key=lambda item: item[0])]
     held = {token.content for token in [*own.values(), *new]}
-    keyed = [*named.items(), *((_EXTRA[1], token) for token in extra)]
-    new += _added(folder, [(key, token) for key, token in keyed if token.content not in held])
+    new += _added(folder, [(key, token) for key, token in [*named.items(), *extra] if token.content not in held])
     for token in new:
         token.special = token.special or token.content in {one.content for one in named.values()}
     tokenizer.add_tokens(new)
@@ -146,8 +147,8 @@ def _named(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, AddedT
         yield key, _token(file, f"{_EXTRA[0]}.{key}", value)
 
 
-def _extra(file: Path, content: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Yield the special tokens without a role."""
+def _extra(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, AddedToken]]:
+    """Yield (key, token) of the special tokens without a role."""
     key = next((key for key in _EXTRA if content.get(key)), "")
     values = content.get(key) or []
     if isinstance(values, dict) and key == _EXTRA[0]:
@@ -155,7 +156,7 @@ def _extra(file: Path, content: Mapping[str, Any]) -> Iterator[AddedToken]:
     if not isinstance(values, list):
         raise _problem(file, f"{key} is {shown(values)}; want a list of tokens")
     for value in values:
-        yield _token(file, key, value)
+        yield key, _token(file, key, value)
 
 
 def _listed(file: Path, names: set[str]) -> Iterator[tuple[int, AddedToken]]:

@@ -213,5 +213,13 @@ def _write_config(source: Exported, folder: Path, dtype: torch.dtype) -> None:
     write_json(folder / "generation_config.json", generation, indent=2)
 
 
-__all__ = ["MAX_SHARD_BYTES", "Exported", "check_target", "continues_text", "export", "plan_shards"]
-__all__ += ["replacement", "settle"]
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "Exported",
+    "check_target",
+    "continues_text",
+    "export",
+    "plan_shards",
+    "replacement",
+    "settle",
+]

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.arithmetic import LEVELS, num_problems, problem
 from titan_pt.data.permutation import permute
 from titan_pt.tasks.numbers import number_task
+from titan_pt.tasks.options import level_of
 from titan_pt.tasks.problems import Entry, hold_out
 from titan_pt.tasks.task import Task, refuse_unused
 
@@ -17,10 +17,7 @@ _MOST_PROBLEMS = 20_000
 def build(row: GrpoTask, _seed: int) -> Task:
     """The task of all problems of `level`, or of a fixed choice of them; the same for every seed."""
     refuse_unused(row, "level", "holdout_fraction")
-    level = 1 if row.level is None else row.level
-    if level not in LEVELS:
-        allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
-        raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
+    level = level_of(row, LEVELS)
     train, evaluation = hold_out(_entries(row.name, level), row.holdout_fraction)
     return number_task(row.name, train, evaluation)
 

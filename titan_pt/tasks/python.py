@@ -24,6 +24,7 @@ _FENCE = re.compile(r"^```(?:python|py)?[ \t]*$", re.MULTILINE | re.IGNORECASE)
 _LEAST = {"cpu_seconds": 1, "wall_seconds": 1, "memory_mb": 64}
 """Settings of the sandbox that a row may change, and the least value of each."""
 _OPTIONS = {name: int(getattr(Limits, name)) for name in _LEAST}
+"""The same with the sandbox's own values."""
 
 
 def build(row: GrpoTask, _seed: int) -> Task:

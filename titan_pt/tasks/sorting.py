@@ -2,25 +2,22 @@
 
 import re
 
-from titan_pt.config.errors import ConfigError
 from titan_pt.config.schema.grpo import GrpoTask
 from titan_pt.data.builtin.sorting import LEVELS, num_lists, sorting_problem
 from titan_pt.data.permutation import permute
+from titan_pt.tasks.options import level_of
 from titan_pt.tasks.problems import Entry, hold_out, plain_problems
 from titan_pt.tasks.task import Problem, Task, refuse_unused
 
 # A level with more lists gives a fixed choice of so many.
 _MOST_PROBLEMS = 20_000
-_ANSWER = re.compile(r"\d(?: \d)*")
+_ANSWER = re.compile(r"[0-9](?: [0-9])*")
 
 
 def build(row: GrpoTask, _seed: int) -> Task:
     """The task of the lists of `level`, or of a fixed choice of them; the same for every seed."""
     refuse_unused(row, "level", "holdout_fraction")
-    level = 1 if row.level is None else row.level
-    if level not in LEVELS:
-        allowed = "; ".join(f"{number}: {description}" for number, description in LEVELS.items())
-        raise ConfigError(f"level = {level}: unknown; allowed are {allowed}")
+    level = level_of(row, LEVELS)
     train, evaluation = hold_out(_entries(row.name, level), row.holdout_fraction)
     return Task(
         name=row.name,
@@ -51,5 +48,5 @@ def _grade(completion: str, problem: Problem, rule: str) -> bool:
     """Lenient: by the digits of the first line, whatever stands between them."""
     if rule == "lenient":
         first = completion.strip().partition("\n")[0]
-        return re.findall(r"\d", first) == problem.gold.split()
+        return re.findall(r"[0-9]", first) == problem.gold.split()
     return _find(completion) == problem.gold

@@ -1,4 +1,4 @@
-"""Generated lists to sort as a source: each once, none that the task only evaluates on, as texts and as records."""
+"""Generated lists to sort, and as a source: none that the task only evaluates on, as texts and as records."""
 
 import pytest
 from data_helpers import open_one

@@ -46,7 +46,7 @@ class Training(Section):
     z_loss_coef: NonNegative = 0.0
     """Weight of the z-loss, the mean squared log of the softmax's normaliser; 0 is off."""
     loss_chunk_tokens: Count = 0
-    """Tokens whose logits are held at a time; 0: in float32 2% of the device's memory, on a CPU 64 MiB."""
+    """Tokens whose logits are held at a time; 0: in float32 2% of the device's memory, on a CPU 256 MiB."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay a step of an exponential moving average of the weights (0.999), kept and saved beside them. Unset: none."""
     document_mask: bool = False
