@@ -77,7 +77,7 @@ def test_from_raw_text_to_an_answer(tmp_path: Path) -> None:
     experiment(tmp_path, "quickstart_reason", "--training.steps", "80", "--validation.freq", "80")
     rows = read_rows(outputs / "quickstart_reason")
     passed = [row["eval/sorting/pass_at_1"] for row in rows if "eval/sorting/pass_at_1" in row]
-    assert 0.03 < passed[0] < 0.2 and passed[-1] > 2 * passed[0], "rewards alone teach a skill"
+    assert 0.02 < passed[0] < 0.3 and passed[-1] > 2 * passed[0], "rewards alone teach a skill"
 
     experiment(tmp_path, "quickstart_chat")
     a_model_to_talk_to(tmp_path)
