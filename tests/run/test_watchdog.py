@@ -1,6 +1,8 @@
 """The judge of ranks that hang: pages of memory, and the watcher's own clock."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from titan_pt.config.schema.job_config import Comm
 from titan_pt.run import heartbeat
 from titan_pt.run.heartbeat import PAGE
-from titan_pt.run.watchdog import PAGE_BYTES, Pages, dump_stacks, in_collective, innermost, judge
+from titan_pt.run.watchdog import PAGE_BYTES, Pages, dump_stacks, in_collective, innermost, judge, state_of
 
 COMM = Comm(train_timeout_seconds=100, save_timeout_seconds=1000)
 
@@ -158,3 +160,38 @@ def test_stacks_are_read_when_they_are_whole(job: Job) -> None:
     stacks = dump_stacks([rank for rank in job.pages.ranks if rank.rank == 0], own=-1)  # which gets no signal
     writer.join()
     assert stacks == {0: part + rest}
+
+
+# Its other threads wait; the first one stops the process, and runs on where it goes on.
+STOPS_ITSELF = """
+import faulthandler, os, signal, sys, threading, time
+file = open(sys.argv[1], "r+b", buffering=0)
+file.seek(0, 2)
+faulthandler.register(signal.SIGUSR2, file)
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+def run_on():
+    while True:
+        pass
+stop()
+run_on()
+"""
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_stacks_of_a_stopped_process_are_those_of_where_it_was(job: Job, _: int) -> None:
+    job.write(0)
+    process = subprocess.Popen([sys.executable, "-c", STOPS_ITSELF, str(job.folder / "beats-0")])
+    try:
+        while state_of(process.pid) != "T":
+            time.sleep(0.01)
+        job.pid = process.pid
+        job.write(0, stopped=True)
+        job.go(5)
+        stacks = dump_stacks([rank for rank in job.pages.ranks if rank.rank == 0])
+    finally:
+        process.kill()
+        process.wait()
+    assert " in stop\n" in stacks[0] and " in run_on\n" not in stacks[0]

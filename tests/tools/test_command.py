@@ -209,7 +209,7 @@ def test_head_and_ctrl_c_in_a_shell(tmp_path: Path) -> None:
         "stderr": subprocess.PIPE,
         "text": True,
     }
-    interrupted = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, **options)  # which it fills, and cannot end before
     while "pyarrow" not in Path(f"/proc/{interrupted.pid}/maps").read_text():  # it imports
         time.sleep(0.05)
     interrupted.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ therefore imports nothing but the standard library.
 """
 
 import contextlib
+import ctypes
 import glob
 import os
 import re
@@ -153,7 +154,7 @@ def dump_stacks(ranks: Sequence[Watched], own: int | None = None) -> dict[int, s
     for rank in ranks:
         if own in (None, rank.pid):
             _mark_stopped(rank)
-            _send(rank.pid, STACKS_SIGNAL)  # before it goes on, so that the stacks are those of where it was
+            _ask_main_thread(rank.pid)  # before it goes on, so that the stacks are those of where it was
             _send(rank.pid, signal.SIGCONT)
     deadline = time.monotonic() + _DUMP_SECONDS
     while True:
@@ -296,6 +297,14 @@ def _keep(stacks: dict[int, str], folder: Path | None) -> Path | None:
     except OSError:
         return None
     return folder
+
+
+def _ask_main_thread(pid: int) -> None:
+    """Send STACKS_SIGNAL to a process's first thread: of a stopped process any may take a signal of the whole, and the
+    first one would run on while its frames are read."""
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None or tgkill(pid, pid, STACKS_SIGNAL):
+        _send(pid, STACKS_SIGNAL)
 
 
 def _send(pid: int, number: int) -> None:
