@@ -110,9 +110,9 @@ def test_the_rank_that_hangs_is_named(tmp_path: Path, fault: dict[str, Any], ran
 
 def test_a_run_without_a_launcher_has_a_watcher_of_its_own(tmp_path: Path) -> None:
     limits = {"train_timeout_seconds": 2, "init_timeout_seconds": 20}  # the watcher comes after a tenth of that
-    config = write_faulty(tmp_path, {**FROZEN, "steps": [20]}, comm=limits, training={"steps": 10**6})
+    config = write_faulty(tmp_path, {**FROZEN, "steps": [80]}, comm=limits, training={"steps": 10**6})  # and is there
     done = train(config)
-    assert done.code == 1 and done.last_line.startswith("failed: rank 0 hangs in step 20: "), done.stderr
+    assert done.code == 1 and done.last_line.startswith("failed: rank 0 hangs in step 80: "), done.stderr
 
 
 # Rank 1 hangs in its part of a save in the background.

@@ -208,6 +208,9 @@ def test_head_and_ctrl_c_in_a_shell(tmp_path: Path) -> None:
         "cwd": tmp_path,
         "stderr": subprocess.PIPE,
         "text": True,
+        "preexec_fn": lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests are run by `... &`
     }
     interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, **options)  # which it fills, and cannot end before
     while "pyarrow" not in Path(f"/proc/{interrupted.pid}/maps").read_text():  # it imports
