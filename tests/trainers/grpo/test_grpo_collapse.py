@@ -1,5 +1,6 @@
 """The watch over held-out evaluations: what is a collapse and what is not, and the forecast of the end."""
 
+import json
 import math
 import random
 
@@ -20,11 +21,15 @@ def watch(keep_best: str | None = None, **grpo: object) -> HeldOutWatch:
     return HeldOutWatch(config, 100)
 
 
+def stepped(seen: HeldOutWatch, entropy: float) -> None:
+    signals = {"entropy": entropy, "completion_tokens_mean": 9, "accuracy_lenient": 1, "accuracy_strict": entropy}
+    seen.note_step(seen.step + 1, {**signals, "kl": 0.0})
+
+
 def evaluated(seen: HeldOutWatch, *accuracies: float, problems: int = 100) -> str:
     """The collapse that these evaluations are, one a step; the two tasks differ around their mean."""
     for accuracy in accuracies:
-        signals = {"entropy": accuracy, "completion_tokens_mean": 9, "accuracy_lenient": 1, "accuracy_strict": accuracy}
-        seen.note_step(seen.step + 1, {**signals, "kl": 0.0})
+        stepped(seen, accuracy)
         values = {"eval/a/accuracy": accuracy + 0.01, "eval/b/accuracy": accuracy - 0.01}
         seen.note_evaluation({**values, "eval/a/problems": problems, "eval/b/problems": problems})
     return seen.collapse
@@ -59,6 +64,17 @@ def test_what_moved_is_told_and_a_resumed_watch_goes_on() -> None:
         resumed.answer(TrainState())
     assert not evaluated(resumed, 0.7), "it has recovered"
     resumed.answer(TrainState())
+
+
+def test_a_save_between_two_evaluations_keeps_the_steps_before_it() -> None:
+    seen, resumed = watch(), watch()
+    evaluated(seen, 0.2)
+    stepped(seen, 0.9)
+    resumed.load_state_dict(json.loads(json.dumps(seen.state_dict())))
+    for each in (seen, resumed):
+        evaluated(each, 0.3)
+    assert resumed.state_dict() == seen.state_dict()
+    assert seen.state_dict()["at_best"][0] == pytest.approx(0.6), "the mean of both steps"
 
 
 def test_averaged_weights_are_no_evaluation_of_their_own() -> None:

@@ -112,13 +112,14 @@ class HeldOutWatch:
     def state_dict(self) -> dict[str, Any]:
         """JSON for a checkpoint."""
         state = {"step": self.step, "points": self._points, "below": self._below}
+        state |= {"sums": self._sums, "count": self._count}  # a save between two evaluations
         return state | {"at_best": self._at_best, "collapse": self.collapse}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set what `state_dict` gave; checkpoints of earlier releases hold nothing of it."""
         self._points, self._below = list(state.get("points", [])), state.get("below", 0)
         self._at_best, self.collapse, self.step = state.get("at_best"), state.get("collapse", ""), state.get("step", 0)
-        self._sums, self._count = [0.0] * len(_SIGNALS), 0
+        self._sums, self._count = list(state.get("sums", [0.0] * len(_SIGNALS))), state.get("count", 0)
 
     def _bar(self) -> float:
         """What a value has to be below: the best one without the margin and without two standard errors."""
