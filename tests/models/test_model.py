@@ -7,13 +7,14 @@ from statistics import NormalDist
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import train_here, write_toml
 
 from titan_pt.config import ConfigError, load_config
 from titan_pt.config.resolve.checks import model_args
 from titan_pt.models.transformer import FLAVORS, Transformer, TransformerArgs, attention
 from titan_pt.models.transformer.args import flops_per_token
-from titan_pt.models.transformer.attention import document_mask
+from titan_pt.models.transformer.attention import SHORT_ROW, attend, document_mask
 from titan_pt.models.transformer.flex import FlexMask
 from titan_pt.models.transformer.kernels import available_backends, check_backend
 from titan_pt.models.transformer.model import SiluTimes
@@ -179,6 +180,24 @@ def test_document_mask_on_a_gpu_equals_the_cpu() -> None:
     expected = model(tokens, positions)
     result = model.to("cuda")(tokens.to("cuda"), positions.to("cuda")).cpu()
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("length", "exact"), [(64, True), (SHORT_ROW - 1, True), (SHORT_ROW, False)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_short_rows_in_bfloat16_are_attended_to_in_float32_on_a_cpu(length: int, exact: bool, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, n, length, 32, generator=generator).bfloat16().requires_grad_() for n in (4, 2, 2)]
+    mask = document_mask(torch.arange(length).expand(2, -1) % 40) if masked else None
+    out = attend(*heads, mask, "auto")
+    whole = F.scaled_dot_product_attention(
+        *(head.float() for head in heads), attn_mask=mask, is_causal=not masked, enable_gqa=True
+    )
+    assert out.dtype == torch.bfloat16 and torch.equal(out, whole.bfloat16()) == exact
+    weight = torch.randn(out.shape, generator=generator).bfloat16()
+    found, expected = (
+        torch.autograd.grad(result, heads, grad) for result, grad in ((out, weight), (whole, weight.float()))
+    )
+    assert all(map(torch.equal, found, expected)) == exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
