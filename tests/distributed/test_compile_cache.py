@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def names(folder: Path) -> set[str]:
 def test_what_is_as_it_was_listed_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     throw_away_damage(folder)
     assert names(folder) == {"one.so", "two.py"} and not caplog.records, "a kill may have cut what was not listed"
+
+
+def test_runs_that_share_the_folder_list_it_at_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sweep's runs: one renamed the file that the other was about to rename."""
+    (folder / "files.json").unlink()
+
+    def write(_: int) -> None:
+        CacheListing(folder).write(settled_seconds=0.0)
+        (folder / "files.json").unlink(missing_ok=True)  # so that the next one has something to list again
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(80)))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ hashes while they come, and a start that is alone with the folder compares them.
     CACHE_DIR/<torch and machine>/inductor/    torch's files
     CACHE_DIR/<torch and machine>/files.json   size and sha256 of each
     CACHE_DIR/<torch and machine>/.lock        held by all that use the folder, so that nobody cleans under them
+    CACHE_DIR/<torch and machine>/.listing     held while files.json is written
 """
 
 import atexit
@@ -101,7 +102,10 @@ class CacheListing:
                     if time.time() - path.stat().st_mtime >= settled_seconds:
                         self._known[name] = _entry(path)
                 if new:
-                    write_atomic(self._folder / _LIST, json.dumps(self._known))
+                    with (self._folder / ".listing").open("a") as lock:  # other runs that use the folder write it too
+                        with contextlib.suppress(OSError):
+                            fcntl.flock(lock, fcntl.LOCK_EX)
+                        write_atomic(self._folder / _LIST, json.dumps(self._known))
             except OSError as error:
                 logger.warning(f"compile.cache_dir: {self._folder / _LIST} cannot be written: {error}")
 
