@@ -121,9 +121,10 @@ def test_the_rest_is_adamw_to_the_bit() -> None:
             assert torch.equal(parameter, ours.get_parameter(name)), name
 
 
-def test_torchs_muon_takes_the_same_steps_but_for_its_bfloat16() -> None:
+@pytest.mark.parametrize(("compute_type", "most"), [("float32", 0.02), ("bfloat16", 1e-3)])
+def test_torchs_muon_takes_the_same_steps_but_for_its_bfloat16(compute_type: str, most: float) -> None:
     ours, theirs = Small(), Small()
-    optimizer = build_muon(ours, options(adjust_lr="match_rms_adamw", momentum=0.9))
+    optimizer = build_muon(ours, options(adjust_lr="match_rms_adamw", momentum=0.9), compute_type)
     matrices = [block.weight for block in theirs.blocks]
     reference = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     before = [matrix.detach().clone() for matrix in matrices]
@@ -132,7 +133,7 @@ def test_torchs_muon_takes_the_same_steps_but_for_its_bfloat16() -> None:
             set_gradients(model, step)
             each.step()
     for matrix, block, old in zip(matrices, ours.blocks, before, strict=True):
-        assert (matrix - block.weight).norm() < 0.02 * (matrix - old).norm()
+        assert (matrix - block.weight).norm() < most * (matrix - old).norm()
     batch = torch.randn(3, 24, 8).bfloat16()
     found = orthogonalize(batch, iterations("quintic", 5))
     for matrix, ortho in zip(batch, found, strict=True):

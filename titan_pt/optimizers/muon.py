@@ -28,13 +28,20 @@ class Muon(torch.optim.Optimizer):
         groups: parameter groups with all that their algorithm needs, see `build_muon`.
         implementation: of AdamW, see `optimizer.implementation`. With "fused" a bad step, whose flag is the attribute
             `found_inf`, is skipped on the device.
+        compute_type: of the model, see `orthogonal.product_type`.
     """
 
     found_inf: torch.Tensor | None = None
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, implementation: str = "fused") -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        implementation: str = "fused",
+        compute_type: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "muon": False, "fused": implementation == "fused"})
-        self._foreach = implementation == "foreach"
+        self._foreach, self._compute_type = implementation == "foreach", compute_type
         self._step_supports_amp_scaling = implementation == "fused"
 
     @torch.no_grad()
@@ -112,7 +119,7 @@ class Muon(torch.optim.Optimizer):
         polynomials = orthogonal.iterations(group["coefficients"], group["ns_steps"])
         found = change_whole(
             like,
-            shards_NRC.to(device, orthogonal.product_type(device, shards_NRC.dtype)),
+            shards_NRC.to(device, orthogonal.product_type(device, shards_NRC.dtype, self._compute_type)),
             lambda batch_NRC: orthogonal.orthogonalize(batch_NRC, polynomials),
             turn % num_ranks(like),
         )
@@ -154,8 +161,12 @@ class Muon(torch.optim.Optimizer):
         return local(state["row_squares"])
 
 
-def build_muon(model: nn.Module, options: MuonOptimizer) -> Muon:
-    """The optimizer of `[optimizer]` for a model, whose `output_weight` is its output layer."""
+def build_muon(model: nn.Module, options: MuonOptimizer, compute_type: str = "float32") -> Muon:
+    """The optimizer of `[optimizer]` for a model, whose `output_weight` is its output layer.
+
+    Args:
+        compute_type: training.mixed_precision_param.
+    """
     own = options.muon
     groups: dict[str, list[torch.Tensor]] = {"matrices": [], "embeddings": [], "output": [], "others": []}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -187,6 +198,7 @@ def build_muon(model: nn.Module, options: MuonOptimizer) -> Muon:
         ],
         lr=options.lr,
         implementation=options.implementation,
+        compute_type=getattr(torch, compute_type),
     )
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def _build(model: "nn.Module", config: Any) -> "torch.optim.Optimizer":
-    optimizer: torch.optim.Optimizer = import_attribute("titan_pt.optimizers.muon:build_muon")(model, config.optimizer)
+    build = import_attribute("titan_pt.optimizers.muon:build_muon")
+    optimizer: torch.optim.Optimizer = build(model, config.optimizer, config.training.mixed_precision_param)
     return optimizer
 
 

@@ -28,9 +28,14 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
 _SAFETY = 1.01
 
 
-def product_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type to orthogonalise in: bfloat16 on CUDA, which is enough of it, and that of the matrices elsewhere."""
-    return torch.bfloat16 if device.type == "cuda" else dtype
+def product_type(device: torch.device, dtype: torch.dtype, compute_type: torch.dtype) -> torch.dtype:
+    """The type to orthogonalise in: bfloat16 on CUDA and where the model computes in it, else `dtype`.
+
+    Args:
+        dtype: of the matrices.
+        compute_type: training.mixed_precision_param, since many CPUs are slow in bfloat16.
+    """
+    return torch.bfloat16 if device.type == "cuda" or compute_type == torch.bfloat16 else dtype
 
 
 def iterations(coefficients: str, steps: int) -> list[Coefficients]:

@@ -29,7 +29,7 @@ def cuda_kernels() -> Iterator[None]:
     from titan_pt.trainers.grpo import logprobs
 
     kernels, known, known_type = _CudaKernels(), decode.has_mixed_product, orthogonal.product_type
-    orthogonal.product_type = lambda device, dtype: torch.bfloat16
+    orthogonal.product_type = lambda *_: torch.bfloat16
     decode.has_mixed_product = logprobs.has_mixed_product = lambda weight: weight.dtype == torch.bfloat16
     hooks = (
         register_module_forward_pre_hook(kernels.enter_module),
