@@ -12,7 +12,16 @@ import pytest
 from titan_pt.config.schema.job_config import Comm
 from titan_pt.run import heartbeat
 from titan_pt.run.heartbeat import PAGE
-from titan_pt.run.watchdog import PAGE_BYTES, Pages, dump_stacks, in_collective, innermost, judge, state_of
+from titan_pt.run.watchdog import (
+    PAGE_BYTES,
+    STACKS_SIGNAL,
+    Pages,
+    dump_stacks,
+    in_collective,
+    innermost,
+    judge,
+    state_of,
+)
 
 COMM = Comm(train_timeout_seconds=100, save_timeout_seconds=1000)
 
@@ -160,6 +169,22 @@ def test_stacks_are_read_when_they_are_whole(job: Job) -> None:
     stacks = dump_stacks([rank for rank in job.pages.ranks if rank.rank == 0], own=-1)  # which gets no signal
     writer.join()
     assert stacks == {0: part + rest}
+
+
+def test_the_reason_is_told_where_the_process_dies_of_being_asked_for_its_stacks(job: Job) -> None:
+    ward = subprocess.Popen(["sleep", "60"])  # which ends by the signal
+    page = PAGE.pack(1, False, ward.pid, 0, 0.5, 0.5, b"step 7", b"comm.train_timeout_seconds")
+    (job.folder / "beats-0").write_bytes(page.ljust(PAGE_BYTES, b"\0"))
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "titan_pt.run.watchdog", str(ward.pid), str(job.folder), f"{job.folder}/beats-*"]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(reading)
+    os.close(writing)
+    assert watcher.stderr and watcher.stdin
+    told = watcher.stderr.read()
+    watcher.stdin.close()
+    assert (ward.wait(), watcher.wait()) == (-STACKS_SIGNAL, 0)
+    assert told.startswith("failed: rank 0 hangs in step 7: ") and told.count("\n") == 1
 
 
 # Its other threads wait; the first one stops the process, and runs on where it goes on.

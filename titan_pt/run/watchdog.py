@@ -240,7 +240,11 @@ def main(ward: int, folder: str, pattern: str) -> None:
     while not select.select([sys.stdin], [], [], _POLL_SECONDS)[0] and state_of(ward) not in "ZX":
         if hanging := pages.hanging():
             reason = judge(hanging, time.monotonic(), Path(folder), ward).reason
-            print(reason, flush=True)
+            try:
+                os.write(sys.stdout.fileno(), f"{reason}\n".encode())
+            except BrokenPipeError:  # faulthandler may read the frames of a thread while they change, and crash
+                print(f"failed: {reason}", file=sys.stderr, flush=True)
+                return
             deadline = time.monotonic() + _LEAVE_SECONDS
             while state_of(ward) not in "ZX":
                 if time.monotonic() > deadline:
