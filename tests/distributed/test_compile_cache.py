@@ -52,7 +52,10 @@ def test_runs_that_share_the_folder_list_it_at_once(folder: Path, caplog: pytest
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(write, range(80)))
-    assert not caplog.records
+    assert not caplog.records and [path.name for path in folder.glob("files.json*")] in ([], ["files.json"])
+    (folder / "files.json-5eed").write_text("{")
+    throw_away_damage(folder)
+    assert not (folder / "files.json-5eed").exists(), "what a kill left"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ hashes while they come, and a start that is alone with the folder compares them.
     CACHE_DIR/<torch and machine>/inductor/    torch's files
     CACHE_DIR/<torch and machine>/files.json   size and sha256 of each
     CACHE_DIR/<torch and machine>/.lock        held by all that use the folder, so that nobody cleans under them
-    CACHE_DIR/<torch and machine>/.listing     held while files.json is written
 """
 
 import atexit
@@ -22,6 +21,7 @@ import re
 import shutil
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def use_cache(cache_dir: str, device_type: str) -> Path:
 
 def throw_away_damage(folder: Path) -> None:
     """Remove all files where one is not as it was listed, and else those that were not listed, which may be cut."""
+    for leftover in folder.glob(f"{_LIST}-*"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
     listed, files = read_own(folder / _LIST), _files(folder / _INDUCTOR)
     damaged = [name for name, entry in listed.items() if name not in files or _entry(files[name]) != entry]
     if damaged or (files and not listed):
@@ -84,6 +86,7 @@ class CacheListing:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._own = folder / f"{_LIST}-{uuid.uuid4().hex[:8]}"  # other runs that use the folder write the list too
         self._known = read_own(folder / _LIST)
         self._lock = threading.Lock()
 
@@ -102,10 +105,8 @@ class CacheListing:
                     if time.time() - path.stat().st_mtime >= settled_seconds:
                         self._known[name] = _entry(path)
                 if new:
-                    with (self._folder / ".listing").open("a") as lock:  # other runs that use the folder write it too
-                        with contextlib.suppress(OSError):
-                            fcntl.flock(lock, fcntl.LOCK_EX)
-                        write_atomic(self._folder / _LIST, json.dumps(self._known))
+                    write_atomic(self._own, json.dumps(self._known))
+                    self._own.replace(self._folder / _LIST)
             except OSError as error:
                 logger.warning(f"compile.cache_dir: {self._folder / _LIST} cannot be written: {error}")
 
