@@ -67,12 +67,12 @@ def main() -> None:
     data = os.environ.get("TITAN_PT_TEST_DATA")
     known = Path(data, "text") if data else None
     parser.add_argument("--data", type=Path, default=known, required=known is None, help="folder of the texts")
-    parser.add_argument("--adamw", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="rates to try")
-    parser.add_argument("--muon", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3], help="rates to try")
+    parser.add_argument("--adamw", type=float, nargs="+", default=[4e-3, 8e-3, 16e-3], help="rates to try")
+    parser.add_argument("--muon", type=float, nargs="+", default=[4e-3, 8e-3, 16e-3], help="rates to try")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch_tokens", type=int, default=16384)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.6, 0.75], help="Muon's shorter lengths")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.4], help="Muon's shorter lengths")
     options, flags = parser.parse_known_args()
     prepare(options.data)
     sides = {name: Side(name, options.batch_tokens, flags) for name in ("adamw", "muon")}
