@@ -101,6 +101,14 @@ def test_skipped_prompts_are_counted() -> None:
     taken = prompts.take(20)
     assert {prompt.problem.id for prompt in taken} == {f"coin/{i}" for i in range(10)}, "the numbers of one digit"
     assert 30 <= prompts.too_long <= 60, "three of four prompts"
+    prompts.commit([20])
+    found = prompts.too_long
+    prompts.take(20)
+    prompts.rewind()
+    assert prompts.too_long == found, "those of a step that did not finish are read again"
+    resumed = loader(weights=(1.0,), size=40, overlong="skip", longest=longest - 1)
+    resumed.load_state_dict(json.loads(json.dumps(prompts.state_dict())))
+    assert resumed.too_long == found
 
 
 def test_an_overlong_prompt_is_refused_by_default() -> None:

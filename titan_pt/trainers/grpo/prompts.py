@@ -228,12 +228,14 @@ class PromptLoader:
             "carry": [list(place) for place in self._carry],
             # Left out where there are none, as in older checkpoints.
             **({"retired": [sorted(numbers) for numbers in self._retired]} if self.num_retired else {}),
+            **({"too_long": self.too_long} if self.too_long else {}),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._draws, self._tokens = list(state["draws"]), list(state["tokens"])
         self._carry = [(t, draw) for t, draw in state["carry"]]
         self._retired = [set(numbers) for numbers in state.get("retired", [[] for _ in self.tasks])]
+        self.too_long = state.get("too_long", 0)
 
 
 def build_prompts(config: GrpoConfig, tokenizer: Tokenizer, *, speaks: bool) -> PromptLoader:
