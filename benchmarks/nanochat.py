@@ -66,7 +66,7 @@ class Peer:
         length = ("--total-batch-size=16384", f"--num-iterations={steps}", "--device-type=cpu", "--run=dummy")
         rest = (f"--eval-every={steps}", "--eval-tokens=262144", "--core-metric-every=-1", "--sample-every=-1")
         output = self.run("-m", "scripts.base_train", *shape, *length, *rest)
-        losses = re.findall(r"Validation bpb: ([\d.]+)", output)
+        losses = re.findall(r"(?:Validation bpb: |val_bpb=)([\d.]+)", output)
         milliseconds = re.findall(r"\| dt: ([\d.]+)ms", output)
         return float(losses[-1]), sum(map(float, milliseconds)) / 1000
 
