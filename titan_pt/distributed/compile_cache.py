@@ -86,7 +86,7 @@ class CacheListing:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own = folder / f"{_LIST}-{uuid.uuid4().hex[:8]}"  # other runs that use the folder write the list too
+        self._mark = f"-{uuid.uuid4().hex[:8]}"  # other runs that use the folder write the list too
         self._known = read_own(folder / _LIST)
         self._lock = threading.Lock()
 
@@ -105,8 +105,7 @@ class CacheListing:
                     if time.time() - path.stat().st_mtime >= settled_seconds:
                         self._known[name] = _entry(path)
                 if new:
-                    write_atomic(self._own, json.dumps(self._known))
-                    self._own.replace(self._folder / _LIST)
+                    write_atomic(self._folder / _LIST, json.dumps(self._known), self._mark)
             except OSError as error:
                 logger.warning(f"compile.cache_dir: {self._folder / _LIST} cannot be written: {error}")
 

@@ -114,12 +114,12 @@ def make_writable(folder: Path, name: str) -> None:
         raise unwritable(name, error, "name another folder, such as one below your home") from None
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, mark: str = "") -> None:
     """Replace a text file; whoever reads it meanwhile, or after a crash, finds the old text or the new one.
 
-    The text is written to `NAME.tmp` beside the file, flushed to the disk, and renamed.
+    The text is flushed to `NAME<mark>.tmp` and renamed; processes that write the same file need a mark each.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}{mark}.tmp")
     try:
         write_text(temporary, text)
         os.replace(temporary, path)

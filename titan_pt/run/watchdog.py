@@ -240,7 +240,7 @@ def main(ward: int, folder: str, pattern: str) -> None:
     while not select.select([sys.stdin], [], [], _POLL_SECONDS)[0] and state_of(ward) not in "ZX":
         if hanging := pages.hanging():
             reason = judge(hanging, time.monotonic(), Path(folder), ward).reason
-            try:
+            try:  # past Python's buffer, which would fail once more at the end
                 os.write(sys.stdout.fileno(), f"{reason}\n".encode())
             except BrokenPipeError:  # faulthandler may read the frames of a thread while they change, and crash
                 print(f"failed: {reason}", file=sys.stderr, flush=True)
